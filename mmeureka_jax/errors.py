@@ -1,0 +1,13 @@
+"""The one exception that means "the user's input is wrong", and its exit code.
+
+Every message names the file, row, key or tensor, says what was expected, and says what to do. The command line prints
+the message alone (no traceback) and exits with `EXIT_BAD_INPUT`.
+"""
+
+from __future__ import annotations
+
+EXIT_BAD_INPUT = 2
+
+
+class UserError(ValueError):
+    """Bad input from the user: a file, a row, a config key, a checkpoint or a mesh that cannot be used as given."""
