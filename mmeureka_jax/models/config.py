@@ -1,0 +1,353 @@
+"""The shape of a Qwen2.5-VL policy, read from and written to the `config.json` of Hugging Face transformers 4 and 5.
+
+transformers 4 (and the files on the hub) keep the text decoder's keys at the top level and its rotary settings in
+`rope_theta` and `rope_scaling`; transformers 5 nests them in `text_config` and `rope_parameters`. `from_hf` reads both;
+`to_hf` writes the hub's flat form, the one that every transformers from 4.49 on reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmeureka_jax.errors import UserError
+
+MODEL_TYPE = "qwen2_5_vl"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text decoder (HF `Qwen2_5_VLTextConfig`)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]  # rotary frequencies that follow (time, row, column); sum = head_dim / 2
+    tie_word_embeddings: bool
+    max_position_embeddings: int = 128000  # kept for the exported file; the policy itself has no limit
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower (HF `Qwen2_5_VLVisionConfig`)."""
+
+    hidden_size: int
+    intermediate_size: int
+    depth: int
+    num_heads: int
+    patch_size: int  # pixels a side
+    temporal_patch_size: int
+    spatial_merge_size: int  # patches a side that become one image token
+    window_size: int  # pixels a side of an attention window
+    full_attention_blocks: tuple[int, ...]
+    in_channels: int
+    out_hidden_size: int
+    tokens_per_second: int = 2  # video only; kept for the exported file
+
+
+@dataclass(frozen=True)
+class Qwen2_5VLConfig:  # noqa: N801 (the family's own name)
+    """A Qwen2.5-VL policy: its two towers and the token ids that have a meaning."""
+
+    text: TextConfig
+    vision: VisionConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    bos_token_id: int | None = None
+
+    @classmethod
+    def from_hf(
+        cls, config_json: Mapping[str, Any], generation_config_json: Mapping[str, Any] | None, source: str
+    ) -> Qwen2_5VLConfig:
+        """Reads the dictionaries of `config.json` and (where there is one) `generation_config.json`.
+
+        Args:
+            config_json: as transformers 4 (flat or nested) or 5 wrote it.
+            generation_config_json: decides the end and padding tokens when it names them, as in transformers.
+            source: the file, for messages.
+
+        Raises:
+            UserError: another model family, a missing or malformed key, sizes that do not fit together, or a feature
+                this policy does not have (sliding windows in the decoder, scaled rotary embedding, other activations).
+        """
+        family = config_json.get("model_type")
+        if family != MODEL_TYPE:
+            raise UserError(
+                f"{source}: model_type is {family!r}, but only {MODEL_TYPE!r} (Qwen2.5-VL) is supported; "
+                "give a Qwen2.5-VL checkpoint"
+            )
+        # The nested keys of text_config win over flat ones, except where they are null.
+        nested = {k: v for k, v in (config_json.get("text_config") or {}).items() if v is not None}
+        text_keys = _Keys({**config_json, **nested}, source, "")
+        if not isinstance(config_json.get("vision_config"), Mapping):
+            raise UserError(f"{source}: key 'vision_config' is missing; is this the file of a text-only model?")
+        vision = _read_vision(_Keys(config_json["vision_config"], source, "vision_config."))
+        # transformers 5: tied if either level says so.
+        tied = bool(config_json.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
+        text = _read_text(text_keys, tied)
+
+        generation = generation_config_json or {}
+        eos = _first_given(generation.get("eos_token_id"), text_keys.get("eos_token_id"))
+        if eos is None:
+            raise UserError(f"{source}: neither it nor generation_config.json names an eos_token_id")
+        eos_ids = tuple(int(token) for token in eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+        pad = _first_given(generation.get("pad_token_id"), text_keys.get("pad_token_id"))
+        bos = _first_given(text_keys.get("bos_token_id"), generation.get("bos_token_id"))
+        config = cls(
+            text=text,
+            vision=vision,
+            image_token_id=text_keys.integer("image_token_id"),
+            video_token_id=text_keys.integer("video_token_id"),
+            vision_start_token_id=text_keys.integer("vision_start_token_id"),
+            vision_end_token_id=text_keys.integer("vision_end_token_id"),
+            eos_token_ids=eos_ids,
+            pad_token_id=int(pad) if pad is not None else eos_ids[-1],
+            bos_token_id=int(bos) if bos is not None else None,
+        )
+        _check_sizes(config, source)
+        return config
+
+    def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
+        """The dictionary of `config.json` in the hub's flat form; `dtype` is that of the weights beside it.
+
+        All end tokens are in `to_hf_generation`; `config.json` names the first, as the hub's files do.
+        """
+        text, vision = self.text, self.vision
+        config = {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": MODEL_TYPE,
+            "torch_dtype": dtype,
+            "attention_dropout": 0.0,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_ids[0],
+            "pad_token_id": self.pad_token_id,
+            "vision_start_token_id": self.vision_start_token_id,
+            "vision_end_token_id": self.vision_end_token_id,
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "hidden_act": "silu",
+            "hidden_size": text.hidden_size,
+            "initializer_range": 0.02,
+            "intermediate_size": text.intermediate_size,
+            "max_position_embeddings": text.max_position_embeddings,
+            "max_window_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_hidden_layers": text.num_layers,
+            "num_key_value_heads": text.num_kv_heads,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_theta": text.rope_theta,
+            "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+            "sliding_window": 32768,  # transformers 4 wants a number here; use_sliding_window switches it off
+            "use_sliding_window": False,
+            "tie_word_embeddings": text.tie_word_embeddings,
+            "use_cache": True,
+            "vocab_size": text.vocab_size,
+            "vision_config": {
+                "model_type": MODEL_TYPE,
+                "depth": vision.depth,
+                "hidden_act": "silu",
+                "hidden_size": vision.hidden_size,
+                "intermediate_size": vision.intermediate_size,
+                "num_heads": vision.num_heads,
+                "in_chans": vision.in_channels,  # the hub files' name; transformers itself reads in_channels
+                "in_channels": vision.in_channels,
+                "out_hidden_size": vision.out_hidden_size,
+                "patch_size": vision.patch_size,
+                "spatial_merge_size": vision.spatial_merge_size,
+                "spatial_patch_size": vision.patch_size,
+                "window_size": vision.window_size,
+                "fullatt_block_indexes": list(vision.full_attention_blocks),
+                "tokens_per_second": vision.tokens_per_second,
+                "temporal_patch_size": vision.temporal_patch_size,
+            },
+        }
+        if text.head_dim * text.num_heads != text.hidden_size:
+            config["head_dim"] = text.head_dim
+        return config
+
+    def to_hf_generation(self) -> dict[str, Any]:
+        """The dictionary of a `generation_config.json` with every end token."""
+        eos = self.eos_token_ids
+        generation = {"eos_token_id": list(eos) if len(eos) > 1 else eos[0], "pad_token_id": self.pad_token_id}
+        return generation if self.bos_token_id is None else {"bos_token_id": self.bos_token_id, **generation}
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """A section of a config file whose getters name the file and the key when a value is missing or malformed."""
+
+    values: Mapping[str, Any]
+    source: str
+    prefix: str
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def integer(self, *names: str, default: int | None = None) -> int:
+        """The first of `names` that is given; without any, `default` (None: an error)."""
+        return int(self._number(names, default, int, "an integer"))
+
+    def real(self, *names: str, default: float | None = None) -> float:
+        return float(self._number(names, default, (int, float), "a number"))
+
+    def _number(self, names: tuple[str, ...], default: Any, kind: Any, expected: str) -> Any:
+        value = _first_given(*(self.values.get(name) for name in names), default)
+        if value is None:
+            raise UserError(f"{self.source}: key '{self.prefix}{names[0]}' is missing")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{self.source}: key '{self.prefix}{names[0]}' is {value!r}, expected {expected}")
+        return value
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self.get(key)
+        if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
+            raise UserError(f"{self.source}: key '{self.prefix}{key}' is {value!r}, expected a list of integers")
+        return tuple(value)
+
+    def require_silu(self) -> None:
+        activation = self.get("hidden_act", "silu")
+        if activation != "silu":
+            raise UserError(
+                f"{self.source}: {self.prefix}hidden_act is {activation!r}; the {MODEL_TYPE} policy has only 'silu'"
+            )
+
+
+def _first_given(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _read_text(keys: _Keys, tied: bool) -> TextConfig:
+    keys.require_silu()
+    num_layers = keys.integer("num_hidden_layers")
+    num_heads = keys.integer("num_attention_heads")
+    hidden_size = keys.integer("hidden_size")
+    _refuse_sliding_window(keys, num_layers)
+    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    kinds = {rope.get("rope_type", "default"), rope.get("type", "default")}
+    if not kinds <= {"mrope", "default"} or "mrope_section" not in rope:
+        raise UserError(
+            f"{keys.source}: rotary settings {dict(rope)!r} are not supported; the {MODEL_TYPE} policy has the plain "
+            "multimodal kind, {'type': 'mrope', 'mrope_section': [..]} (no yarn or other scaling)"
+        )
+    mrope_section = _Keys(rope, keys.source, "rope_scaling.").integers("mrope_section")
+    if num_heads <= 0 or len(mrope_section) != 3:
+        raise UserError(f"{keys.source}: num_attention_heads is {num_heads} and mrope_section {mrope_section}")
+    return TextConfig(
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=keys.integer("intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
+        head_dim=keys.integer("head_dim", default=hidden_size // num_heads),
+        rms_norm_eps=keys.real("rms_norm_eps", default=1e-5),
+        rope_theta=_Keys({**rope, **_flat_theta(keys)}, keys.source, "").real("rope_theta", default=1e6),
+        mrope_section=mrope_section,  # type: ignore[arg-type]  (three of them, checked above)
+        tie_word_embeddings=tied,
+        max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
+    )
+
+
+def _flat_theta(keys: _Keys) -> dict[str, Any]:
+    """The flat `rope_theta` of transformers 4; a `rope_parameters` of transformers 5 carries its own and wins."""
+    if (keys.get("rope_parameters") or {}).get("rope_theta") is not None or keys.get("rope_theta") is None:
+        return {}
+    return {"rope_theta": keys.get("rope_theta")}
+
+
+def _refuse_sliding_window(keys: _Keys, num_layers: int) -> None:
+    layer_types = keys.get("layer_types")
+    if layer_types is None:
+        used = (
+            bool(keys.get("use_sliding_window", False))
+            and keys.get("sliding_window") is not None
+            and keys.integer("max_window_layers", default=num_layers) < num_layers
+        )
+    else:
+        used = any(kind != "full_attention" for kind in layer_types)
+    if used:
+        raise UserError(
+            f"{keys.source}: sliding-window attention is in use (use_sliding_window or layer_types), which the "
+            f"{MODEL_TYPE} policy does not have; the released Qwen2.5-VL checkpoints do not use it"
+        )
+
+
+def _read_vision(keys: _Keys) -> VisionConfig:
+    keys.require_silu()
+    return VisionConfig(
+        hidden_size=keys.integer("hidden_size"),
+        intermediate_size=keys.integer("intermediate_size"),
+        depth=keys.integer("depth"),
+        num_heads=keys.integer("num_heads"),
+        patch_size=keys.integer("patch_size", "spatial_patch_size", default=14),
+        temporal_patch_size=keys.integer("temporal_patch_size", default=2),
+        spatial_merge_size=keys.integer("spatial_merge_size", default=2),
+        window_size=keys.integer("window_size", default=112),
+        full_attention_blocks=keys.integers("fullatt_block_indexes"),
+        in_channels=keys.integer("in_channels", "in_chans", default=3),
+        out_hidden_size=keys.integer("out_hidden_size"),
+        tokens_per_second=int(keys.real("tokens_per_second", default=4)),
+    )
+
+
+def _check_sizes(config: Qwen2_5VLConfig, source: str) -> None:
+    """Every pair of sizes that must fit; all that do not are listed in one message."""
+    text, vision = config.text, config.vision
+    sizes = [getattr(text, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers")]
+    sizes += [text.num_kv_heads, text.head_dim, vision.hidden_size, vision.intermediate_size, vision.depth]
+    sizes += [vision.num_heads, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size]
+    if min(sizes) <= 0:
+        raise UserError(f"{source}: a size is not positive: {text}, {vision}")
+    tokens = {
+        name: getattr(config, name)
+        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    }
+    merged_patch = vision.patch_size * vision.spatial_merge_size
+    problems = [
+        message
+        for wrong, message in [
+            (
+                text.num_heads % text.num_kv_heads != 0,
+                f"num_attention_heads {text.num_heads} is not a multiple of num_key_value_heads {text.num_kv_heads}",
+            ),
+            (
+                2 * sum(text.mrope_section) != text.head_dim,
+                f"mrope_section {list(text.mrope_section)} must sum to half of head_dim {text.head_dim}",
+            ),
+            (
+                vision.hidden_size % (4 * vision.num_heads) != 0,
+                f"vision hidden_size {vision.hidden_size} over {vision.num_heads} heads is no multiple of 4",
+            ),
+            (
+                vision.window_size % merged_patch != 0 or vision.window_size <= 0,
+                f"window_size {vision.window_size} is not a multiple of patch_size x spatial_merge_size {merged_patch}",
+            ),
+            (
+                vision.out_hidden_size != text.hidden_size,
+                f"vision out_hidden_size {vision.out_hidden_size} differs from hidden_size {text.hidden_size}",
+            ),
+            (
+                any(not 0 <= block < vision.depth for block in vision.full_attention_blocks),
+                f"fullatt_block_indexes {list(vision.full_attention_blocks)} do not lie in 0..{vision.depth - 1}",
+            ),
+            *(
+                (not 0 <= token < text.vocab_size, f"{name} {token} is outside the vocabulary of {text.vocab_size}")
+                for name, token in tokens.items()
+            ),
+        ]
+        if wrong
+    ]
+    if problems:
+        raise UserError(f"{source}: sizes do not fit together: " + "; ".join(problems))
