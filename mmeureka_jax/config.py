@@ -6,26 +6,43 @@ Read top to bottom it is the list of everything a run can be told. `load_config`
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from mmeureka_jax import config_io
+from mmeureka_jax.config_io import config_diff, to_dict
+from mmeureka_jax.errors import UserError
+
+__all__ = [
+    "Config",
+    "config_diff",
+    "load_config",
+    "save_config",
+    "to_dict",
+    "validate_config",
+]
 
 
 @dataclass(frozen=True)
 class RandomModelConfig:
     """A small randomly initialised Qwen2.5-VL with the built-in tokenizer, for the demo, tests and smoke runs."""
 
-    hidden_size: int = 192
+    hidden_size: int = 192  # of the text decoder; a multiple of num_heads
     intermediate_size: int = 512
     num_layers: int = 4
-    num_heads: int = 6
+    num_heads: int = 6  # query heads; a multiple of num_kv_heads
     num_kv_heads: int = 2
-    tie_word_embeddings: bool = True
-    vision_hidden_size: int = 96
+    tie_word_embeddings: bool = True  # the output head is the embedding
+    vision_hidden_size: int = 96  # of the vision tower; a multiple of vision_num_heads
     vision_intermediate_size: int = 256
-    vision_depth: int = 4
+    vision_depth: int = 4  # blocks of the vision tower
     vision_num_heads: int = 4
-    vision_full_attention_blocks: tuple[int, ...] = (1, 3)
-    seed: int = 0
+    vision_full_attention_blocks: tuple[int, ...] = (1, 3)  # the others attend within windows
+    seed: int = 0  # of the initial weights
 
 
 @dataclass(frozen=True)
@@ -43,17 +60,17 @@ class ModelConfig:
 class DataConfig:
     """Which problems, and the static sizes that prompts are padded to."""
 
-    train: str = "tfds:shapes/mixed@train"
-    validation: str | None = None
+    train: str = "tfds:shapes/mixed@train"  # a file, folder or glob (JSONL, JSON, Parquet), or tfds:NAME[/CONFIG]@SPLIT
+    validation: str | None = None  # the same; null = no validation
     root: str | None = None  # folder that image paths must lie in; default: the folder of the data file
-    allow_outside_root: bool = False
-    prompt_style: Literal["plain", "instruct", "zero", "cpgd"] = "instruct"
-    max_prompt_tokens: int = 1024
+    allow_outside_root: bool = False  # read image paths that lie elsewhere
+    prompt_style: Literal["plain", "instruct", "zero", "cpgd"] = "instruct"  # instructions around the question
+    max_prompt_tokens: int = 1024  # longer prompts are reported and not used; never cut
     prompt_buckets: tuple[int, ...] = ()  # padded lengths, ascending, the last = max_prompt_tokens; () = only that one
     max_image_windows: int = 0  # attention windows of all pictures of a prompt; 0 = the largest of the data
-    min_pixels: int = 4 * 28 * 28
-    max_pixels: int = 640 * 28 * 28
-    shuffle: bool = True
+    min_pixels: int = 4 * 28 * 28  # pictures are resized to between min_pixels and max_pixels;
+    max_pixels: int = 640 * 28 * 28  # 28 x 28 pixels are one token
+    shuffle: bool = True  # anew each epoch
     workers: int = 0  # processes that read and process problems; 0 = threads in this process
     prefetch: int = 2  # rollout batches prepared ahead
 
@@ -62,15 +79,15 @@ class DataConfig:
 class RewardConfig:
     """reward = sum of weight * rule; every rule is logged by itself, also with weight 0."""
 
-    accuracy: Literal["instruct", "boxed"] = "instruct"
+    accuracy: Literal["instruct", "boxed"] = "instruct"  # where the answer stands: <answer> tags, or \\boxed{}
     accuracy_weight: float = 1.0
-    format: Literal["instruct", "zero"] = "instruct"
+    format: Literal["instruct", "zero"] = "instruct"  # zero: nothing outside the tags, a thought of 300 characters
     format_weight: float = 0.5
     repetition_weight: float = 0.0
-    repetition_ngram: int = 10
+    repetition_ngram: int = 10  # words in a row that count as repeated when they come again
     custom: str | None = None  # "path/to/file.py:function"; see docs/data.md
     custom_weight: float = 0.0
-    workers: int = 2
+    workers: int = 2  # processes that score answers
     time_limit: float = 5.0  # seconds for one answer
 
 
@@ -80,7 +97,7 @@ class SamplerConfig:
 
     temperature: float = 1.0
     top_k: int = 0  # 0 = off
-    top_p: float = 1.0
+    top_p: float = 1.0  # 1 = off
     max_new_tokens: int = 1024
     batch_prompts: int = 0  # prompts sampled in one call; 0 = the whole rollout batch
 
@@ -90,10 +107,10 @@ class FilterConfig:
     """The online filter: a group is kept if lower <= mean accuracy <= upper, once step > freeze_steps."""
 
     enabled: bool = True
-    lower: float = 0.1
-    upper: float = 0.9
-    freeze_steps: int = -1
-    keep_leftovers: bool = True
+    lower: float = 0.1  # a group below is too hard
+    upper: float = 0.9  # a group above is too easy
+    freeze_steps: int = -1  # up to this step every group is kept
+    keep_leftovers: bool = True  # groups beyond a full rollout batch wait for the next one
     max_empty_rounds: int = 8  # rounds in a row in which nothing survives before the run stops with a message
 
 
@@ -102,21 +119,21 @@ class RLConfig:
     """The algorithm."""
 
     advantage: Literal["grpo", "cpgd"] = "grpo"
-    cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"
-    cpgd_weight_cap: float = 3.0
+    cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"  # how advantage cpgd weighs the groups of a batch
+    cpgd_weight_cap: float = 3.0  # of clip_filter
     loss: Literal["ppo_clip", "cpgd"] = "ppo_clip"
-    group_size: int = 8
+    group_size: int = 8  # responses to each prompt
     prompts_per_rollout: int = 128
     prompts_per_update: int = 16  # groups per optimiser step; must divide prompts_per_rollout
-    epochs_per_rollout: int = 1
-    micro_batches: int = 1  # must divide prompts_per_update
-    clip_epsilon_low: float = 0.2
+    epochs_per_rollout: int = 1  # passes of optimiser steps over a rollout batch
+    micro_batches: int = 1  # gradient accumulation; must divide prompts_per_update
+    clip_epsilon_low: float = 0.2  # the ratio to the sampling policy is clipped to [1 - low, 1 + high]
     clip_epsilon_high: float = 0.2
     ratio_cap: float | None = None  # upstream MM-EUREKA: 3.0, applied to the ratio before both PPO terms
-    drift_coefficient: float = 0.001
-    drift_cap: float = 2.0
+    drift_coefficient: float = 0.001  # loss cpgd: weight of the policy drift
+    drift_cap: float = 2.0  # loss cpgd: cap of (ratio - 1) in the gradient of the drift
     token_averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"] = "sequence_mean"
-    kl_coefficient: float = 0.0
+    kl_coefficient: float = 0.0  # weight of the KL to the initial policy; 0 = no reference policy
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     filter: FilterConfig = field(default_factory=FilterConfig)
 
@@ -126,7 +143,7 @@ class SFTConfig:
     """Supervised fine-tuning on `metadata["solution"]` of each problem (`mmeureka sft`)."""
 
     problems_per_step: int = 64
-    micro_batches: int = 1
+    micro_batches: int = 1  # gradient accumulation; must divide problems_per_step
     max_response_tokens: int = 256
 
 
@@ -136,13 +153,13 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-6
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_fraction: float = 0.03
+    warmup_fraction: float = 0.03  # of all optimiser steps
     final_fraction: float = 0.1  # cosine floor, as a fraction of learning_rate
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     frozen: tuple[str, ...] = ("vision",)  # parameter path prefixes that are not trained
     max_nonfinite_updates: int = 3  # skipped updates in a row before the run stops
 
@@ -151,13 +168,15 @@ class OptimizerConfig:
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1 (whatever devices are left)."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # copies of the parameters
+    fsdp: int = -1  # parameters, optimiser state and batch split
+    tensor: int = 1  # heads, MLP and vocabulary split
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """When checkpoints are written, and which are kept."""
+
     every_steps: int = 10
     keep: int = 2  # newest checkpoints kept
     keep_best: int = 1  # and the best by validation accuracy
@@ -166,20 +185,24 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
+    """Validation, and what is written about a run."""
+
     tensorboard: bool = True
-    progress: bool = True
+    progress: bool = True  # bars on the terminal
     validate_every: int = 10  # steps; 0 = never
     validation_problems: int = 0  # 0 = all
     validation_batch: int = 32  # prompts decoded at once
-    rollouts_every: int = 5  # steps between logged rollout samples
+    rollouts_every: int = 5  # steps between logged rollout samples; 0 = never
     rollouts_logged: int = 4  # groups a time
 
 
 @dataclass(frozen=True)
 class Config:
-    run_dir: str = "runs/default"
-    steps: int = 100
-    seed: int = 0
+    """Everything a run can be told."""
+
+    run_dir: str = "runs/default"  # checkpoints, metrics and the report; a run that is already there is resumed
+    steps: int = 100  # rollouts with their updates (train), or optimiser steps (sft)
+    seed: int = 0  # of every random choice but the weights of model.random
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -190,3 +213,170 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, the chain of files that its `base:` names, and dotted overrides such as `rl.loss=cpgd`.
+
+    Later wins: the base, the file over it, the overrides in order. Sections are merged key by key; lists are replaced.
+    `path=None` starts from the defaults.
+
+    Raises:
+      UserError: a missing or malformed file, unknown keys, values of the wrong type; each with its file and line.
+    """
+    return config_io.load_tree(Config, path, overrides)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes the resolved tree, every field present, as YAML that `load_config` reads back to an equal config."""
+    Path(path).write_text(config_io.dump_yaml(to_dict(config)), encoding="utf-8")
+
+
+_POSITIVE = """
+    steps model.vocab_chunk data.max_prompt_tokens data.min_pixels reward.repetition_ngram reward.workers
+    reward.time_limit sampler.max_new_tokens rl.filter.max_empty_rounds rl.prompts_per_rollout rl.prompts_per_update
+    rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap rl.clip_epsilon_low rl.clip_epsilon_high rl.drift_cap
+    sft.problems_per_step sft.micro_batches sft.max_response_tokens optimizer.learning_rate optimizer.eps
+    optimizer.max_grad_norm optimizer.max_nonfinite_updates checkpoint.every_steps checkpoint.keep
+    tracking.validation_batch
+""".split()
+_NOT_NEGATIVE = """
+    seed data.max_image_windows data.workers data.prefetch sampler.temperature sampler.top_k sampler.batch_prompts
+    rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best tracking.validate_every
+    tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
+""".split()
+_FRACTIONS = "optimizer.warmup_fraction optimizer.final_fraction".split()
+_WEIGHTS = "reward.accuracy_weight reward.format_weight reward.repetition_weight reward.custom_weight".split()
+_RANDOM_MODEL_POSITIVE = """
+    hidden_size intermediate_size num_layers num_heads num_kv_heads vision_hidden_size vision_intermediate_size
+    vision_depth vision_num_heads
+""".split()
+
+
+def _check_model(model: ModelConfig) -> list[str]:
+    if (model.checkpoint is None) == (model.random is None):
+        given = "neither is" if model.checkpoint is None else "both are"
+        return [f"model.checkpoint, model.random: exactly one must be given, {given}; set the other to null"]
+    random = model.random
+    if random is None:
+        return []
+    problems = [
+        f"model.random.{name} must be positive; got {getattr(random, name)}"
+        for name in _RANDOM_MODEL_POSITIVE
+        if getattr(random, name) <= 0
+    ]
+    if problems:
+        return problems
+    if random.hidden_size % (2 * random.num_heads):
+        problems.append(
+            f"model.random.hidden_size ({random.hidden_size}) must be a multiple of "
+            f"2 * num_heads (2 * {random.num_heads}): heads of one even size"
+        )
+    if random.num_heads % random.num_kv_heads:
+        problems.append(
+            f"model.random.num_heads ({random.num_heads}) must be a multiple of num_kv_heads ({random.num_kv_heads})"
+        )
+    if random.vision_hidden_size % (4 * random.vision_num_heads):
+        problems.append(
+            f"model.random.vision_hidden_size ({random.vision_hidden_size}) must be a multiple of "
+            f"4 * vision_num_heads (4 * {random.vision_num_heads}): row and column rotations of even size in each head"
+        )
+    if any(not 0 <= block < random.vision_depth for block in random.vision_full_attention_blocks):
+        problems.append(
+            f"model.random.vision_full_attention_blocks must lie in 0 to {random.vision_depth - 1}; "
+            f"got {list(random.vision_full_attention_blocks)}"
+        )
+    return problems
+
+
+def _check_data(data: DataConfig) -> list[str]:
+    problems = []
+    if data.min_pixels > data.max_pixels:
+        problems.append(f"data.min_pixels ({data.min_pixels}) must not exceed data.max_pixels ({data.max_pixels})")
+    buckets = data.prompt_buckets
+    if buckets:
+        if buckets[0] <= 0 or any(a >= b for a, b in zip(buckets, buckets[1:], strict=False)):
+            problems.append(f"data.prompt_buckets must be positive and ascending; got {list(buckets)}")
+        if buckets[-1] != data.max_prompt_tokens:
+            problems.append(
+                f"data.prompt_buckets must end with data.max_prompt_tokens ({data.max_prompt_tokens}); "
+                f"got {list(buckets)}"
+            )
+    return problems
+
+
+def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> list[str]:
+    problems = []
+    if rl.group_size < 2:
+        problems.append(
+            f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "
+            f"prompt; got {rl.group_size}"
+        )
+    if sampler.temperature == 0:
+        problems.append(
+            "sampler.temperature must be positive for RL: greedy responses to a prompt are all the same; got 0"
+        )
+    if rl.prompts_per_update > 0 and rl.prompts_per_rollout % rl.prompts_per_update:
+        problems.append(
+            f"rl.prompts_per_update ({rl.prompts_per_update}) must divide "
+            f"rl.prompts_per_rollout ({rl.prompts_per_rollout})"
+        )
+    if rl.micro_batches > 0 and rl.prompts_per_update % rl.micro_batches:
+        problems.append(
+            f"rl.micro_batches ({rl.micro_batches}) must divide rl.prompts_per_update ({rl.prompts_per_update})"
+        )
+    if rl.clip_epsilon_low >= 1:
+        problems.append(f"rl.clip_epsilon_low must be below 1: ratios are positive; got {rl.clip_epsilon_low:g}")
+    if rl.ratio_cap is not None and not rl.ratio_cap > 1:
+        problems.append(f"rl.ratio_cap must be above 1, or null for none; got {rl.ratio_cap:g}")
+    if not 0 <= rl.filter.lower <= rl.filter.upper <= 1:
+        problems.append(
+            f"rl.filter needs 0 <= lower <= upper <= 1; got lower {rl.filter.lower:g}, upper {rl.filter.upper:g}"
+        )
+    if reward.custom is None and reward.custom_weight != 0:
+        problems.append(
+            "reward.custom_weight is set but reward.custom is not; give reward.custom=path/to/file.py:function"
+        )
+    if reward.custom is not None and not all(reward.custom.rpartition(":")[::2]):
+        problems.append(f"reward.custom must be path/to/file.py:function; got {reward.custom!r}")
+    return problems
+
+
+def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
+    """Checks what one field alone cannot tell and what needs no devices or files; `sft` leaves the RL sections out.
+
+    Raises:
+      UserError: every problem, one a line.
+    """
+
+    def get(key: str) -> Any:
+        return functools.reduce(getattr, key.split("."), config)
+
+    problems = []
+    for keys, is_right, text in (
+        (_POSITIVE, lambda x: x > 0, "positive"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+        (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
+        (_WEIGHTS, math.isfinite, "finite"),
+        (("sampler.top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
+        (("optimizer.b1", "optimizer.b2"), lambda x: 0 <= x < 1, "0 or more and below 1"),
+    ):
+        problems += [f"{key} must be {text}; got {get(key)}" for key in keys if not is_right(get(key))]
+
+    problems += _check_model(config.model)
+    problems += _check_data(config.data)
+    if command == "train":
+        problems += _check_rl(config.rl, config.sampler, config.reward)
+    elif config.sft.micro_batches > 0 and config.sft.problems_per_step % config.sft.micro_batches:
+        problems.append(
+            f"sft.micro_batches ({config.sft.micro_batches}) must divide "
+            f"sft.problems_per_step ({config.sft.problems_per_step})"
+        )
+    axes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
+    if any(size < 1 and size != -1 for size in axes) or axes.count(-1) > 1:
+        problems.append(
+            "mesh.data, mesh.fsdp, mesh.tensor must be positive, one of them may be -1 (the devices left); got "
+            + ", ".join(map(str, axes))
+        )
+    if problems:
+        raise UserError("\n".join(problems))
