@@ -1,0 +1,140 @@
+"""The device mesh, the one table of sharding rules, and small helpers for programs that run on many hosts.
+
+Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...); `RULES` maps those to the mesh axes `data`,
+`fsdp` and `tensor`. Nothing else in the project mentions a mesh axis by name.
+
+The text decoder is sharded over `fsdp` (its embed dimension) and `tensor` (heads, MLP, vocabulary). The vision tower is small and
+usually frozen, and its MLP width (3420 in the released checkpoints) divides by few mesh sizes, so it is sharded over `fsdp` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmeureka_jax.config import MeshConfig
+from mmeureka_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "seq": None,
+    "act_embed": None,
+    "act_heads": "tensor",
+    "act_mlp": "tensor",
+    "act_vocab": "tensor",
+    # parameters
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "vision_embed": "fsdp",
+    "vision_mlp": None,
+    "norm": None,
+    "patch": None,
+}
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over all devices.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
+        raise UserError(f"mesh: sizes must be positive and at most one -1, got {sizes}")
+    fixed = int(np.prod([size for size in sizes.values() if size > 0]))
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if int(np.prod(list(sizes.values()))) != len(devices):
+        raise UserError(
+            f"mesh: (data, fsdp, tensor) = {tuple(getattr(config, a) for a in AXES)} does not divide the {len(devices)} devices "
+            f"that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of them"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def partition_spec(*names: str | None) -> PartitionSpec:
+    """The mesh axes of an array whose dimensions have these logical names (None: not sharded)."""
+    return PartitionSpec(*(RULES[name] if name is not None else None for name in names))
+
+
+def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
+    return NamedSharding(mesh, partition_spec(*names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Asks the compiler to lay `x` out as `RULES` say. Outside `jax.set_mesh` there is nothing to lay out, and x is returned."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(*names))
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """Number of shards of the batch dimension; every global batch size must be a multiple of it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def tree_shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
+    """NamedShardings for a parameter tree.
+
+    Args:
+        abstract: tree of arrays or ShapeDtypeStructs.
+        axes: tree of the same form whose leaves are tuples of logical names.
+
+    Raises:
+        UserError: a dimension does not divide by its mesh axes; every such tensor is listed.
+    """
+    problems: list[str] = []
+
+    def leaf(path: tuple, value: Any, names: tuple[str | None, ...]) -> NamedSharding:
+        spec = partition_spec(*names)
+        for size, axis in zip(value.shape, spec, strict=True):
+            parts = int(np.prod([mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())]))
+            if size % parts:
+                name = "/".join(str(key.key) for key in path)
+                problems.append(f"  {name} {tuple(value.shape)}: {size} does not divide by {axis} = {parts}")
+        return NamedSharding(mesh, spec)
+
+    result = jax.tree_util.tree_map_with_path(leaf, abstract, axes)
+    if problems:
+        raise UserError("mesh: these parameters cannot be sharded over it:\n" + "\n".join(problems))
+    return result
+
+
+def to_global(mesh: Mesh, tree: Any) -> Any:
+    """Device arrays from this host's rows: every leaf [rows, ...] is sharded over the batch axes, hosts one after the other."""
+
+    def leaf(x: np.ndarray) -> jax.Array:
+        spec = sharding(mesh, "batch", *(None,) * (x.ndim - 1))
+        return jax.make_array_from_process_local_data(spec, x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """The whole of every array as NumPy, on every host."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def is_main() -> bool:
+    """Whether this host logs and writes."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,81 @@
+"""Attention in the three forms that a policy needs, behind plain functions.
+
+Keys and values are laid out [batch, K, positions, h] (heads before positions): every product below is then a batched matrix product
+whose operands need no transposition, which is what XLA's CPU and GPU matrix products like, and a cache of that layout is read as it
+lies. Scores and the softmax are float32.
+
+The form that makes the project what it is: `shared_prefix_attention`. A prompt's keys and values exist once; each of its n
+continuations attends to them and to its own, under one softmax:
+
+            prompt (one copy)        own tokens
+    query -> [ k1 k2 ... kLp ]  +  [ c1 c2 ... ct ]
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
+
+
+def split_heads(x: Float[Array, "... d"], head_dim: int) -> Float[Array, "... N h"]:
+    return x.reshape(*x.shape[:-1], -1, head_dim)
+
+
+def keys_first(x: Float[Array, "B T K h"]) -> Float[Array, "B K T h"]:
+    return jnp.swapaxes(x, 1, 2)
+
+
+def attention(
+    query: Float[Array, "B T H h"],
+    key: Float[Array, "B K S h"],
+    value: Float[Array, "B K S h"],
+    mask: Bool[Array, "B #T S"],
+) -> Float[Array, "B T H h"]:
+    """Softmax attention with grouped heads: query head i reads key head i // (H / K). `mask` is True where query t may see key s."""
+    batch, length, heads, head_dim = query.shape
+    groups = heads // key.shape[1]
+    query = query.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # B K G T h
+    scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bkgts,bksh->bkgth", weights, value)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
+def shared_prefix_attention(
+    query: Float[Array, "P n T H h"],
+    prefix_key: Float[Array, "P K Lp h"],
+    prefix_value: Float[Array, "P K Lp h"],
+    prefix_mask: Bool[Array, "P Lp"],
+    own_key: Float[Array, "P K n S h"],
+    own_value: Float[Array, "P K n S h"],
+    own_mask: Bool[Array, "P n T S"] | Bool[Array, "1 1 T S"],
+) -> Float[Array, "P n T H h"]:
+    """n continuations of one prefix: attention over (shared prefix, own tokens) under one softmax.
+
+    Equal to `attention` over the n repeated sequences; the prefix's keys are read once for all n * T queries.
+    """
+    prompts, n, length, heads, head_dim = query.shape
+    kv_heads = prefix_key.shape[1]
+    # P K n G T h: (n G T) are the rows of one matrix product per prompt and key head.
+    query = query.reshape(prompts, n, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 3, 1, 4, 2, 5)
+    scale = head_dim**-0.5
+    prefix_scores = jnp.einsum("pkngth,pksh->pkngts", query, prefix_key, preferred_element_type=jnp.float32) * scale
+    own_scores = jnp.einsum("pkngth,pknsh->pkngts", query, own_key, preferred_element_type=jnp.float32) * scale
+    prefix_scores = jnp.where(prefix_mask[:, None, None, None, None], prefix_scores, MASKED)
+    own_scores = jnp.where(own_mask[:, None, :, None], own_scores, MASKED)
+
+    # The maximum only guards the exponential, so no gradient goes through it.
+    peak = jax.lax.stop_gradient(jnp.maximum(prefix_scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True)))
+    prefix_weights, own_weights = jnp.exp(prefix_scores - peak), jnp.exp(own_scores - peak)
+    total = prefix_weights.sum(-1, keepdims=True) + own_weights.sum(-1, keepdims=True)
+    dtype = prefix_value.dtype
+    out = jnp.einsum(
+        "pkngts,pksh->pkngth", prefix_weights.astype(dtype), prefix_value, preferred_element_type=jnp.float32
+    )
+    out += jnp.einsum("pkngts,pknsh->pkngth", own_weights.astype(dtype), own_value, preferred_element_type=jnp.float32)
+    out = (out / total).astype(query.dtype)
+    return out.transpose(0, 2, 4, 1, 3, 5).reshape(prompts, n, length, heads, head_dim)

@@ -1,0 +1,104 @@
+"""The layers that policies are made of. Parameters are float32 masters; every layer computes in the dtype of its input.
+
+Modules only declare parameters (name, shape, logical axes) and the forward pass; values come from checkpoints. `stack` adds a
+leading dimension for layers that are scanned: the module is then never called itself, but one slice of it at a time.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+Axes = tuple[str | None, ...]
+
+
+def parameter(shape: tuple[int, ...], axes: Axes, stack: int | None) -> nnx.Param:
+    if stack is not None:
+        shape, axes = (stack, *shape), ("layers", *axes)
+    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+
+
+class Linear(nnx.Module):
+    """x @ kernel (+ bias). `kernel` is [in, out]: the transpose of torch's Linear weight."""
+
+    def __init__(self, size_in: int, size_out: int, axes: Axes, *, bias: bool = False, stack: int | None = None):
+        self.kernel = parameter((size_in, size_out), axes, stack)
+        self.bias = parameter((size_out,), axes[1:], stack) if bias else None
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation with float32 statistics (`Qwen2_5_VLRMSNorm`)."""
+
+    def __init__(self, size: int, epsilon: float, *, stack: int | None = None):
+        self.scale = parameter((size,), ("norm",), stack)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        return self.scale[...].astype(x.dtype) * normed.astype(x.dtype)
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (`Qwen2_5_VLMLP`, `Qwen2MLP`)."""
+
+    def __init__(self, size: int, hidden: int, axes: tuple[str, str], *, bias: bool = False, stack: int | None = None):
+        outer, inner = axes
+        self.gate_proj = Linear(size, hidden, (outer, inner), bias=bias, stack=stack)
+        self.up_proj = Linear(size, hidden, (outer, inner), bias=bias, stack=stack)
+        self.down_proj = Linear(hidden, size, (inner, outer), bias=bias, stack=stack)
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Embedding(nnx.Module):
+    def __init__(self, vocab_size: int, size: int):
+        self.embedding = parameter((vocab_size, size), ("vocab", "embed"), None)
+
+    def __call__(self, tokens: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... d"]:
+        return jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
+
+
+def inverse_frequencies(size: int, theta: float) -> np.ndarray:
+    """theta**(-2i / size) for i < size/2, in float32 as torch computes it."""
+    return (1.0 / np.float32(theta) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))).astype(np.float32)
+
+
+Rotary = tuple[Float[Array, "... half"], Float[Array, "... half"]]
+
+
+def multimodal_rotary(
+    positions: Int[Array, "B 3 T"], head_dim: int, theta: float, sections: tuple[int, int, int]
+) -> Rotary:
+    """cos and sin [B, T, head_dim/2]; frequency i turns with the time, row or column position, as `sections` divide them.
+
+    Source: `Qwen2_5_VLRotaryEmbedding.recomposition_frequencies` of transformers.
+    """
+    axis_of_frequency = np.repeat(np.arange(3), sections)
+    chosen = jnp.take(positions, axis_of_frequency, axis=1).astype(jnp.float32)  # [B, half, T]
+    angles = jnp.swapaxes(chosen, 1, 2) * inverse_frequencies(head_dim, theta)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def planar_rotary(positions: Int[Array, "... 2"], head_dim: int, theta: float = 10000.0) -> Rotary:
+    """cos and sin [..., head_dim/2] for patches of a picture: one half of the frequencies turns with the row, the other with the
+    column. Source: `Qwen2_5_VLVisionRotaryEmbedding` of transformers."""
+    frequencies = inverse_frequencies(head_dim // 2, theta)
+    angles = positions[..., None].astype(jnp.float32) * frequencies  # [..., 2, head_dim/4]
+    angles = angles.reshape(*angles.shape[:-2], -1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(x: Float[Array, "... N h"], rotary: Rotary) -> Float[Array, "... N h"]:
+    """Turns the two halves of each head's vector; `rotary` lacks the head dimension N. Computed in float32."""
+    cos, sin = (r[..., None, :] for r in rotary)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
