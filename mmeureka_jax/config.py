@@ -16,6 +16,7 @@ from typing import Any, Literal
 from mmeureka_jax import config_io
 from mmeureka_jax.config_io import config_diff, to_dict
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import write_atomic
 
 __all__ = [
     "Config",
@@ -228,8 +229,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Writes the resolved tree, every field present, as YAML that `load_config` reads back to an equal config."""
-    Path(path).write_text(config_io.dump_yaml(to_dict(config)), encoding="utf-8")
+    """Writes the resolved tree, every field present, as YAML that `load_config` reads back to an equal config.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    write_atomic(Path(path), config_io.dump_yaml(to_dict(config)).encode())
 
 
 _POSITIVE = """

@@ -165,7 +165,7 @@ def _read_override(override: str) -> _Located:
 
 def _relocate(located: _Located, origin: str, text: str | None = None) -> _Located:
     if isinstance(located.value, dict):
-        return _Located({k: _relocate(v, origin) for k, v in located.value.items()}, origin)
+        return _Located({k: _relocate(v, origin) for k, v in located.value.items()}, origin, text)
     return _Located(located.value, origin, text)
 
 

@@ -1,0 +1,322 @@
+"""The config loader: what merges, what is refused and with which words, and that what is saved reads back equal."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmeureka_jax.config import (
+    Config,
+    RandomModelConfig,
+    config_diff,
+    load_config,
+    save_config,
+    to_dict,
+    validate_config,
+)
+from mmeureka_jax.config_io import dotted_keys, dump_yaml
+from mmeureka_jax.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def refusal(path, *overrides) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(path, overrides)
+    return str(error.value)
+
+
+def test_defaults_without_a_file():
+    assert load_config(None) == Config()
+
+
+def test_chain_of_bases_merges_key_by_key(write):
+    write(
+        "shared/root.yaml",
+        "steps: 5\nrl: {loss: cpgd, filter: {lower: 0.2, upper: 0.7}}\noptimizer: {frozen: [a, b]}\n",
+    )
+    write("middle.yaml", "base: shared/root.yaml\nrl:\n  group_size: 4\n  filter:\n    upper: 0.8\n")
+    config = load_config(
+        write("leaf.yaml", "base: middle.yaml\nsteps: 7\noptimizer: {frozen: []}\n"), ["rl.group_size=16"]
+    )
+    assert (config.steps, config.rl.loss, config.rl.group_size) == (7, "cpgd", 16)
+    assert (config.rl.filter.lower, config.rl.filter.upper) == (0.2, 0.8)
+    assert config.optimizer.frozen == ()  # lists are replaced
+    assert config.rl.kl_estimator == Config().rl.kl_estimator
+
+
+def test_empty_file_is_the_defaults(write):
+    assert load_config(write("a.yaml", "# nothing\n")) == Config()
+
+
+@pytest.mark.parametrize(
+    "override, key, value",
+    [
+        ("optimizer.learning_rate=1e-5", "optimizer.learning_rate", 1e-5),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("optimizer.eps=.5e-3", "optimizer.eps", 0.0005),
+        ("steps=1e3", "steps", 1000),
+        ("steps=010", "steps", 10),
+        ("rl.ratio_cap=3", "rl.ratio_cap", 3.0),
+        ("rl.ratio_cap=null", "rl.ratio_cap", None),
+        ("data.prompt_buckets=[256, 512]", "data.prompt_buckets", (256, 512)),
+        ("optimizer.frozen=[]", "optimizer.frozen", ()),
+        ("rl.filter.enabled=false", "rl.filter.enabled", False),
+        ("model.random={}", "model.random", RandomModelConfig()),
+        ("model.random.seed=3", "model.random", RandomModelConfig(seed=3)),
+        ("run_dir=2024", "run_dir", "2024"),
+        ("run_dir=runs/a=b", "run_dir", "runs/a=b"),
+        ("run_dir=no", "run_dir", "no"),
+        ("data.train=tfds:shapes/mixed@test[:128]", "data.train", "tfds:shapes/mixed@test[:128]"),
+        ("data.train=*.parquet", "data.train", "*.parquet"),
+        ("data.train=a: b", "data.train", "a: b"),
+        ("data.validation=", "data.validation", None),
+        ('data.validation="null"', "data.validation", "null"),
+        ("reward.custom=rules.py:score", "reward.custom", "rules.py:score"),
+    ],
+)
+def test_override_values(override, key, value):
+    got = load_config(None, [override])
+    for part in key.split("."):
+        got = getattr(got, part)
+    assert got == value and type(got) is type(value)
+
+
+def test_later_override_wins_and_null_clears_a_section(write):
+    path = write("a.yaml", "model: {random: {seed: 4}}\n")
+    assert load_config(path, ["steps=3", "steps=4"]).steps == 4
+    assert load_config(path, ["model.random=null"]).model.random is None
+    assert load_config(path, ["model.random=null", "model.random.num_layers=2"]).model.random == RandomModelConfig(
+        num_layers=2
+    )
+
+
+@pytest.mark.parametrize(
+    "key, nearest",
+    [
+        ("rl.los", "rl.loss"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("rl.learning_rate", "optimizer.learning_rate"),
+        ("rl.filter.uper", "rl.filter.upper"),
+        ("sampler.temprature", "sampler.temperature"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, nearest):
+    message = refusal(None, f"{key}=1")
+    assert (
+        f"override '{key}=1'" in message
+        and f"unknown key '{key}'" in message
+        and f"nearest key is '{nearest}'" in message
+    )
+
+
+def test_all_mistakes_of_a_file_with_their_lines(write):
+    base = write("base.yaml", "steps: 3\nrl:\n  los: cpgd\n")
+    path = write(
+        "a.yaml",
+        "base: base.yaml\nrl:\n  advantage: gpro\n  group_size: 2.5\nmodel:\n  random: 7\noptimizer:\n"
+        "  frozen: vision\ndata:\n  shuffle: 1\n  root: [a]\nsampler:\n",
+    )
+    lines = refusal(path).splitlines()
+    expected = [
+        (f"{base}:3", "'rl.los'", "'rl.loss'"),
+        (f"{path}:3", "rl.advantage must be one of grpo, cpgd; got 'gpro' (did you mean grpo?)"),
+        (f"{path}:4", "rl.group_size must be an integer; got 2.5"),
+        (f"{path}:6", "model.random must be a section"),
+        (f"{path}:8", "optimizer.frozen must be a list of texts", "got 'vision'"),
+        (f"{path}:10", "data.shuffle must be true or false; got 1"),
+        (f"{path}:11", "data.root must be text or null", 'got ["a"]'),
+        (f"{path}:12", "sampler must be a section", "got null"),
+    ]
+    assert len(lines) == len(expected)
+    for parts in expected:
+        assert any(all(part in line for part in parts) for line in lines), parts
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["steps=true", "steps=.inf", "steps=.nan", "optimizer.b1=true", "data.prompt_buckets=3", "data.prompt_buckets=[a]"],
+)
+def test_wrong_types(override):
+    assert override.partition("=")[0] in refusal(None, override)
+
+
+@pytest.mark.parametrize(
+    "text, line, words",
+    [
+        ("rl:\n  loss: [a\nx: 1\n", 3, "not valid YAML"),
+        ("steps: 1\n\tseed: 2\n", 2, "not valid YAML"),
+        ("steps: 1\nsteps: 2\n", 2, "'steps' is given twice"),
+        ("- steps\n", 1, "`key: value` lines"),
+        ("steps: 1\n---\nsteps: 2\n", 2, "not valid YAML"),
+        ("3: 4\n", 1, "keys are names"),
+        ("base: [a.yaml]\n", 1, "path of one config file"),
+        ("run_dir: !!python/object/apply:os.getcwd []\n", 1, "not valid YAML"),
+    ],
+)
+def test_malformed_yaml_names_the_line(write, text, line, words):
+    path = write("bad.yaml", text)
+    message = refusal(path)
+    assert message.startswith(f"{path}:{line}: ") and words in message
+
+
+def test_self_containing_anchor_is_refused(write):
+    assert "not valid YAML" in refusal(write("a.yaml", "rl: &x\n  filter: *x\n"))
+
+
+def test_missing_and_unreadable_files(write, tmp_path):
+    assert "no such config file" in refusal(tmp_path / "none.yaml")
+    path = write("a.yaml", "base: gone.yaml\n")
+    assert "gone.yaml" in refusal(path) and str(path) in refusal(path)
+    (tmp_path / "latin.yaml").write_bytes("run_dir: caf\xe9\n".encode("latin-1"))
+    assert "UTF-8" in refusal(tmp_path / "latin.yaml")
+    assert "cannot read" in refusal(tmp_path)
+
+
+def test_base_cycle(write):
+    path = write("a.yaml", "base: b.yaml\n")
+    write("b.yaml", "base: a.yaml\n")
+    assert "circle" in refusal(path)
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", ""])
+def test_override_without_key_or_value(override):
+    assert "expected KEY=VALUE" in refusal(None, override)
+
+
+def values_of(annotation) -> st.SearchStrategy:
+    """Values of one field's annotation."""
+    if dataclasses.is_dataclass(annotation):
+        return trees(annotation)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple:
+        return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
+    if arguments:
+        return st.one_of([values_of(a) for a in arguments])
+    return {
+        int: st.integers(),
+        float: st.floats(allow_nan=False),
+        bool: st.booleans(),
+        str: st.text() | st.sampled_from(["1e-5", "null", "~", "yes", "0x10", "a: b", "- a", "1_0", ".inf", "é\n#"]),
+        type(None): st.none(),
+    }[annotation]
+
+
+def trees(cls) -> st.SearchStrategy:
+    return st.builds(cls, **{name: values_of(t) for name, t in typing.get_type_hints(cls).items()})
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=trees(Config))
+def test_saved_config_reads_back_equal(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    save_config(config, path)
+    assert load_config(path) == config
+
+
+def test_save_refuses_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        save_config(Config(), tmp_path / "file" / "config.yaml")
+
+
+def test_dump_is_one_key_a_line():
+    assert "\n  prompt_buckets: []\n" in dump_yaml(to_dict(Config()))
+
+
+def test_dotted_keys_name_every_field():
+    keys = set(dotted_keys(Config))
+    assert {"rl", "rl.filter", "rl.filter.lower", "model.random.seed", "steps"} <= keys
+
+
+def test_config_diff():
+    old = to_dict(Config())
+    new = to_dict(load_config(None, ["rl.loss=cpgd", "rl.ratio_cap=3", "data.prompt_buckets=[1024]"]))
+    assert config_diff(old, old) == []
+    assert config_diff(old, new) == [
+        "data.prompt_buckets: [] -> [1024]",
+        "rl.loss: ppo_clip -> cpgd",
+        "rl.ratio_cap: null -> 3.0",
+    ]
+    assert config_diff({"a": {"b": 1}}, {"a": {"c": None}}) == ["a.b: 1 -> (absent)", "a.c: (absent) -> null"]
+
+
+VALID = ("model.random={}",)
+
+
+def problems_of(*overrides, command="train") -> list[str]:
+    try:
+        validate_config(load_config(None, [*VALID, *overrides]), command=command)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
+
+
+def test_default_recipe_with_a_model_is_valid():
+    assert problems_of() == [] and problems_of(command="sft") == []
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["model.checkpoint=a"], ["exactly one", "both are"]),
+        (["model.random=null"], ["exactly one", "neither is"]),
+        (["model.random.num_heads=10"], ["model.random.hidden_size"]),
+        (["model.random.num_kv_heads=4"], ["num_heads (6)", "num_kv_heads (4)"]),
+        (["model.random.num_kv_heads=0"], ["num_kv_heads must be positive"]),
+        (["model.random.vision_num_heads=5"], ["vision_hidden_size"]),
+        (["model.random.vision_full_attention_blocks=[4]"], ["0 to 3"]),
+        (["rl.prompts_per_update=24"], ["(24)", "(128)", "must divide"]),
+        (["rl.micro_batches=3"], ["rl.micro_batches (3)", "rl.prompts_per_update (16)"]),
+        (["rl.group_size=1"], ["rl.group_size", "at least 2"]),
+        (["rl.filter.lower=0.9", "rl.filter.upper=0.1"], ["lower <= upper"]),
+        (["rl.filter.upper=1.5"], ["lower <= upper"]),
+        (["rl.filter.lower=.nan"], ["lower <= upper"]),
+        (["rl.clip_epsilon_low=1"], ["rl.clip_epsilon_low", "below 1"]),
+        (["rl.ratio_cap=0.5"], ["rl.ratio_cap"]),
+        (["data.prompt_buckets=[512,256,1024]"], ["ascending"]),
+        (["data.prompt_buckets=[256,512]"], ["data.max_prompt_tokens (1024)"]),
+        (["data.min_pixels=1000000"], ["data.min_pixels", "data.max_pixels"]),
+        (["sampler.temperature=0"], ["sampler.temperature"]),
+        (["sampler.temperature=-1"], ["sampler.temperature"]),
+        (["sampler.top_p=0"], ["sampler.top_p"]),
+        (["sampler.top_p=1.1"], ["sampler.top_p"]),
+        (["optimizer.learning_rate=0"], ["optimizer.learning_rate"]),
+        (["optimizer.learning_rate=.nan"], ["optimizer.learning_rate"]),
+        (["optimizer.b2=1"], ["optimizer.b2"]),
+        (["optimizer.warmup_fraction=2"], ["optimizer.warmup_fraction"]),
+        (["reward.custom_weight=1"], ["reward.custom"]),
+        (["reward.custom=rules.py"], ["path/to/file.py:function"]),
+        (["reward.format_weight=.inf"], ["reward.format_weight", "finite"]),
+        (["steps=0"], ["steps must be positive"]),
+        (["mesh.data=-1"], ["mesh"]),
+        (["mesh.tensor=0"], ["mesh"]),
+        (["checkpoint.keep=0"], ["checkpoint.keep"]),
+    ],
+)
+def test_validate_names_the_one_problem(overrides, words):
+    problems = problems_of(*overrides)
+    assert len(problems) == 1 and all(word in problems[0] for word in words), problems
+
+
+def test_validate_lists_every_problem_at_once():
+    assert len(problems_of("steps=0", "rl.group_size=1", "sampler.top_p=2", "mesh.tensor=-2")) == 4
+
+
+def test_sft_checks_its_own_sections():
+    assert problems_of("rl.group_size=1", "sampler.temperature=0", command="sft") == []
+    assert "sft.problems_per_step" in problems_of("sft.micro_batches=7", command="sft")[0]
