@@ -53,7 +53,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class Qwen2_5VLConfig:  # noqa: N801 (the family's own name)
+class Qwen2_5VLConfig:
     """A Qwen2.5-VL policy: its two towers and the token ids that have a meaning."""
 
     text: TextConfig

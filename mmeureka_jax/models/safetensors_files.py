@@ -1,0 +1,216 @@
+"""Reading and writing checkpoint folders of safetensors files, one slice or tensor at a time.
+
+The format (https://huggingface.co/docs/safetensors): eight bytes with the length of a JSON header, the header with each
+tensor's dtype, shape and byte range, and the data. It is simple enough to read by itself, which gives what a loader
+onto a mesh needs: bfloat16 in NumPy, slices that never touch the rest of the file, nothing mapped longer than needed,
+and a message for every way in which a file can be broken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mmeureka_jax.errors import UserError
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_SINGLE_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, known from the header alone."""
+
+    file: Path
+    offset: int  # bytes from the start of the file
+    shape: tuple[int, ...]
+    dtype_name: str  # as the header says
+    dtype: np.dtype | None  # None if it is not a floating-point type that is read here
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A copy of `tensor[index]`. The file is mapped only meanwhile, so its pages do not count as held memory."""
+        if self.dtype is None:
+            raise TypeError(f"{self.file}: {self.dtype_name} tensors are not read")
+        mapped = np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+        return np.array(mapped[index], order="C", subok=False)
+
+
+def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint folder by stored name, from `model.safetensors` or the files that its index names.
+
+    Raises:
+        UserError: no safetensors (a folder with only pickled weights is refused by name), an index or header that is
+            not valid, a file that is missing or shorter than its header says.
+    """
+    if (folder / _SINGLE_FILE).is_file():
+        return _read_header(folder / _SINGLE_FILE)
+    if not (folder / _INDEX_FILE).is_file():
+        raise UserError(_explain_no_weights(folder))
+    weight_map = _read_index(folder / _INDEX_FILE)
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: {_INDEX_FILE} names files that are not there: {', '.join(missing)}; copy them too")
+    headers = {name: _read_header(folder / name) for name in names}
+    lost = [f"{tensor} ({file})" for tensor, file in weight_map.items() if tensor not in headers[file]]
+    if lost:
+        raise UserError(f"{folder / _INDEX_FILE}: names tensors that their files do not hold: {', '.join(lost)}")
+    return {tensor: headers[file][tensor] for tensor, file in weight_map.items()}
+
+
+def write_checkpoint_files(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[np.ndarray],
+    dtype: np.dtype,
+    files: Mapping[str, bytes],
+    max_shard_bytes: int,
+) -> None:
+    """Writes a checkpoint folder: safetensors (several with an index above `max_shard_bytes`) and other `files`.
+
+    Everything goes to a temporary folder beside `folder`, which is renamed at the end and removed on any error.
+
+    Args:
+        shapes: name and shape of each tensor, in the order in which `tensors` yields them.
+        tensors: of `dtype`; taken one at a time.
+
+    Raises:
+        UserError: `folder` exists and is not empty, or the disk is full or not writable.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already; give a new folder, or remove this one first")
+    temporary = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this one's number
+        temporary.mkdir(parents=True)
+        _write_shards(temporary, shapes, iter(tensors), dtype, max_shard_bytes)
+        for name, content in files.items():
+            _write(temporary / name, [content])
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); nothing was left there. "
+            "Free some space or give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed
+
+
+def _write_shards(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Any, dtype: np.dtype, max_shard_bytes: int
+) -> None:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    count = len(shards)
+    names = [f"model-{k + 1:05}-of-{count:05}.safetensors" for k in range(count)] if count > 1 else [_SINGLE_FILE]
+    for file_name, shard in zip(names, shards, strict=True):
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in shard:
+            begin, end = end, end + sizes[name]
+            shape = list(shapes[name])
+            header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [begin, end]}
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)  # the data starts aligned
+        data = (_as_bytes(next(tensors), name, shapes[name], dtype) for name in shard)
+        _write(folder / file_name, [len(encoded).to_bytes(8, "little"), encoded], data)
+    if count > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        _write(folder / _INDEX_FILE, [(json.dumps(index, indent=2) + "\n").encode()])
+
+
+def _as_bytes(tensor: np.ndarray, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if tensor.shape != shape or tensor.dtype != dtype:
+        raise ValueError(f"{name} is {tensor.dtype} {tensor.shape}, expected {dtype} {shape}")
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+
+
+def _write(file: Path, *chunks: Iterable[Any]) -> None:
+    with file.open("wb") as stream:
+        for group in chunks:
+            for chunk in group:
+                stream.write(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())  # a full disk or quota may show only here
+
+
+def _explain_no_weights(folder: Path) -> str:
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    if others:
+        return (
+            f"{folder}: has {', '.join(others)} but neither {_SINGLE_FILE} nor {_INDEX_FILE}; copy the index file too"
+        )
+    if pickles:
+        return (
+            f"{folder}: has only pickled weights ({', '.join(pickles)}), which can run any code and are not read; "
+            "save the model as safetensors"
+        )
+    return f"{folder}: holds no weights (neither {_SINGLE_FILE} nor {_INDEX_FILE})"
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        names = dict(weight_map)
+        if not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
+            raise ValueError("a file name is not a plain name in this folder")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a safetensors index ({error!r}); download it again") from error
+    return names
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file, after checking that the file holds the bytes that its header promises."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError(f"its header would take {length} bytes")
+            header = json.loads(stream.read(length))
+        tensors = {name: _parse_entry(file, 8 + length, e) for name, e in header.items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for n, entry in header.items() if n in tensors), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: not a valid safetensors file, perhaps truncated ({error}); download or copy it again"
+        ) from error
+    if end != size:
+        state = "truncated" if size < end else "damaged"
+        raise UserError(f"{file}: {state}, it has {size} bytes and its header says {end}; download or copy it again")
+    return tensors
+
+
+def _parse_entry(file: Path, data_start: int, entry: Mapping[str, Any]) -> StoredTensor:
+    shape = tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"odd numbers in {entry}")
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is not None and end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"shape and byte range do not agree in {entry}")
+    return StoredTensor(file, data_start + begin, shape, entry["dtype"], dtype)

@@ -1,0 +1,388 @@
+"""Hugging Face checkpoints <-> the policy's parameter tree. ONE rule list (`rules`), used in both directions.
+
+Loading checks every tensor's name and shape from the file headers first, and lists all problems at once. Then each
+tensor goes from the file to its place on the mesh by itself, every device reading only its own slice; a leaf that
+stacks layers is filled on the devices, layer by layer, in a donated buffer. The host never holds more than one stored
+tensor (measured on a CPU device: peak = parameters + about two tensors). Saving streams one tensor at a time the other
+way, into a folder that gets its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, write_checkpoint_files
+
+Layout = Literal["same", "linear", "patches"]
+
+# Files that travel unchanged from the checkpoint a policy came from to the one that is saved.
+COMPANION_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+# Newer transformers name the towers model.visual and model.language_model; the hub's names are used here.
+_RENAMED_PREFIXES = ((re.compile(r"^model\.visual\."), "visual."), (re.compile(r"^model\.language_model\."), "model."))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One leaf of the parameter tree and the stored tensor (or the tensor of each layer) that it holds."""
+
+    leaf: str  # path in the parameter tree, "/" between keys
+    tensor: str  # name in the hub's layout; "{}" is the layer
+    shape: tuple[int, ...]  # of the stored tensor (of one layer)
+    layout: Layout
+    layers: int | None = None  # the leaf's leading axis, if layers are stacked
+
+    @property
+    def leaf_shape(self) -> tuple[int, ...]:
+        one = jax.eval_shape(lambda x: _from_stored(x, self.layout), jax.ShapeDtypeStruct(self.shape, jnp.float32))
+        return one.shape if self.layers is None else (self.layers, *one.shape)
+
+    def tensors(self) -> list[tuple[str, int | None]]:
+        """(stored name, layer) of everything in the leaf."""
+        if self.layers is None:
+            return [(self.tensor, None)]
+        return [(self.tensor.format(layer), layer) for layer in range(self.layers)]
+
+
+def rules(config: Qwen2_5VLConfig) -> tuple[Rule, ...]:
+    """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
+    t, v = config.text, config.vision
+    q_size, kv_size = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
+    merged = v.hidden_size * v.spatial_merge_size**2
+    patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    found: list[Rule] = []
+
+    def scale(leaf: str, tensor: str, size: int, layers: int | None = None) -> None:
+        found.append(Rule(f"{leaf}/scale", f"{tensor}.weight", (size,), "same", layers))
+
+    def linear(
+        leaf: str, tensor: str, inputs: int, outputs: int, layers: int | None = None, bias: bool = False
+    ) -> None:
+        found.append(Rule(f"{leaf}/kernel", f"{tensor}.weight", (outputs, inputs), "linear", layers))
+        if bias:
+            found.append(Rule(f"{leaf}/bias", f"{tensor}.bias", (outputs,), "same", layers))
+
+    found.append(
+        Rule("vision/patch_embed/kernel", "visual.patch_embed.proj.weight", (v.hidden_size, *patch), "patches")
+    )
+    leaf, tensor = "vision/blocks", "visual.blocks.{}"
+    scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth)
+    linear(f"{leaf}/attn/qkv", f"{tensor}.attn.qkv", v.hidden_size, 3 * v.hidden_size, v.depth, bias=True)
+    linear(f"{leaf}/attn/proj", f"{tensor}.attn.proj", v.hidden_size, v.hidden_size, v.depth, bias=True)
+    scale(f"{leaf}/norm2", f"{tensor}.norm2", v.hidden_size, v.depth)
+    for name in ("gate_proj", "up_proj"):
+        linear(f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", v.hidden_size, v.intermediate_size, v.depth, bias=True)
+    linear(f"{leaf}/mlp/down_proj", f"{tensor}.mlp.down_proj", v.intermediate_size, v.hidden_size, v.depth, bias=True)
+    scale("vision/merger/ln_q", "visual.merger.ln_q", v.hidden_size)
+    linear("vision/merger/mlp_0", "visual.merger.mlp.0", merged, merged, bias=True)
+    linear("vision/merger/mlp_2", "visual.merger.mlp.2", merged, v.out_hidden_size, bias=True)
+
+    embedding = (t.vocab_size, t.hidden_size)
+    found.append(Rule("language/embed_tokens/embedding", "model.embed_tokens.weight", embedding, "same"))
+    leaf, tensor = "language/layers", "model.layers.{}"
+    scale(f"{leaf}/input_layernorm", f"{tensor}.input_layernorm", t.hidden_size, t.num_layers)
+    for name, size in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
+        linear(f"{leaf}/self_attn/{name}", f"{tensor}.self_attn.{name}", t.hidden_size, size, t.num_layers, bias=True)
+    linear(f"{leaf}/self_attn/o_proj", f"{tensor}.self_attn.o_proj", q_size, t.hidden_size, t.num_layers)
+    scale(f"{leaf}/post_attention_layernorm", f"{tensor}.post_attention_layernorm", t.hidden_size, t.num_layers)
+    for name in ("gate_proj", "up_proj"):
+        linear(f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", t.hidden_size, t.intermediate_size, t.num_layers)
+    linear(f"{leaf}/mlp/down_proj", f"{tensor}.mlp.down_proj", t.intermediate_size, t.hidden_size, t.num_layers)
+    scale("language/norm", "model.norm", t.hidden_size)
+    if not t.tie_word_embeddings:
+        linear("language/lm_head", "lm_head", t.hidden_size, t.vocab_size)
+    return tuple(found)
+
+
+def resolve_checkpoint(name: str | Path) -> Path:
+    """The folder of a checkpoint: `name` itself, or the local copy of the hub repository `owner/model`.
+
+    Raises:
+        UserError: neither a folder nor a hub id that can be downloaded (or found in the local cache when offline).
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path}: this is a file; give the checkpoint's folder")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(name)):
+        raise UserError(f"{name}: no such folder (and not a hub id of the form owner/model)")
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.snapshot_download(
+            str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]
+        )
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: no such folder, and the hub does not give it either ({type(error).__name__}: {reason}); "
+            "check the name, the network, and for gated models `hf auth login`"
+        ) from error
+    return Path(found)
+
+
+def read_config(path: str | Path) -> Qwen2_5VLConfig:
+    """The config of the checkpoint folder `path`, from its `config.json` and `generation_config.json` (optional)."""
+    config_file, generation_file = Path(path) / "config.json", Path(path) / "generation_config.json"
+    if not config_file.is_file():
+        raise UserError(f"{config_file}: no such file; {path} is not a Hugging Face checkpoint folder")
+    generation = _read_json(generation_file) if generation_file.is_file() else None
+    return Qwen2_5VLConfig.from_hf(_read_json(config_file), generation, str(config_file))
+
+
+def load_params(
+    path: str | Path,
+    config: Qwen2_5VLConfig,
+    shardings: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+) -> dict[str, Any]:
+    """Reads the safetensors of the folder `path` straight onto the devices.
+
+    Args:
+        path: a checkpoint folder, in the hub's or the newer tensor names, one file or several with an index.
+        config: decides which tensors there must be, and their shapes.
+        shardings: the parameter tree with a `NamedSharding` (or a `SingleDeviceSharding`) at each leaf; None puts
+            everything on the default device. In a run of many processes each reads only what its devices hold, and
+            all must call this.
+        dtype: of the parameters, whatever the file's.
+
+    Returns:
+        The parameter tree: nested dicts of `jax.Array`.
+
+    Raises:
+        UserError: no safetensors, a broken file, or any missing, misshapen, oddly typed or unexpected tensor (all of
+            them in one message, before any data is read).
+    """
+    stored = _match_tensors(path, config)
+    params: dict[str, Any] = {}
+    for rule in rules(config):
+        sharding = jnp.zeros(()).sharding if shardings is None else _get(shardings, rule.leaf)
+        _set(params, rule.leaf, _load_leaf(rule, stored, sharding, jnp.dtype(dtype)))
+    return params
+
+
+def save_params(
+    params: Mapping[str, Any],
+    config: Qwen2_5VLConfig,
+    path: str | Path,
+    *,
+    source: str | Path | None = None,
+    dtype: Any = jnp.float32,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a checkpoint folder in the hub's layout, which transformers and `load_params` read.
+
+    In a run of many processes all must call this, and process 0 writes. Tensors are fetched one at a time.
+
+    Args:
+        params: the parameter tree, of `jax.Array` (with any sharding) or `np.ndarray` (the same on every process).
+        path: the new folder. It appears under this name only when it is complete.
+        source: the checkpoint that the policy came from; its tokenizer, processor and generation files are copied.
+        dtype: of the stored tensors.
+        max_shard_bytes: a file takes no more than this (unless a single tensor is larger).
+
+    Raises:
+        UserError: `path` is taken, or it cannot be written (a full disk, missing permissions); nothing is left behind.
+    """
+    path = Path(path)
+    tensors = _fetch_tensors(params, rules(config), jnp.dtype(dtype))
+    problem: UserError | None = None
+    if jax.process_index() == 0:
+        try:
+            write_checkpoint(tensors, config, path, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        except UserError as error:
+            problem = error
+    if jax.process_count() > 1:
+        for _ in tensors:  # fetching is collective: take part in it, or (process 0, after an error) see it through
+            pass
+        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(problem is not None)))
+        if failed and problem is None:
+            problem = UserError(f"{path}: process 0 could not write the checkpoint; its message says why")
+    if problem is not None:
+        raise problem
+
+
+def write_checkpoint(
+    tensors: Iterable[np.ndarray],
+    config: Qwen2_5VLConfig,
+    path: Path,
+    *,
+    source: str | Path | None,
+    dtype: Any,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a checkpoint folder from stored tensors in the order of `rules`; for one process. See `save_params`."""
+    dtype = jnp.dtype(dtype)
+    shapes = {name: rule.shape for rule in rules(config) for name, _ in rule.tensors()}
+    files: dict[str, bytes] = {
+        "config.json": _to_json(config.to_hf(dtype.name)),
+        "generation_config.json": _to_json(config.to_hf_generation()),
+    }
+    if source is not None:
+        present = [Path(source) / name for name in COMPANION_FILES if (Path(source) / name).is_file()]
+        files |= {file.name: file.read_bytes() for file in present}
+    write_checkpoint_files(path, shapes, tensors, dtype, files, max_shard_bytes)
+
+
+def _match_tensors(path: str | Path, config: Qwen2_5VLConfig) -> dict[str, StoredTensor]:
+    """The stored tensors under their names in the hub's layout; every disagreement with the config in one error."""
+    found: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for name, tensor in open_checkpoint(Path(path)).items():
+        hub_name = functools.reduce(lambda text, rename: rename[0].sub(rename[1], text), _RENAMED_PREFIXES, name)
+        if hub_name in found:
+            problems.append(f"{name}: stored twice, also under another name")
+        found[hub_name] = tensor
+    for rule in rules(config):
+        for name, _ in rule.tensors():
+            tensor = found.get(name)
+            if tensor is None:
+                problems.append(f"{name}: missing (expected shape {list(rule.shape)})")
+            elif tensor.shape != rule.shape:
+                problems.append(f"{name}: shape {list(tensor.shape)}, expected {list(rule.shape)}")
+            elif tensor.dtype is None:
+                problems.append(f"{name}: stored as {tensor.dtype_name}, expected a floating-point type")
+    expected = {name for rule in rules(config) for name, _ in rule.tensors()}
+    if config.text.tie_word_embeddings:
+        expected.add("lm_head.weight")  # some tied checkpoints store the copy too
+    problems += [
+        f"{name}: unexpected, the model has no such tensor"
+        for name in found
+        if name not in expected and not name.endswith("rotary_emb.inv_freq")  # a constant that old files carry
+    ]
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(
+            f"{path}: {len(problems)} tensors do not agree with its config.json:\n{listing}\n"
+            "the weights and the config must come from the same Qwen2.5-VL checkpoint"
+        )
+    return found
+
+
+def _load_leaf(rule: Rule, stored: Mapping[str, StoredTensor], sharding: Sharding, dtype: np.dtype) -> jax.Array:
+    stored_sharding = _stored_sharding(sharding, rule)
+
+    def read(name: str) -> jax.Array:
+        return jax.make_array_from_callback(rule.shape, stored_sharding, stored[name].read)
+
+    if rule.layers is None:
+        return _converter(rule.layout, sharding, dtype)(read(rule.tensor))
+    stack = jax.jit(functools.partial(jnp.zeros, rule.leaf_shape, dtype), out_shardings=sharding)()
+    set_layer = _layer_setter(rule.layout, sharding)
+    for name, layer in rule.tensors():
+        # Wait for each layer: dispatch would otherwise run ahead and queue the host copies of many.
+        stack = jax.block_until_ready(set_layer(stack, read(name), layer))
+    return stack
+
+
+@functools.lru_cache(maxsize=64)
+def _converter(layout: Layout, sharding: Sharding, dtype: np.dtype) -> Any:
+    return jax.jit(lambda tensor: _from_stored(tensor, layout).astype(dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _layer_setter(layout: Layout, sharding: Sharding) -> Any:
+    def set_layer(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
+        value = _from_stored(tensor, layout).astype(stack.dtype)
+        return jax.lax.dynamic_update_index_in_dim(stack, value, layer, axis=0)
+
+    return jax.jit(set_layer, out_shardings=sharding, donate_argnums=0)
+
+
+def _stored_sharding(sharding: Sharding, rule: Rule) -> Sharding:
+    """How one stored tensor lies on the devices so that moving it into the leaf needs (almost) no communication."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    rank = len(rule.leaf_shape)
+    axes = (*sharding.spec, *[None] * (rank - len(sharding.spec)))[rule.layers is not None :]
+    if rule.layout == "linear":
+        axes = axes[::-1]
+    elif rule.layout == "patches":
+        axes = (axes[-1],)
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes), memory_kind=sharding.memory_kind)
+
+
+def _from_stored(tensor: Any, layout: Layout) -> Any:
+    """A stored tensor in the layout of the parameter tree."""
+    if layout == "linear":  # [out, in] -> [in, out]
+        return tensor.T
+    if layout == "patches":  # [out, channel, time, row, column] -> [time, (channel, row, column), out]
+        outputs, _, times, _, _ = tensor.shape
+        return tensor.transpose(2, 1, 3, 4, 0).reshape(times, -1, outputs)
+    return tensor
+
+
+def _to_stored(value: Any, layout: Layout, shape: tuple[int, ...]) -> Any:
+    """The inverse of `_from_stored`."""
+    if layout == "linear":
+        return value.T
+    if layout == "patches":
+        outputs, channels, times, rows, columns = shape
+        return value.reshape(times, channels, rows, columns, outputs).transpose(4, 1, 0, 2, 3)
+    return value
+
+
+def _fetch_tensors(params: Mapping[str, Any], all_rules: Iterable[Rule], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Every stored tensor on the host, one at a time, in the order of the rules. Collective when leaves span hosts."""
+    for rule in all_rules:
+        leaf = _get(params, rule.leaf)
+        if leaf.shape != rule.leaf_shape:
+            raise ValueError(f"{rule.leaf} has shape {leaf.shape}, the config says {rule.leaf_shape}")
+        for _, layer in rule.tensors():
+            value = _to_stored(leaf if layer is None else leaf[layer], rule.layout, rule.shape).astype(dtype)
+            if isinstance(value, jax.Array) and not value.is_fully_addressable:
+                value = multihost_utils.process_allgather(value, tiled=True)
+            yield np.asarray(value)
+
+
+def _get(tree: Mapping[str, Any], path: str) -> Any:
+    return functools.reduce(lambda node, key: node[key], path.split("/"), tree)
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split("/")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a JSON object")
+    return content
+
+
+def _to_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
