@@ -115,7 +115,7 @@ class Qwen2_5VLConfig:
             pad_token_id=int(pad) if pad is not None else eos_ids[-1],
             bos_token_id=int(bos) if bos is not None else None,
         )
-        _check_sizes(config, source)
+        config.check_sizes(source)
         return config
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
@@ -181,6 +181,50 @@ class Qwen2_5VLConfig:
         eos = self.eos_token_ids
         generation = {"eos_token_id": list(eos) if len(eos) > 1 else eos[0], "pad_token_id": self.pad_token_id}
         return generation if self.bos_token_id is None else {"bos_token_id": self.bos_token_id, **generation}
+
+    def check_sizes(self, source: str) -> None:
+        """Raises a `UserError` about `source` that lists every pair of sizes that do not fit together."""
+        text, vision = self.text, self.vision
+        sizes = [getattr(text, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers")]
+        sizes += [text.num_kv_heads, text.head_dim, vision.hidden_size, vision.intermediate_size, vision.depth]
+        sizes += [vision.num_heads, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size]
+        if min(sizes) <= 0:
+            raise UserError(f"{source}: a size is not positive: {text}, {vision}")
+        patch = vision.patch_size * vision.spatial_merge_size
+        checks = [
+            (
+                text.num_heads % text.num_kv_heads == 0,
+                f"{text.num_heads} heads over {text.num_kv_heads} key/value heads",
+            ),
+            (
+                2 * sum(text.mrope_section) == text.head_dim,
+                f"mrope_section {list(text.mrope_section)} does not sum to half of head_dim {text.head_dim}",
+            ),
+            (
+                vision.hidden_size % (4 * vision.num_heads) == 0,
+                f"vision hidden_size {vision.hidden_size} over {vision.num_heads} heads is no multiple of 4",
+            ),
+            (
+                vision.window_size > 0 and vision.window_size % patch == 0,
+                f"window_size {vision.window_size} is no multiple of patch_size x spatial_merge_size = {patch}",
+            ),
+            (
+                vision.out_hidden_size == text.hidden_size,
+                f"vision out_hidden_size {vision.out_hidden_size} differs from hidden_size {text.hidden_size}",
+            ),
+            (
+                all(0 <= block < vision.depth for block in vision.full_attention_blocks),
+                f"full attention blocks {list(vision.full_attention_blocks)} are not all in 0..{vision.depth - 1}",
+            ),
+        ]
+        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+            token = getattr(self, name)
+            checks.append(
+                (0 <= token < text.vocab_size, f"{name} {token} is outside the vocabulary of {text.vocab_size}")
+            )
+        problems = [message for fits, message in checks if not fits]
+        if problems:
+            raise UserError(f"{source}: sizes do not fit together: " + "; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -300,54 +344,3 @@ def _read_vision(keys: _Keys) -> VisionConfig:
         out_hidden_size=keys.integer("out_hidden_size"),
         tokens_per_second=int(keys.real("tokens_per_second", default=4)),
     )
-
-
-def _check_sizes(config: Qwen2_5VLConfig, source: str) -> None:
-    """Every pair of sizes that must fit; all that do not are listed in one message."""
-    text, vision = config.text, config.vision
-    sizes = [getattr(text, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers")]
-    sizes += [text.num_kv_heads, text.head_dim, vision.hidden_size, vision.intermediate_size, vision.depth]
-    sizes += [vision.num_heads, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size]
-    if min(sizes) <= 0:
-        raise UserError(f"{source}: a size is not positive: {text}, {vision}")
-    tokens = {
-        name: getattr(config, name)
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    }
-    merged_patch = vision.patch_size * vision.spatial_merge_size
-    problems = [
-        message
-        for wrong, message in [
-            (
-                text.num_heads % text.num_kv_heads != 0,
-                f"num_attention_heads {text.num_heads} is not a multiple of num_key_value_heads {text.num_kv_heads}",
-            ),
-            (
-                2 * sum(text.mrope_section) != text.head_dim,
-                f"mrope_section {list(text.mrope_section)} must sum to half of head_dim {text.head_dim}",
-            ),
-            (
-                vision.hidden_size % (4 * vision.num_heads) != 0,
-                f"vision hidden_size {vision.hidden_size} over {vision.num_heads} heads is no multiple of 4",
-            ),
-            (
-                vision.window_size % merged_patch != 0 or vision.window_size <= 0,
-                f"window_size {vision.window_size} is not a multiple of patch_size x spatial_merge_size {merged_patch}",
-            ),
-            (
-                vision.out_hidden_size != text.hidden_size,
-                f"vision out_hidden_size {vision.out_hidden_size} differs from hidden_size {text.hidden_size}",
-            ),
-            (
-                any(not 0 <= block < vision.depth for block in vision.full_attention_blocks),
-                f"fullatt_block_indexes {list(vision.full_attention_blocks)} do not lie in 0..{vision.depth - 1}",
-            ),
-            *(
-                (not 0 <= token < text.vocab_size, f"{name} {token} is outside the vocabulary of {text.vocab_size}")
-                for name, token in tokens.items()
-            ),
-        ]
-        if wrong
-    ]
-    if problems:
-        raise UserError(f"{source}: sizes do not fit together: " + "; ".join(problems))
