@@ -100,6 +100,7 @@ class SamplerConfig:
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
     max_new_tokens: int = 1024
+    response_buckets: tuple[int, ...] = ()  # padded lengths in the update, ascending, the last = max_new_tokens
     batch_prompts: int = 0  # prompts sampled in one call; 0 = the whole rollout batch
 
 

@@ -1,0 +1,164 @@
+"""A group (a prompt, its n responses and their rewards) on the host, and the batches that are made of groups.
+
+Groups are plain NumPy records, the same on every host, in one canonical order (rollout, position in the data stream). The update reads
+`UpdateBatch`, made from any list of groups whose number divides over the mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from mmeureka_jax.models.batch import ImageBatch, PromptBatch
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its n responses. Arrays are padded as they were in the rollout that made them.
+
+    `image_embeds` is set when the vision tower is frozen (the update reuses it) and the picture arrays are then empty (W = 0);
+    otherwise it is empty (M = 0) and the update encodes the pictures again, with gradient.
+    """
+
+    rollout_index: int
+    order: int  # position of the prompt in the data stream
+    tokens: Int[np.ndarray, "Lp"]
+    positions: Int[np.ndarray, "3 Lp"]
+    length: int
+    next_position: int
+    image_index: Int[np.ndarray, "Lp"]
+    patches: Float[np.ndarray, "W S C"]
+    patch_positions: Int[np.ndarray, "W S 2"]
+    patch_mask: Bool[np.ndarray, "W S"]
+    image_ids: Int[np.ndarray, "W"]
+    image_embeds: Float[np.ndarray, "M D"]
+    responses: Int[np.ndarray, "n Lr"]
+    log_probs: Float[np.ndarray, "n Lr"]  # when sampled
+    lengths: Int[np.ndarray, "n"]
+    finished: Bool[np.ndarray, "n"]
+    rewards: Float[np.ndarray, "n"]
+    accuracies: Float[np.ndarray, "n"]
+
+
+_PADDED = {  # the axis of a group's array that is padded, and with what
+    "tokens": (0, 0),
+    "positions": (1, 0),
+    "image_index": (0, -1),
+    "patches": (0, 0),
+    "patch_positions": (0, 0),
+    "patch_mask": (0, False),
+    "image_ids": (0, -1),
+    "image_embeds": (0, 0),
+    "responses": (1, 0),
+    "log_probs": (1, 0),
+}
+
+
+def _fit(x: np.ndarray, axis: int, size: int, fill: float) -> np.ndarray:
+    """Pads or cuts one axis to `size` (what is cut off is padding)."""
+    if x.shape[axis] >= size:
+        return np.take(x, np.arange(size), axis=axis) if x.shape[axis] > size else x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return np.pad(x, widths, constant_values=fill)
+
+
+def stack_groups(groups: Sequence[Group], sizes: dict[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Arrays with a leading group dimension, padded to the largest group or to `sizes` (by field name)."""
+    stacked = {}
+    for field in fields(Group):
+        values = [np.asarray(getattr(group, field.name)) for group in groups]
+        if field.name in _PADDED:
+            axis, fill = _PADDED[field.name]
+            size = (sizes or {}).get(field.name, max(value.shape[axis] for value in values))
+            values = [_fit(value, axis, size, fill) for value in values]
+        stacked[field.name] = np.stack(values)
+    return stacked
+
+
+def unstack_groups(stacked: dict[str, np.ndarray]) -> list[Group]:
+    """The inverse of `stack_groups`, up to padding."""
+    scalars = {field.name for field in fields(Group) if field.type == "int"}
+    count = len(stacked["order"])
+    return [
+        Group(**{name: (int(value[i]) if name in scalars else value[i]) for name, value in stacked.items()})
+        for i in range(count)
+    ]
+
+
+@flax.struct.dataclass
+class UpdateBatch:
+    """What one optimiser step reads. See models/batch.py for the dimension letters."""
+
+    prompts: PromptBatch
+    image_embeds: Float[Array, "P M D"]
+    responses: Int[Array, "P n Lr"]
+    response_mask: Bool[Array, "P n Lr"]
+    old_log_probs: Float[Array, "P n Lr"]
+    advantages: Float[Array, "P n"]
+    fresh: Bool[Array, "P"]  # sampled by exactly the parameters that this step starts from: the sampler gap is measured there
+    reference_log_probs: Float[Array, "P n Lr"] | None = None
+
+    @property
+    def has_embeds(self) -> bool:
+        """Whether image embeddings came with the batch (frozen vision tower); a static fact."""
+        return self.image_embeds.shape[1] > 0
+
+
+def make_update_batch(
+    groups: Sequence[Group],
+    advantages: Float[np.ndarray, "P n"],
+    fresh: Bool[np.ndarray, "P"],
+    *,
+    prompt_length: int,
+    response_length: int,
+) -> UpdateBatch:
+    """Stacks groups at static sizes (host arrays).
+
+    Raises:
+        ValueError: a prompt or response is longer than the given size (nothing is ever cut off).
+    """
+    longest_prompt = max(group.length for group in groups)
+    longest_response = max(int(group.lengths.max()) for group in groups)
+    if longest_prompt > prompt_length or longest_response > response_length:
+        raise ValueError(
+            f"groups of up to {longest_prompt} prompt and {longest_response} response tokens do not fit "
+            f"({prompt_length}, {response_length})"
+        )
+    sizes = dict.fromkeys(("tokens", "positions", "image_index"), prompt_length)
+    sizes |= dict.fromkeys(("responses", "log_probs"), response_length)
+    x = stack_groups(groups, sizes)
+    return UpdateBatch(
+        prompts=PromptBatch(
+            tokens=x["tokens"],
+            positions=x["positions"],
+            lengths=x["length"].astype(np.int32),
+            next_position=x["next_position"].astype(np.int32),
+            image_index=x["image_index"],
+            images=ImageBatch(x["patches"], x["patch_positions"], x["patch_mask"], x["image_ids"]),
+        ),
+        image_embeds=x["image_embeds"],
+        responses=x["responses"],
+        response_mask=np.arange(response_length) < x["lengths"][..., None],
+        old_log_probs=x["log_probs"],
+        advantages=np.asarray(advantages, np.float32),
+        fresh=np.asarray(fresh, bool),
+    )
+
+
+def rows_of_host(batch: UpdateBatch) -> UpdateBatch:
+    """This host's share of a batch that every host holds whole."""
+    hosts, index = jax.process_count(), jax.process_index()
+    if hosts == 1:
+        return batch
+
+    def share(x: np.ndarray) -> np.ndarray:
+        size = x.shape[0] // hosts
+        return x[index * size : (index + 1) * size]
+
+    return jax.tree.map(share, batch)
