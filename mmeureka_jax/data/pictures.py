@@ -1,0 +1,202 @@
+"""Pictures: from an encoded file to the normalised patches that the vision tower reads.
+
+Equal to what Hugging Face makes of a picture file: `load_image`'s upright orientation (EXIF), then
+`Qwen2VLImageProcessorPil` with the checkpoint's settings (transparency onto white, bicubic resize, rescale, normalise).
+JPEG's faster reduced-size decoding (`Image.draft`) gives other pixels, so it is not used.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import ExifTags, Image, ImageOps
+
+from mmeureka_jax.data.problems import ImageRef, RowError
+from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
+from mmeureka_jax.errors import UserError
+
+# Plain raster formats. Pillow knows more, among them EPS, which it hands to a Ghostscript process.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_ORIENTATION_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # keys of PNG text chunks that can hold one
+
+
+@contextmanager
+def _opened(ref: ImageRef) -> Iterator[Image.Image]:
+    """The picture behind `ref`, its header read and its size within Pillow's limit; every failure is a RowError."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        with Image.open(ref.path if ref.path is not None else io.BytesIO(ref.data or b""), formats=_FORMATS) as image:
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are over {limit}")
+            yield image
+    except FileNotFoundError:
+        raise _unusable(ref, "no such file; restore it or drop the row") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _unusable(ref, f"too large ({error}); scale the picture down or drop the row") from None
+    except Exception as error:  # broken files make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise _unusable(ref, f"not a readable picture ({error}); replace the file or drop the row") from None
+
+
+def _unusable(ref: ImageRef, reason: str) -> RowError:
+    return RowError(f"{ref}: {reason}", kind="unusable image")
+
+
+def picture_size(ref: ImageRef) -> tuple[int, int]:
+    """(height, width) of the upright picture, from its header alone. Raises RowError for what cannot be read."""
+    with _opened(ref) as image:
+        width, height = image.size
+        return (width, height) if _is_turned(image) else (height, width)
+
+
+def read_picture(ref: ImageRef) -> Image.Image:
+    """The whole picture, upright, in RGB, transparency composited onto white as HF's `convert_to_rgb` does.
+
+    Raises:
+        RowError: a missing, truncated or otherwise broken file, or too many pixels.
+    """
+    with _opened(ref) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if "A" in image.getbands() or image.info.get("transparency") is not None:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the upright picture has width and height swapped; decodes only PNGs that carry metadata at their end."""
+    if image.format == "TIFF":  # Pillow's TIFF reader already gives the upright size
+        return False
+    if image.format == "PNG" and _has_late_metadata(image.fp):
+        image.load()
+    # Not image.getexif(): for a PNG without EXIF in its header that would decode the pixels to look behind them.
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _TURNED
+
+
+def _has_late_metadata(file: IO[bytes]) -> bool:
+    """Whether a PNG has, behind its pixels, a chunk that can tell an orientation; leaves the file where it was."""
+    start = file.tell()
+    try:
+        file.seek(8)
+        behind = False
+        while len(header := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", header)
+            data = file.tell()
+            if behind and (name == b"eXIf" or file.read(min(length, 21)).startswith(_ORIENTATION_TEXTS)):
+                return True
+            behind |= name == b"IDAT"
+            file.seek(data + length + 4)
+        return False
+    finally:
+        file.seek(start)
+
+
+@dataclass(frozen=True, eq=False)
+class PicturePreprocessor:
+    """The settings of a checkpoint's image processor, applied to still pictures."""
+
+    geometry: VisionGeometry
+    min_pixels: int
+    max_pixels: int
+    resample: int  # a PIL.Image.Resampling
+    values: Float[np.ndarray, "3 256"]  # what each 8-bit level of each channel becomes
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path, geometry: VisionGeometry, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> PicturePreprocessor:
+        """Reads `processor_config.json` (transformers 5, nested) or `preprocessor_config.json` as HF does.
+
+        Args:
+            geometry: that of the model's `config.json`, which the file must agree with.
+            min_pixels, max_pixels: the area that pictures are resized into; None keeps the checkpoint's.
+
+        Raises:
+            UserError: no such file, one that is not understood, or limits that no picture can meet.
+        """
+        source, settings = _read_settings(path)
+        for key, expected in (("patch_size", geometry.patch_size), ("merge_size", geometry.merge_size)):
+            if settings.get(key, expected) != expected:
+                raise UserError(f"{source}: {key} is {settings[key]}, but config.json's vision tower has {expected}")
+        for key in ("do_resize", "do_convert_rgb"):
+            if settings.get(key) is False:
+                raise UserError(f"{source}: {key} is false, which is not supported; set it to true")
+        size = settings.get("size") or {}
+        smallest = _first(min_pixels, settings.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels"))
+        largest = _first(max_pixels, settings.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"))
+        smallest, largest = _first(smallest, 56 * 56), _first(largest, 28 * 28 * 1280)
+        if not 0 < smallest <= largest:
+            raise UserError(f"min_pixels is {smallest} and max_pixels {largest}; expected 0 < min_pixels <= max_pixels")
+        return cls(
+            geometry=geometry,
+            min_pixels=smallest,
+            max_pixels=largest,
+            resample=Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)),
+            values=_level_values(settings),
+        )
+
+    def grid(self, ref: ImageRef) -> Grid:
+        """The patch grid of a picture, from its header. Raises RowError as `picture_size`, and for absurd aspects."""
+        size = picture_size(ref)
+        try:
+            height, width = smart_resize(*size, self.geometry.factor, self.min_pixels, self.max_pixels)
+        except ValueError as error:
+            raise _unusable(ref, f"{error}; crop it or drop the row") from None
+        return height // self.geometry.patch_size, width // self.geometry.patch_size
+
+    def patches(self, ref: ImageRef, grid: Grid) -> Float[np.ndarray, "w S C"]:
+        """The normalised patches of a picture whose `grid` is known. Raises RowError as `read_picture`."""
+        height, width = (patches * self.geometry.patch_size for patches in grid)
+        resized = read_picture(ref).resize((width, height), Image.Resampling(self.resample))
+        return patchify(np.asarray(resized), self.values, self.geometry)
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _read_json_object(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _read_settings(path: Path) -> tuple[Path, Mapping[str, Any]]:
+    """The file with the image processor's settings, and the settings; the nested form wins, as in transformers."""
+    nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
+    if nested.exists() and isinstance(settings := _read_json_object(nested).get("image_processor"), Mapping):
+        return nested, settings
+    if flat.exists():
+        return flat, _read_json_object(flat)
+    raise UserError(f"{path}: neither preprocessor_config.json nor a processor_config.json with an image_processor")
+
+
+def _level_values(settings: Mapping[str, Any]) -> Float[np.ndarray, "3 256"]:
+    """The 256 levels after HF's rescale (in float64, rounded to float32) and normalise (in float32)."""
+    levels = np.arange(256, dtype=np.float32)
+    if settings.get("do_rescale", True):
+        levels = (levels.astype(np.float64) * settings.get("rescale_factor", 1 / 255)).astype(np.float32)
+    if not settings.get("do_normalize", True):
+        return np.tile(levels, (3, 1))
+    mean, std = (
+        np.broadcast_to(np.asarray(settings.get(key, default), np.float32), 3)[:, None]
+        for key, default in (
+            ("image_mean", (0.48145466, 0.4578275, 0.40821073)),  # CLIP's, the defaults of HF's class
+            ("image_std", (0.26862954, 0.26130258, 0.27577711)),
+        )
+    )
+    return (levels - mean) / std

@@ -1,0 +1,314 @@
+"""Problems to what a policy reads: tokens, rotary positions and picture patches, all NumPy, equal to Hugging Face's.
+
+    Problem --prompt style, chat template--> text with one <|image_pad|> a picture --tokenizer, expansion--> tokens
+    its pictures --header--> grids --decode, resize, cut--> patches by attention window
+
+`Processor` does one prompt at a time, in data workers; `collate` pads prompts to the static sizes of a `PromptBatch`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mmeureka_jax.data.pictures import PicturePreprocessor
+from mmeureka_jax.data.problems import Problem, RowError
+from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
+from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, rotary_positions, window_layout
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.batch import ImageBatch, PromptBatch
+from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.weights import read_config
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessedPrompt:
+    """One prompt, unpadded; the letters are those of `models/batch.py`, L its tokens and w its windows."""
+
+    tokens: Int[np.ndarray, " L"]
+    positions: Int[np.ndarray, "3 L"]  # multimodal rotary positions (time, row, column)
+    next_position: int  # rotary position of the first response token
+    image_index: Int[np.ndarray, " L"]  # place among the w * S / 4 image tokens of the windows; -1 for text
+    patches: Float[np.ndarray, "w S C"]
+    patch_positions: Int[np.ndarray, "w S 2"]
+    patch_mask: Bool[np.ndarray, "w S"]
+    image_ids: Int[np.ndarray, " w"]  # which picture the window belongs to
+
+
+@dataclass(frozen=True, eq=False)
+class Processor:
+    """Makes prompts of problems and text of tokens, as the checkpoint at `path` wants them.
+
+    Picklable (the tokenizer is loaded again where it arrives) and usable from several threads.
+    """
+
+    path: Path
+    config: Qwen2_5VLConfig
+    pictures: PicturePreprocessor
+    prompt_style: PromptStyle
+    max_prompt_tokens: int
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        prompt_style: PromptStyle = "instruct",
+        max_prompt_tokens: int,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> Processor:
+        """Reads a checkpoint folder: `config.json`, the tokenizer with its chat template, the image processor's file.
+
+        Args:
+            prompt_style: instructions put around each question; see `apply_prompt_style`.
+            max_prompt_tokens: longest prompt, image tokens included; a longer one is refused, never cut.
+            min_pixels, max_pixels: the area that pictures are resized into; None keeps the checkpoint's.
+
+        Raises:
+            UserError: a file is missing or does not fit the others.
+        """
+        path = Path(path)
+        config = read_config(path)
+        vision = config.vision
+        geometry = VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.window_size)
+        pictures = PicturePreprocessor.from_checkpoint(path, geometry, min_pixels, max_pixels)
+        processor = cls(path, config, pictures, prompt_style, max_prompt_tokens)
+        _ = processor._placeholders, processor._chat_template  # read now, so that a bad checkpoint fails now
+        return processor
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = ("tokenizer", "_chat_template", "_placeholders")
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
+
+    # What the checkpoint says.
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's (fast) Hugging Face tokenizer."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(self.path), local_files_only=True)
+        except Exception as error:  # transformers raises whatever the file at fault made it stumble over
+            raise UserError(f"{self.path}: its tokenizer cannot be loaded ({error})") from error
+        if not tokenizer.is_fast:
+            raise UserError(f"{self.path}: no tokenizer.json; save the tokenizer in the fast format")
+        # Text is encoded by the Rust tokenizer itself, which threads can share once these are set.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def _chat_template(self) -> str:
+        """Where HF's processor looks: chat_template.jinja, chat_template.json, then the tokenizer's own."""
+        legacy = self.path / "chat_template.json"
+        if legacy.exists() and not (self.path / "chat_template.jinja").exists():
+            try:
+                return json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{legacy}: no JSON object with a chat_template ({error!r})") from None
+        try:
+            return self.tokenizer.get_chat_template()
+        except ValueError:
+            raise UserError(
+                f"{self.path}: no chat template; add the chat_template.jinja or chat_template.json of the checkpoint"
+            ) from None
+
+    @cached_property
+    def _placeholders(self) -> tuple[str, ...]:
+        """The tokens that mark pictures, which no text may contain."""
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        ids = {name: getattr(self.config, name) for name in names}
+        tokens = {name: self.tokenizer.convert_ids_to_tokens(token_id) for name, token_id in ids.items()}
+        for name, token in tokens.items():
+            if not token:
+                raise UserError(f"{self.path}: {name} of config.json is {ids[name]}, which its tokenizer does not have")
+        return tuple(tokens.values())
+
+    @property
+    def image_token_id(self) -> int:
+        return self.config.image_token_id
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response: those of generation_config.json, else of config.json."""
+        return self.config.eos_token_ids
+
+    @property
+    def end_token_id(self) -> int:
+        """The one that ends a turn of the chat: the tokenizer's eos, if it is among `eos_token_ids`."""
+        eos = self.tokenizer.eos_token_id
+        return eos if eos in self.eos_token_ids else self.eos_token_ids[0]
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.config.pad_token_id
+
+    # Problems.
+
+    def __call__(self, problem: Problem) -> ProcessedPrompt:
+        """Tokens, positions and patches of a problem's prompt.
+
+        Raises:
+            RowError: (a UserError) a picture that cannot be used, a placeholder token in a text, or more than
+                `max_prompt_tokens` tokens; the message names the problem.
+        """
+        tokens, grids = self._tokens_and_grids(problem)
+        try:
+            patches = [self.pictures.patches(ref, grid) for ref, grid in zip(problem.images, grids, strict=True)]
+        except UserError as error:
+            raise _of(problem, error) from None
+        return self._assemble(tokens, grids, patches)
+
+    def measure(self, problem: Problem) -> tuple[int, int]:
+        """(tokens, windows) that the prompt will have, from picture headers alone. Raises RowError as a call does."""
+        tokens, grids = self._tokens_and_grids(problem)
+        return len(tokens), sum(self.pictures.geometry.num_windows(grid) for grid in grids)
+
+    def _tokens_and_grids(self, problem: Problem) -> tuple[Int[np.ndarray, " L"], list[Grid]]:
+        try:
+            grids = [self.pictures.grid(ref) for ref in problem.images]
+            tokens = self._encode_prompt(apply_prompt_style(problem.messages, self.prompt_style), grids)
+            if len(tokens) > self.max_prompt_tokens:
+                pictures = sum(map(self.pictures.geometry.image_tokens, grids))
+                raise RowError(
+                    f"its prompt has {len(tokens)} tokens ({pictures} of them pictures), over max_prompt_tokens = "
+                    f"{self.max_prompt_tokens}; raise the limit, lower max_pixels or drop the row",
+                    kind="prompt too long",
+                )
+        except UserError as error:
+            raise _of(problem, error) from None
+        return tokens, grids
+
+    def _encode_prompt(self, messages: Sequence[dict[str, Any]], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
+        """Chat template, tokens, and each picture's placeholder repeated once per image token (as HF's processor)."""
+        for message in messages:
+            for part in message["content"]:
+                if part["type"] == "text":
+                    self._refuse_placeholders(part["text"])
+        text = self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+        )
+        tokens = self._encode(text)
+        is_image = tokens == self.image_token_id
+        if is_image.sum() != len(grids):
+            raise UserError(
+                f"the chat template of {self.path} wrote {is_image.sum()} placeholders for {len(grids)} pictures"
+            )
+        repeats = np.ones(len(tokens), np.int64)
+        repeats[is_image] = [self.pictures.geometry.image_tokens(grid) for grid in grids]
+        return np.repeat(tokens, repeats)
+
+    def _assemble(
+        self, tokens: Int[np.ndarray, " L"], grids: Sequence[Grid], patches: Sequence[Float[np.ndarray, "_ S C"]]
+    ) -> ProcessedPrompt:
+        geometry = self.pictures.geometry
+        layouts = [window_layout(grid, geometry) for grid in grids]
+        windows = np.array([len(layout.patch_mask) for layout in layouts], np.int64)
+        counts = [geometry.image_tokens(grid) for grid in grids]
+
+        image_places = np.flatnonzero(tokens == self.image_token_id)
+        starts = image_places[np.cumsum([0, *counts[:-1]])] if counts else ()
+        positions, next_position = rotary_positions(len(tokens), starts, grids, geometry.merge_size)
+        image_index = np.full(len(tokens), -1, np.int32)
+        if layouts:
+            first_window = np.cumsum(windows) - windows
+            offsets = np.repeat(first_window * geometry.units_per_window, counts)
+            image_index[image_places] = np.concatenate([layout.image_index for layout in layouts]) + offsets
+
+        places = (geometry.patches_per_window,)
+        return ProcessedPrompt(
+            tokens=tokens,
+            positions=positions,
+            next_position=next_position,
+            image_index=image_index,
+            patches=_concatenate(patches, (*places, geometry.patch_dim), np.float32),
+            patch_positions=_concatenate([layout.patch_positions for layout in layouts], (*places, 2), np.int32),
+            patch_mask=_concatenate([layout.patch_mask for layout in layouts], places, bool),
+            image_ids=np.repeat(np.arange(len(grids), dtype=np.int32), windows),
+        )
+
+    # Text.
+
+    def encode_response(self, text: str) -> Int[np.ndarray, " T"]:
+        """Tokens of a response, its end token last. Raises UserError for a text with a picture placeholder in it."""
+        self._refuse_placeholders(text)
+        return np.append(self._encode(text), np.int32(self.end_token_id))
+
+    def decode(self, tokens: Sequence[int] | Int[np.ndarray, " T"]) -> str:
+        """The text of tokens, without special tokens; ordinary added tokens such as <think> stay."""
+        return self.tokenizer.backend_tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
+
+    def _encode(self, text: str) -> Int[np.ndarray, " T"]:
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32)
+
+    def _refuse_placeholders(self, text: str) -> None:
+        for token in self._placeholders:
+            if token in text:
+                raise UserError(f"its text contains the literal token {token}, which marks pictures; remove it")
+
+
+def _of(problem: Problem, error: UserError) -> RowError:
+    kind = error.kind if isinstance(error, RowError) else "unusable prompt"
+    return RowError(f"problem {problem.id!r}: {error}", kind, problem.id)
+
+
+def _concatenate(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Along the windows; without any array, one of no windows."""
+    return np.concatenate(arrays) if arrays else np.zeros((0, *shape), dtype)
+
+
+def pick_bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest of the ascending `buckets` that `length` fits in. Raises ValueError if none does."""
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    raise ValueError(f"a length of {length} fits in none of the buckets {tuple(buckets)}")
+
+
+def collate(prompts: Sequence[ProcessedPrompt], prompt_length: int, num_windows: int) -> PromptBatch:
+    """Pads prompts on the right to `prompt_length` tokens and `num_windows` windows (0 if none has a picture).
+
+    Raises:
+        UserError: a prompt that does not fit.
+    """
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    most = max(len(prompt.image_ids) for prompt in prompts)
+    if longest > prompt_length:
+        raise UserError(f"a prompt of {longest} tokens does not fit in {prompt_length}; raise data.max_prompt_tokens")
+    if most > num_windows:
+        raise UserError(
+            f"the pictures of a prompt have {most} windows, over {num_windows}; raise data.max_image_windows"
+        )
+
+    def padded(name: str, length: int, fill: int = 0, axis: int = 0) -> np.ndarray:
+        arrays = [getattr(prompt, name) for prompt in prompts]
+        shape = list(arrays[0].shape)
+        shape[axis] = length
+        out = np.full((len(arrays), *shape), fill, arrays[0].dtype)
+        for row, array in zip(out, arrays, strict=True):
+            row[(slice(None),) * axis + (slice(array.shape[axis]),)] = array
+        return out
+
+    return PromptBatch(
+        tokens=padded("tokens", prompt_length),
+        positions=padded("positions", prompt_length, axis=1),
+        lengths=np.array([len(prompt.tokens) for prompt in prompts], np.int32),
+        next_position=np.array([prompt.next_position for prompt in prompts], np.int32),
+        image_index=padded("image_index", prompt_length, fill=-1),
+        images=ImageBatch(
+            patches=padded("patches", num_windows),
+            patch_positions=padded("patch_positions", num_windows),
+            patch_mask=padded("patch_mask", num_windows),
+            image_ids=padded("image_ids", num_windows, fill=-1),
+        ),
+    )
