@@ -1,0 +1,323 @@
+"""Random access to the raw rows of JSONL, JSON and Parquet files and of TFDS datasets, without loading their pictures.
+
+A table knows where its rows lie and gives the i-th as a dict; what a row means is the business of `problems.py`. All
+tables can be pickled for data workers (handles and caches stay behind and are opened again) and read from threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mmeureka_jax.errors import UserError
+
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+ROW_GROUP_CACHE_BYTES = 256 << 20  # decompressed Parquet row groups kept per process
+_SAMPLED_BLOCK = 1 << 20  # bytes; see `_fingerprint_file`
+
+
+class Table(ABC):
+    """Rows of one file or data set."""
+
+    name: str  # of the file or data set, for ids and messages
+    folder: Path | None = None  # what relative image paths start from
+    embeds_images: bool = False  # rows hold their pictures, so that reading one is not cheap
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The row. Raises UserError with file and line (or row) if it cannot be parsed."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """The row's place for a message, such as `train.jsonl:4`."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that changes when the rows change."""
+
+
+class JsonLinesTable(Table):
+    """One JSON object per line; blank lines are skipped. Holds the offset of each line, and no line."""
+
+    def __init__(self, path: Path):
+        self.path, self.name, self.folder = path, path.name, path.parent
+        starts, lengths, lines = [], [], []
+        offset = 0
+        with _readable(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    starts.append(offset)
+                    lengths.append(len(line))
+                    lines.append(number)
+                offset += len(line)
+        self._starts, self._lengths, self._lines = (np.asarray(x, np.int64) for x in (starts, lengths, lines))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with _readable(self.path) as file:  # opened for each row: nothing to share between threads and processes
+            file.seek(int(self._starts[index]))
+            text = file.read(int(self._lengths[index]))
+        return _parse_object(text, self.where(index))
+
+    def where(self, index: int) -> str:
+        return f"{self.path}:{self._lines[index]}"
+
+    def fingerprint(self) -> str:
+        return _fingerprint_file(self.path, whole=True)
+
+
+class JsonTable(Table):
+    """A JSON list of objects, held in memory (such files name their pictures, they do not hold them)."""
+
+    def __init__(self, path: Path):
+        self.path, self.name, self.folder = path, path.name, path.parent
+        with _readable(path) as file:
+            text = file.read()
+        try:
+            self._rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); repair the file") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not valid JSON ({error}); repair the file") from None
+        if not isinstance(self._rows, list):
+            raise UserError(f"{path}: expected a JSON list of problems, found {type(self._rows).__name__}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows[index]
+        if not isinstance(row, dict):
+            raise UserError(f"{self.where(index)}: expected a JSON object, found {type(row).__name__}")
+        return row
+
+    def where(self, index: int) -> str:
+        return f"{self.path} item {index}"
+
+    def fingerprint(self) -> str:
+        return _fingerprint_file(self.path, whole=True)
+
+
+class _RowGroupCache:
+    """The last used Parquet row groups of this process, up to a total size (or one, however large)."""
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, path: Path, group: int):
+        import pyarrow.parquet as parquet
+
+        key = (path, group)
+        with self._lock:  # also keeps two threads from reading one group twice
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+            with parquet.ParquetFile(path) as file:
+                table = file.read_row_group(group, use_threads=False)
+            self._groups[key] = table
+            self._bytes += table.nbytes
+            while self._bytes > self._max_bytes and len(self._groups) > 1:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
+            return table
+
+
+_row_groups = _RowGroupCache(ROW_GROUP_CACHE_BYTES)
+
+
+class ParquetTable(Table):
+    """Rows of a Parquet file, read by row groups.
+
+    Parquet cannot read one row alone: a shuffled pass over a file larger than the cache reads a row group for nearly
+    every row. `mmeureka data build` turns such files into ArrayRecord, which can.
+    """
+
+    embeds_images = True
+
+    def __init__(self, path: Path):
+        import pyarrow.parquet as parquet
+
+        self.path, self.name, self.folder = path, path.name, path.parent
+        try:
+            metadata = parquet.read_metadata(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except Exception as error:  # pyarrow raises its own kinds and OSError
+            raise UserError(f"{path}: not a readable Parquet file ({error}); download it again") from None
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        try:
+            table = _row_groups.get(self.path, group)
+        except Exception as error:
+            raise UserError(f"{self.where(index)}: cannot be read ({error}); download the file again") from None
+        return table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
+
+    def where(self, index: int) -> str:
+        return f"{self.path} row {index}"
+
+    def fingerprint(self) -> str:
+        return _fingerprint_file(self.path, whole=False)
+
+
+class TfdsTable(Table):
+    """Rows of a prepared TFDS dataset (ArrayRecord). Text arrives as str, encoded pictures as bytes."""
+
+    embeds_images = True
+
+    def __init__(self, name: str, split: str):
+        self.name = f"{name}@{split}"
+        self._builder = find_tfds_builder(name)
+        if split.partition("[")[0] not in self._builder.info.splits:
+            raise UserError(
+                f"tfds:{self.name}: no such split; {name} has {', '.join(self._builder.info.splits) or 'none'}"
+            )
+        self._split = split
+        self._directory = self._builder.data_path
+        try:
+            self._rows = self._open()
+        except Exception as error:
+            raise UserError(
+                f"tfds:{self.name}: cannot be read from {self._directory} ({error}); a data set must be stored as"
+                " array_record, and a split be given as NAME, NAME[:10], NAME[10%:20%]"
+            ) from None
+
+    def _open(self):
+        import tensorflow_datasets as tfds
+
+        features = self._builder.info.features
+        skipped = {key: tfds.decode.SkipDecoding() for key, f in features.items() if isinstance(f, tfds.features.Image)}
+        self._texts = [key for key, f in features.items() if isinstance(f, tfds.features.Text)]
+        return self._builder.as_data_source(split=self._split, decoders=skipped or None)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = dict(self._rows[index])
+        for key in self._texts:
+            row[key] = row[key].decode()
+        return {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
+
+    def where(self, index: int) -> str:
+        return f"tfds:{self.name} row {index}"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self._split.encode())
+        for path in sorted(Path(self._directory).iterdir()):
+            digest.update(f"{path.name}:{_fingerprint_file(path, whole=False)}\n".encode())
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "_split": self._split, "_directory": self._directory}
+
+    def __setstate__(self, state: dict[str, Any]):
+        import tensorflow_datasets as tfds
+
+        self.__dict__.update(state)
+        self._builder = tfds.builder_from_directory(self._directory)
+        self._rows = self._open()
+
+
+def open_table(path: Path) -> Table:
+    """The rows of one file, by its suffix (`.json` may hold a list or JSON lines). Raises UserError for other files."""
+    if path.suffix == ".parquet":
+        return ParquetTable(path)
+    if path.suffix == ".jsonl":
+        return JsonLinesTable(path)
+    if path.suffix == ".json":
+        with _readable(path) as file:
+            return (
+                JsonLinesTable(path)
+                if file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+                else JsonTable(path)
+            )
+    raise UserError(f"{path}: expected a file that ends with {', '.join(FILE_SUFFIXES)}")
+
+
+def tfds_data_dir() -> Path:
+    """Where TFDS datasets lie: `TFDS_DATA_DIR`, else TFDS's own default."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def find_tfds_builder(name: str):
+    """The builder of the prepared dataset `NAME[/CONFIG][:VERSION]`; the built-in `shapes` is prepared where absent.
+
+    Raises:
+      UserError: no such dataset below `tfds_data_dir()`, or it is not prepared.
+    """
+    import tensorflow_datasets as tfds
+
+    data_dir = tfds_data_dir()
+    if re.split("[/:]", name)[0] == "shapes":
+        from mmeureka_jax.data.builders.shapes import prepare_shapes
+
+        return prepare_shapes(name, data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # DatasetNotFoundError, ValueError for configs and versions, ...
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"tfds:{name}: not found in {data_dir} ({reason}); build it with `mmeureka data build`, or set"
+            " TFDS_DATA_DIR"
+        ) from None
+    if not builder.is_prepared():
+        raise UserError(f"tfds:{name}: not prepared in {data_dir}; run `tfds build` for it, or set TFDS_DATA_DIR")
+    return builder
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _parse_object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); repair the line") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, absurd nesting
+        raise UserError(f"{where}: not valid JSON ({error}); repair the line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _fingerprint_file(path: Path, *, whole: bool) -> str:
+    """SHA-256 of a file's size and content; of at most 64 evenly spaced blocks of 1 MiB unless `whole`."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    blocks = -(-size // _SAMPLED_BLOCK)
+    chosen = range(blocks) if whole or blocks <= 64 else np.linspace(0, blocks - 1, 64).astype(int).tolist()
+    with _readable(path) as file:
+        for block in chosen:
+            file.seek(block * _SAMPLED_BLOCK)
+            digest.update(file.read(_SAMPLED_BLOCK))
+    return digest.hexdigest()
