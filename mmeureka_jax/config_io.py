@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 import re
 import types
@@ -64,8 +63,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 class _Dumper(_Resolver, yaml.SafeDumper):
     """Sections a key a line, lists on one line."""
 
-    def represent_list(self, data: list[Any]) -> yaml.SequenceNode:
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+_Dumper.add_representer(list, _represent_list)
 
 
 _Dumper.add_representer(list, _Dumper.represent_list)
@@ -187,8 +190,8 @@ class _Mismatch(Exception):
     """What was expected instead of a value."""
 
 
-@functools.cache
-def _field_types(cls: type) -> dict[str, Any]:
+def _field_types(cls: Any) -> dict[str, Any]:
+    """The annotation of each field of a dataclass."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
@@ -201,7 +204,7 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 def _section_of(annotation: Any) -> type | None:
     """The dataclass that an annotation such as `RLConfig` or `RandomModelConfig | None` holds."""
-    return next((a for a in _alternatives(annotation) if dataclasses.is_dataclass(a)), None)
+    return next((a for a in _alternatives(annotation) if isinstance(a, type) and dataclasses.is_dataclass(a)), None)
 
 
 def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:

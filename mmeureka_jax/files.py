@@ -34,7 +34,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
       UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a kill left here is overwritten
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
