@@ -72,7 +72,7 @@ class JsonLinesTable(Table):
     def __getitem__(self, index: int) -> dict[str, Any]:
         with _readable(self.path) as file:  # opened for each row: nothing to share between threads and processes
             file.seek(int(self._starts[index]))
-            text = file.read(int(self._lengths[index]))
+            text = file.read(int(self._lengths[index])).strip()
         return _parse_object(text, self.where(index))
 
     def where(self, index: int) -> str:
@@ -188,9 +188,12 @@ class TfdsTable(Table):
 
     embeds_images = True
 
-    def __init__(self, name: str, split: str):
+    def __init__(self, name: str, split: str, directory: Path | None = None):
+        """Looks the dataset up by its name, unless its folder (`.../NAME/VERSION`) is given."""
+        import tensorflow_datasets as tfds
+
         self.name = f"{name}@{split}"
-        self._builder = find_tfds_builder(name)
+        self._builder = find_tfds_builder(name) if directory is None else tfds.builder_from_directory(directory)
         if split.partition("[")[0] not in self._builder.info.splits:
             raise UserError(
                 f"tfds:{self.name}: no such split; {name} has {', '.join(self._builder.info.splits) or 'none'}"

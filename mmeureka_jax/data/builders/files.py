@@ -1,0 +1,206 @@
+"""A TFDS dataset of any problems: what `mmeureka data build` makes of the file formats.
+
+Rows hold the pictures as they were encoded, messages and metadata as JSON text. They are stored as ArrayRecord in the
+order of the source, written and read without TensorFlow, and readable without this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mmeureka_jax.data.pictures import read_picture
+from mmeureka_jax.data.problems import Problem, ProblemSource, RowError, open_problems
+from mmeureka_jax.data.readers import TfdsTable, tfds_data_dir
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import explain_write_errors
+from mmeureka_jax.tracking import progress
+
+VERSION = "1.0.0"
+
+
+def problem_features() -> tfds.features.FeaturesDict:
+    """The features of a row: `open_problems("tfds:...")` reads them as a chat with separate images."""
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "messages": tfds.features.Text(doc="JSON: [{role, content: [{type: text, text} | {type: image}]}]"),
+            "images": tfds.features.Sequence(tfds.features.Text(), doc="encoded pictures (PNG, JPEG, ...)"),
+            "answer": tfds.features.Text(doc="empty where there is none"),
+            "metadata": tfds.features.Text(doc="JSON object"),
+        }
+    )
+
+
+def encode_problem(problem: Problem) -> dict[str, Any]:
+    """A problem as a row of `problem_features`. Raises UserError if a picture cannot be read."""
+    return {
+        "id": problem.id,
+        "messages": json.dumps(problem.messages, ensure_ascii=False),
+        "images": [ref.read_bytes() for ref in problem.images],
+        "answer": problem.answer or "",
+        "metadata": json.dumps(problem.metadata, ensure_ascii=False),
+    }
+
+
+class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes problem sources as the splits of one dataset; a row counts as usable once its pictures have been decoded.
+
+    Unusable rows end up in `rejected`. Unless `skip_unusable` they are an error at the end of a split.
+    """
+
+    url_infos = None  # nothing is downloaded; to look for checksums, TFDS wants a package that it does not require
+
+    def __init__(
+        self,
+        name: str,
+        sources: Mapping[str, ProblemSource],
+        *,
+        skip_unusable: bool,
+        show_progress: bool,
+        **kwargs: Any,
+    ):
+        self.name = name
+        self.VERSION = tfds.core.Version(VERSION)
+        self.rejected: list[UserError] = []
+        self._sources = sources
+        self._skip_unusable = skip_unusable
+        self._show_progress = show_progress
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Problems for reinforcement learning, written by `mmeureka data build`.",
+            features=problem_features(),
+            disable_shuffling=True,  # rows in the order of their source
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(split, source) for split, source in self._sources.items()}
+
+    def _generate_examples(self, split: str, source: ProblemSource) -> Iterator[tuple[int, dict[str, Any]]]:
+        rejected: list[UserError] = []
+        with progress(len(source), f"build {self.name}@{split}", unit="row", enabled=self._show_progress) as bar:
+            for index in range(len(source)):
+                try:
+                    row = _checked_row(source, index)
+                except UserError as error:
+                    rejected.append(error)
+                else:
+                    yield index, row
+                bar.update()
+        if rejected and not self._skip_unusable:
+            shown = [f"  {error}" for error in rejected[:20]] + ["  ..."] * (len(rejected) > 20)
+            raise UserError(
+                "\n".join([f"{source.name}: {len(rejected)} of {len(source)} rows cannot be used:", *shown])
+                + "\nrepair them, or leave them out with --skip-unusable"
+            )
+        self.rejected += rejected
+
+
+def _checked_row(source: ProblemSource, index: int) -> dict[str, Any]:
+    problem = source[index]
+    try:
+        for ref in problem.images:
+            read_picture(ref)
+        return encode_problem(problem)
+    except UserError as error:
+        raise RowError(f"{source.where(index)}: problem {problem.id!r}: {error}", problem_id=problem.id) from None
+
+
+@dataclass(frozen=True)
+class BuiltDataset:
+    directory: Path
+    spec: str  # `tfds:NAME@SPLIT`, as `open_problems` takes it
+    num_rows: int
+    rejected: tuple[str, ...]  # why rows were left out
+
+
+def build_dataset(
+    spec: str,
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    split: str = "train",
+    root: str | None = None,
+    allow_outside_root: bool = False,
+    require_answer: bool = True,
+    skip_unusable: bool = False,
+    show_progress: bool = True,
+) -> BuiltDataset:
+    """Writes the problems of `spec` as split `split` of the TFDS dataset `name`, beside the splits that it has already.
+
+    Args:
+      spec, root, allow_outside_root, require_answer: as for `open_problems`.
+      data_dir: where TFDS datasets lie; default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      skip_unusable: leave out rows that cannot be used; else they are an error and nothing is written.
+
+    Raises:
+      UserError: a name that TFDS does not take, a split that exists, unusable rows, no usable row, a full disk.
+    """
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name) or name == "shapes":
+        raise UserError(f"dataset name {name!r}: expected small letters, digits and _, a letter first, and not shapes")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", split):
+        raise UserError(f"split {split!r}: expected letters, digits and _")
+    directory = Path(data_dir).expanduser() if data_dir is not None else tfds_data_dir()
+    final = directory / name / VERSION
+    sources = _existing_splits(name, final)
+    if split in sources:
+        raise UserError(f"{final}: split {split} exists; choose another split or name, or remove that folder")
+    sources[split] = open_problems(
+        spec, root=root, allow_outside_root=allow_outside_root, require_answer=require_answer
+    )
+    tfds.disable_progress_bar()
+    workplace = directory / f".{name}.{os.getpid()}.incomplete"
+    with explain_write_errors(directory):
+        try:
+            builder = FilesBuilder(
+                name, sources, skip_unusable=skip_unusable, show_progress=show_progress, data_dir=workplace
+            )
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
+                builder.download_and_prepare()
+            num_rows = builder.info.splits[split].num_examples if split in builder.info.splits else 0
+            if not num_rows:
+                raise UserError(
+                    f"{spec}: none of its {len(sources[split])} rows can be used; run `mmeureka data check`"
+                )
+            _replace(final, workplace / name / VERSION, backup=workplace / "replaced")
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
+    return BuiltDataset(final, f"tfds:{name}@{split}", num_rows, tuple(str(error) for error in builder.rejected))
+
+
+def _existing_splits(name: str, directory: Path) -> dict[str, ProblemSource]:
+    """The splits of a dataset that was built before, as sources to write again."""
+    if not directory.exists():
+        return {}
+    splits = tfds.builder_from_directory(directory).info.splits
+    return {
+        split: ProblemSource([TfdsTable(name, split, directory=directory)], name, require_answer=False)
+        for split in splits
+    }
+
+
+def _replace(folder: Path, new: Path, backup: Path) -> None:
+    """Moves `new` to where `folder` is or will be; what was there is kept as `backup`, and put back if the move fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    existed = folder.exists()
+    if existed:
+        folder.rename(backup)
+    try:
+        new.rename(folder)
+    except OSError:
+        if existed:
+            backup.rename(folder)
+        raise
