@@ -193,7 +193,7 @@ def _existing_splits(name: str, directory: Path) -> dict[str, ProblemSource]:
 
 
 def _replace(folder: Path, new: Path, backup: Path) -> None:
-    """Moves `new` to where `folder` is or will be; what was there is kept as `backup`, and put back if the move fails."""
+    """Moves `new` to the place of `folder`; what was there becomes `backup`, and is put back if the move fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     existed = folder.exists()
     if existed:

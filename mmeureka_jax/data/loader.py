@@ -1,0 +1,136 @@
+"""Batches of processed problems for one host, from a stream that is the same however many hosts read it.
+
+    position    0   1   2   3   4   5 | 6   7   8   9 ...      epochs of the shuffled rows, one after the other
+    host 0 of 2     x       x       x   |     x       x
+    host 1 of 2         x       x       | x       x       ...
+
+Grain shuffles by (seed, epoch), finds any position at once, and prepares problems ahead in threads or processes. The
+state is the global position of the batch that comes next, so a run may resume with other numbers of workers and hosts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+from absl import flags
+
+from mmeureka_jax.data.problems import Problem, ProblemSource, RowError
+from mmeureka_jax.data.processor import ProcessedPrompt
+from mmeureka_jax.errors import UserError
+
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class LoadedProblem:
+    """A problem with its processed prompt, and its position in the stream (epoch * rows + place in the epoch)."""
+
+    problem: Problem
+    prompt: ProcessedPrompt
+    order: int
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Reads and processes a row; runs in data workers."""
+
+    source: ProblemSource
+    processor: Callable[[Problem], ProcessedPrompt]
+
+    def __call__(self, order: int, row: int) -> LoadedProblem:
+        problem = self.source[row]
+        try:
+            return LoadedProblem(problem, self.processor(problem), order)
+        except UserError as error:
+            kind = error.kind if isinstance(error, RowError) else "unusable prompt"
+            raise RowError(f"{self.source.where(row)}: {error}", kind, problem.id) from None
+
+
+class ProblemLoader:
+    """An endless iterator over this host's batches (lists of `batch_size` `LoadedProblem`s), with an exact state.
+
+    Args:
+      source, indices: the rows `source[i] for i in indices` are what is read, each once an epoch.
+      processor: picklable if `workers` > 0.
+      batch_size: rows of this host.
+      seed, shuffle: each epoch has its own order, or that of `indices`.
+      host_index, host_count: this host reads the positions host_index + k * host_count.
+      workers: processes that read and process; 0 means threads of this one.
+      prefetch: batches prepared ahead; 0 means none.
+
+    Raises:
+      UserError: no rows. While iterating, RowError (naming file, row and id) for a row that turns out to be unusable.
+    """
+
+    def __init__(
+        self,
+        source: ProblemSource,
+        indices: Sequence[int],
+        processor: Callable[[Problem], ProcessedPrompt],
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        host_index: int = 0,
+        host_count: int = 1,
+        workers: int = 0,
+        prefetch: int = 2,
+    ):
+        if not len(indices):
+            raise UserError(f"{source.name}: no usable rows; see `mmeureka data check`")
+        self._batch_size = batch_size
+        self._host_index, self._host_count = host_index, host_count
+        self._workers, self._prefetch = workers, prefetch
+        self._identity = {"num_problems": len(indices), "seed": seed, "shuffle": shuffle}
+        rows = grain.MapDataset.source(list(indices)).seed(seed % 2**32)
+        if shuffle:
+            rows = rows.shuffle()
+        self._stream = rows.repeat().map_with_index(_Load(source, processor))
+        self._next_position = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __iter__(self) -> Iterator[list[LoadedProblem]]:
+        return self
+
+    def __next__(self) -> list[LoadedProblem]:
+        if self._iterator is None:
+            self._iterator = iter(self._dataset())
+        batch = [next(self._iterator) for _ in range(self._batch_size)]
+        self._next_position += self._batch_size * self._host_count
+        return batch
+
+    def _dataset(self) -> grain.IterDataset:
+        rows = self._stream[self._next_position + self._host_index :: self._host_count]
+        ahead = self._prefetch * self._batch_size
+        if self._workers == 0 or ahead == 0:
+            threads = min(os.cpu_count() or 1, _MAX_THREADS, ahead)
+            return rows.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        if not flags.FLAGS.is_parsed():  # Grain's processes read absl flags, which this program does not use
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=-(-ahead // self._workers))
+        return rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(options)
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream goes on after the batch returned last; JSON-able."""
+        return {"next_position": self._next_position, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` was called. Raises UserError if the rows, the seed or the shuffling differ."""
+        saved = {key: state.get(key) for key in self._identity}
+        if saved != self._identity:
+            raise UserError(
+                f"the data stream was saved with {saved} but is opened with {self._identity}; restore the data and its"
+                " settings, or start a new run"
+            )
+        self.close()
+        self._next_position = state["next_position"]
+
+    def close(self) -> None:
+        """Stops reading ahead. The next batch starts it again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
