@@ -285,9 +285,11 @@ def _read_text(keys: _Keys, tied: bool) -> TextConfig:
             f"{keys.source}: rotary settings {dict(rope)!r} are not supported; the {MODEL_TYPE} policy has the plain "
             "multimodal kind, {'type': 'mrope', 'mrope_section': [..]} (no yarn or other scaling)"
         )
-    mrope_section = _Keys(rope, keys.source, "rope_scaling.").integers("mrope_section")
-    if num_heads <= 0 or len(mrope_section) != 3:
-        raise UserError(f"{keys.source}: num_attention_heads is {num_heads} and mrope_section {mrope_section}")
+    section = _Keys(rope, keys.source, "rope_scaling.").integers("mrope_section")
+    if num_heads <= 0 or len(section) != 3:
+        raise UserError(
+            f"{keys.source}: num_attention_heads {num_heads} or mrope_section {list(section)} is not usable"
+        )
     return TextConfig(
         vocab_size=keys.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -298,7 +300,7 @@ def _read_text(keys: _Keys, tied: bool) -> TextConfig:
         head_dim=keys.integer("head_dim", default=hidden_size // num_heads),
         rms_norm_eps=keys.real("rms_norm_eps", default=1e-5),
         rope_theta=_Keys({**rope, **_flat_theta(keys)}, keys.source, "").real("rope_theta", default=1e6),
-        mrope_section=mrope_section,  # type: ignore[arg-type]  (three of them, checked above)
+        mrope_section=(section[0], section[1], section[2]),
         tie_word_embeddings=tied,
         max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
     )

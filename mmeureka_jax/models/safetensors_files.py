@@ -43,12 +43,12 @@ class StoredTensor:
     dtype_name: str  # as the header says
     dtype: np.dtype | None  # None if it is not a floating-point type that is read here
 
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+    def read(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A copy of `tensor[index]`. The file is mapped only meanwhile, so its pages do not count as held memory."""
         if self.dtype is None:
             raise TypeError(f"{self.file}: {self.dtype_name} tensors are not read")
         mapped = np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape)
-        return np.array(mapped[index], order="C", subok=False)
+        return np.array(mapped[index or ()], order="C", subok=False)
 
 
 def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:

@@ -141,10 +141,10 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> Qwen2_5VLC
     head_dim = config.hidden_size // config.num_heads
     time = head_dim // 8  # a quarter of the frequencies, as in the released models; the rest for row and column
     row = (head_dim // 2 - time) // 2
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    ids = tokenizer.get_vocab()
     model_config = Qwen2_5VLConfig(
         text=TextConfig(
-            vocab_size=-(-tokenizer.get_vocab_size() // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+            vocab_size=-(-len(ids) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_layers=config.num_layers,

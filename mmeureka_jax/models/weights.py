@@ -2,9 +2,9 @@
 
 Loading checks every tensor's name and shape from the file headers first, and lists all problems at once. Then each
 tensor goes from the file to its place on the mesh by itself, every device reading only its own slice; a leaf that
-stacks layers is filled on the devices, layer by layer, in a donated buffer. The host never holds more than one stored
-tensor (measured on a CPU device: peak = parameters + about two tensors). Saving streams one tensor at a time the other
-way, into a folder that gets its name only when it is complete.
+stacks layers is filled on the devices, layer by layer, in a donated buffer, so the host never holds more than one stored
+tensor (measured on CPU devices: 0.9 GiB of parameters load and save within 0.1 GiB above them, most of it the
+compiler's). Saving streams one tensor at a time the other way, into a folder that gets its name only when complete.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def save_params(
     In a run of many processes all must call this, and process 0 writes. Tensors are fetched one at a time.
 
     Args:
-        params: the parameter tree, of `jax.Array` (with any sharding) or `np.ndarray` (the same on every process).
+        params: the parameter tree, of `jax.Array` with any sharding.
         path: the new folder. It appears under this name only when it is complete.
         source: the checkpoint that the policy came from; its tokenizer, processor and generation files are copied.
         dtype: of the stored tensors.
@@ -263,13 +263,12 @@ def _match_tensors(path: str | Path, config: Qwen2_5VLConfig) -> dict[str, Store
         found[hub_name] = tensor
     for rule in rules(config):
         for name, _ in rule.tensors():
-            tensor = found.get(name)
-            if tensor is None:
+            if name not in found:
                 problems.append(f"{name}: missing (expected shape {list(rule.shape)})")
-            elif tensor.shape != rule.shape:
-                problems.append(f"{name}: shape {list(tensor.shape)}, expected {list(rule.shape)}")
-            elif tensor.dtype is None:
-                problems.append(f"{name}: stored as {tensor.dtype_name}, expected a floating-point type")
+            elif found[name].shape != rule.shape:
+                problems.append(f"{name}: shape {list(found[name].shape)}, expected {list(rule.shape)}")
+            elif found[name].dtype is None:
+                problems.append(f"{name}: stored as {found[name].dtype_name}, expected a floating-point type")
     expected = {name for rule in rules(config) for name, _ in rule.tensors()}
     if config.text.tie_word_embeddings:
         expected.add("lm_head.weight")  # some tied checkpoints store the copy too
@@ -330,7 +329,7 @@ def _stored_sharding(sharding: Sharding, rule: Rule) -> Sharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*axes), memory_kind=sharding.memory_kind)
 
 
-def _from_stored(tensor: Any, layout: Layout) -> Any:
+def _from_stored(tensor: jax.Array, layout: Layout) -> jax.Array:
     """A stored tensor in the layout of the parameter tree."""
     if layout == "linear":  # [out, in] -> [in, out]
         return tensor.T
@@ -340,7 +339,7 @@ def _from_stored(tensor: Any, layout: Layout) -> Any:
     return tensor
 
 
-def _to_stored(value: Any, layout: Layout, shape: tuple[int, ...]) -> Any:
+def _to_stored(value: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
     """The inverse of `_from_stored`."""
     if layout == "linear":
         return value.T
@@ -357,10 +356,18 @@ def _fetch_tensors(params: Mapping[str, Any], all_rules: Iterable[Rule], dtype: 
         if leaf.shape != rule.leaf_shape:
             raise ValueError(f"{rule.leaf} has shape {leaf.shape}, the config says {rule.leaf_shape}")
         for _, layer in rule.tensors():
-            value = _to_stored(leaf if layer is None else leaf[layer], rule.layout, rule.shape).astype(dtype)
-            if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            value = _extract(leaf, layer, rule.layout, rule.shape, dtype)
+            if not value.is_fully_addressable:
                 value = multihost_utils.process_allgather(value, tiled=True)
             yield np.asarray(value)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "shape", "dtype"))
+def _extract(
+    leaf: jax.Array, layer: jax.Array | None, layout: Layout, shape: tuple[int, ...], dtype: np.dtype
+) -> jax.Array:
+    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    return _to_stored(value, layout, shape).astype(dtype)
 
 
 def _get(tree: Mapping[str, Any], path: str) -> Any:
