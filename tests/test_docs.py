@@ -1,0 +1,109 @@
+"""The documentation does not drift from the code: links, config keys and their defaults, files, commands."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mmeureka_jax.config import Config, RandomModelConfig, load_config
+from mmeureka_jax.config_io import dotted_keys
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
+RECIPES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "launch").iterdir()])
+page = pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+KEYS = set(dotted_keys(Config))
+LEAVES = {key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS)}
+SECTIONS = {key for key in KEYS - LEAVES if "." not in key}
+FILE_SUFFIXES = (".md", ".py", ".yaml", ".json", ".jsonl", ".parquet")
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that a Markdown renderer makes of the headings."""
+    headings = re.findall(r"^#+ +(.*)$", path.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@page
+def test_links_resolve(path: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if re.match(r"[a-z]+://", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{target} does not exist"
+        assert linked.is_relative_to(ROOT), f"{target} leads out of the repository"
+        if anchor:
+            assert anchor in anchors(linked), f"{target}: no such heading"
+
+
+def documented_defaults() -> dict[str, str]:
+    """key -> default, from the tables of configuration.md."""
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| `([^`]*)` \| (.*) \|$", text, flags=re.M)
+    assert len({key for key, *_ in rows}) == len(rows), "a key is documented twice"
+    return {key: default for key, default, _ in rows}
+
+
+def test_every_config_key_is_documented():
+    described = documented_defaults()
+    assert described.keys() - LEAVES == set(), "documented, but no such key"
+    assert LEAVES - described.keys() == set(), "not documented"
+
+
+@pytest.mark.parametrize("key", sorted(LEAVES))
+def test_documented_default_is_the_default(key: str):
+    """The default is read as an override would be, so the page also shows how to write each value."""
+    *sections, name = key.split(".")
+    given = functools.reduce(getattr, sections, load_config(None, [f"{key}={documented_defaults()[key]}"]))
+    default = RandomModelConfig() if sections == ["model", "random"] else functools.reduce(getattr, sections, Config())
+    assert getattr(given, name) == getattr(default, name)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *RECIPES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_mentioned_config_keys_exist(path: Path):
+    pattern = rf"(?<![\w/.-])(?:{'|'.join(sorted(SECTIONS))})(?:\.[a-z0-9_]+)+"
+    mentioned = {key for key in re.findall(pattern, path.read_text()) if not key.endswith(FILE_SUFFIXES)}
+    assert mentioned <= KEYS
+
+
+@page
+def test_mentioned_files_exist(path: Path):
+    """Paths of this repository in backticks (run folders and the user's own files start elsewhere)."""
+    text = path.read_text()
+    folders = "mmeureka_jax|configs|launch|docs|tests|benchmarks|eval"
+    mentioned = re.findall(rf"`((?:{folders})/[\w./-]*)`", text)
+    mentioned += re.findall(r"(?<![\w/])((?:configs|launch)/[\w./-]+\.(?:yaml|sh|sbatch))", text)
+    assert [name for name in mentioned if not (ROOT / name).exists()] == []
+
+
+@page
+def test_mentioned_make_targets_exist(path: Path):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    commands = re.findall(r"(?:^|`)make ((?:[a-z]+(?: |$|`|(?= *#)))+)", path.read_text(), flags=re.M)
+    assert {word for command in commands for word in command.strip("` ").split()} <= targets
+
+
+def shell_commands(path: Path) -> list[list[str]]:
+    """The `mmeureka ...` lines of the page's code blocks, as argument lists."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line.replace("$i &", "0"), comments=True) for line in lines if "mmeureka " in line]
+    return [words[words.index("mmeureka") + 1 :] for words in commands if "mmeureka" in words]
+
+
+@page
+def test_mentioned_commands_parse(path: Path):
+    cli = pytest.importorskip("mmeureka_jax.cli")
+    for arguments in shell_commands(path):
+        cli.build_parser().parse_args(arguments)  # exits, and so fails, on what it does not know
+
+
+@pytest.mark.parametrize("path", [*PAGES, *RECIPES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_path_of_one_machine(path: Path):
+    assert not re.search(r"(?<![\w.$~}])/(?:root|home|Users|work|opt)/", path.read_text())
