@@ -1,0 +1,85 @@
+"""The online filter: which groups are worth training on, and the buffer where they wait for an update.
+
+A group whose answers are all right or all wrong has advantage 0 and only dilutes the batch. Such groups are dropped
+after each rollout, and the same policy goes on sampling until the buffer holds a full batch.
+
+Source: MM-EUREKA (arXiv 2503.07365), "online filtering" and Algorithm 1; the same idea is "dynamic sampling" in DAPO
+(arXiv 2503.14476), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from mmeureka_jax.config import FilterConfig
+
+KEPT, TOO_EASY, TOO_HARD = "kept", "too_easy", "too_hard"
+
+
+def classify(accuracies: Float[np.ndarray, "P n"], config: FilterConfig, step: int) -> Shaped[np.ndarray, "P"]:
+    """Says of each group whether it is "kept", "too_easy" (mean above `upper`) or "too_hard" (mean below `lower`).
+
+    Both bounds are inclusive. Everything is kept where the filter is off, and while `step <= freeze_steps`.
+
+    Args:
+        accuracies: the accuracy reward alone, 0 or 1 per response; neither weights nor other rewards.
+        step: the training step that the groups are sampled for, counted from 0.
+    """
+    mean = np.asarray(accuracies, np.float64).mean(axis=1)
+    if not config.enabled or step <= config.freeze_steps:
+        return np.full(mean.shape, KEPT)
+    return np.select([mean < config.lower, mean > config.upper], [TOO_HARD, TOO_EASY], KEPT)
+
+
+class Group(Protocol):
+    """What the buffer needs to know of a group: the rollout that sampled it, and its prompt's place in the data."""
+
+    @property
+    def rollout_index(self) -> int: ...
+
+    @property
+    def order(self) -> int: ...
+
+
+G = TypeVar("G", bound=Group)
+
+
+class GroupBuffer(Generic[G]):
+    """Groups that wait for an update, first in, first out.
+
+    `groups` is always in canonical order, (rollout_index, order): in whatever order hosts and workers deliver, the same
+    groups are taken. It is all the state there is; a checkpoint stores it, and restores it through the constructor.
+    """
+
+    def __init__(self, groups: Iterable[G] = ()):
+        self.groups: list[G] = []
+        self.add(groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def add(self, groups: Iterable[G]) -> None:
+        self.groups = sorted([*self.groups, *groups], key=lambda group: (group.rollout_index, group.order))
+
+    def take(self, count: int) -> list[G]:
+        """Removes and returns the oldest `count` groups.
+
+        Raises:
+            ValueError: the buffer holds fewer.
+        """
+        if not 0 <= count <= len(self.groups):
+            raise ValueError(f"cannot take {count} groups from a buffer of {len(self.groups)}")
+        taken, self.groups = self.groups[:count], self.groups[count:]
+        return taken
+
+    def clear(self) -> None:
+        self.groups = []
+
+    @staticmethod
+    def staleness(groups: Sequence[Group], rollout_index: int) -> float:
+        """How many rollouts ago the groups were sampled, on average; 0 if all are of the rollout `rollout_index`."""
+        return float(np.mean([rollout_index - group.rollout_index for group in groups])) if groups else 0.0
