@@ -101,9 +101,14 @@ class Qwen2_5VLConfig:
         eos = _first_given(generation.get("eos_token_id"), text_keys.get("eos_token_id"))
         if eos is None:
             raise UserError(f"{source}: neither it nor generation_config.json names an eos_token_id")
-        eos_ids = tuple(int(token) for token in eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+        eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
         pad = _first_given(generation.get("pad_token_id"), text_keys.get("pad_token_id"))
         bos = _first_given(text_keys.get("bos_token_id"), generation.get("bos_token_id"))
+        if not eos_ids or any(type(token) is not int for token in (*eos_ids, pad or 0, bos or 0)):
+            raise UserError(
+                f"{source}: eos_token_id {eos!r}, pad_token_id {pad!r} and bos_token_id {bos!r} (here or in "
+                "generation_config.json) must be token ids; only the first may be a list"
+            )
         config = cls(
             text=text,
             vision=vision,
@@ -112,8 +117,8 @@ class Qwen2_5VLConfig:
             vision_start_token_id=text_keys.integer("vision_start_token_id"),
             vision_end_token_id=text_keys.integer("vision_end_token_id"),
             eos_token_ids=eos_ids,
-            pad_token_id=int(pad) if pad is not None else eos_ids[-1],
-            bos_token_id=int(bos) if bos is not None else None,
+            pad_token_id=pad if pad is not None else eos_ids[-1],
+            bos_token_id=bos,
         )
         config.check_sizes(source)
         return config

@@ -2,8 +2,8 @@
 
 Loading checks every tensor's name and shape from the file headers first, and lists all problems at once. Then each
 tensor goes from the file to its place on the mesh by itself, every device reading only its own slice; a leaf that
-stacks layers is filled on the devices, layer by layer, in a donated buffer, so the host never holds more than one stored
-tensor (measured on CPU devices: 0.9 GiB of parameters load and save within 0.1 GiB above them, most of it the
+stacks layers is filled on the devices, layer by layer, in a donated buffer. So the host never holds more than one
+stored tensor (measured on CPU devices: 0.9 GiB of parameters load and save within 0.1 GiB above them, most of it the
 compiler's). Saving streams one tensor at a time the other way, into a folder that gets its name only when complete.
 """
 
