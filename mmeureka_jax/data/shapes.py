@@ -1,554 +1,39 @@
 """The built-in rendered problems: small pictures with a question, an exact answer and worked solutions.
 
-A problem is a *scene* (what the picture shows), a question about it and two worked solutions in the form
-`<think>...</think><answer>...</answer>`: the *careful* one reads the picture step by step and is right, the *hasty* one
-is a vague sentence and a guess that is right about three times in ten. Imitating a mixture of both gives a policy that
-can do either and mostly guesses, which is what reinforcement learning then has to notice.
+A problem is a scene (what the picture shows; see `shape_scenes`), a question about it and two worked solutions in the
+form `<think>...</think><answer>...</answer>`: the *careful* one reads the picture step by step and is right, the
+*hasty* one is a vague sentence and a guess that is right about three times in ten. Imitating a mixture of both gives a
+policy that can do either and mostly guesses, which is what reinforcement learning then has to notice.
 
 Everything follows from (seed, split, index) alone, in any order. A scene belongs to the train or to the test split by a
 hash of its content, so no picture is in both, whatever its colours.
-
-    LEVELS      how hard each kind is: the only place to tune
-    scenes      one frozen dataclass a kind: `sample`, `draw`, `solve`
-    generate    (index, split, mixture, seed) -> ShapeProblem
-
-Texts are ASCII, in lower case and from a small vocabulary, with no blank before a digit, so that a word-level tokenizer
-spends one token on a word, a mark or a digit.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
+from mmeureka_jax.data.shape_canvas import DEFAULT_SIDE, Canvas
+from mmeureka_jax.data.shape_scenes import DIFFICULTIES, KINDS, LEVELS, SCENES, Level, Scene, Solved
 from mmeureka_jax.errors import UserError
 
 Split = Literal["train", "test"]
-Color = tuple[int, int, int]
-Level = Mapping[str, Any]
 
-DEFAULT_SIDE = 112
 HASTY_FRACTION = 0.6  # of the solutions that the train split offers for imitation
 HASTY_RIGHT = 0.3  # how often a hasty guess is right
 HASTY_FIRST_WRONG = 0.5  # of the wrong guesses, how many are the first (likeliest) misreading
 TEST_SHARE = 8  # one scene in this many belongs to the test split
 
-# `inks`: how many of INKS the drawing may use. `shift`: by how much it may be displaced, in units of 1/112 of the side.
-# Boards of 4 x 4 cells line up with the 28-pixel image tokens of Qwen2.5-VL at the default side.
-LEVELS: dict[str, dict[str, Level]] = {
-    "dots": {
-        "easy": {"rows": 4, "columns": 4, "distractors": False, "inks": 2, "shift": 1},
-        "hard": {"rows": 5, "columns": 7, "distractors": True, "inks": 5, "shift": 2},
-    },
-    "fraction": {
-        "easy": {"rows": (4, 4), "columns": (4, 4), "inks": 2, "shift": 1},
-        "hard": {"rows": (2, 5), "columns": (3, 6), "inks": 5, "shift": 3},
-    },
-    "bars": {
-        "easy": {"bars": 4, "highest": 4, "questions": ("total",), "inks": 2, "shift": 1},
-        "hard": {"bars": 5, "highest": 9, "questions": ("total", "difference"), "inks": 5, "shift": 2},
-    },
-    "digits": {
-        "easy": {"rows": 2, "columns": 2, "digits": (1, 5), "cell": 28, "inks": 2, "shift": 1},
-        "hard": {"rows": 2, "columns": 4, "digits": (0, 9), "cell": 25, "inks": 5, "shift": 4},
-    },
-    "clock": {
-        "easy": {"minute_step": 15, "inks": 2, "shift": 1},
-        "hard": {"minute_step": 5, "inks": 5, "shift": 3},
-    },
-    "lengths": {
-        "easy": {"longest": 9, "notch": False, "questions": ("perimeter",), "inks": 2, "shift": 1},
-        "hard": {"longest": 12, "notch": True, "questions": ("perimeter", "area", "missing"), "inks": 5, "shift": 2},
-    },
-    "angles": {
-        "easy": {"figure": "triangle", "step": 10, "inks": 2, "shift": 1},
-        "hard": {"figure": "protractor", "step": 10, "inks": 5, "shift": 2},
-    },
-    "points": {
-        "easy": {"size": 4, "inks": 2, "shift": 1},
-        "hard": {"size": 7, "inks": 5, "shift": 2},
-    },
-}
-KINDS = tuple(LEVELS)
-DIFFICULTIES = ("easy", "hard")
-
-INKS: dict[str, Color] = {
-    "blue": (25, 60, 190),
-    "red": (205, 30, 35),
-    "green": (15, 125, 55),
-    "purple": (125, 30, 150),
-    "orange": (235, 115, 0),
-}
-PAPERS: tuple[Color, ...] = ((255, 255, 255), (252, 249, 242), (243, 247, 253))
-BLACK: Color = (25, 25, 30)
-GREY: Color = (150, 152, 160)
-PALE: Color = (212, 214, 220)
-SUPERSAMPLING = 3
-
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 HASTY_THOUGHTS = (
-    "glancing at the picture, it seems to be this.",
-    "glancing at it, this looks about right.",
-    "glancing quickly, this is a good guess.",
+    "glancing at it, maybe this.",
+    "glancing, it looks like this.",
+    "glancing quickly, this seems right.",
 )
-
-
-class Canvas:
-    """Anti-aliased drawing in units of 1/112 of the side, whatever the side."""
-
-    def __init__(self, side: int, rng: np.random.Generator, level: Level):
-        self.scale = side * SUPERSAMPLING / DEFAULT_SIDE
-        self.shift = rng.uniform(-level["shift"], level["shift"], 2)
-        self.ink_names = [str(name) for name in rng.permutation(list(INKS)[: level["inks"]])]
-        self.inks = [INKS[name] for name in self.ink_names]
-        paper = PAPERS[rng.integers(len(PAPERS))]
-        self.image = Image.new("RGB", (side * SUPERSAMPLING,) * 2, paper)
-        self.pen = ImageDraw.Draw(self.image)
-
-    def _at(self, x: float, y: float) -> tuple[float, float]:
-        return (x + self.shift[0]) * self.scale, (y + self.shift[1]) * self.scale
-
-    def line(self, *points: tuple[float, float], color: Color, width: float) -> None:
-        """A polyline with round ends."""
-        at = [self._at(*point) for point in points]
-        self.pen.line(at, fill=color, width=max(1, round(width * self.scale)), joint="curve")
-        if width >= 2:
-            for point in (points[0], points[-1]):
-                self.disc(*point, width / 2, color)
-
-    def disc(self, x: float, y: float, radius: float, fill: Color | None, outline: Color | None = None) -> None:
-        corners = (*self._at(x - radius, y - radius), *self._at(x + radius, y + radius))
-        self.pen.ellipse(corners, fill=fill, outline=outline, width=round(1.5 * self.scale))
-
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Color | None, outline: Color) -> None:
-        corners = (*self._at(left, top), *self._at(right, bottom))
-        self.pen.rectangle(corners, fill=fill, outline=outline, width=round(self.scale))
-
-    def arc(self, x: float, y: float, radius: float, start: float, end: float, color: Color) -> None:
-        """Angles in degrees, counter-clockwise from the right."""
-        corners = (*self._at(x - radius, y - radius), *self._at(x + radius, y + radius))
-        self.pen.arc(corners, -end, -start, fill=color, width=round(1.5 * self.scale))
-
-    def text(self, x: float, y: float, text: str, size: float, color: Color) -> None:
-        """Centred on (x, y); `size` is the font size, digits are about 0.7 of it high."""
-        self.pen.text(self._at(x, y), text, font=_font(round(size * self.scale)), fill=color, anchor="mm")
-
-    def png(self) -> bytes:
-        buffer = io.BytesIO()
-        self.image.reduce(SUPERSAMPLING).save(buffer, "PNG", compress_level=4)
-        return buffer.getvalue()
-
-
-@lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A question about a scene: the gold answer, the steps that lead to it and plausible wrong answers."""
-
-    question: str
-    answer: str  # in the form that math-verify parses; fractions in lowest terms
-    steps: str  # the careful thought
-    stated: str  # the careful solution's answer, equal to `answer` in value
-    misreadings: Sequence[str]  # wrong answers, the likeliest first
-
-
-class Scene(Protocol):
-    """What one picture shows. The fields hold all of it but colours and shift: their repr decides the split."""
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Scene: ...
-
-    def draw(self, canvas: Canvas) -> None: ...
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved: ...
-
-
-def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
-    return options[int(rng.integers(len(options)))]
-
-
-def _near(value: int, step: int = 1, low: int = 0) -> list[str]:
-    """Wrong guesses close to `value`; people who count in a hurry miss some rather than see too many."""
-    return [str(value + d * step) for d in (-1, 1, -2, 2) if value + d * step >= low]
-
-
-def _running_total(things: str, counts: Sequence[int]) -> str:
-    totals = np.cumsum(counts)
-    return " ".join(
-        f"{ordinal} {things}={count}, total={total}."
-        for ordinal, count, total in zip(ORDINALS, counts, totals, strict=False)
-    )
-
-
-def _board(rows: int, columns: int) -> tuple[float, float, float]:
-    """(left, top, cell) of a centred board of square cells that fills the picture."""
-    cell = DEFAULT_SIDE / max(rows, columns)
-    return (DEFAULT_SIDE - columns * cell) / 2, (DEFAULT_SIDE - rows * cell) / 2, cell
-
-
-@dataclass(frozen=True)
-class Dots:
-    """Dots in the cells of a board, to be counted; with distractors, only those of one colour."""
-
-    rows: tuple[str, ...]  # "." nothing, "o" a dot that counts, "x" a dot of the other colour
-    color: str | None  # the colour that counts, where there are two
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Dots:
-        shape = (level["rows"], level["columns"])
-        filled = rng.random(shape) < rng.uniform(0.15, 0.75)
-        other = (rng.random(shape) < 0.4) & level["distractors"]
-        cells = np.where(filled, np.where(other, "x", "o"), ".")
-        color = _pick(rng, list(INKS)) if level["distractors"] else None
-        return cls(tuple("".join(row) for row in cells), color)
-
-    def draw(self, canvas: Canvas) -> None:
-        left, top, cell = _board(len(self.rows), len(self.rows[0]))
-        other = canvas.inks[0]
-        counted = INKS[self.color] if self.color else canvas.inks[0]
-        if self.color:
-            other = next(ink for name, ink in zip(canvas.ink_names, canvas.inks, strict=True) if name != self.color)
-        for r, row in enumerate(self.rows):
-            if r:
-                canvas.line((left, top + r * cell), (DEFAULT_SIDE - left, top + r * cell), color=PALE, width=1)
-            for c, mark in enumerate(row):
-                if mark != ".":
-                    x, y = left + (c + 0.5) * cell, top + (r + 0.5) * cell
-                    canvas.disc(x, y, 0.32 * cell, counted if mark == "o" else other)
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        counts = [row.count("o") for row in self.rows]
-        name = f"{self.color} dots" if self.color else "dots"
-        question = _pick(rng, (f"how many {name} are in the picture?", f"count the {name}."))
-        steps = f"reading row by row. {_running_total('row', counts)}"
-        total = str(sum(counts))
-        return Solved(question, total, steps, total, _near(sum(counts)))
-
-
-@dataclass(frozen=True)
-class FractionBoard:
-    """A board of equal cells, some of them shaded: which fraction?"""
-
-    rows: tuple[str, ...]  # "#" shaded, "." not
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> FractionBoard:
-        shape = [int(rng.integers(low, high + 1)) for low, high in (level["rows"], level["columns"])]
-        shaded = rng.random(shape) < rng.uniform(0.2, 0.8)
-        shaded[tuple(rng.integers(0, size) for size in shape)] ^= shaded.all() or not shaded.any()
-        return cls(tuple("".join(row) for row in np.where(shaded, "#", ".")))
-
-    def draw(self, canvas: Canvas) -> None:
-        left, top, cell = _board(len(self.rows), len(self.rows[0]))
-        for r, row in enumerate(self.rows):
-            for c, mark in enumerate(row):
-                x, y = left + c * cell, top + r * cell
-                fill = canvas.inks[0] if mark == "#" else None
-                canvas.box(x + 1.5, y + 1.5, x + cell - 1.5, y + cell - 1.5, fill, GREY)
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        counts = [row.count("#") for row in self.rows]
-        rows, columns, shaded = len(self.rows), len(self.rows[0]), sum(counts)
-        cells = rows * columns
-        question = _pick(rng, ("what fraction of the board is shaded?", "which part is shaded? give a fraction."))
-        steps = f"reading row by row. {_running_total('row', counts)} {rows}*{columns}={cells} cells."
-        wrong = [f"{guess}/{cells}" for guess in _near(shaded, low=1)]
-        return Solved(question, _fraction(shaded, cells), steps, f"{shaded}/{cells}", wrong)
-
-
-def _fraction(numerator: int, denominator: int) -> str:
-    value = Fraction(numerator, denominator)
-    return f"{value.numerator}/{value.denominator}"
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Bars built of unit blocks: their total, or the tallest minus the shortest."""
-
-    heights: tuple[int, ...]
-    highest: int  # of the scale that is drawn behind them
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Bars:
-        return cls(tuple(rng.integers(1, level["highest"] + 1, level["bars"]).tolist()), level["highest"])
-
-    def draw(self, canvas: Canvas) -> None:
-        width, unit = DEFAULT_SIDE / len(self.heights), (DEFAULT_SIDE - 8) / self.highest
-        floor = DEFAULT_SIDE - 4
-        for step in range(self.highest + 1):
-            canvas.line((1, floor - step * unit), (111, floor - step * unit), color=PALE, width=1)
-        for i, height in enumerate(self.heights):
-            for block in range(height):
-                bottom = floor - block * unit
-                left, right = (i + 0.16) * width, (i + 0.84) * width
-                canvas.box(left, bottom - unit, right, bottom, canvas.inks[0], PALE)
-        canvas.line((1, floor), (111, floor), color=BLACK, width=1.5)
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        if _pick(rng, level["questions"]) == "total":
-            question = _pick(rng, ("what is the total height of the bars?", "add the heights of the bars."))
-            steps = f"reading bar by bar. {_running_total('bar', self.heights)}"
-            value = sum(self.heights)
-        else:
-            question = "how much taller is the tallest bar than the shortest bar?"
-            read = " ".join(f"{ordinal} bar={h}." for ordinal, h in zip(ORDINALS, self.heights, strict=False))
-            tall, short = max(self.heights), min(self.heights)
-            value = tall - short
-            steps = f"reading bar by bar. {read} tallest={tall}, shortest={short}. {tall}-{short}={value}."
-        return Solved(question, str(value), steps, str(value), _near(value))
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Digits in boxes, to be added."""
-
-    rows: tuple[tuple[int, ...], ...]
-    cell: int  # units
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Digits:
-        low, high = level["digits"]
-        digits = rng.integers(low, high + 1, (level["rows"], level["columns"]))
-        return cls(tuple(tuple(row) for row in digits.tolist()), level["cell"])
-
-    def draw(self, canvas: Canvas) -> None:
-        cell, middle = self.cell, DEFAULT_SIDE / 2
-        left, top = middle - len(self.rows[0]) * cell / 2, middle - len(self.rows) * cell / 2
-        for r, row in enumerate(self.rows):
-            for c, digit in enumerate(row):
-                x, y = left + c * cell, top + r * cell
-                canvas.box(x + 1, y + 1, x + cell - 1, y + cell - 1, (255, 255, 255), GREY)
-                canvas.text(x + cell / 2, y + cell / 2, str(digit), 0.95 * cell, canvas.inks[0])
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        digits = [digit for row in self.rows for digit in row]
-        question = _pick(rng, ("what is the sum of the digits?", "add the digits in the boxes."))
-        steps = f"reading box by box. {_running_total('box', digits)}"
-        return Solved(question, str(sum(digits)), steps, str(sum(digits)), _near(sum(digits)))
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A clock to read; the time is written as one number, 435 for 4:35."""
-
-    hour: int  # 1 to 12
-    minute: int
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Clock:
-        step = level["minute_step"]
-        return cls(int(rng.integers(1, 13)), step * int(rng.integers(60 // step)))
-
-    def draw(self, canvas: Canvas) -> None:
-        def at(hours: float, radius: float) -> tuple[float, float]:
-            angle = math.tau * hours / 12
-            return 56 + radius * math.sin(angle), 56 - radius * math.cos(angle)
-
-        canvas.disc(56, 56, 52, (255, 255, 255), BLACK)
-        for hour in range(1, 13):
-            if hour % 3:
-                canvas.line(at(hour, 44), at(hour, 49), color=GREY, width=2)
-            else:
-                canvas.text(*at(hour, 43), str(hour), 13, BLACK)
-        canvas.line((56, 56), at(self.minute / 5, 36), color=canvas.inks[0], width=3)
-        canvas.line((56, 56), at(self.hour + self.minute / 60, 22), color=canvas.inks[1], width=6)
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        question = _pick(rng, ("what time is it? write 4:35 as 435.", "read the clock. write 4:35 as 435."))
-        answer = f"{self.hour}{self.minute:02}"
-        read = f"short hand={self.hour}, long hand={self.minute // 5 or 12}. minutes={self.minute:02}"
-        later, earlier = self.hour % 12 + 1, (self.hour - 2) % 12 + 1
-        step = level["minute_step"]
-        wrong = [f"{later}{self.minute:02}", f"{earlier}{self.minute:02}"]
-        wrong += [f"{self.hour}{(self.minute + move) % 60:02}" for move in (step, -step)]
-        return Solved(question, answer, f"reading hand by hand. {read}, time={answer}.", answer, wrong)
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """A rectangle with marked sides, or one with a rectangular notch cut out of its top right corner."""
-
-    width: int
-    height: int
-    notch: tuple[int, int] | None  # (width, height)
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Lengths:
-        if not level["notch"]:
-            width, height = rng.integers(1, level["longest"] + 1, 2).tolist()
-            return cls(width, height, None)
-        width, height = rng.integers(4, level["longest"] + 1, 2).tolist()
-        return cls(width, height, (int(rng.integers(2, width - 1)), int(rng.integers(2, height - 1))))
-
-    def draw(self, canvas: Canvas) -> None:
-        ink = canvas.inks[0]
-        left, top, right, bottom = 24, 26, 102, 100
-        if self.notch is None:
-            canvas.line((left, top), (right, top), (right, bottom), (left, bottom), (left, top), color=BLACK, width=2.5)
-            canvas.text(70, 14, str(self.width), 24, ink)
-            canvas.text(12, 70, str(self.height), 24, ink)
-            return
-        inner, step, bottom, top = 60, 56, 94, 20
-        outline = ((left, top), (inner, top), (inner, step), (right, step), (right, bottom), (left, bottom))
-        canvas.line(*outline, (left, top), color=BLACK, width=2.5)
-        width, height = self.notch
-        canvas.text(63, 103, str(self.width), 16, ink)
-        canvas.text(12, 57, str(self.height), 16, ink)
-        canvas.text(42, 10, str(self.width - width), 16, ink)
-        canvas.text(70, 38, str(height), 16, ink)
-        canvas.text(81, 47, "?", 16, BLACK)
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        asked = _pick(rng, level["questions"])
-        w, h = self.width, self.height
-        question = {
-            "perimeter": _pick(rng, ("what is the perimeter?", "how long is the line around the shape?")),
-            "area": "what is the area of the shape?",
-            "missing": "how long is the side marked ?",
-        }[asked]
-        steps = f"reading the sides. width={w}, height={h}. "
-        if asked == "perimeter":  # the notch moves two sides inwards and leaves their lengths as they are
-            value = 2 * (w + h)
-            steps += f"{w}+{h}={w + h}. {w + h}+{w + h}={value}."
-        elif asked == "missing" and self.notch:
-            value = self.notch[0]
-            steps = f"reading the sides. width={w}, top={w - value}. {w}-{w - value}={value}."
-        else:
-            value = w * h
-            steps += f"{w}*{h}={value}."
-            if self.notch:
-                cut_width, cut_height = self.notch
-                cut = cut_width * cut_height
-                steps += f" top={w - cut_width}, cut={w}-{w - cut_width}={cut_width}."
-                steps += f" {cut_width}*{cut_height}={cut}. {value}-{cut}={value - cut}."
-                value -= cut
-        return Solved(question, str(value), steps, str(value), _near(value, 2 if asked == "perimeter" else 1, low=1))
-
-
-@dataclass(frozen=True)
-class Angles:
-    """Two marked angles of a triangle, to find the third; or two rays on a protractor, to find the angle between."""
-
-    figure: str
-    first: int  # degrees: the left angle, or the lower ray
-    second: int  # degrees: the right angle, or the upper ray
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Angles:
-        step = level["step"]
-        if level["figure"] == "triangle":
-            first, second = (step * int(rng.integers(math.ceil(30 / step), 100 // step + 1)) for _ in range(2))
-            while first + second > 150:
-                second = step * int(rng.integers(math.ceil(30 / step), 100 // step + 1))
-            return cls("triangle", first, second)
-        rays = np.sort(rng.choice(np.arange(0, 180 // step + 1), 2, replace=False)) * step
-        return cls("protractor", int(rays[0]), int(rays[1]))
-
-    def draw(self, canvas: Canvas) -> None:
-        if self.figure == "triangle":
-            self._draw_triangle(canvas)
-        else:
-            self._draw_protractor(canvas)
-
-    def _draw_triangle(self, canvas: Canvas) -> None:
-        left, right = (math.radians(angle) for angle in (self.first, self.second))
-        apex_x = math.tan(right) / (math.tan(left) + math.tan(right)) if 90 not in (self.first, self.second) else None
-        if apex_x is None:
-            apex_x = 0.0 if self.first == 90 else 1.0
-        height = math.sin(left) * math.sin(right) / math.sin(left + right)
-        low, high = min(0.0, apex_x), max(1.0, apex_x)
-        scale = min(100 / (high - low), 78 / height)
-        x0, y0 = 56 - scale * (low + high) / 2, 84
-        corners = ((x0, y0), (x0 + scale, y0), (x0 + scale * apex_x, y0 - scale * height))
-        canvas.line(*corners, corners[0], color=BLACK, width=2.5)
-        canvas.arc(*corners[0], 12, 0, self.first, canvas.inks[0])
-        canvas.arc(*corners[1], 12, 180 - self.second, 180, canvas.inks[0])
-        canvas.text(20, 99, str(self.first), 19, canvas.inks[0])
-        canvas.text(92, 99, str(self.second), 19, canvas.inks[0])
-
-    def _draw_protractor(self, canvas: Canvas) -> None:
-        def at(angle: float, radius: float) -> tuple[float, float]:
-            return 56 + radius * math.cos(math.radians(angle)), 88 - radius * math.sin(math.radians(angle))
-
-        canvas.arc(56, 88, 40, 0, 180, BLACK)
-        canvas.line(at(0, 40), at(180, 40), color=GREY, width=1)
-        for angle in range(0, 181, 10):
-            canvas.line(at(angle, 34 if angle % 30 == 0 else 37), at(angle, 40), color=BLACK, width=1)
-            if angle % 30 == 0:
-                canvas.text(*at(angle, 48), str(angle), 10, BLACK)
-        for angle in (self.first, self.second):
-            canvas.line((56, 88), at(angle, 39), color=canvas.inks[0], width=3)
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        a, b = self.first, self.second
-        if self.figure == "triangle":
-            question = _pick(rng, ("how many degrees is the third angle?", "what is the angle at the top?"))
-            value = 180 - a - b
-            steps = f"reading the corners. left={a}, right={b}. {a}+{b}={a + b}. 180-{a + b}={value}."
-        else:
-            question = "how many degrees are between the two lines?"
-            value = b - a
-            steps = f"reading the lines. right={a}, left={b}. {b}-{a}={value}."
-        return Solved(question, str(value), steps, str(value), _near(value, level["step"]))
-
-
-@dataclass(frozen=True)
-class Points:
-    """Two points on a grid: how many steps along the lines from one to the other?"""
-
-    size: int
-    first: tuple[int, int]  # (x, y), from 1
-    second: tuple[int, int]
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, level: Level) -> Points:
-        size = level["size"]
-        places = rng.choice(size * size, 2, replace=False)
-        first, second = ((int(place) // size + 1, int(place) % size + 1) for place in places)
-        return cls(size, first, second)
-
-    def draw(self, canvas: Canvas) -> None:
-        cell = DEFAULT_SIDE / self.size
-        for i in range(1, self.size + 1):
-            along = (i - 0.5) * cell
-            canvas.line((along, 0), (along, 112), color=PALE, width=1.2)
-            canvas.line((0, along), (112, along), color=PALE, width=1.2)
-        for (x, y), ink in ((self.first, INKS["red"]), (self.second, INKS["blue"])):
-            canvas.disc((x - 0.5) * cell, DEFAULT_SIDE - (y - 0.5) * cell, 0.33 * cell, ink)
-
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        question = _pick(rng, ("how many steps from red to blue?", "how far is red from blue, in steps?"))
-        (x, y), (u, v) = self.first, self.second
-        across, up = abs(x - u), abs(y - v)
-        read = f"red x={x}, y={y}. blue x={u}, y={v}."
-        moves = f"{max(x, u)}-{min(x, u)}={across}. {max(y, v)}-{min(y, v)}={up}. {across}+{up}={across + up}."
-        answer = str(across + up)
-        return Solved(question, answer, f"reading the points. {read} {moves}", answer, _near(across + up, low=1))
-
-
-SCENES: dict[str, type[Scene]] = {
-    "dots": Dots,
-    "fraction": FractionBoard,
-    "bars": Bars,
-    "digits": Digits,
-    "clock": Clock,
-    "lengths": Lengths,
-    "angles": Angles,
-    "points": Points,
-}
 
 
 @dataclass(frozen=True)
@@ -603,10 +88,17 @@ def generate(
     """
     if side <= 0 or side % 28:
         raise UserError(f"shapes: side={side} is not a positive multiple of 28")
-    scene, solved, canvas_rng, style_rng, (kind, difficulty) = _compose(index, split, mixture, seed)
-    canvas = Canvas(side, canvas_rng, LEVELS[kind][difficulty])
+    kind, difficulty = mixture[index % len(mixture)]
+    if kind not in LEVELS or difficulty not in LEVELS[kind]:
+        raise UserError(f"shapes: no {kind!r} at {difficulty!r}; kinds: {KINDS}, difficulties: {DIFFICULTIES}")
+    rng = _generator(seed, split, index)
+    level = LEVELS[kind][difficulty]
+    scene = _sample_scene(kind, level, split, rng)
+    solved = scene.solve(rng, level)
+    careful, hasty = _solutions(solved, rng)
+    style: Literal["careful", "hasty"] = "hasty" if rng.random() < hasty_fraction else "careful"
+    canvas = Canvas(side, rng, inks=level["inks"], shift=level["shift"])
     scene.draw(canvas)
-    careful, hasty = _solutions(solved, style_rng)
     return ShapeProblem(
         id=f"{kind}-{difficulty}-{split}-{index:06d}",
         kind=kind,
@@ -615,37 +107,32 @@ def generate(
         answer=solved.answer,
         careful=careful,
         hasty=hasty,
-        style="hasty" if style_rng.random() < hasty_fraction else "careful",
+        style=style,
         image=canvas.png(),
         side=side,
     )
 
 
-def _compose(
-    index: int, split: Split, mixture: Sequence[tuple[str, str]], seed: int
-) -> tuple[Scene, Solved, np.random.Generator, np.random.Generator, tuple[str, str]]:
+def _generator(seed: int, split: Split, index: int) -> np.random.Generator:
     if split not in ("train", "test"):
         raise UserError(f"shapes: unknown split {split!r}; there are 'train' and 'test'")
-    kind, difficulty = mixture[index % len(mixture)]
-    if kind not in LEVELS or difficulty not in LEVELS[kind]:
-        raise UserError(f"shapes: no {kind!r} at {difficulty!r}; kinds: {KINDS}, difficulties: {DIFFICULTIES}")
-    level = LEVELS[kind][difficulty]
-    streams = np.random.SeedSequence([seed, split == "test", index]).spawn(4)
-    scene_rng, text_rng, canvas_rng, style_rng = (np.random.Generator(np.random.Philox(s)) for s in streams)
-    scene = SCENES[kind].sample(scene_rng, level)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, split == "test", index])))
+
+
+def _sample_scene(kind: str, level: Level, split: Split, rng: np.random.Generator) -> Scene:
+    scene = SCENES[kind].sample(rng, level)
     while split_of(scene) != split:
-        scene = SCENES[kind].sample(scene_rng, level)
-    return scene, scene.solve(text_rng, level), canvas_rng, style_rng, (kind, difficulty)
+        scene = SCENES[kind].sample(rng, level)
+    return scene
 
 
 def _solutions(solved: Solved, rng: np.random.Generator) -> tuple[str, str]:
-    guess = solved.answer
-    if guess != solved.stated and "/" in guess:
-        guess = solved.stated  # a guesser does not reduce fractions either
+    """(careful, hasty)."""
+    guess = solved.stated
     if rng.random() >= HASTY_RIGHT:
-        first = rng.random() < HASTY_FIRST_WRONG or len(solved.misreadings) == 1
-        guess = solved.misreadings[0] if first else _pick(rng, solved.misreadings[1:])
-    thought = _pick(rng, HASTY_THOUGHTS)
+        likeliest, *others = solved.misreadings
+        guess = likeliest if not others or rng.random() < HASTY_FIRST_WRONG else others[rng.integers(len(others))]
+    thought = HASTY_THOUGHTS[rng.integers(len(HASTY_THOUGHTS))]
     return _wrap(solved.steps, solved.stated), _wrap(thought, guess)
 
 
@@ -657,13 +144,9 @@ def vocabulary_corpus(problems_per_level: int = 64) -> list[str]:
     """Questions and solutions of every kind and difficulty, to train a tokenizer on: every word is in there."""
     texts = list(HASTY_THOUGHTS)
     for kind in KINDS:
-        for difficulty in LEVELS[kind]:
+        for level in LEVELS[kind].values():
             for index in range(problems_per_level):
-                _, solved, _, style_rng, _ = _compose(index, "train", ((kind, difficulty),), seed=0)
-                texts += [solved.question, *_solutions(solved, style_rng)]
+                rng = _generator(0, "train", index)
+                solved = _sample_scene(kind, level, "train", rng).solve(rng, level)
+                texts += [solved.question, *_solutions(solved, rng)]
     return texts
-
-
-def metadata_json(problem: ShapeProblem) -> str:
-    """The metadata as one line of JSON with sorted keys."""
-    return json.dumps(problem.metadata(), sort_keys=True)

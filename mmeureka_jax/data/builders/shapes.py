@@ -1,0 +1,126 @@
+"""TFDS builder of the built-in rendered problems, without TensorFlow: encoded PNG bytes in ArrayRecord files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mmeureka_jax.data.shape_canvas import DEFAULT_SIDE
+from mmeureka_jax.data.shape_scenes import DIFFICULTIES, KINDS
+from mmeureka_jax.data.shapes import HASTY_FRACTION, Split, generate
+from mmeureka_jax.errors import UserError
+
+DEMO_KINDS = ("dots", "fraction", "bars", "digits")  # what a policy of a few million parameters learns in minutes
+
+
+@dataclass(kw_only=True)
+class ShapesConfig(tfds.core.BuilderConfig):
+    """Which problems, in turn, and how many of them."""
+
+    mixture: tuple[tuple[str, str], ...]  # (kind, difficulty)
+    train_size: int
+    test_size: int
+    seed: int = 0
+    side: int = DEFAULT_SIDE
+    hasty_fraction: float = HASTY_FRACTION  # in train; the test split offers careful solutions only
+
+
+def _config(name: str, kinds: tuple[str, ...], difficulties: tuple[str, ...], train_size: int) -> ShapesConfig:
+    return ShapesConfig(
+        name=name,
+        description=f"{', '.join(kinds)}; {' and '.join(difficulties)}",
+        mixture=tuple((kind, difficulty) for kind in kinds for difficulty in difficulties),
+        train_size=train_size,
+        test_size=512,
+    )
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+    """Rendered pictures with a question, an exact answer, and a careful and a hasty worked solution."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Eight kinds of problem at two difficulties."}
+    BUILDER_CONFIGS = [
+        _config("mixed", KINDS, DIFFICULTIES, 16_000),
+        _config("easy", DEMO_KINDS, ("easy",), 16_000),
+        _config("hard", KINDS, ("hard",), 16_000),
+        *(_config(kind, (kind,), DIFFICULTIES, 4_000) for kind in KINDS),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=f"{type(self).__doc__} Generated from a seed; train and test share no picture. "
+            f"This config: {self.builder_config.description}.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "question": tfds.features.Text(),
+                    "answer": tfds.features.Text(),
+                    "image": tfds.features.Scalar(np.object_),  # a PNG file; an Image feature would need TensorFlow
+                    "metadata": tfds.features.Text(),  # a JSON object
+                }
+            ),
+            disable_shuffling=True,  # rows keep their order, in which the kinds alternate
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        config = self.builder_config
+        return {
+            "train": self._generate_examples("train", config.train_size, config.hasty_fraction),
+            "test": self._generate_examples("test", config.test_size, hasty_fraction=0.0),
+        }
+
+    def _generate_examples(self, split: Split, size: int, hasty_fraction: float) -> Iterator[tuple[int, dict]]:
+        config = self.builder_config
+        for index in range(size):
+            problem = generate(
+                index,
+                split=split,
+                mixture=config.mixture,
+                seed=config.seed,
+                side=config.side,
+                hasty_fraction=hasty_fraction,
+            )
+            yield (
+                index,
+                {
+                    "id": problem.id,
+                    "question": problem.question,
+                    "answer": problem.answer,
+                    "image": problem.image,
+                    "metadata": json.dumps(problem.metadata(), sort_keys=True),
+                },
+            )
+
+
+def prepare_shapes(name: str = "shapes", data_dir: str | Path | None = None) -> Shapes:
+    """The builder of `shapes[/CONFIG][:VERSION]`, prepared below `data_dir` (TFDS's default folder) where it is not.
+
+    TFDS writes into a folder of its own and renames it when complete, so a killed or a concurrent preparation leaves
+    either nothing or a whole dataset.
+
+    Raises:
+        UserError: an unknown config or version.
+    """
+    match = re.fullmatch(r"shapes(?:/(?P<config>[^:]+))?(?::(?P<version>.+))?", name)
+    configs = [config.name for config in Shapes.BUILDER_CONFIGS]
+    if match is None or (match["config"] or configs[0]) not in configs:
+        raise UserError(f"tfds:{name}: the configs of shapes are {', '.join(configs)}; write for instance shapes/easy")
+    try:
+        builder = Shapes(
+            config=match["config"],
+            version=match["version"],
+            data_dir=None if data_dir is None else str(data_dir),
+            file_format="array_record",
+        )
+    except AssertionError as error:  # how TFDS refuses a version
+        raise UserError(f"tfds:{name}: {error}") from None
+    if not builder.is_prepared():
+        builder.download_and_prepare()
+    return builder
