@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from mmeureka_jax.data.problems import ImageRef, RowError
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
@@ -31,7 +31,7 @@ _ORIENTATION_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # keys of
 
 
 @contextmanager
-def _opened(ref: ImageRef) -> Iterator[Image.Image]:
+def _opened(ref: ImageRef) -> Iterator[ImageFile.ImageFile]:
     """The picture behind `ref`, its header read and its size within Pillow's limit; every failure is a RowError."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -66,18 +66,17 @@ def read_picture(ref: ImageRef) -> Image.Image:
     """
     with _opened(ref) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
+        if "A" not in image.getbands() and image.info.get("transparency") is None:
+            return image.convert("RGB")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _is_turned(image: Image.Image) -> bool:
+def _is_turned(image: ImageFile.ImageFile) -> bool:
     """Whether the upright picture has width and height swapped; decodes only PNGs that carry metadata at their end."""
     if image.format == "TIFF":  # Pillow's TIFF reader already gives the upright size
         return False
-    if image.format == "PNG" and _has_late_metadata(image.fp):
+    if image.format == "PNG" and image.fp is not None and _has_late_metadata(image.fp):
         image.load()
     # Not image.getexif(): for a PNG without EXIF in its header that would decode the pixels to look behind them.
     return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _TURNED
