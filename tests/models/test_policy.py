@@ -1,0 +1,235 @@
+"""The policy against transformers (torch) on random tiny checkpoints, float32."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from lively import make_checkpoint, problem  # noqa: E402
+
+from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.models.policy import Policy, encode_images, log_probs_of, token_log_probs
+from mmeureka_jax.models.weights import load_params, read_config
+
+PROBLEMS = {
+    "text only": problem("a", "what is 1 + 1 ?"),
+    "one window": problem("b", "how many dots ?", (112, 112)),
+    "odd sizes": problem("c", "what is this ?", (200, 61)),
+    "tall": problem("d", "how long is it ?", (40, 310)),
+    "several pictures": problem("e", "compare the two", (150, 90), (64, 64), (113, 250)),
+}
+
+
+class Both:
+    """One checkpoint in both frameworks."""
+
+    def __init__(self, folder: Path, tied: bool):
+        self.torch = make_checkpoint(folder, tied=tied)
+        self.config = read_config(folder)
+        self.policy = Policy(self.config, compute_dtype="float32", remat=True, vocab_chunk=16)
+        self.params = load_params(folder, self.config)
+        self.processor = Processor.from_checkpoint(
+            folder, prompt_style="plain", max_prompt_tokens=4096, min_pixels=4 * 28 * 28, max_pixels=256 * 28 * 28
+        )
+
+    def batch(self, problems, spare_tokens=5, spare_windows=2):
+        prompts = [self.processor(p) for p in problems]
+        length = max(len(p.tokens) for p in prompts) + spare_tokens
+        windows = max(len(p.image_ids) for p in prompts)
+        return collate(prompts, length, windows + spare_windows if windows else 0)
+
+    def log_probs(self, batch, responses):
+        return _encode_and_score(self.policy, self.params, batch, responses)
+
+    def torch_inputs(self, item, response):
+        """What transformers wants for one problem followed by one response."""
+        from transformers import Qwen2VLImageProcessorPil
+
+        prompt = self.processor(item)
+        ids = torch.tensor(np.concatenate([prompt.tokens, response]))[None].long()
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
+        if item.images:
+            from mmeureka_jax.data.pictures import read_picture
+
+            images = [read_picture(image) for image in item.images]
+            pil = Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=256 * 28 * 28)
+            out = pil(images=images, return_tensors="pt")
+            inputs |= {"pixel_values": out["pixel_values"], "image_grid_thw": out["image_grid_thw"]}
+        return inputs, len(prompt.tokens)
+
+    def torch_log_probs(self, item, response):
+        inputs, start = self.torch_inputs(item, response)
+        logits = self.torch(**inputs).logits[0, start - 1 : -1]
+        table = torch.log_softmax(logits.float(), -1)
+        return table[torch.arange(len(response)), torch.tensor(response).long()], table
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_and_score(policy, params, batch, responses):
+    return token_log_probs(policy, params, batch, encode_images(policy, params, batch.images), responses)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def both(request, tmp_path_factory):
+    return Both(tmp_path_factory.mktemp("checkpoint") / "model", tied=request.param)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    return Both(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
+
+
+def responses_for(count, n, length, seed=0, vocab=250):
+    return np.random.default_rng(seed).integers(5, vocab, (count, n, length)).astype(np.int32)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_log_probs_equal_transformers(both, name):
+    item = PROBLEMS[name]
+    batch = both.batch([item])
+    responses = responses_for(1, 2, 9)
+    ours, entropy = both.log_probs(batch, responses)
+    for j in range(2):
+        with torch.no_grad():
+            theirs, table = both.torch_log_probs(item, responses[0, j])
+        np.testing.assert_allclose(ours[0, j], theirs.numpy(), atol=2e-4)
+        np.testing.assert_allclose(entropy[0, j], -(table.exp() * table).sum(-1).numpy(), atol=1e-3)
+
+
+def test_a_padded_batch_of_mixed_rows_gives_each_row_its_own_log_probs(both):
+    items = list(PROBLEMS.values())
+    batch = both.batch(items)
+    responses = responses_for(len(items), 2, 6)
+    ours, _ = both.log_probs(batch, responses)
+    with torch.no_grad():
+        for i, item in enumerate(items):
+            for j in range(2):
+                theirs, _ = both.torch_log_probs(item, responses[i, j])
+                np.testing.assert_allclose(ours[i, j], theirs.numpy(), atol=2e-4)
+
+
+def test_gradients_of_the_summed_log_prob_equal_transformers(both):
+    from mmeureka_jax.models.weights import rules
+
+    item = PROBLEMS["several pictures"]
+    batch = both.batch([item])
+    responses = responses_for(1, 2, 7)
+
+    def total(params):
+        embeds = encode_images(both.policy, params, batch.images)
+        return token_log_probs(both.policy, params, batch, embeds, responses)[0].sum()
+
+    ours = jax.jit(jax.grad(total))(both.params)
+    both.torch.zero_grad()
+    sum(both.torch_log_probs(item, responses[0, j])[0].sum() for j in range(2)).backward()
+    theirs = {_hub_name(name): p.grad.numpy() for name, p in both.torch.named_parameters() if p.grad is not None}
+    checked = 0
+    for rule in rules(both.config):
+        leaf = ours
+        for key in rule.leaf.split("/"):
+            leaf = leaf[key]
+        for name, layer in rule.tensors():
+            mine = np.asarray(leaf if rule.layers is None else leaf[layer])
+            expected = _as_ours(rule, theirs[name])
+            scale = np.linalg.norm(expected)
+            assert np.linalg.norm(mine - expected) <= 1e-3 * scale, name
+            checked += 1
+    assert checked == len(theirs)
+
+
+def _hub_name(name):
+    for old, new in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _as_ours(rule, gradient):
+    from mmeureka_jax.models.weights import _from_stored
+
+    return np.asarray(_from_stored(jnp.asarray(gradient), rule.layout))
+
+
+def test_shared_prompt_equals_the_repeated_layout(tied):
+    """Loss and gradients with one prompt for n responses = those with the prompt repeated n times (1e-5 relative)."""
+    items = [PROBLEMS["one window"], PROBLEMS["several pictures"], PROBLEMS["text only"]]
+    batch = tied.batch(items)
+    n, length = 4, 8
+    responses = responses_for(len(items), n, length)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=responses.shape), jnp.float32)
+
+    def shared(params):
+        embeds = encode_images(tied.policy, params, batch.images)
+        log_probs, _ = token_log_probs(tied.policy, params, batch, embeds, responses)
+        return (weights * log_probs).sum()
+
+    repeated_batch = jax.tree.map(lambda x: np.repeat(x, n, axis=0), batch)
+    flat = responses.reshape(-1, 1, length)
+
+    def repeated(params):
+        embeds = encode_images(tied.policy, params, repeated_batch.images)
+        log_probs, _ = token_log_probs(tied.policy, params, repeated_batch, embeds, flat)
+        return (weights.reshape(flat.shape) * log_probs).sum()
+
+    loss, gradient = jax.jit(jax.value_and_grad(shared))(tied.params)
+    other_loss, other_gradient = jax.jit(jax.value_and_grad(repeated))(tied.params)
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
+    for (path, mine), expected in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(other_gradient), strict=True
+    ):
+        scale = np.linalg.norm(expected)
+        assert np.linalg.norm(mine - expected) <= 1e-5 * scale, path
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 1000])
+def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(2, 23, 8)), jnp.float32)
+    head = jnp.asarray(rng.normal(size=(8, 50)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 50, (2, 23)))
+
+    def plain(hidden, head):
+        table = jax.nn.log_softmax(hidden @ head / 0.7, axis=-1)
+        return jnp.take_along_axis(table, targets[..., None], -1)[..., 0], -(jnp.exp(table) * table).sum(-1)
+
+    def ours(hidden, head):
+        return log_probs_of(hidden, head, targets, temperature=0.7, chunk=chunk)
+
+    for mine, expected in zip(ours(hidden, head), plain(hidden, head), strict=True):
+        np.testing.assert_allclose(mine, expected, atol=1e-5)
+    weight = jnp.asarray(rng.normal(size=(2, 23)), jnp.float32)
+    gradients = [jax.grad(lambda *a, f=f: (weight * f(*a)[0]).sum(), argnums=(0, 1))(hidden, head) for f in (ours, plain)]
+    for mine, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(mine, expected, atol=1e-4)
+
+
+def test_no_array_has_a_vocabulary_per_token(tied):
+    """The compiled loss and gradient hold no [tokens, V] array: chunks of `vocab_chunk` positions only."""
+    batch = tied.batch([PROBLEMS["text only"]] * 2)
+    responses = responses_for(2, 4, 40)  # 160 positions a row, in chunks of 16
+
+    def total(params):
+        embeds = encode_images(tied.policy, params, batch.images)
+        return token_log_probs(tied.policy, params, batch, embeds, responses)[0].sum()
+
+    text = jax.jit(jax.grad(total)).lower(tied.params).as_text()
+    vocab = tied.config.text.vocab_size
+    assert f"2x16x{vocab}xf32" in text
+    assert f"2x160x{vocab}xf32" not in text and f"2x4x40x{vocab}xf32" not in text
+
+
+def test_remat_changes_nothing(tied):
+    batch = tied.batch([PROBLEMS["one window"]])
+    responses = responses_for(1, 2, 5)
+    plain = Policy(tied.config, compute_dtype="float32", remat=False, vocab_chunk=16)
+    expected, _ = _encode_and_score(plain, tied.params, batch, responses)
+    np.testing.assert_allclose(tied.log_probs(batch, responses)[0], expected, atol=1e-5)
