@@ -329,6 +329,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def load_yaml(text: str) -> Any:
+    """The tree of what `dump_yaml` wrote, unchecked. Raises `yaml.YAMLError`."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def dump_yaml(tree: dict[str, Any]) -> str:
     """`tree` as YAML that `load_tree` reads back equal."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=10**6)

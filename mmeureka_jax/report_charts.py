@@ -1,0 +1,338 @@
+"""The charts of a run's report: which metrics stand together, drawn as small SVGs with a text alternative for each."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+Rows = Sequence[Mapping[str, Any]]
+
+COLORS = ("#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785")
+MAX_POINTS = 250  # of a line; longer runs are averaged over equal stretches of steps
+SMOOTH_FROM = 30  # points from which a moving average is drawn over the raw line
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, and in the font of the page
+    "font.size": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#b8c0ca",
+    "axes.labelcolor": "#52606d",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+    "grid.color": "#e7ebf0",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#52606d",
+    "ytick.color": "#52606d",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: metric name -> label, in one unit."""
+
+    unit: str
+    series: Mapping[str, str]
+    kind: Literal["line", "points", "area", "count"] = "line"  # points: a line with markers; area: stacked steps;
+    scale: float = 1.0  # 100 for shares in percent             # count: a bar for each step, left out if all are zero
+    log: bool = False  # logarithmic, where all values are positive and differ enough
+    from_zero: bool = True
+    smooth: bool = True  # with a moving average, where there are many points
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of one panel, or of two above each other with the steps in common."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
+    "Learning": (
+        Chart("Validation accuracy", (Panel("%", {"validation/accuracy": "greedy accuracy"}, "points", 100),)),
+        Chart(
+            "Rewards",
+            (
+                Panel(
+                    "mean per response",
+                    {
+                        "reward/total": "total",
+                        "reward/accuracy": "accuracy",
+                        "reward/format": "format",
+                        "reward/repetition": "repetition",
+                        "reward/custom": "custom",
+                    },
+                    from_zero=False,
+                ),
+            ),
+        ),
+        Chart(
+            "Response length",
+            (
+                Panel("tokens", {"response/length": "sampled", "validation/response_length": "validation, greedy"}),
+                Panel("%", {"response/truncated": "truncated at the limit"}, scale=100),
+            ),
+        ),
+        Chart("Imitation loss", (Panel("nats per token", {"sft/loss": "loss"}),)),
+        Chart(
+            "Online filter",
+            (
+                Panel(
+                    "groups",
+                    {"filter/kept": "kept", "filter/too_easy": "too easy", "filter/too_hard": "too hard"},
+                    "area",
+                ),
+            ),
+        ),
+        Chart(
+            "Filter buffer",
+            (
+                Panel("rounds", {"filter/rounds": "sampling rounds"}),
+                Panel("groups, steps", {"filter/buffer": "groups waiting", "filter/staleness": "staleness in steps"}),
+            ),
+        ),
+        Chart(
+            "Answers the rules failed on", (Panel("responses", {"reward/failures": "time-outs and crashes"}, "count"),)
+        ),
+    ),
+    "Policy": (
+        Chart(
+            "Divergence",
+            (
+                Panel(
+                    "nats per token",
+                    {"policy/drift": "drift from the sampling policy", "policy/kl_reference": "KL to the reference"},
+                ),
+            ),
+        ),
+        Chart(
+            "Clipped tokens",
+            (
+                Panel(
+                    "% of tokens",
+                    {"policy/clip_fraction_low": "below 1 − ε", "policy/clip_fraction_high": "above 1 + ε"},
+                    scale=100,
+                ),
+            ),
+        ),
+        Chart("Largest ratio to the sampling policy", (Panel("ratio", {"policy/ratio_max": "max"}, log=True),)),
+        Chart("Entropy", (Panel("nats per token", {"policy/entropy": "entropy"}),)),
+        Chart(
+            "Log-prob gap, sampler to trainer",
+            (
+                Panel(
+                    "nats per token",
+                    {"policy/sampler_gap_mean": "mean", "policy/sampler_gap_max": "max"},
+                    log=True,
+                ),
+            ),
+        ),
+    ),
+    "Optimisation": (
+        Chart(
+            "Loss",
+            (
+                Panel(
+                    "loss",
+                    {"loss/total": "total", "loss/policy": "policy", "loss/drift": "drift", "loss/kl": "KL"},
+                    from_zero=False,
+                ),
+            ),
+        ),
+        Chart(
+            "Gradient norm and learning rate",
+            (
+                Panel("norm", {"optimizer/grad_norm": "gradient norm, before clipping"}),
+                Panel("rate", {"optimizer/learning_rate": "learning rate"}, smooth=False),
+            ),
+        ),
+        Chart("Skipped updates", (Panel("updates", {"optimizer/skipped": "not finite"}, "count"),)),
+    ),
+    "Speed": (
+        Chart(
+            "Throughput",
+            (
+                Panel(
+                    "tokens per second",
+                    {"time/rollout_tokens_per_s": "rollout", "time/update_tokens_per_s": "update"},
+                ),
+            ),
+        ),
+        Chart(
+            "Time of a step",
+            (
+                Panel(
+                    "seconds",
+                    {
+                        "time/rollout": "rollout",
+                        "time/reward": "reward",
+                        "time/update": "update",
+                        "time/validation": "validation",
+                        "time/checkpoint": "checkpoint",
+                    },
+                    "area",
+                ),
+            ),
+        ),
+        Chart("Compiled programs", (Panel("compiles", {"time/compiles": "compiles"}, "count"),)),
+    ),
+}
+
+
+def draw_charts(rows: Rows) -> dict[str, list[str]]:
+    """Group title -> an HTML figure for each chart that the rows have data for."""
+    groups = {}
+    for group, charts in CHART_GROUPS.items():
+        figures = [figure for chart in charts if (figure := _draw(chart, rows))]
+        if figures:
+            groups[group] = figures
+    return groups
+
+
+def format_number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def series_of(rows: Rows, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of the rows that have a finite value of `metric`."""
+    pairs = [(row["step"], row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
+    pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps, dtype=float), np.array(values, dtype=float)
+
+
+def _draw(chart: Chart, rows: Rows) -> str | None:
+    panels = []
+    for panel in chart.panels:
+        data = {label: series_of(rows, metric) for metric, label in panel.series.items()}
+        data = {label: (steps, values * panel.scale) for label, (steps, values) in data.items() if len(steps)}
+        # A part that is off all through the run (a rule of weight 0, a filter that is not used) is not worth a line,
+        # unless it stands for itself.
+        used = {label: xy for label, xy in data.items() if np.any(xy[1])}
+        if not used and len(panel.series) == 1 and panel.kind != "count":
+            used = data
+        if used:
+            panels.append((panel, used))
+    if not panels:
+        return None
+
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.title}):
+        figure = Figure(figsize=(4.3, 2.4), layout="constrained")
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[3, 2][: len(panels)])
+        legends, descriptions = [], []
+        color = iter(COLORS * 2)
+        for axes, (panel, data) in zip(grid[:, 0], panels, strict=True):
+            colors = [next(color) for _ in data]
+            (_draw_areas if panel.kind in ("area", "count") else _draw_lines)(axes, panel, data, colors)
+            axes.set_ylabel(panel.unit)
+            for (label, (steps, values)), shade in zip(data.items(), colors, strict=True):
+                number = format_number(values.sum() if panel.kind == "count" else values[-1])
+                unit = "&thinsp;%" if panel.unit.startswith("%") else " in all" if panel.kind == "count" else ""
+                legends.append(
+                    f'<span class="key"><i style="background:{shade}"></i>{label} <b>{number}{unit}</b></span>'
+                )
+                descriptions.append(_describe(label, steps, values, panel.unit))
+        grid[-1, 0].set_xlabel("step")
+        grid[-1, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        svg = _svg(figure, chart.title)
+    alternative = html.escape(f"Chart of {chart.title} by step. " + " ".join(descriptions), quote=True)
+    return (
+        f'<figure class="chart"><h4>{html.escape(chart.title)}</h4>'
+        f'<div role="img" aria-label="{alternative}">{svg}</div>'
+        f"<figcaption>{''.join(legends)}</figcaption></figure>"
+    )
+
+
+def _draw_lines(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.ndarray]], colors: list[str]) -> None:
+    for (steps, values), color in zip(data.values(), colors, strict=True):
+        steps, values = _thin(steps, values)
+        if panel.kind == "points" or len(steps) < 2:
+            axes.plot(steps, values, color=color, marker="o", markersize=3)
+        elif panel.smooth and len(steps) >= SMOOTH_FROM:
+            axes.plot(steps, values, color=color, alpha=0.28, linewidth=0.9)
+            axes.plot(steps, _smooth(values), color=color)
+        else:
+            axes.plot(steps, values, color=color)
+    everything = np.concatenate([values for _, values in data.values()])
+    if panel.log and everything.min() > 0 and everything.max() > 10 * everything.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if panel.from_zero and everything.min() >= 0:
+            axes.set_ylim(bottom=0, top=None if everything.max() > 0 else 1)
+
+
+def _draw_areas(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.ndarray]], colors: list[str]) -> None:
+    steps = np.unique(np.concatenate([steps for steps, _ in data.values()]))
+    centers, _ = _thin(steps, steps)
+    middles = (centers[1:] + centers[:-1]) / 2
+    width = centers[-1] - centers[-2] if len(centers) > 1 else 1.0
+    edges = np.concatenate([[centers[0] - width / 2], middles, [centers[-1] + width / 2]])
+    bottom = np.zeros(len(centers))
+    for (at, values), color in zip(data.values(), colors, strict=True):
+        whole = np.zeros(len(steps))  # a step without the entry spent nothing on it
+        whole[np.searchsorted(steps, at)] = values
+        top = bottom + _thin(steps, whole)[1]
+        axes.stairs(top, edges, baseline=bottom, fill=True, color=color, linewidth=0)
+        bottom = top
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel.kind == "count", min_n_ticks=1))
+    axes.set_ylim(bottom=0)
+    axes.grid(False, axis="x")
+
+
+def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(steps) <= MAX_POINTS:
+        return steps, values
+    parts = np.array_split(np.arange(len(steps)), MAX_POINTS)
+    return np.array([steps[p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over a fifteenth of the line; shorter at the ends, so that they are not bent."""
+    half = max(1, len(values) // 30)
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+
+
+def _describe(label: str, steps: np.ndarray, values: np.ndarray, unit: str) -> str:
+    numbers = [format_number(x) for x in (values[0], values[-1], values.min(), values.max())]
+    return (
+        f"{label}, in {unit}: first {numbers[0]} (step {steps[0]:.0f}), last {numbers[1]} (step {steps[-1]:.0f}), "
+        f"lowest {numbers[2]}, highest {numbers[3]}."
+    )
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element that fills its container, with ids of its own in the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    prefix = re.sub(r"\W+", "-", name.lower())
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)  # a hundredth of a point is enough
+    return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
