@@ -46,8 +46,11 @@ class _Load:
         try:
             return LoadedProblem(problem, self.processor(problem), order)
         except UserError as error:
-            kind = error.kind if isinstance(error, RowError) else "unusable prompt"
-            raise RowError(f"{self.source.where(row)}: {error}", kind, problem.id) from None
+            if isinstance(error, RowError):  # the processor's, which names the problem
+                raise RowError(f"{self.source.where(row)}: {error}", error.kind, problem.id) from None
+            raise RowError(
+                f"{self.source.where(row)}: problem {problem.id!r}: {error}", problem_id=problem.id
+            ) from None
 
 
 class ProblemLoader:

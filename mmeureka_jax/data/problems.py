@@ -325,6 +325,7 @@ class ProblemSource:
         require_answer: bool = True,
     ):
         self.name = name
+        self.settings = {"root": root, "allow_outside_root": allow_outside_root, "require_answer": require_answer}
         self._tables = [table for table in tables if len(table)]
         self._starts = list(accumulate((len(table) for table in self._tables), initial=0))
         if not self._tables:

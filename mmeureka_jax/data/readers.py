@@ -230,8 +230,9 @@ class TfdsTable(Table):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self._split.encode())
-        for path in sorted(Path(self._directory).iterdir()):
-            digest.update(f"{path.name}:{_fingerprint_file(path, whole=False)}\n".encode())
+        shards = self._builder.info.splits[self._split.partition("[")[0]].filepaths
+        for path in (self._builder.data_path / "features.json", *shards):
+            digest.update(_fingerprint_file(Path(path), whole=False).encode())
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from mmeureka_jax.data.pictures import read_picture
@@ -35,7 +36,7 @@ def problem_features() -> tfds.features.FeaturesDict:
         {
             "id": tfds.features.Text(),
             "messages": tfds.features.Text(doc="JSON: [{role, content: [{type: text, text} | {type: image}]}]"),
-            "images": tfds.features.Sequence(tfds.features.Text(), doc="encoded pictures (PNG, JPEG, ...)"),
+            "images": tfds.features.Sequence(tfds.features.Scalar(np.object_), doc="picture files (PNG, JPEG, ...)"),
             "answer": tfds.features.Text(doc="empty where there is none"),
             "metadata": tfds.features.Text(doc="JSON object"),
         }
@@ -100,7 +101,7 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 else:
                     yield index, row
                 bar.update()
-        if rejected and not self._skip_unusable:
+        if rejected and (not self._skip_unusable or len(rejected) == len(source)):
             shown = [f"  {error}" for error in rejected[:20]] + ["  ..."] * (len(rejected) > 20)
             raise UserError(
                 "\n".join([f"{source.name}: {len(rejected)} of {len(source)} rows cannot be used:", *shown])
@@ -170,15 +171,15 @@ def build_dataset(
             )
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
                 builder.download_and_prepare()
-            num_rows = builder.info.splits[split].num_examples if split in builder.info.splits else 0
-            if not num_rows:
-                raise UserError(
-                    f"{spec}: none of its {len(sources[split])} rows can be used; run `mmeureka data check`"
-                )
             _replace(final, workplace / name / VERSION, backup=workplace / "replaced")
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
-    return BuiltDataset(final, f"tfds:{name}@{split}", num_rows, tuple(str(error) for error in builder.rejected))
+    return BuiltDataset(
+        final,
+        f"tfds:{name}@{split}",
+        len(sources[split]) - len(builder.rejected),
+        tuple(str(error) for error in builder.rejected),
+    )
 
 
 def _existing_splits(name: str, directory: Path) -> dict[str, ProblemSource]:
