@@ -167,7 +167,7 @@ def _explain_no_weights(folder: Path) -> str:
         )
     if pickles:
         return (
-            f"{folder}: has only pickled weights ({', '.join(pickles)}), which can run any code and are not read; "
+            f"{folder}: has only pickled weights ({', '.join(pickles)}), which are not read because they can run code; "
             "save the model as safetensors"
         )
     return f"{folder}: holds no weights (neither {_SINGLE_FILE} nor {_INDEX_FILE})"
