@@ -7,6 +7,7 @@ Read top to bottom it is the list of everything a run can be told. `load_config`
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -299,20 +300,24 @@ def _check_data(data: DataConfig) -> list[str]:
     problems = []
     if data.min_pixels > data.max_pixels:
         problems.append(f"data.min_pixels ({data.min_pixels}) must not exceed data.max_pixels ({data.max_pixels})")
-    buckets = data.prompt_buckets
-    if buckets:
-        if buckets[0] <= 0 or any(a >= b for a, b in zip(buckets, buckets[1:], strict=False)):
-            problems.append(f"data.prompt_buckets must be positive and ascending; got {list(buckets)}")
-        if buckets[-1] != data.max_prompt_tokens:
-            problems.append(
-                f"data.prompt_buckets must end with data.max_prompt_tokens ({data.max_prompt_tokens}); "
-                f"got {list(buckets)}"
-            )
+    return problems + _check_buckets(
+        "data.prompt_buckets", data.prompt_buckets, "data.max_prompt_tokens", data.max_prompt_tokens
+    )
+
+
+def _check_buckets(key: str, buckets: tuple[int, ...], limit_key: str, limit: int) -> list[str]:
+    problems = []
+    if buckets and (buckets[0] <= 0 or any(a >= b for a, b in itertools.pairwise(buckets))):
+        problems.append(f"{key} must be positive and ascending; got {list(buckets)}")
+    if buckets and buckets[-1] != limit:
+        problems.append(f"{key} must end with {limit_key} ({limit}); got {list(buckets)}")
     return problems
 
 
 def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> list[str]:
-    problems = []
+    problems = _check_buckets(
+        "sampler.response_buckets", sampler.response_buckets, "sampler.max_new_tokens", sampler.max_new_tokens
+    )
     if rl.group_size < 2:
         problems.append(
             f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "

@@ -51,7 +51,7 @@ class Panel:
     unit: str
     series: Mapping[str, str]
     kind: Literal["line", "points", "area", "count"] = "line"  # points: a line with markers; area: stacked steps;
-    scale: float = 1.0  # 100 for shares in percent             # count: a bar for each step, left out if all are zero
+    scale: float = 1.0  # 100 for shares in percent             # count: a bar for each step
     log: bool = False  # logarithmic, where all values are positive and differ enough
     from_zero: bool = True
     smooth: bool = True  # with a moving average, where there are many points
@@ -96,9 +96,10 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             "Online filter",
             (
                 Panel(
-                    "groups",
+                    "% of groups",
                     {"filter/kept": "kept", "filter/too_easy": "too easy", "filter/too_hard": "too hard"},
                     "area",
+                    scale=100,
                 ),
             ),
         ),
@@ -110,7 +111,8 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             ),
         ),
         Chart(
-            "Answers the rules failed on", (Panel("responses", {"reward/failures": "time-outs and crashes"}, "count"),)
+            "Answers the rules failed on",
+            (Panel("% of responses", {"reward/failures": "time-outs and crashes"}, "area", 100),),
         ),
     ),
     "Policy": (
@@ -231,7 +233,7 @@ def _draw(chart: Chart, rows: Rows) -> str | None:
         # A part that is off all through the run (a rule of weight 0, a filter that is not used) is not worth a line,
         # unless it stands for itself.
         used = {label: xy for label, xy in data.items() if np.any(xy[1])}
-        if not used and len(panel.series) == 1 and panel.kind != "count":
+        if not used and len(panel.series) == 1 and panel.kind not in ("area", "count"):
             used = data
         if used:
             panels.append((panel, used))

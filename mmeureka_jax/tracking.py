@@ -63,7 +63,8 @@ class Tracker:
 
     Args:
       resume_step: the step of the checkpoint that the run goes on from. What was written after it is removed first.
-        None for a run that starts from nothing: whatever an attempt before its first checkpoint left is removed.
+        None or 0 for a run that starts from nothing: all that an attempt before its first checkpoint left is removed,
+        the row of step 0 included, which is written anew.
 
     Raises:
       UserError: from any method, when a file cannot be written (a full disk, say); what was there before stays whole.
@@ -78,7 +79,7 @@ class Tracker:
         self._events: _EventFile | None = None
         if not enabled:
             return
-        last_step = -1 if resume_step is None else resume_step
+        last_step = resume_step or -1
         with explain_write_errors(Path(run_dir)):
             Path(run_dir).mkdir(parents=True, exist_ok=True)
         _drop_rows_after(last_step, self._metrics_path)

@@ -290,6 +290,7 @@ def test_default_recipe_with_a_model_is_valid():
         (["rl.ratio_cap=0.5"], ["rl.ratio_cap"]),
         (["data.prompt_buckets=[512,256,1024]"], ["ascending"]),
         (["data.prompt_buckets=[256,512]"], ["data.max_prompt_tokens (1024)"]),
+        (["sampler.response_buckets=[256,512]"], ["sampler.response_buckets", "sampler.max_new_tokens (1024)"]),
         (["data.min_pixels=1000000"], ["data.min_pixels", "data.max_pixels"]),
         (["sampler.temperature=0"], ["sampler.temperature"]),
         (["sampler.temperature=-1"], ["sampler.temperature"]),

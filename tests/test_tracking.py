@@ -82,10 +82,10 @@ def test_jax_scalars(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 5, "x"', b'{"step": 5}', b"\xff\x00"])
-@pytest.mark.parametrize("resume_step, kept", [(3, [1, 2, 3]), (0, []), (None, []), (4, [1, 2, 3, 4])])
+@pytest.mark.parametrize("resume_step, kept", [(3, [0, 1, 2, 3]), (0, []), (None, []), (4, [0, 1, 2, 3, 4])])
 def test_resume_takes_back_later_rows_and_samples(tmp_path, torn, resume_step, kept):
     first = Tracker(tmp_path, TrackingConfig())
-    for step in range(1, 5):
+    for step in range(5):
         first.log_metrics(step, {"x": step / 3})
         first.log_rollouts(step, [sample(f"p{step}")])
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -97,7 +97,7 @@ def test_resume_takes_back_later_rows_and_samples(tmp_path, torn, resume_step, k
     assert [step for step, _ in read_rollouts(tmp_path)] == kept
     assert sorted(visible_scalars(tmp_path)["x"]) == kept
 
-    again = len(kept) + 1
+    again = len(kept)
     second.log_metrics(again, {"x": -1.0})
     second.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [*kept, again]
