@@ -65,7 +65,7 @@ def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, Float[Array, 
 
     A norm that is not finite is returned as it is, for the caller to test: the gradients are then of no use.
     """
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
     return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads), norm
 

@@ -57,8 +57,8 @@ def cpgd(
             `std`: w = 1 / (std + 1e-6), with ddof = 1; prompts that are nearly solved or nearly hopeless count as much
             as the others.
             `clip_filter`: w = min(cap, #prompts / #prompts with std > 0), the same for all prompts; makes up for the
-            prompts that teach nothing. It counts the rows given, so give it the whole batch of an optimiser step
-            (all hosts, all micro-batches), not a part of it.
+            prompts that teach nothing. It counts the rows given, so give it all the groups that are trained on
+            together (every host's, every micro-batch's), not a share of them.
         cap: the largest weight of `clip_filter`; the other two ignore it.
 
     Source: CPGD (arXiv 2505.12504), the weighting factor of the advantage.
@@ -80,5 +80,5 @@ ADVANTAGES: Mapping[str, Callable[[Float[Array, "P n"], RLConfig], Float[Array, 
 
 
 def compute_advantages(rewards: Float[Array, "P n"], config: RLConfig) -> Float[Array, "P n"]:
-    """The advantages that `rl.advantage` names. Give it all the groups of an optimiser step (see `cpgd`)."""
+    """The advantages that `rl.advantage` names. Give it all the groups that are trained on together (see `cpgd`)."""
     return ADVANTAGES[config.advantage](rewards, config)
