@@ -208,6 +208,8 @@ def _check_golds(
     """Rejects rows whose gold answer the accuracy rule can compare nothing with."""
     good = [row for row in rows if reasons[row.row] is None and row.answer is not None]
     answers = list(dict.fromkeys(row.answer for row in good if row.answer is not None))
+    if not answers:
+        return
     problems: dict[str, str | None] = {}
     config = RewardConfig(accuracy=form, workers=min(os.cpu_count() or 1, _MAX_REWARD_WORKERS))
     with (

@@ -1,0 +1,216 @@
+"""`mmeureka data build|check|show`: look at problems, find the rows that cannot be used, prepare a TFDS dataset."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+from mmeureka_jax.config import DataConfig
+from mmeureka_jax.data.pictures import picture_size, read_picture
+from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
+from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
+from mmeureka_jax.files import write_atomic
+
+_PICTURE_SIDE = 480  # pixels, at most, on the page of `show`
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+article {{ border-top: 1px solid #ccc; padding: 1rem 0 }}
+h2 {{ font-size: 1rem }} pre {{ white-space: pre-wrap; font: inherit; margin: .5rem 0 }}
+img {{ max-width: 100%; border: 1px solid #eee }} .dim {{ color: #666 }} .error {{ color: #a00 }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>
+"""
+
+
+def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `data` with its three commands to a parser; each sets `run`, a function of the parsed arguments."""
+    parser = subparsers.add_parser("data", help="build, check and show data sets", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="build|check|show")
+    defaults = DataConfig()
+
+    build = commands.add_parser("build", help="write problems as a TFDS dataset (ArrayRecord, no TensorFlow)")
+    _add_source_arguments(build)
+    build.add_argument("--name", required=True, help="of the dataset: small letters, digits and _")
+    build.add_argument(
+        "--output", metavar="DIR", help="TFDS data folder (default: TFDS_DATA_DIR, ~/tensorflow_datasets)"
+    )
+    build.add_argument("--split", default="train", help="split to write; others of the dataset stay (default: train)")
+    build.add_argument("--skip-unusable", action="store_true", help="leave out rows that cannot be used, naming them")
+    build.add_argument("--allow-no-answer", action="store_true", help="take rows without an answer too")
+    build.set_defaults(run=build_command)
+
+    check = commands.add_parser("check", help="find every row that cannot be used; exit code 2 if no row can")
+    _add_source_arguments(check)
+    check.add_argument("--model", "--checkpoint", metavar="DIR", help="checkpoint that prompts are measured for")
+    check.add_argument("--max-prompt-tokens", type=int, metavar="N", default=defaults.max_prompt_tokens)
+    check.add_argument("--prompt-style", choices=("plain", "instruct", "zero", "cpgd"), default=defaults.prompt_style)
+    check.add_argument("--min-pixels", type=int, metavar="N", default=defaults.min_pixels)
+    check.add_argument("--max-pixels", type=int, metavar="N", default=defaults.max_pixels)
+    check.add_argument(
+        "--accuracy", choices=("instruct", "boxed"), default="instruct", help="rule to parse answers for"
+    )
+    check.add_argument("--headers-only", action="store_true", help="do not decode pictures, which finds truncated ones")
+    check.add_argument("--allow-no-answer", action="store_true", help="take rows without an answer too")
+    check.add_argument("--json", metavar="FILE", help="write the report there")
+    check.set_defaults(run=check_command)
+
+    show = commands.add_parser("show", help="print some rows, or write them as a page with their pictures")
+    _add_source_arguments(show)
+    show.add_argument("--rows", default="0:4", metavar="A:B", help="which rows (default: 0:4)")
+    show.add_argument("--output", metavar="PAGE.html", help="write a page with the pictures there")
+    show.set_defaults(run=show_command)
+
+
+def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "spec", metavar="SPEC", help="a .jsonl, .json or .parquet file, a folder or glob, tfds:NAME@SPLIT"
+    )
+    parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
+    parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
+
+
+def build_command(args: argparse.Namespace) -> int:
+    """Writes a TFDS dataset and prints where it is and how to name it."""
+    from mmeureka_jax.data.builders.files import build_dataset
+
+    built = build_dataset(
+        args.spec,
+        args.name,
+        data_dir=args.output,
+        split=args.split,
+        root=args.root,
+        allow_outside_root=args.allow_outside_root,
+        require_answer=not args.allow_no_answer,
+        skip_unusable=args.skip_unusable,
+    )
+    for reason in built.rejected:
+        print(f"left out: {reason}")
+    print(f"{built.num_rows} rows in {built.directory}")
+    where = f"TFDS_DATA_DIR={args.output} " if args.output else ""
+    print(f"name it as {where}{built.spec}")
+    return 0
+
+
+def check_command(args: argparse.Namespace) -> int:
+    """Prints every row that cannot be used and a summary. Exit code 2 if no row can be used."""
+    from mmeureka_jax.data.check import check_problems
+
+    source = open_problems(
+        args.spec,
+        root=args.root,
+        allow_outside_root=args.allow_outside_root,
+        require_answer=not args.allow_no_answer,
+    )
+    processor = None
+    if args.model:
+        from mmeureka_jax.data.processor import Processor
+        from mmeureka_jax.models.weights import resolve_checkpoint
+
+        processor = Processor.from_checkpoint(
+            resolve_checkpoint(args.model),
+            prompt_style=args.prompt_style,
+            max_prompt_tokens=args.max_prompt_tokens,
+            min_pixels=args.min_pixels,
+            max_pixels=args.max_pixels,
+        )
+    report = check_problems(source, processor, accuracy=args.accuracy, decode_images=not args.headers_only)
+    for rejected in report.rejected:
+        print(f"row {rejected.row}: {rejected.kind}: {rejected.reason}")
+    print(report.summary())
+    if args.json:
+        write_atomic(Path(args.json), (json.dumps(report.to_json(), indent=1) + "\n").encode())
+    return 0 if report.usable else EXIT_BAD_INPUT
+
+
+def show_command(args: argparse.Namespace) -> int:
+    """Prints rows, or writes them as a page. Exit code 2 if none of them can be used."""
+    source = open_problems(args.spec, root=args.root, allow_outside_root=args.allow_outside_root, require_answer=False)
+    rows = _parse_rows(args.rows, len(source))
+    shown: list[tuple[int, Problem | UserError]] = [(row, _problem_or_error(source, row)) for row in rows]
+    if args.output:
+        title = html.escape(f"{source.name}: rows {rows.start} to {rows.stop - 1} of {len(source)}")
+        body = "\n".join(_article(row, problem) for row, problem in shown)
+        write_atomic(Path(args.output), _PAGE.format(title=title, body=body).encode())
+        print(args.output)
+    else:
+        print("\n\n".join(_text(row, problem) for row, problem in shown))
+    return 0 if any(isinstance(problem, Problem) for _, problem in shown) else EXIT_BAD_INPUT
+
+
+def _parse_rows(text: str, length: int) -> range:
+    match = re.fullmatch(r"(\d+)|(\d*):(\d*)", text)
+    if not match:
+        raise UserError(f"--rows {text}: expected A:B, such as 0:4, or one row number")
+    single, first, last = match.groups()
+    start = int(single or first or 0)
+    stop = start + 1 if single else int(last) if last else None
+    rows = range(length)[start:stop]
+    if not rows:
+        raise UserError(f"--rows {text}: there are no such rows; the data set has {length}")
+    return rows
+
+
+def _problem_or_error(source: ProblemSource, row: int) -> Problem | UserError:
+    try:
+        return source[row]
+    except UserError as error:
+        return error
+
+
+def _text(row: int, problem: Problem | UserError) -> str:
+    if isinstance(problem, UserError):
+        return f"row {row}: cannot be used: {problem}"
+    pictures = iter(problem.images)
+    lines = [f"row {row}: {problem.id}"]
+    for message in problem.messages:
+        parts = [f"[{_describe(next(pictures))}]" if p["type"] == "image" else p["text"] for p in message["content"]]
+        lines.append(f"  {message['role']}: {''.join(parts)}")
+    lines.append(f"  answer: {problem.answer if problem.answer is not None else '(none)'}")
+    lines += [f"  {key}: {value}" for key, value in problem.metadata.items()]
+    return "\n".join(lines)
+
+
+def _describe(ref: ImageRef) -> str:
+    try:
+        height, width = picture_size(ref)
+    except UserError as error:
+        return str(error)
+    return f"{ref.path.name if ref.path is not None else 'image'}, {width} x {height}"
+
+
+def _article(row: int, problem: Problem | UserError) -> str:
+    if isinstance(problem, UserError):
+        return f'<article><h2>row {row}</h2><p class="error">{html.escape(str(problem))}</p></article>'
+    pictures = iter(problem.images)
+    lines = [f"<article><h2>row {row}: {html.escape(problem.id)}</h2>"]
+    for message in problem.messages:
+        lines.append(f'<p class="dim">{message["role"]}</p>')
+        for part in message["content"]:
+            text = part["type"] == "text"
+            lines.append(f"<pre>{html.escape(part['text'])}</pre>" if text else _picture(next(pictures)))
+    answer = problem.answer if problem.answer is not None else "(none)"
+    lines.append(f"<p><b>answer</b> {html.escape(answer)}</p>")
+    lines += [f'<pre class="dim">{html.escape(f"{key}: {value}")}</pre>' for key, value in problem.metadata.items()]
+    return "\n".join([*lines, "</article>"])
+
+
+def _picture(ref: ImageRef) -> str:
+    try:
+        image = read_picture(ref)
+    except UserError as error:
+        return f'<p class="error">{html.escape(str(error))}</p>'
+    caption = f"{image.width} x {image.height}"
+    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{caption}" title="{caption}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,184 @@
+"""The data check finds every kind of unusable row, names it, and is quick the second time unless something changed."""
+
+import io
+import json
+import struct
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.data import check
+from mmeureka_jax.data.check import CheckReport, check_problems
+from mmeureka_jax.data.problems import Problem, RowError, open_problems
+
+
+class FakeProcessor:
+    """Ten tokens a word and two windows a picture; at most `limit` tokens."""
+
+    def __init__(self, limit: int = 100):
+        self.limit = limit
+
+    def measure(self, problem: Problem) -> tuple[int, int]:
+        tokens = 10 * len(problem.question.split())
+        if tokens > self.limit:
+            raise RowError(f"problem {problem.id!r}: {tokens} tokens", "prompt too long", problem.id)
+        return tokens, 2 * len(problem.images)
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 50).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb(side: int = 60_000) -> bytes:
+    """A PNG of a few bytes whose header promises side x side pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def row(name: str, question: str = "What is it?", answer: str = "4", image: str | None = "good.png") -> dict:
+    return {"id": name, "question": question, "answer": answer, "image_path": image}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "good.png").write_bytes(png())
+    (tmp_path / "truncated.png").write_bytes(png(200, 200)[:5000])
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "text.png").write_text("not a picture")
+    return tmp_path
+
+
+def write(folder: Path, rows: list[dict | str]) -> str:
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in rows]
+    (folder / "p.jsonl").write_text("\n".join(lines))
+    return str(folder / "p.jsonl")
+
+
+def run(spec: str, folder: Path, processor=None, **options) -> CheckReport:
+    return check_problems(open_problems(spec), processor, progress=False, cache_dir=folder / "cache", **options)
+
+
+def test_every_unusable_row_is_found_with_its_kind_and_id(folder):
+    rows = [
+        row("first"),
+        row("gone", image="gone.png"),
+        row("truncated", image="truncated.png"),
+        row("bomb", image="bomb.png"),
+        row("text", image="text.png"),
+        row("outside", image="/etc/hostname"),
+        row("first"),
+        row("long", question="word " * 11),
+        row("no answer", answer=""),
+        row("no gold", answer="\\frac{1}{"),
+        '{"id": "cut off',
+        row("last", question="one two", answer="$\\frac{1}{2}$", image=None),
+        row("gone"),  # the id of a row that is rejected
+    ]
+    report = run(write(folder, rows), folder, FakeProcessor())
+    assert report.usable == [0, 11]
+    found = [(rejected.row, rejected.id, rejected.kind) for rejected in report.rejected]
+    assert found == [
+        (1, "gone", "missing image"),
+        (2, "truncated", "broken image"),
+        (3, "bomb", "broken image"),
+        (4, "text", "broken image"),
+        (5, "outside", "image outside the root"),
+        (6, "first", "duplicate id"),
+        (7, "long", "prompt too long"),
+        (8, "no answer", "no answer"),
+        (9, "no gold", "gold answer does not parse"),
+        (10, None, "malformed row"),
+        (12, "gone", "duplicate id"),
+    ]
+    for rejected in report.rejected:
+        assert repr(rejected.id) in rejected.reason if rejected.id else "p.jsonl:11" in rejected.reason
+    assert (report.max_tokens, report.max_windows) == (30, 2)
+
+
+def test_the_summary_counts_by_kind(folder):
+    rows = [row("a"), row("b", image="gone.png"), row("c", image="gone.png"), row("a")]
+    report = run(write(folder, rows), folder, FakeProcessor(), accuracy=None)
+    counts = dict(line.rsplit(None, 1) for line in report.summary().splitlines())
+    assert {name.strip(): int(count) for name, count in counts.items()} == {
+        "rows": 4,
+        "usable": 1,
+        "rejected": 3,
+        "missing image": 2,
+        "duplicate id": 1,
+        "longest prompt, tokens": 30,
+        "most image windows": 2,
+    }
+    assert CheckReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_headers_alone_find_bombs_but_not_truncation(folder):
+    rows = [row("truncated", image="truncated.png"), row("bomb", image="bomb.png")]
+    report = run(write(folder, rows), folder, decode_images=False, accuracy=None)
+    assert report.usable == [0] and report.max_tokens == 0
+
+
+def test_a_gold_answer_that_hangs_costs_its_time_limit(folder, monkeypatch):
+    monkeypatch.setattr(check, "RewardConfig", lambda **options: RewardConfig(**options | {"time_limit": 1.0}))
+    rows = [row("a", answer="9^{9^{9^{9}}}"), row("b", answer="5")]
+    report = run(write(folder, rows), folder)
+    assert report.usable == [1] and report.rejected[0].kind == "gold answer does not parse"
+
+
+@pytest.fixture
+def visits(monkeypatch) -> Counter:
+    """Counts the rows that are really checked."""
+    counter: Counter = Counter()
+    original = check._check_image
+
+    def counted(ref, problem_id, decode):
+        counter[problem_id] += 1
+        return original(ref, problem_id, decode)
+
+    monkeypatch.setattr(check, "_check_image", counted)
+    return counter
+
+
+def test_the_second_check_is_read_from_the_cache(folder, visits):
+    spec = write(folder, [row("a"), row("b", image="gone.png"), row("c", image="later.png")])
+    first = run(spec, folder, FakeProcessor(), accuracy=None)
+    assert run(spec, folder, FakeProcessor(), accuracy=None) == first
+    assert visits == {"a": 1, "b": 1, "c": 1}
+    # Other settings are another check.
+    assert run(spec, folder, FakeProcessor(limit=1), accuracy=None).usable == []
+    assert run(spec, folder, None, accuracy=None, decode_images=False).usable == [0]
+    assert visits == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_restored_or_changed_picture_is_noticed(folder, visits):
+    spec = write(folder, [row("a"), row("c", image="later.png")])
+    assert run(spec, folder, accuracy=None).usable == [0]
+    (folder / "later.png").write_bytes(png())
+    assert run(spec, folder, accuracy=None).usable == [0, 1]
+    (folder / "good.png").write_text("spoilt")
+    assert run(spec, folder, accuracy=None).usable == [1]
+
+
+def test_changed_rows_are_noticed(folder):
+    assert run(write(folder, [row("a")]), folder, accuracy=None).usable == [0]
+    assert run(write(folder, [row("a", image="gone.png")]), folder, accuracy=None).usable == []
+
+
+def test_a_cache_that_cannot_be_used_is_no_obstacle(folder, visits):
+    spec = write(folder, [row("a")])
+    report = run(spec, folder, accuracy=None)
+    (entry,) = (folder / "cache" / "checks").iterdir()
+    entry.write_text("{")
+    assert run(spec, folder, accuracy=None) == report
+    (folder / "file").write_text("")
+    assert check_problems(open_problems(spec), None, accuracy=None, progress=False, cache_dir=folder / "file") == report
+    assert visits == {"a": 3}
