@@ -112,37 +112,37 @@ def _board(rows: int, columns: int) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Dots:
-    """Dots in the cells of a board, to be counted; with distractors, only those of one colour."""
+    """Dots in the cells of a board, to be counted; with dots of two colours, only those of one."""
 
-    rows: tuple[str, ...]  # "." nothing, "o" a dot that counts, "x" a dot of the other colour
-    color: str | None  # the colour that counts, where there are two
+    rows: tuple[str, ...]  # "." nothing, "*" a dot of any ink, or the first letter of the ink's name
 
     @classmethod
     def sample(cls, rng: np.random.Generator, level: Level) -> Dots:
         shape = (level["rows"], level["columns"])
         filled = rng.random(shape) < rng.uniform(0.15, 0.75)
-        other = (rng.random(shape) < 0.4) & level["distractors"]
-        cells = np.where(filled, np.where(other, "x", "o"), ".")
-        color = _pick(rng, list(INKS)) if level["distractors"] else None
-        return cls(tuple("".join(row) for row in cells), color)
+        dots: Any = "*"
+        if level["distractors"]:
+            first, second = rng.choice(list(INKS), 2, replace=False)
+            dots = np.where(rng.random(shape) < 0.6, first[0], second[0])
+        return cls(tuple("".join(row) for row in np.where(filled, dots, ".")))
 
     def draw(self, canvas: Canvas) -> None:
         left, top, cell = _board(len(self.rows), len(self.rows[0]))
-        other = canvas.inks[0]
-        counted = INKS[self.color] if self.color else canvas.inks[0]
-        if self.color:
-            other = next(ink for name, ink in zip(canvas.ink_names, canvas.inks, strict=True) if name != self.color)
+        inks = {"*": canvas.inks[0]} | {name[0]: ink for name, ink in INKS.items()}
         for r, row in enumerate(self.rows):
             if r:
                 canvas.line((left, top + r * cell), (DEFAULT_SIDE - left, top + r * cell), color=PALE, width=1)
-            for c, mark in enumerate(row):
-                if mark != ".":
-                    x, y = left + (c + 0.5) * cell, top + (r + 0.5) * cell
-                    canvas.disc(x, y, 0.32 * cell, counted if mark == "o" else other)
+            for c, dot in enumerate(row):
+                if dot != ".":
+                    canvas.disc(left + (c + 0.5) * cell, top + (r + 0.5) * cell, 0.32 * cell, inks[dot])
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        counts = [row.count("o") for row in self.rows]
-        name = f"{self.color} dots" if self.color else "dots"
+        dot, name = "*", "dots"
+        if level["distractors"]:
+            shown = [ink for ink in INKS if any(ink[0] in row for row in self.rows)]
+            color = _pick(rng, shown or list(INKS))
+            dot, name = color[0], f"{color} dots"
+        counts = [row.count(dot) for row in self.rows]
         question = _pick(rng, (f"how many {name} are in the picture?", f"count the {name}."))
         total = str(sum(counts))
         return Solved(question, total, _running_total("rows", counts), total, _near(sum(counts)))
@@ -174,7 +174,7 @@ class FractionBoard:
         rows, columns, shaded = len(self.rows), len(self.rows[0]), sum(counts)
         cells = rows * columns
         question = _pick(rng, ("what fraction of the board is shaded?", "which part is shaded? give a fraction."))
-        steps = f"{_running_total('rows', counts)} {rows}*{columns}={cells}."
+        steps = f"{_running_total('rows', counts)} cells={rows}*{columns}={cells}."
         wrong = [f"{guess}/{cells}" for guess in _near(shaded, low=1, high=cells)]
         return Solved(question, _fraction(shaded, cells), steps, f"{shaded}/{cells}", wrong)
 
@@ -217,7 +217,7 @@ class Bars:
             read = " ".join(f"{ordinal}={h}." for ordinal, h in zip(ORDINALS, self.heights, strict=False))
             tall, short = max(self.heights), min(self.heights)
             value = tall - short
-            steps = f"reading bars: {read} tallest={tall}, shortest={short}. {tall}-{short}={value}."
+            steps = f"reading bars: {read} tallest={tall}, shortest={short}, difference={tall}-{short}={value}."
         return Solved(question, str(value), steps, str(value), _near(value))
 
 
@@ -277,7 +277,7 @@ class Clock:
         canvas.line((56, 56), at(self.hour + self.minute / 60, 22), color=canvas.inks[1], width=6)
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        question = _pick(rng, ("what time is it? write 4:35 as 435.", "read the clock. write 4:35 as 435."))
+        question = _pick(rng, ("what time is it (4:35=435)?", "read the clock (4:35=435)."))
         answer = f"{self.hour}{self.minute:02}"
         read = f"short={self.hour}, long={self.minute // 5 or 12}. minutes={self.minute:02}"
         later, earlier = self.hour % 12 + 1, (self.hour - 2) % 12 + 1
@@ -332,18 +332,18 @@ class Lengths:
         steps = f"reading sides: width={w}, height={h}. "
         if asked == "perimeter":  # the notch moves two sides inwards and leaves their lengths as they are
             value = 2 * (w + h)
-            steps += f"{w}+{h}={w + h}. {w + h}+{w + h}={value}."
+            steps += f"half={w}+{h}={w + h}, all={w + h}+{w + h}={value}."
         elif asked == "missing" and self.notch:
             value = self.notch[0]
-            steps = f"reading sides: width={w}, top={w - value}. {w}-{w - value}={value}."
+            steps = f"reading sides: width={w}, top={w - value}, rest={w}-{w - value}={value}."
         else:
             value = w * h
-            steps += f"{w}*{h}={value}."
+            steps += f"all={w}*{h}={value}."
             if self.notch:
                 cut_width, cut_height = self.notch
                 cut = cut_width * cut_height
-                steps += f" top={w - cut_width}, cut={w}-{w - cut_width}={cut_width}."
-                steps += f" {cut_width}*{cut_height}={cut}. {value}-{cut}={value - cut}."
+                steps += f" top={w - cut_width}, rest={w}-{w - cut_width}={cut_width}."
+                steps += f" cut={cut_width}*{cut_height}={cut}, area={value}-{cut}={value - cut}."
                 value -= cut
         return Solved(question, str(value), steps, str(value), _near(value, 2 if asked == "perimeter" else 1, low=1))
 
@@ -407,11 +407,11 @@ class Angles:
         if self.figure == "triangle":
             question = _pick(rng, ("how many degrees is the third angle?", "what is the angle at the top?"))
             value = 180 - a - b
-            steps = f"reading corners: left={a}, right={b}. {a}+{b}={a + b}. 180-{a + b}={value}."
+            steps = f"reading corners: left={a}, right={b}. sum={a}+{b}={a + b}, third=180-{a + b}={value}."
         else:
             question = "how many degrees are between the two lines?"
             value = b - a
-            steps = f"reading lines: right={a}, left={b}. {b}-{a}={value}."
+            steps = f"reading lines: right={a}, left={b}. between={b}-{a}={value}."
         return Solved(question, str(value), steps, str(value), _near(value, level["step"]))
 
 
@@ -444,9 +444,11 @@ class Points:
         (x, y), (u, v) = self.first, self.second
         across, up = abs(x - u), abs(y - v)
         read = f"red x={x}, y={y}. blue x={u}, y={v}."
-        moves = f"{max(x, u)}-{min(x, u)}={across}. {max(y, v)}-{min(y, v)}={up}. {across}+{up}={across + up}."
+        steps = (
+            f"across={max(x, u)}-{min(x, u)}={across}, up={max(y, v)}-{min(y, v)}={up}, sum={across}+{up}={across + up}"
+        )
         answer = str(across + up)
-        return Solved(question, answer, f"reading points: {read} {moves}", answer, _near(across + up, low=1))
+        return Solved(question, answer, f"reading points: {read} {steps}.", answer, _near(across + up, low=1))
 
 
 SCENES: dict[str, type[Scene]] = {
