@@ -27,7 +27,18 @@ from mmeureka_jax.rl.update import TrainState
 logger = logging.getLogger(__name__)
 
 METADATA_FILE = "metadata.json"
-PACKAGES = ("mmeureka_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "math-verify", "sympy")
+PACKAGES = (
+    "mmeureka_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "grain",
+    "math-verify",
+    "sympy",
+)
 
 
 @dataclass
@@ -146,7 +157,11 @@ class Checkpointer:
             try:
                 return self._restore(step, target)
             except Exception as error:
-                logger.warning("checkpoint %s is damaged (%s); falling back to the one before it", self.folder / str(step), _brief(error))
+                logger.warning(
+                    "checkpoint %s is damaged (%s); falling back to the one before it",
+                    self.folder / str(step),
+                    _brief(error),
+                )
                 self._set_aside(step)
         if steps:
             raise UserError(f"no checkpoint in {self.folder} can be read; the damaged ones were renamed to *.damaged")
@@ -206,4 +221,6 @@ def read_metadata(run_dir: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it from a backup or start a new run folder") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}); restore it from a backup or start a new run folder"
+        ) from error

@@ -238,7 +238,7 @@ def token_weights(
         max_length: for `constant` (and needed by it): the longest response that the sampler may draw. Not the padded
             length T, which differs from batch to batch.
     """
-    weights = response_mask.astype(jnp.float32)
+    weights = jnp.asarray(response_mask, jnp.float32)
     lengths = jnp.sum(response_mask, axis=-1, dtype=jnp.int32)  # counted in integers: float32 is exact up to 2**24 only
 
     def mean_over(counts: Array) -> Array:

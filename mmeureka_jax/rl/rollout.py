@@ -101,7 +101,9 @@ class UpdateBatch:
     response_mask: Bool[Array, "P n Lr"]
     old_log_probs: Float[Array, "P n Lr"]
     advantages: Float[Array, "P n"]
-    fresh: Bool[Array, "P"]  # sampled by exactly the parameters that this step starts from: the sampler gap is measured there
+    fresh: Bool[
+        Array, "P"
+    ]  # sampled by exactly the parameters that this step starts from: the sampler gap is measured there
     reference_log_probs: Float[Array, "P n Lr"] | None = None
 
     @property

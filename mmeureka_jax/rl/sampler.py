@@ -43,7 +43,9 @@ class Samples:
     """n responses to each of P prompts, padded on the right."""
 
     tokens: Int[Array, "P n Lr"]  # pad_token_id after the end
-    log_probs: Float[Array, "P n Lr"]  # of each token under the policy at the temperature, full support; 0 after the end
+    log_probs: Float[
+        Array, "P n Lr"
+    ]  # of each token under the policy at the temperature, full support; 0 after the end
     lengths: Int[Array, "P n"]  # tokens up to and including the end token
     finished: Bool[Array, "P n"]  # an end token was drawn; False: cut off by max_new_tokens
 
@@ -179,7 +181,8 @@ def sample(
         return state | {"position": position + 1, "cache": cache}
 
     state = jax.lax.while_loop(unfinished, advance, state)
-    return Samples(**{name: state[name] for name in ("tokens", "log_probs", "lengths", "finished")})
+    outputs = {name: state[name] for name in ("tokens", "log_probs", "lengths", "finished")}
+    return Samples(**{name: constrain(x, "batch", *(None,) * (x.ndim - 1)) for name, x in outputs.items()})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -60,9 +60,7 @@ def policy_objective(config: Config) -> Objective:
     """The reinforcement-learning objective of a config."""
     loss = make_policy_loss(config.rl)
     return Objective(
-        token_loss=lambda log_probs, batch: loss(
-            log_probs, batch.old_log_probs, batch.advantages, batch.response_mask
-        ),
+        token_loss=lambda log_probs, batch: loss(log_probs, batch.old_log_probs, batch.advantages, batch.response_mask),
         averaging=config.rl.token_averaging,
         kl_coefficient=config.rl.kl_coefficient,
         kl_estimator=config.rl.kl_estimator,
@@ -126,7 +124,7 @@ def update(
 
     def split(x: Array) -> Array:
         # Micro-batch i holds rows i, i + m, ...: each is then spread over the mesh as the whole batch is.
-        return jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]), 1, 0)
 
     def loss_and_sums(trainable: Params, part: tuple[UpdateBatch, Array]) -> tuple[Array, dict[str, Array]]:
         rows, weight = part

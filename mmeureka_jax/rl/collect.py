@@ -1,0 +1,283 @@
+"""Rollouts: problems in, groups with rewards out, until enough of them have passed the online filter.
+
+Every host processes, and scores, its own share of the prompts. What came out is then gathered, so that all hosts hold the same
+groups in the same order and take the same decisions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from mmeureka_jax.config import Config
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.mesh import to_global, to_host
+from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.policy import Params
+from mmeureka_jax.rl.online_filter import GroupBuffer, classify
+from mmeureka_jax.rl.rollout import Group
+from mmeureka_jax.rl.sampler import Samples, SamplingSettings, jit_rollout, prompt_seeds
+from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
+from mmeureka_jax.tracking import ResponseSample, RolloutSample
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.loader import LoadedProblem, ProblemLoader
+    from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.rewards.base import RewardResult
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+
+@dataclass
+class Collected:
+    """What one step's rollouts gave."""
+
+    groups: list[Group]
+    metrics: dict[str, float]
+    lengths: np.ndarray  # of every response sampled, for the histogram
+    samples: list[RolloutSample]
+
+
+@dataclass
+class Tally:
+    """Sums over the rollouts of a step."""
+
+    values: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    outcomes: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        self.values[name].append(np.asarray(values).ravel())
+
+    def all(self, name: str) -> np.ndarray:
+        return np.concatenate(self.values[name])
+
+    def metrics(self) -> dict[str, float]:
+        means = {name: float(np.mean(self.all(name), dtype=np.float64)) for name in self.values}
+        groups = max(sum(self.outcomes.values()), 1)
+        means |= {f"filter/{name}": self.outcomes[name] / groups for name in ("kept", "too_easy", "too_hard")}
+        tokens = float(np.sum(self.all("response/length")))
+        return means | {
+            "filter/rounds": float(self.rounds),
+            "time/rollout": self.seconds["rollout"],
+            "time/reward": self.seconds["reward"],
+            "time/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
+        }
+
+
+def rollout_samples(
+    loaded: Sequence[LoadedProblem],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[RewardResult]],
+    lengths: np.ndarray,
+    finished: np.ndarray,
+) -> list[RolloutSample]:
+    """The groups of this host as the report shows them."""
+    samples = []
+    for i, item in enumerate(loaded):
+        responses = [
+            ResponseSample(
+                text=text,
+                reward=score.total,
+                parts=score.parts,
+                length=int(lengths[i, j]),
+                finish_reason="stop" if finished[i, j] else "length",
+            )
+            for j, (text, score) in enumerate(zip(texts[i], scores[i], strict=True))
+        ]
+        problem = item.problem
+        images = [image.read_bytes() for image in problem.images]
+        samples.append(RolloutSample(problem.id, problem.question, images, problem.answer or "", responses))
+    return samples
+
+
+class Collector:
+    """Fills the buffer with kept groups, sampling with one policy until a full training batch is there."""
+
+    def __init__(
+        self,
+        config: Config,
+        loaded: LoadedPolicy,
+        processor: Processor,
+        loader: ProblemLoader,
+        rewards: RewardWorkers,
+        *,
+        num_windows: int,
+        vision_frozen: bool,
+    ):
+        self._config = config
+        self._policy = loaded.policy
+        self._mesh = loaded.mesh
+        self._processor = processor
+        self._loader = loader
+        self._rewards = rewards
+        self._num_windows = num_windows
+        self._vision_frozen = vision_frozen
+        self._buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
+        sampler = config.sampler
+        self.settings = SamplingSettings(
+            group_size=config.rl.group_size,
+            max_new_tokens=sampler.max_new_tokens,
+            eos_token_ids=processor.eos_token_ids,
+            pad_token_id=processor.pad_token_id,
+            temperature=sampler.temperature,
+            top_k=sampler.top_k,
+            top_p=sampler.top_p,
+        )
+
+    def collect(
+        self, params: Params, buffer: GroupBuffer, *, step: int, rollout: int, on_round: Callable[[int], None]
+    ) -> tuple[Collected, int]:
+        """Samples until `buffer` holds `rl.prompts_per_rollout` groups, and takes exactly that many.
+
+        Args:
+            step: the loop's step, for `filter.freeze_steps`.
+            rollout: index of the first sampler call; the index after the last one is returned.
+            on_round: called with the number of groups in the buffer after each sampler call (progress).
+
+        Raises:
+            UserError: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter.
+        """
+        wanted, empty, tally = self._config.rl.prompts_per_rollout, 0, Tally()
+        samples: list[RolloutSample] = []
+        while len(buffer) < wanted:
+            groups, shown = self._round(params, rollout, tally)
+            rollout += 1
+            if self._config.rl.filter.enabled:
+                outcomes = classify(np.stack([g.accuracies for g in groups]), self._config.rl.filter, step)
+            else:
+                outcomes = np.full(len(groups), "kept")
+            tally.outcomes.update(outcomes.tolist())
+            kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == "kept"]
+            buffer.add(kept)
+            samples = samples or shown
+            empty = 0 if kept else empty + 1
+            if empty >= self._config.rl.filter.max_empty_rounds:
+                easy, hard = tally.outcomes["too_easy"], tally.outcomes["too_hard"]
+                raise UserError(
+                    f"step {step}: {empty} rollouts in a row left no group between the filter's bounds "
+                    f"({easy} groups too easy, {hard} too hard). Use easier or harder problems, widen rl.filter.lower and "
+                    "rl.filter.upper, or raise rl.filter.max_empty_rounds"
+                )
+            on_round(min(len(buffer), wanted))
+        taken = buffer.take(wanted)
+        if not self._config.rl.filter.keep_leftovers:
+            buffer.clear()
+        staleness = [rollout - 1 - group.rollout_index for group in taken]
+        metrics = tally.metrics() | {
+            "filter/buffer": float(len(buffer)),
+            "filter/staleness": float(np.mean(staleness)),
+        }
+        return Collected(taken, metrics, tally.all("response/length"), samples), rollout
+
+    def _round(self, params: Params, rollout: int, tally: Tally) -> tuple[list[Group], list[RolloutSample]]:
+        """One sampler call over all hosts, scored."""
+        from mmeureka_jax.data.processor import collate, pick_bucket
+
+        start = time.perf_counter()
+        loaded = next(self._loader)
+        longest = same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded))
+        batch = collate([item.prompt for item in loaded], pick_bucket(int(longest), self._buckets), self._num_windows)
+        seeds = prompt_seeds([item.problem.id for item in loaded])
+        orders = np.asarray([item.order for item in loaded])
+        inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
+        samples, embeds = jit_rollout(
+            self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, rollout, inputs[2]
+        )
+        local: Samples = local_rows(samples)
+        lengths, finished = local.lengths, local.finished
+        texts = [
+            [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
+            for rows, counts in zip(local.tokens, lengths, strict=True)
+        ]
+        tally.seconds["rollout"] += time.perf_counter() - start
+
+        start = time.perf_counter()
+        scores = self.score(loaded, texts)
+        tally.seconds["reward"] += time.perf_counter() - start
+        names = sorted(scores[0][0].parts)
+        own = {
+            "orders": orders,
+            "total": np.asarray([[s.total for s in row] for row in scores], np.float32),
+            "failures": np.asarray([[s.failure is not None for s in row] for row in scores], np.float32),
+            **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
+        }
+        everyone = to_host(own)
+        full: Samples = to_host(samples)
+        prompts: PromptBatch = batch if jax.process_count() == 1 else to_host(inputs[0])
+        tally.rounds += 1
+        for name in ("total", *names, "failures"):
+            tally.add(f"reward/{name}", everyone[name])
+        tally.add("response/length", full.lengths)
+        tally.add("response/truncated", ~full.finished)
+        groups = self._groups(rollout, everyone, prompts, full, to_host(embeds) if self._vision_frozen else None)
+        shown = slice(0, self._config.tracking.rollouts_logged)
+        return groups, rollout_samples(loaded[shown], texts[shown], scores[shown], lengths, finished)
+
+    def score(self, loaded: Sequence[LoadedProblem], texts: Sequence[Sequence[str]]) -> list[list[RewardResult]]:
+        from mmeureka_jax.rewards.base import RewardRequest
+
+        flat = self._rewards.score(
+            [
+                RewardRequest(text, item.problem.answer or "", item.problem.question, item.problem.metadata)
+                for item, row in zip(loaded, texts, strict=True)
+                for text in row
+            ]
+        )
+        n = len(texts[0])
+        return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+    def _groups(
+        self,
+        rollout: int,
+        scored: dict[str, np.ndarray],
+        prompts: PromptBatch,
+        samples: Samples,
+        embeds: np.ndarray | None,
+    ) -> list[Group]:
+        """All hosts' groups of one sampler call, in the order of the data stream."""
+        groups = []
+        for row in np.argsort(scored["orders"]):
+            images = prompts.images
+            windows = slice(0, 0) if self._vision_frozen else slice(None)
+            groups.append(
+                Group(
+                    rollout_index=rollout,
+                    order=int(scored["orders"][row]),
+                    tokens=prompts.tokens[row],
+                    positions=prompts.positions[row],
+                    length=int(prompts.lengths[row]),
+                    next_position=int(prompts.next_position[row]),
+                    image_index=prompts.image_index[row],
+                    patches=images.patches[row, windows],
+                    patch_positions=images.patch_positions[row, windows],
+                    patch_mask=images.patch_mask[row, windows],
+                    image_ids=images.image_ids[row, windows],
+                    image_embeds=np.zeros((0, 0), np.float32) if embeds is None else embeds[row],
+                    responses=samples.tokens[row],
+                    log_probs=samples.log_probs[row],
+                    lengths=samples.lengths[row],
+                    finished=samples.finished[row],
+                    rewards=scored["total"][row],
+                    accuracies=scored["accuracy"][row],
+                )
+            )
+        return groups
+
+
+def local_rows(tree: Samples) -> Samples:
+    """This host's rows of arrays that are sharded by row, as NumPy."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def rows(x: jax.Array) -> np.ndarray:
+        shards = {shard.index[0].start or 0: np.asarray(shard.data) for shard in x.addressable_shards}
+        return np.concatenate([shards[start] for start in sorted(shards)])
+
+    return jax.tree.map(rows, tree)

@@ -1,0 +1,178 @@
+"""Greedy accuracy on a set of problems: validation inside a run, and `mmeureka eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from mmeureka_jax.mesh import batch_divisor, to_global
+from mmeureka_jax.models.config import VisionConfig
+from mmeureka_jax.models.policy import Params
+from mmeureka_jax.rl.collect import local_rows
+from mmeureka_jax.rl.sampler import SamplingSettings, jit_rollout, prompt_seeds
+from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.problems import Problem, ProblemSource
+    from mmeureka_jax.data.processor import ProcessedPrompt, Processor
+    from mmeureka_jax.rewards.base import RewardResult
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response. `tokens` and `log_probs` go up to and including the end token."""
+
+    text: str
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Graded:
+    problem: Problem
+    response: Response
+    score: RewardResult
+
+
+def generate(
+    loaded: LoadedPolicy,
+    params: Params,
+    processor: Processor,
+    problems: Sequence[Problem],
+    settings: SamplingSettings,
+    *,
+    stream: str,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    num_windows: int,
+    seed: int,
+    rollout: int = 0,
+) -> Iterator[tuple[Problem, list[Response]]]:
+    """Samples `settings.group_size` responses to each of this host's problems, in order, batch after batch.
+
+    Pictures of the next batch are processed while this one is decoded. All hosts must call it together; a host with fewer
+    problems than another runs along with empty batches.
+    """
+    from mmeureka_jax.data.processor import collate, pick_bucket
+
+    hosts = jax.process_count()
+    divisor = batch_divisor(loaded.mesh)
+    rows = -(-max(batch_size, divisor) // divisor) * divisor // hosts  # this host's rows of a global batch
+    batches = [problems[i : i + rows] for i in range(0, len(problems), rows)]
+    count = int(same_on_all_hosts(len(batches)))
+    filler = filler_prompt(loaded.policy.config.vision)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+
+        def process(index: int) -> Any:
+            return [pool.submit(processor, p) for p in batches[index]] if index < len(batches) else []
+
+        pending = process(0)
+        for index in range(count):
+            own = batches[index] if index < len(batches) else []
+            prompts: list[ProcessedPrompt] = [future.result() for future in pending]
+            pending = process(index + 1)
+            longest = int(same_on_all_hosts(max((len(p.tokens) for p in prompts), default=1)))
+            active = np.arange(rows) < len(own)
+            padded = [*prompts, *[filler] * (rows - len(prompts))]
+            batch = collate(padded, pick_bucket(longest, buckets), num_windows)
+            seeds = prompt_seeds([*(p.id for p in own), *["filler"] * (rows - len(own))])
+            inputs = to_global(loaded.mesh, (batch, seeds, active))
+            samples, _ = jit_rollout(
+                loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2]
+            )
+            local = local_rows(samples)
+            for i, problem in enumerate(own):
+                yield problem, [_response(local, processor, i, j) for j in range(settings.group_size)]
+
+
+def filler_prompt(vision: VisionConfig) -> ProcessedPrompt:
+    """A prompt of one token and no picture, for rows that only fill up a batch."""
+    from mmeureka_jax.data.processor import ProcessedPrompt
+
+    places = (vision.window_size // vision.patch_size) ** 2
+    return ProcessedPrompt(
+        tokens=np.zeros(1, np.int32),
+        positions=np.zeros((3, 1), np.int32),
+        next_position=1,
+        image_index=np.full(1, -1, np.int32),
+        patches=np.zeros((0, places, vision.in_channels * vision.patch_size**2), np.float32),
+        patch_positions=np.zeros((0, places, 2), np.int32),
+        patch_mask=np.zeros((0, places), bool),
+        image_ids=np.zeros(0, np.int32),
+    )
+
+
+def _response(samples: Any, processor: Processor, i: int, j: int) -> Response:
+    length = int(samples.lengths[i, j])
+    tokens = samples.tokens[i, j, :length]
+    return Response(processor.decode(tokens), tokens, samples.log_probs[i, j, :length], bool(samples.finished[i, j]))
+
+
+class Evaluator:
+    """Greedy decoding of a problem set, scored by the reward rules."""
+
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        processor: Processor,
+        rewards: RewardWorkers,
+        source: ProblemSource,
+        indices: Sequence[int],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        buckets: tuple[int, ...],
+        num_windows: int,
+    ):
+        self._arguments: dict[str, Any] = {"batch_size": batch_size, "buckets": buckets, "num_windows": num_windows}
+        self._loaded, self._processor, self._rewards = loaded, processor, rewards
+        self._source = source
+        self._own = list(indices)[jax.process_index() :: jax.process_count()]
+        self._settings = SamplingSettings(
+            group_size=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=processor.eos_token_ids,
+            pad_token_id=processor.pad_token_id,
+            temperature=0.0,
+        )
+
+    def run(self, params: Params, on_batch: Callable[[int], None] = lambda count: None) -> list[Graded]:
+        """This host's problems, answered and graded."""
+        from mmeureka_jax.rewards.base import RewardRequest
+
+        problems = [self._source[i] for i in self._own]
+        answered = []
+        for item in generate(
+            self._loaded, params, self._processor, problems, self._settings,
+            stream="validation", seed=0, **self._arguments,
+        ):  # fmt: skip
+            answered.append(item)
+            on_batch(1)
+        requests = [
+            RewardRequest(responses[0].text, problem.answer or "", problem.question, problem.metadata)
+            for problem, responses in answered
+        ]
+        scores = self._rewards.score(requests)
+        return [Graded(p, r[0], score) for (p, r), score in zip(answered, scores, strict=True)]
+
+
+def summarise(graded: Sequence[Graded]) -> dict[str, float]:
+    """Accuracy and mean response length over all hosts' problems."""
+    own = np.asarray([[g.score.parts["accuracy"], len(g.response.tokens), 1.0] for g in graded]).reshape(-1, 3).sum(0)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        own = np.sum(multihost_utils.process_allgather(own), axis=0)
+    correct, tokens, count = own
+    return {
+        "validation/accuracy": float(correct / count),
+        "validation/response_length": float(tokens / count),
+        "validation/problems": float(count),
+    }

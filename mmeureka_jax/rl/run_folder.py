@@ -1,0 +1,133 @@
+"""The run's folder and the small watchers of a run: what it was made with, updates that are not finite, compilations.
+
+RUN/config.yaml       the resolved config            RUN/checkpoints/   Orbax
+RUN/metadata.json     config, versions, data         RUN/metrics.jsonl  one row per step
+RUN/nonfinite/        batches whose update was skipped
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmeureka_jax.checkpoint import package_versions, read_metadata, write_metadata
+from mmeureka_jax.config import Config, config_diff, save_config, to_dict
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import explain_write_errors
+from mmeureka_jax.mesh import is_main
+from mmeureka_jax.rl.rollout import UpdateBatch
+
+logger = logging.getLogger(__name__)
+
+_MAY_DIFFER = ("run_dir", "checkpoint.allow_config_change", "tracking.progress")
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without the keys that a resumed run may change freely."""
+    copy = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    for key in _MAY_DIFFER:
+        section, _, name = key.rpartition(".")
+        (copy.get(section, {}) if section else copy).pop(name, None)
+    return copy
+
+
+def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, resuming: bool) -> None:
+    """Compares the run's metadata with what is about to run, and writes it for a new run.
+
+    Raises:
+        UserError: the run folder was made by another kind of job, another config or other data, and
+            `checkpoint.allow_config_change` is not set. The message lists the differences.
+    """
+    run_dir = Path(config.run_dir)
+    old = read_metadata(run_dir) if resuming else None
+    if old is not None and not config.checkpoint.allow_config_change:
+        differences = config_diff(comparable(old["config"]), comparable(to_dict(config)))
+        if old["kind"] != kind:
+            differences.append(f"kind of run: {old['kind']} -> {kind}")
+        if old["data_fingerprint"] != fingerprint:
+            differences.append(f"contents of {config.data.train}: {old['data_fingerprint']} -> {fingerprint}")
+        if differences:
+            raise UserError(
+                f"{run_dir} holds a run with other settings:\n  "
+                + "\n  ".join(differences)
+                + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to go on with the new ones"
+            )
+    if is_main():
+        metadata = {
+            "kind": kind,
+            "config": to_dict(config),
+            "packages": package_versions(),
+            "data_fingerprint": fingerprint,
+            "checkpoint": str(Path(checkpoint).resolve()),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "processes": jax.process_count(),
+        }
+        with explain_write_errors(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_metadata(run_dir, metadata)
+        save_config(config, run_dir / "config.yaml")
+
+
+class NonFiniteGuard:
+    """Counts skipped updates, keeps their batches, and stops a run that goes on skipping."""
+
+    def __init__(self, run_dir: Path, limit: int, counters: dict[str, int] | None):
+        self._folder = Path(run_dir) / "nonfinite"
+        self._limit = limit
+        self.counters = {"skipped_in_row": 0, "skipped": 0} | (counters or {})
+
+    def check(self, metrics: Sequence[dict[str, Any]], batches: Sequence[UpdateBatch], step: int) -> None:
+        """Looks at the updates of one step, in order; `batches` are the host arrays that each was made of."""
+        for number, (row, batch) in enumerate(zip(metrics, batches, strict=True)):
+            if not row["optimizer/skipped"]:
+                self.counters["skipped_in_row"] = 0
+                continue
+            self.counters["skipped_in_row"] += 1
+            self.counters["skipped"] += 1
+            path = self._folder / f"step_{step:06d}_update_{number}.npz"
+            logger.warning(
+                "step %d, update %d: loss %s, gradient norm %s; update skipped, batch saved to %s",
+                step, number, row["loss/total"], row["optimizer/grad_norm"], path,
+            )  # fmt: skip
+            if is_main():
+                with explain_write_errors(path):
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    np.savez_compressed(path, **_flat(batch))
+
+    def stop_if_too_many(self) -> None:
+        """Raises a UserError once `optimizer.max_nonfinite_updates` updates in a row were skipped."""
+        if self.counters["skipped_in_row"] >= self._limit:
+            raise UserError(
+                f"{self.counters['skipped_in_row']} updates in a row had a loss or gradient that is not finite; the parameters are "
+                f"those before them, and their batches are in {self._folder}. Lower optimizer.learning_rate or look at those "
+                "batches; start the same command again to go on from the last checkpoint"
+            )
+
+
+def _flat(batch: UpdateBatch) -> dict[str, np.ndarray]:
+    """The arrays of a batch by dotted name, for a file that NumPy alone reads."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return {".".join(key.name for key in path): np.asarray(value) for path, value in leaves}
+
+
+class CompileCounter:
+    """Counts XLA compilations of this process, to show that a steady state compiles nothing."""
+
+    _EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._seen = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        self.total += event == self._EVENT
+
+    def since_last(self) -> int:
+        new, self._seen = self.total - self._seen, self.total
+        return new
