@@ -54,13 +54,11 @@ def encode_problem(problem: Problem) -> dict[str, Any]:
     }
 
 
-class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes problem sources as the splits of one dataset; a row counts as usable once its pictures have been decoded.
 
     Unusable rows end up in `rejected`. Unless `skip_unusable` they are an error at the end of a split.
     """
-
-    url_infos = None  # nothing is downloaded; to look for checksums, TFDS wants a package that it does not require
 
     def __init__(
         self,
