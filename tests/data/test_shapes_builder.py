@@ -84,9 +84,17 @@ def test_unknown_names_are_user_errors(name: str, tmp_path: Path):
     assert not any(path.is_file() and path.suffix != ".json" for path in tmp_path.rglob("*"))
 
 
+def test_a_folder_that_cannot_be_written_is_a_user_error(small_configs: None, tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot write"):
+        prepare_shapes("shapes/easy", tmp_path / "file")
+
+
 def test_two_at_once_give_one_whole_dataset(small_configs: None, tmp_path: Path):
+    output = sys.stdout
     with ThreadPoolExecutor(2) as pool:
         builders = list(pool.map(lambda _: prepare_shapes("shapes/easy", tmp_path), range(2)))
+    assert sys.stdout is output
     for builder in builders:
         rows = builder.as_data_source("train")
         assert [row["id"] for row in rows] == [row["id"] for row in builders[0].as_data_source("train")]
@@ -96,7 +104,8 @@ def test_two_at_once_give_one_whole_dataset(small_configs: None, tmp_path: Path)
 @pytest.mark.slow
 def test_killed_preparation_leaves_nothing_that_is_taken_for_whole(small_configs: None, tmp_path: Path):
     process = start_preparing(tmp_path, size=10**6)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     while not list(tmp_path.rglob("incomplete.*")):
         assert process.poll() is None, process.communicate()[1]
     os.kill(process.pid, signal.SIGKILL)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +14,17 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmeureka_jax.data.readers import tfds_data_dir
 from mmeureka_jax.data.shape_canvas import DEFAULT_SIDE
 from mmeureka_jax.data.shape_scenes import DIFFICULTIES, KINDS
 from mmeureka_jax.data.shapes import HASTY_FRACTION, Split, generate
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import explain_write_errors
+from mmeureka_jax.tracking import progress
 
 DEMO_KINDS = ("dots", "fraction", "bars", "digits")  # what a policy of a few million parameters learns in minutes
+
+_PREPARING = threading.Lock()  # one thread at a time; processes are kept apart by TFDS's own folders
 
 
 @dataclass(kw_only=True)
@@ -52,6 +60,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         _config("hard", KINDS, ("hard",), 16_000),
         *(_config(kind, (kind,), DIFFICULTIES, 4_000) for kind in KINDS),
     ]
+    url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -78,25 +87,27 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: Split, size: int, hasty_fraction: float) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
-        for index in range(size):
-            problem = generate(
-                index,
-                split=split,
-                mixture=config.mixture,
-                seed=config.seed,
-                side=config.side,
-                hasty_fraction=hasty_fraction,
-            )
-            yield (
-                index,
-                {
-                    "id": problem.id,
-                    "question": problem.question,
-                    "answer": problem.answer,
-                    "image": problem.image,
-                    "metadata": json.dumps(problem.metadata(), sort_keys=True),
-                },
-            )
+        with progress(size, f"prepare shapes/{config.name}@{split}", unit="row", enabled=True) as bar:
+            for index in range(size):
+                problem = generate(
+                    index,
+                    split=split,
+                    mixture=config.mixture,
+                    seed=config.seed,
+                    side=config.side,
+                    hasty_fraction=hasty_fraction,
+                )
+                yield (
+                    index,
+                    {
+                        "id": problem.id,
+                        "question": problem.question,
+                        "answer": problem.answer,
+                        "image": problem.image,
+                        "metadata": json.dumps(problem.metadata(), sort_keys=True),
+                    },
+                )
+                bar.update()
 
 
 def prepare_shapes(name: str = "shapes", data_dir: str | Path | None = None) -> Shapes:
@@ -106,21 +117,31 @@ def prepare_shapes(name: str = "shapes", data_dir: str | Path | None = None) -> 
     either nothing or a whole dataset.
 
     Raises:
-        UserError: an unknown config or version.
+        UserError: an unknown config or version, a folder that cannot be written, a full disk.
     """
     match = re.fullmatch(r"shapes(?:/(?P<config>[^:]+))?(?::(?P<version>.+))?", name)
     configs = [config.name for config in Shapes.BUILDER_CONFIGS]
     if match is None or (match["config"] or configs[0]) not in configs:
         raise UserError(f"tfds:{name}: the configs of shapes are {', '.join(configs)}; write for instance shapes/easy")
-    try:
-        builder = Shapes(
-            config=match["config"],
-            version=match["version"],
-            data_dir=None if data_dir is None else str(data_dir),
-            file_format="array_record",
+    directory = Path(data_dir).expanduser() if data_dir is not None else tfds_data_dir()
+
+    def make() -> Shapes:
+        return Shapes(
+            config=match["config"], version=match["version"], data_dir=str(directory), file_format="array_record"
         )
-    except AssertionError as error:  # how TFDS refuses a version
-        raise UserError(f"tfds:{name}: {error}") from None
-    if not builder.is_prepared():
-        builder.download_and_prepare()
-    return builder
+
+    with _PREPARING, explain_write_errors(directory):
+        try:
+            builder = make()
+        except AssertionError as error:  # how TFDS refuses a version
+            raise UserError(f"tfds:{name}: {error}") from None
+        if builder.is_prepared():
+            return builder
+        tfds.disable_progress_bar()  # there is our own
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
+                builder.download_and_prepare()
+        except OSError:
+            if not builder.is_prepared():  # else another process was quicker, with the same rows
+                raise
+        return make()
