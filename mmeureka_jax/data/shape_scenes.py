@@ -50,7 +50,7 @@ LEVELS: dict[str, dict[str, Level]] = {
     },
     "angles": {
         "easy": {"figure": "triangle", "step": 10, "inks": 2, "shift": 1},
-        "hard": {"figure": "protractor", "step": 10, "inks": 5, "shift": 2},
+        "hard": {"figure": "protractor", "step": 10, "inks": 5, "shift": 1},
     },
     "points": {
         "easy": {"size": 4, "inks": 2, "shift": 1},
@@ -398,7 +398,7 @@ class Angles:
         for angle in range(0, 181, 10):
             canvas.line(at(angle, 34 if angle % 30 == 0 else 37), at(angle, 40), color=BLACK, width=1)
             if angle % 30 == 0:
-                canvas.text(*at(angle, 48), str(angle), 10, BLACK)
+                canvas.text(*at(angle, 47.5), str(angle), 9.5, BLACK)
         for angle in (self.first, self.second):
             canvas.line((56, 88), at(angle, 39), color=canvas.inks[0], width=3)
 
