@@ -30,7 +30,7 @@ LEVELS: dict[str, dict[str, Level]] = {
     },
     "fraction": {
         "easy": {"rows": (4, 4), "columns": (4, 4), "inks": 2, "shift": 1},
-        "hard": {"rows": (2, 5), "columns": (3, 6), "inks": 5, "shift": 3},
+        "hard": {"rows": (2, 5), "columns": (3, 6), "inks": 5, "shift": 1},
     },
     "bars": {
         "easy": {"bars": 4, "highest": 4, "questions": ("total",), "inks": 2, "shift": 1},

@@ -47,7 +47,7 @@ def problems(count: int, split: str = "train", mixture: tuple[tuple[str, str], .
 
 @pytest.fixture(scope="module")
 def many() -> list[ShapeProblem]:
-    return problems(60 * len(ALL))
+    return problems(40 * len(ALL))
 
 
 def pixels(problem: ShapeProblem) -> np.ndarray:
@@ -79,13 +79,13 @@ def test_no_scene_is_in_both_splits_whatever_its_colours(monkeypatch: pytest.Mon
         return Canvas(side, np.random.default_rng(0), inks=2, shift=0.0)
 
     monkeypatch.setattr(shapes, "Canvas", plain)
-    train, test = ([p.image for p in problems(60 * len(ALL), split)] for split in ("train", "test"))
+    train, test = ([p.image for p in problems(40 * len(ALL), split)] for split in ("train", "test"))
     assert not set(train) & set(test)
     assert len(set(test)) < len(test)
 
 
 def test_pictures_vary():
-    pictures = [p.image for p in problems(40 * len(ALL))]
+    pictures = [p.image for p in problems(20 * len(ALL))]
     assert len(set(pictures)) > 0.98 * len(pictures)
 
 
@@ -164,7 +164,7 @@ def test_careful_is_several_times_longer_than_hasty(many: list[ShapeProblem]):
 def test_texts_are_plain_and_their_words_are_in_the_corpus():
     known = set().union(*(words(text) for text in vocabulary_corpus()))
     assert len(known) < 300
-    for problem in problems(100 * len(ALL)) + problems(10 * len(ALL), split="test", seed=7):
+    for problem in problems(40 * len(ALL)) + problems(10 * len(ALL), split="test", seed=7):
         for text in (problem.question, problem.careful, problem.hasty):
             assert text.isascii() and text == text.lower() and "\n" not in text
             assert words(text) <= known
