@@ -47,10 +47,14 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: a per-token loss, how it is averaged, and a penalty towards the reference policy."""
+    """What is minimised: a per-token loss, how it is averaged, and a penalty towards the reference policy.
+
+    `max_length` is what averaging `constant` divides by: the longest response that the sampler may draw.
+    """
 
     token_loss: Callable[[Array, UpdateBatch], TokenLoss]
     averaging: str
+    max_length: int | None = None
     kl_coefficient: float = 0.0
     kl_estimator: str = "k3"
     temperature: float = 1.0
@@ -62,6 +66,7 @@ def policy_objective(config: Config) -> Objective:
     return Objective(
         token_loss=lambda log_probs, batch: loss(log_probs, batch.old_log_probs, batch.advantages, batch.response_mask),
         averaging=config.rl.token_averaging,
+        max_length=config.sampler.max_new_tokens,
         kl_coefficient=config.rl.kl_coefficient,
         kl_estimator=config.rl.kl_estimator,
         temperature=config.sampler.temperature,
@@ -120,7 +125,7 @@ def update(
 
     Metrics are float32 scalars over the whole batch; means are over response tokens.
     """
-    weights = token_weights(batch.response_mask, objective.averaging)
+    weights = token_weights(batch.response_mask, objective.averaging, max_length=objective.max_length)
 
     def split(x: Array) -> Array:
         # Micro-batch i holds rows i, i + m, ...: each is then spread over the mesh as the whole batch is.
