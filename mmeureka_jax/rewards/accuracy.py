@@ -11,11 +11,11 @@ How it is compared, by the first of these that applies:
     when they fill blanks, in any order when they are a set.
   value: gold and answer, wrapped in `$…$`, are parsed by math-verify and `verify` agrees. A unit may be missing on one
     side; two different units do not agree.
-  text: equal up to case, articles and spacing (`rhombus.`, `>`, `(2,4)→(3,4)`).
+  text: equal up to case, articles and spacing (`trapezoid.`, `>`, `(1,1)→(2,3)`).
 
 Stricter than math-verify alone, which takes the rightmost thing it can read: inside the tags or the box an answer
 counts only when it is one value, as a whole or as the only value of a sentence. So `3, 4, 5` is not 5, `A B C D` is not
-D, a gold answer `4√3` never shrinks to 4, and neither does `6\\n6` to 6. Only for a response without any tag is the
+D, a gold answer `5√2` never shrinks to 5, and neither does `8\\n8` to 8. Only for a response without any tag is the
 rightmost value read, as upstream does. (math-verify's string extraction of choices adds nothing to the choice rule.)
 
 A gold answer that cannot be compared gets a reason from `gold_problem`: it is empty, an explanation in sentences, or
@@ -43,14 +43,13 @@ Value: TypeAlias = Basic | MatrixBase
 MAX_WORDS = 12  # a longer gold answer is an explanation
 MAX_CHARACTERS = 2000  # nothing longer is one value
 
-# Units and boxes are handled in answer_text: math-verify's own handling cuts `2\text{n}-1` down to 2.
+# Units and boxes are handled in answer_text: math-verify's own handling cuts `3\text{n}+1` down to 3.
 _LATEX = LatexExtractionConfig(
     boxed_match_priority=-1,
     normalization_config=NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none", equations=False
     ),
 )
-_EXPRESSION = ExprExtractionConfig()
 # Signs of statements that are compared as text, since SymPy has no object for them.
 _TEXT_SIGNS = re.compile(r"[<>=]|\\(?:to|parallel|perp|cong|sim|angle|triangle|leq|geq|neq|in|subset\w*)\b")
 _HEDGES = frozenset({"or", "not", "than", "either", "neither", "between", "except", "maybe", "perhaps"})
@@ -97,13 +96,13 @@ def gold_problem(answer: str) -> str | None:
 
 
 def _is_text(part: str) -> bool:
-    """Whether a part that does not parse is still an answer, compared as text: words, a sign, a clock time, 40°30'."""
+    """Whether a part that does not parse is still an answer, compared as text: words, a sign, 2:30, 3–5, 40°30'."""
     text = answer_text.unwrap_text(part)
     if re.search(r"\\(?:frac|sqrt|begin|int|sum)\b", text):
         return False
-    clock_or_arc = re.search(r"\d:\d\d|\\circ\s*\}?\s*\d+\s*'", text)
+    number_text = re.search(r"\d:\d\d|\d\s*–\s*\d|\\circ\s*\}?\s*\d+\s*'", text)
     return bool(
-        answer_text.words(text) or _TEXT_SIGNS.search(text) or clock_or_arc or re.fullmatch(r"[A-Za-z_]\w*'*", text)
+        answer_text.words(text) or _TEXT_SIGNS.search(text) or number_text or re.fullmatch(r"[A-Za-z_]\w*'*", text)
     )
 
 
@@ -170,7 +169,7 @@ def _same_rightmost(gold: str, response: str) -> bool:
         return False
     found = parse(
         answer_text.unwrap_commands(response),
-        [LatexExtractionConfig(), _EXPRESSION],
+        [LatexExtractionConfig(), ExprExtractionConfig()],
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )
@@ -202,12 +201,9 @@ def _parse_value(text: str) -> Value | None:
     # Two numbers side by side are no product, 3:45 is a time and not 1/15, and 40°30' is not 40 + 30.
     if re.search(r"\d\s+\d|^\d{1,2}:\d\d$|\\circ", text) or text.count(":") > 1:
         return None
-    for wrapped, config in ((f"${text}$", _LATEX), (text, _EXPRESSION)):
-        if config is _EXPRESSION and not re.fullmatch(r"[\d\s.+\-*/^()]+", text):
-            continue
-        found = parse(
-            wrapped, [config], fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
-        )
-        if found:
-            return found[0]
-    return None
+    # First match: the whole $…$ or nothing. Plain expressions are LaTeX too; math-verify's extraction of them would
+    # take a part (`1` of `1 +`).
+    found = parse(
+        f"${text}$", [_LATEX], fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
+    )
+    return found[0] if found else None

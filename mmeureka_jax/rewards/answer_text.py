@@ -1,8 +1,8 @@
 """Answers as text: one spelling for what is written in many ways, and the values that one answer states.
 
-Real gold answers are uneven: `4.`, `$$-3$$`, `30°`, `4 cm²`, `4$\\sqrt{3}$`, `(6,0)\\n(0,-2018)`, `1.3.4.`, `rhombus.`,
-`(1)$$0.04$$ (2)$$440$$`. The functions here are string work only (no SymPy), so that what is handed to the LaTeX parser
-is either a whole value or nothing: a parser that skips what it does not know reads `4$\\sqrt{3}$` as 4.
+Real gold answers are uneven: `7.`, `$$-2$$`, `45°`, `9 cm²`, `5$\\sqrt{2}$`, `(3,0)\\n(0,-4)`, `2.4.5.`, `trapezoid.`,
+`(1)$$0.3$$ (2)$$12$$`. The functions here are string work only (no SymPy), so that what is handed to the LaTeX parser
+is either a whole value or nothing: a parser that skips what it does not know reads `5$\\sqrt{2}$` as 5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ AnswerForm = Literal["instruct", "boxed"]
 
 _CHARACTERS = str.maketrans(
     {
-        **{chr(0xFF01 + offset): chr(0x21 + offset) for offset in range(94)},  # full-width ASCII, as Chinese texts have it
+        **{chr(0xFF01 + offset): chr(0x21 + offset) for offset in range(94)},  # full-width ASCII
         "、": ",", "。": ".", "\u00a0": " ", "\u2009": " ", "\u3000": " ", "\t": " ", "\r": "\n",
         "′": "'", "″": "''", "‘": "'", "’": "'", "“": '"', "”": '"', "¥": "", "￥": "", "€": "", "£": "",
         "−": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "±": r"\pm ", "π": r"\pi ", "∞": r"\infty ",
@@ -31,6 +31,8 @@ _REWRITES = [
         (r"^\s*\*\*(.*)\*\*\s*$", r"\1"),  # markdown bold around the whole answer
         (r"(?<!\\)\\[()\[\]]|\$\$", "$"),  # every delimiter of mathematics is one $
         (r"\\\$", ""),  # currency
+        (r"\*\*", "^"),
+        (r"\^\s*(-?\d+)", r"^{\1}"),  # 2^10 is no 2^{1}0
         (r"\\(?:[,;:!> ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~", " "),
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])\s*", ""),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
@@ -50,7 +52,7 @@ _REWRITES = [
         (r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)\s*(?:\\(?:text|mathrm)\s*\{\s*C\s*\}|C(?![a-zA-Z]))", " celsius"),
         (r"\^\s*\{\s*\\circ\s*\}(?!\s*\d)|\^\s*\\circ(?![a-zA-Z])(?!\s*\d)|\\degree(?![a-zA-Z])(?!\s*\d)", ""),
         (r"(\\[a-zA-Z]+)\s+\{", r"\1{"),
-        *2 * ((r"(?<![a-zA-Z}\]_^])\{(\w+)\}", r"\1"),),  # {{4}^{n}}: {4^{n}}; {{8}}: 8
+        *2 * ((r"(?<![a-zA-Z}\]_^])\{(\w+)\}", r"\1"),),  # {{5}^{n}}: {5^{n}}; {{9}}: 9
         (r"(?<=[\d}$])\s*(?:percent(?:age)?|pct)\b", r"\\%"),
         (r"[ ]+", " "),
     )
@@ -95,9 +97,9 @@ _UNIT_NAMES = (
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _CIRCLED = {chr(0x2460 + i): str(i + 1) for i in range(20)}
 _STATEMENT_LISTS = (
-    re.compile(r"(?:[①-⑳][\s,.;]*)+"),  # ①③④
-    re.compile(r"(?:\(\d\)[\s,.;]*){2,}"),  # (1)(3)
-    re.compile(r"\d(?:\.\s?\d){2,}\.?"),  # 1.3.4.
+    re.compile(r"(?:[①-⑳][\s,.;]*)+"),  # ②④⑤
+    re.compile(r"(?:\(\d\)[\s,.;]*){2,}"),  # (2)(4)
+    re.compile(r"\d(?:\.\s?\d){2,}\.?"),  # 2.4.5.
 )
 _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 
@@ -181,7 +183,7 @@ def split_values(text: str) -> tuple[list[str], bool]:
     """The values that a cleaned answer states, and whether their order counts.
 
     Lines, `;`, `(1) … (2) …`, neighbouring `$…$ $…$` and numbers between spaces are the blanks of a question, in order.
-    Commas outside brackets, `and` and `or` make a set, and so do numbered statements (`①③④`, `(1)(3)`, `1.3.4.`).
+    Commas outside brackets, `and` and `or` make a set, and so do numbered statements (`②④⑤`, `(2)(4)`, `2.4.5.`).
     """
     bare = text.replace("$", "").strip()
     if any(pattern.fullmatch(bare) for pattern in _STATEMENT_LISTS):
@@ -203,7 +205,7 @@ def split_values(text: str) -> tuple[list[str], bool]:
 
 
 def _split_commas(text: str) -> list[str]:
-    """Splits at commas, `and` and `or` outside brackets; the commas of 295,000 are not separators."""
+    """Splits at commas, `and` and `or` outside brackets; the commas of 12,000 are not separators."""
     parts, depth, start = [], 0, 0
     for match in re.finditer(r"[(\[{]|[)\]}]|,|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", text):
         token = match[0]
@@ -222,7 +224,7 @@ def _is_thousands(text: str, comma: int) -> bool:
 
 
 def split_unit(value: str) -> tuple[str, str]:
-    """`4 cm^{2}` -> (`4`, `cm^2`); the unit is empty where there is none. `$5m$` keeps its m: it may be a variable."""
+    """`9 cm^{2}` -> (`9`, `cm^2`); the unit is empty where there is none. `$5m$` keeps its m: it may be a variable."""
     in_math = re.fullmatch(r"\$[^$]*\$", value) is not None
     bare = value.replace("$", "").strip()
     patterns = (_UNIT, _UNIT_COMMAND) if in_math else (_UNIT, _UNIT_COMMAND, _UNIT_LETTER, _UNIT_WORDS)

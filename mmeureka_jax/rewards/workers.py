@@ -31,19 +31,21 @@ from mmeureka_jax.rewards.format import follows_format
 from mmeureka_jax.rewards.repetition import repetition_penalty
 
 STARTUP_LIMIT = 120.0  # seconds until a new worker must be ready; a custom rule may import something large
+STARTUP_ATTEMPTS = 3  # failed starts in a row after which the machine is at fault and not bad luck
 MEMORY_LIMIT = 4 << 30  # bytes of address space, against powers and factorials that would fill the machine
 
 
 class RewardWorkers:
-    """Scores responses by the rules of a run in `config.workers` processes, which live until `close`.
+    """Scores responses by the rules of a run, `config.workers` answers at a time, in processes that live until `close`.
 
     with RewardWorkers(config) as rewards:
         rewards.validate()
         results = rewards.score(requests)
 
-    The processes start at once and get ready in the background. They import neither JAX nor the caller's main script,
-    ignore Ctrl-C, and end by themselves when this process ends in whatever way. Calls from several threads take turns.
-    Raises UserError for settings that cannot work.
+    The processes start at once and get ready in the background; there is one more than works at a time, so that one
+    stands ready when another has to be replaced. They import neither JAX nor the caller's main script, ignore Ctrl-C,
+    and end by themselves when this process ends in whatever way. Calls from several threads take turns. Raises
+    UserError for settings that cannot work.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -56,14 +58,16 @@ class RewardWorkers:
         self.config = config
         self._weights = base.rule_weights(config)
         self._lock = threading.Lock()
-        self._workers = [_Worker(config) for _ in range(config.workers)]
+        self._failed_starts = 0
+        self._workers = [_Worker(config) for _ in range(config.workers + 1)]
 
     def validate(self) -> None:
         """Waits until the workers are ready. Raises UserError if the custom rule does not load, or a worker does not
         start: call it before the first step."""
         with self._lock:
-            for worker in self._workers:
-                worker.wait_until_ready()
+            for index in range(len(self._workers)):
+                while not self._workers[index].ready:
+                    self._get_ready(index)
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """The results, in the order of the requests. Answers that are equal to the rules are compared once."""
@@ -118,7 +122,8 @@ class RewardWorkers:
 
     def _hand_out(self, pending: deque[bytes]) -> None:
         for index, worker in enumerate(self._workers):
-            if pending and worker.ready and worker.job is None:
+            busy = sum(other.job is not None for other in self._workers)
+            if pending and busy < self.config.workers and worker.ready and worker.job is None:
                 job = pending.popleft()
                 try:
                     worker.send(job)
@@ -137,7 +142,7 @@ class RewardWorkers:
             if worker.connection not in readable and time.monotonic() < worker.deadline:
                 continue
             if not worker.ready:
-                worker.wait_until_ready()
+                self._get_ready(index)
                 continue
             job = worker.job
             assert job is not None  # ready and waited for
@@ -150,6 +155,15 @@ class RewardWorkers:
             else:
                 replies[job] = {"error": f"timeout after {self.config.time_limit:g} s"}
             self._replace(index)
+
+    def _get_ready(self, index: int) -> None:
+        """Waits until a worker is ready, or puts another in its place. Raises UserError if that does not help."""
+        problem = self._workers[index].wait_until_ready()
+        self._failed_starts = 0 if problem is None else self._failed_starts + 1
+        if problem is not None:
+            self._replace(index)
+            if self._failed_starts >= STARTUP_ATTEMPTS:
+                raise UserError(f"reward workers do not start: {problem}")
 
     def _replace(self, index: int) -> None:
         self._workers[index].kill()
@@ -203,22 +217,19 @@ class _Worker:
         self.deadline = time.monotonic() + STARTUP_LIMIT
         self._time_limit = config.time_limit
 
-    def wait_until_ready(self) -> None:
-        """Returns once the process has loaded its rules. Raises UserError if it cannot."""
-        if self.ready:
-            return
-        problem = f"it was not ready after {STARTUP_LIMIT:g} s"
-        if self.connection.poll(max(self.deadline - time.monotonic(), 0.0)):
-            try:
-                message = json.loads(self.connection.recv_bytes())
-            except (EOFError, OSError):
-                problem = f"its process ended ({self.exit_reason()}); its messages are above"
-            else:
-                self.ready = "error" not in message
-                if self.ready:
-                    return
-                raise UserError(message["error"])
-        raise UserError(f"a reward worker did not start: {problem}")
+    def wait_until_ready(self) -> str | None:
+        """Returns None once the process has loaded its rules, or what went wrong. Raises UserError if the custom rule
+        does not load, which another attempt would not mend."""
+        if not self.connection.poll(max(self.deadline - time.monotonic(), 0.0)):
+            return f"one was not ready after {STARTUP_LIMIT:g} s"
+        try:
+            message = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            return f"the process of one ended ({self.exit_reason()}); its messages are above"
+        if "error" in message:
+            raise UserError(message["error"])
+        self.ready = True
+        return None
 
     def send(self, job: bytes) -> None:
         self.connection.send_bytes(job)
