@@ -68,9 +68,10 @@ class Canvas:
         corners = (*self._at(x - radius, y - radius), *self._at(x + radius, y + radius))
         self.pen.arc(corners, -end, -start, fill=color, width=round(1.5 * self.scale))
 
-    def text(self, x: float, y: float, text: str, size: float, color: Color) -> None:
+    def text(self, x: float, y: float, text: str, size: float, color: Color, bold: bool = False) -> None:
         """Centred on (x, y); `size` is the font size, digits are about 0.7 of it high."""
-        self.pen.text(self._at(x, y), text, font=_font(round(size * self.scale)), fill=color, anchor="mm")
+        font, stroke = _font(round(size * self.scale)), round(0.03 * size * self.scale) if bold else 0
+        self.pen.text(self._at(x, y), text, font=font, fill=color, anchor="mm", stroke_width=stroke)
 
     def png(self) -> bytes:
         buffer = io.BytesIO()

@@ -37,7 +37,7 @@ LEVELS: dict[str, dict[str, Level]] = {
         "hard": {"bars": 5, "highest": 9, "questions": ("total", "difference"), "inks": 5, "shift": 2},
     },
     "digits": {
-        "easy": {"rows": 2, "columns": 2, "digits": (1, 5), "cell": 28, "inks": 2, "shift": 1},
+        "easy": {"rows": 2, "columns": 2, "digits": (1, 5), "cell": 50, "inks": 2, "shift": 1},
         "hard": {"rows": 2, "columns": 4, "digits": (0, 9), "cell": 25, "inks": 5, "shift": 4},
     },
     "clock": {
@@ -241,7 +241,7 @@ class Digits:
             for c, digit in enumerate(row):
                 x, y = left + c * cell, top + r * cell
                 canvas.box(x + 1, y + 1, x + cell - 1, y + cell - 1, (255, 255, 255), GREY)
-                canvas.text(x + cell / 2, y + cell / 2, str(digit), 0.95 * cell, canvas.inks[0])
+                canvas.text(x + cell / 2, y + cell / 2, str(digit), 0.95 * cell, canvas.inks[0], bold=True)
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
         digits = [digit for row in self.rows for digit in row]

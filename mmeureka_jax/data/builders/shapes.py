@@ -22,7 +22,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.tracking import progress
 
-DEMO_KINDS = ("dots", "fraction", "bars", "digits")  # what a policy of a few million parameters learns in minutes
+DEMO_KINDS = ("dots", "fraction", "bars")  # what a policy of a few million parameters learns in minutes
 
 _PREPARING = threading.Lock()  # one thread at a time; processes are kept apart by TFDS's own folders
 
