@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -95,6 +95,7 @@ class Checkpointer:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=_accuracy,  # without one, metrics are not written, and a resumed run forgets its best
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
@@ -200,6 +201,58 @@ class Checkpointer:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+class SavedParams:
+    """The parameters alone of a run's checkpoints, for export: no optimiser state is read, nothing in the folder changes.
+
+    Raises:
+        UserError: no such run, or one without a checkpoint.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.folder = (Path(run_dir) / "checkpoints").resolve()
+        if not self.folder.is_dir():
+            raise UserError(f"{run_dir}: no checkpoints in it; give the folder of a run (`run_dir` of its config)")
+        options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_accuracy)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if not self._manager.all_steps():
+            raise UserError(f"{self.folder}: no complete checkpoint yet; let the run reach its first one")
+
+    def step(self, which: int | Literal["latest", "best"]) -> int:
+        """The step of the checkpoint that is meant.
+
+        Raises:
+            UserError: there is no such step, or (best) no checkpoint has a validation accuracy.
+        """
+        steps = sorted(self._manager.all_steps())
+        found = {"latest": self._manager.latest_step(), "best": self._manager.best_step()}.get(which, which)
+        if found is None:
+            raise UserError(f"{self.folder}: no checkpoint was validated, so none is the best; there are steps {steps}")
+        if found not in steps:
+            raise UserError(f"{self.folder}: no checkpoint of step {found}; there are steps {steps}")
+        return found
+
+    def restore(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
+        """The parts of the train state that `target` names, such as `trainable`.
+
+        Args:
+            target: trees of ShapeDtypeStructs with shardings: where every array is to live.
+
+        Raises:
+            UserError: the checkpoint is damaged, or is of other shapes than `target`.
+        """
+        arguments = ocp.args.PyTreeRestore(
+            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+        )
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(self.folder / str(step) / "state", args=arguments)
+        except Exception as error:  # whatever the damaged file made the readers stumble over
+            others = [other for other in sorted(self._manager.all_steps()) if other != step]
+            raise UserError(
+                f"{self.folder / str(step)}: cannot be read ({_brief(error)}); other checkpoints: {others or 'none'}"
+            ) from error
 
 
 def _brief(error: Exception) -> str:
