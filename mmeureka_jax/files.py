@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmeureka_jax.errors import UserError
 
+_AND_THEN = "and start the same command again; a run goes on from its newest checkpoint"
 _WHAT_TO_DO = {
-    errno.ENOSPC: "free some space and start the same command again; it resumes from the newest checkpoint",
-    errno.EDQUOT: "free some of your quota and start the same command again; it resumes from the newest checkpoint",
+    errno.ENOSPC: f"free some space {_AND_THEN}",
+    errno.EDQUOT: f"free some of your quota {_AND_THEN}",
+    errno.EFBIG: f"raise the limit on file sizes (ulimit -f) {_AND_THEN}",
     errno.EACCES: "make the folder writable, or choose another one",
     errno.EROFS: "the file system is read-only; choose another folder",
 }
@@ -28,21 +30,49 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot write: {error.strerror or error}; {what_to_do}") from error
 
 
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yields a function that appends to a new file, which gets the name `path` when the block ends without an exception.
+
+    It is written next to `path`, so no reader and no kill ever sees half a file, and opened at once, so that a place
+    that cannot be written is found before the work is done.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a kill left here is overwritten
+    with contextlib.ExitStack() as stack:
+        with explain_write_errors(path):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("wb")
+        # The first error is the one to report, not what closing the file then adds.
+        stack.callback(_quietly, lambda: temporary.unlink(missing_ok=True))
+        stack.callback(_quietly, file.close)
+
+        def write(content: bytes) -> None:
+            with explain_write_errors(path):
+                file.write(content)
+
+        yield write
+        with explain_write_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            temporary.replace(path)
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    with contextlib.suppress(OSError):
+        call()
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Writes `content` next to `path` and moves it there, so no reader and no kill ever sees half a file.
 
     Raises:
       UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a kill left here is overwritten
-    with explain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                temporary.unlink(missing_ok=True)
+    with atomic_writer(path) as write:
+        write(content)
