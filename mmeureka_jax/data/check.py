@@ -98,6 +98,7 @@ def check_problems(
     *,
     accuracy: Literal["instruct", "boxed"] | None = "instruct",
     decode_images: bool = True,
+    unique_ids: bool = True,
     progress: bool = True,
     cache_dir: Path | None = None,
 ) -> CheckReport:
@@ -107,14 +108,16 @@ def check_problems(
       processor: measures prompts from picture headers, and refuses those that are too long; None measures nothing.
       accuracy: the form of the rule that gold answers must be parsable for; None leaves them unchecked.
       decode_images: decode every picture, which finds truncated files; else only their headers are read.
+      unique_ids: refuse a row whose id an earlier one has.
       cache_dir: where reports are kept; default: `mmeureka` in `XDG_CACHE_HOME` (or `~/.cache`).
     """
-    cache = _cache_file(source, processor, accuracy, decode_images, cache_dir)
+    cache = _cache_file(source, processor, (accuracy, decode_images, unique_ids), cache_dir)
     if (cached := _read_cache(cache, source, progress)) is not None:
         return cached
     rows = _check_rows(source, processor, decode_images, progress)
     reasons = [row.rejected for row in rows]
-    _find_duplicates(rows, reasons)
+    if unique_ids:
+        _find_duplicates(rows, reasons)
     if accuracy is not None:
         _check_golds(rows, reasons, accuracy, progress)
     good = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
@@ -249,9 +252,7 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _cache_file(
-    source: ProblemSource, processor: Any, accuracy: str | None, decode_images: bool, cache_dir: Path | None
-) -> Path:
+def _cache_file(source: ProblemSource, processor: Any, settings: tuple[Any, ...], cache_dir: Path | None) -> Path:
     """Where the report of this check is kept: named by all that it depends on, except the state of picture files."""
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmeureka"
@@ -259,7 +260,7 @@ def _cache_file(
         _rules_state(),
         source.fingerprint(),
         repr(source.settings),
-        repr((accuracy, decode_images)),
+        repr(settings),
         hashlib.sha256(pickle.dumps(processor)).hexdigest(),
     ]
     if isinstance(folder := getattr(processor, "path", None), Path):
