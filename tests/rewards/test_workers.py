@@ -90,7 +90,7 @@ def test_a_hanging_answer_costs_its_limit_and_the_next_are_right(workers, answer
     assert results[0].parts["accuracy"] == 0.0
     assert results[0].total == results[0].parts["format"] * 0.5 == 0.5
     assert [result.total for result in results[1:]] == [1.5, 0.5]
-    assert LIMIT <= elapsed < LIMIT + 2.0
+    assert LIMIT <= elapsed < LIMIT + 4.0
     replaced = set(before) - set(pids(workers))
     assert len(replaced) == 1
     assert not any(map(alive, replaced))
@@ -101,7 +101,7 @@ def test_equal_hanging_answers_cost_the_limit_once(workers):
     workers.validate()
     start = time.monotonic()
     results = workers.score([request(HANGING[0])] * 8)
-    assert time.monotonic() - start < LIMIT + 2.0
+    assert time.monotonic() - start < LIMIT + 4.0
     assert {result.failure for result in results} == {f"accuracy: timeout after {LIMIT:g} s"}
 
 
