@@ -3,74 +3,15 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from support import PROBLEMS, Lively
 
-sys.path.insert(0, str(Path(__file__).parent))
-from lively import make_checkpoint, problem  # noqa: E402
-
-from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.models.policy import Policy, encode_images, log_probs_of, token_log_probs
-from mmeureka_jax.models.weights import load_params, read_config
-
-PROBLEMS = {
-    "text only": problem("a", "what is 1 + 1 ?"),
-    "one window": problem("b", "how many dots ?", (112, 112)),
-    "odd sizes": problem("c", "what is this ?", (200, 61)),
-    "tall": problem("d", "how long is it ?", (40, 310)),
-    "several pictures": problem("e", "compare the two", (150, 90), (64, 64), (113, 250)),
-}
-
-
-class Both:
-    """One checkpoint in both frameworks."""
-
-    def __init__(self, folder: Path, tied: bool):
-        self.torch = make_checkpoint(folder, tied=tied)
-        self.config = read_config(folder)
-        self.policy = Policy(self.config, compute_dtype="float32", remat=True, vocab_chunk=16)
-        self.params = load_params(folder, self.config)
-        self.processor = Processor.from_checkpoint(
-            folder, prompt_style="plain", max_prompt_tokens=4096, min_pixels=4 * 28 * 28, max_pixels=256 * 28 * 28
-        )
-
-    def batch(self, problems, spare_tokens=5, spare_windows=2):
-        prompts = [self.processor(p) for p in problems]
-        length = max(len(p.tokens) for p in prompts) + spare_tokens
-        windows = max(len(p.image_ids) for p in prompts)
-        return collate(prompts, length, windows + spare_windows if windows else 0)
-
-    def log_probs(self, batch, responses):
-        return _encode_and_score(self.policy, self.params, batch, responses)
-
-    def torch_inputs(self, item, response):
-        """What transformers wants for one problem followed by one response."""
-        from transformers import Qwen2VLImageProcessorPil
-
-        prompt = self.processor(item)
-        ids = torch.tensor(np.concatenate([prompt.tokens, response]))[None].long()
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
-        if item.images:
-            from mmeureka_jax.data.pictures import read_picture
-
-            images = [read_picture(image) for image in item.images]
-            pil = Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=256 * 28 * 28)
-            out = pil(images=images, return_tensors="pt")
-            inputs |= {"pixel_values": out["pixel_values"], "image_grid_thw": out["image_grid_thw"]}
-        return inputs, len(prompt.tokens)
-
-    def torch_log_probs(self, item, response):
-        inputs, start = self.torch_inputs(item, response)
-        logits = self.torch(**inputs).logits[0, start - 1 : -1]
-        table = torch.log_softmax(logits.float(), -1)
-        return table[torch.arange(len(response)), torch.tensor(response).long()], table
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -78,14 +19,18 @@ def _encode_and_score(policy, params, batch, responses):
     return token_log_probs(policy, params, batch, encode_images(policy, params, batch.images), responses)
 
 
+def log_probs(model, batch, responses):
+    return _encode_and_score(model.policy, model.params, batch, responses)
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def both(request, tmp_path_factory):
-    return Both(tmp_path_factory.mktemp("checkpoint") / "model", tied=request.param)
+    return Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=request.param)
 
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):
-    return Both(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
+    return Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
 
 
 def responses_for(count, n, length, seed=0, vocab=250):
@@ -97,7 +42,7 @@ def test_log_probs_equal_transformers(both, name):
     item = PROBLEMS[name]
     batch = both.batch([item])
     responses = responses_for(1, 2, 9)
-    ours, entropy = both.log_probs(batch, responses)
+    ours, entropy = log_probs(both, batch, responses)
     for j in range(2):
         with torch.no_grad():
             theirs, table = both.torch_log_probs(item, responses[0, j])
@@ -109,7 +54,7 @@ def test_a_padded_batch_of_mixed_rows_gives_each_row_its_own_log_probs(both):
     items = list(PROBLEMS.values())
     batch = both.batch(items)
     responses = responses_for(len(items), 2, 6)
-    ours, _ = both.log_probs(batch, responses)
+    ours, _ = log_probs(both, batch, responses)
     with torch.no_grad():
         for i, item in enumerate(items):
             for j in range(2):
@@ -207,7 +152,9 @@ def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk):
     for mine, expected in zip(ours(hidden, head), plain(hidden, head), strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-5)
     weight = jnp.asarray(rng.normal(size=(2, 23)), jnp.float32)
-    gradients = [jax.grad(lambda *a, f=f: (weight * f(*a)[0]).sum(), argnums=(0, 1))(hidden, head) for f in (ours, plain)]
+    gradients = [
+        jax.grad(lambda *a, f=f: (weight * f(*a)[0]).sum(), argnums=(0, 1))(hidden, head) for f in (ours, plain)
+    ]
     for mine, expected in zip(*gradients, strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-4)
 
@@ -232,4 +179,4 @@ def test_remat_changes_nothing(tied):
     responses = responses_for(1, 2, 5)
     plain = Policy(tied.config, compute_dtype="float32", remat=False, vocab_chunk=16)
     expected, _ = _encode_and_score(plain, tied.params, batch, responses)
-    np.testing.assert_allclose(tied.log_probs(batch, responses)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(log_probs(tied, batch, responses)[0], expected, atol=1e-5)

@@ -1,0 +1,113 @@
+"""A tiny random Qwen2.5-VL in torch and in JAX, with weights lively enough that every part matters to its output."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+from mmeureka_jax.config import RandomModelConfig
+from mmeureka_jax.data.pictures import read_picture
+from mmeureka_jax.data.problems import ImageRef, Problem
+from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.policy import Policy
+from mmeureka_jax.models.tiny import write_tiny_checkpoint
+from mmeureka_jax.models.weights import load_params, read_config
+
+PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}
+
+
+def make_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+    """Writes the checkpoint to `folder` and returns the torch model (float32, eager attention) that it holds."""
+    start = folder.with_name(folder.name + "_start")
+    config = RandomModelConfig(
+        hidden_size=64, intermediate_size=128, num_layers=3, num_heads=4, num_kv_heads=2, tie_word_embeddings=tied,
+        vision_hidden_size=32, vision_intermediate_size=48, vision_depth=4, vision_num_heads=2,
+        vision_full_attention_blocks=(1, 3),
+    )  # fmt: skip
+    write_tiny_checkpoint(start, config)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise * (1.0 if "embed_tokens" in name else 1.5 / fan_in**0.5))
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            else:
+                parameter.copy_(1 + 0.2 * noise)
+    model.save_pretrained(folder)
+    for file in start.iterdir():
+        if file.suffix != ".safetensors" and not (folder / file.name).exists():
+            (folder / file.name).write_bytes(file.read_bytes())
+    return model.eval()
+
+
+def picture(width: int, height: int, seed: int = 0) -> ImageRef:
+    pixels = np.random.default_rng([width, height, seed]).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return ImageRef(data=buffer.getvalue())
+
+
+def problem(name: str, text: str, *sizes: tuple[int, int]) -> Problem:
+    """A problem whose question stands between its pictures."""
+    content = [{"type": "image"} for _ in sizes[:1]]
+    content += [{"type": "text", "text": text}]
+    content += [{"type": "image"} for _ in sizes[1:]]
+    images = tuple(picture(*size, seed=i) for i, size in enumerate(sizes))
+    return Problem(id=name, messages=({"role": "user", "content": content},), images=images, answer="1", metadata={})
+
+
+PROBLEMS = {
+    "text only": problem("a", "what is 1 + 1 ?"),
+    "one window": problem("b", "how many dots ?", (112, 112)),
+    "odd sizes": problem("c", "what is this ?", (200, 61)),
+    "tall": problem("d", "how long is it ?", (40, 310)),
+    "several pictures": problem("e", "compare the two", (150, 90), (64, 64), (113, 250)),
+}
+
+
+class Lively:
+    """One lively checkpoint in both frameworks: `torch` is transformers' model, `policy` and `params` are ours."""
+
+    def __init__(self, folder: Path, *, tied: bool):
+        self.torch = make_checkpoint(folder, tied=tied)
+        self.config = read_config(folder)
+        self.policy = Policy(self.config, compute_dtype="float32", remat=True, vocab_chunk=16)
+        self.params = load_params(folder, self.config)
+        self.processor = Processor.from_checkpoint(folder, prompt_style="plain", max_prompt_tokens=4096, **PIXELS)
+
+    def batch(self, problems: Sequence[Problem], spare_tokens: int = 5, spare_windows: int = 2) -> PromptBatch:
+        """A batch padded to its longest prompt and `spare` places more."""
+        prompts = [self.processor(item) for item in problems]
+        length = max(len(prompt.tokens) for prompt in prompts) + spare_tokens
+        windows = max(len(prompt.image_ids) for prompt in prompts)
+        return collate(prompts, length, windows + spare_windows if windows else 0)
+
+    def torch_inputs(self, item: Problem, response: np.ndarray) -> tuple[dict[str, torch.Tensor], int]:
+        """What transformers wants for one problem followed by one response, and where the response starts."""
+        prompt = self.processor(item)
+        ids = torch.tensor(np.concatenate([prompt.tokens, response]))[None].long()
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
+        if item.images:
+            images = [read_picture(image) for image in item.images]
+            pictures = Qwen2VLImageProcessorPil(**PIXELS)(images=images, return_tensors="pt")
+            inputs |= {"pixel_values": pictures["pixel_values"], "image_grid_thw": pictures["image_grid_thw"]}
+        return inputs, len(prompt.tokens)
+
+    def torch_log_probs(self, item: Problem, response: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the response's tokens, and of the whole vocabulary at their places."""
+        inputs, start = self.torch_inputs(item, response)
+        logits = self.torch(**inputs).logits[0, start - 1 : -1]
+        table = torch.log_softmax(logits.float(), -1)
+        return table[torch.arange(len(response)), torch.tensor(response).long()], table
