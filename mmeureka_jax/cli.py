@@ -6,14 +6,21 @@ A mistake of the user's ends with one message on stderr and exit code 2, without
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmeureka_jax import __version__
-from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
+from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, Terminated, UserError
+
+PROMPT_STYLES = ("plain", "instruct", "zero", "cpgd")
+ACCURACY_FORMS = ("instruct", "boxed")
+RESUMABLE = ("sft", "train", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,46 +29,187 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("absl", "orbax", "jax", "tensorboardX", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()  # a closed pipe shows here and not when Python ends
+        return code
     except UserError as error:
         print(f"mmeureka: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except Terminated as stop:
+        print(f"mmeureka: {stop}", file=sys.stderr)
+        return EXIT_TERMINATED
     except KeyboardInterrupt:
-        print("mmeureka: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        go_on = "; the same command goes on from the last checkpoint" if args.command in RESUMABLE else ""
+        print(f"mmeureka: interrupted{go_on}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def build_parser() -> argparse.ArgumentParser:
     from mmeureka_jax.data.cli import add_data_parser
 
-    parser = argparse.ArgumentParser(prog="mmeureka", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="mmeureka", description="Rule-based RL for vision-language models in JAX.")
     parser.add_argument("--version", action="version", version=f"mmeureka_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_run_parsers(commands)
+    add_sample_parser(commands)
+    add_score_parser(commands)
+    add_eval_parser(commands)
+    add_export_parser(commands)
 
-    for name, run, summary in (
-        ("sft", run_sft, "supervised fine-tuning on worked solutions"),
-        ("train", run_train, "reinforcement learning; on an existing run folder it goes on"),
-    ):
-        command = commands.add_parser(name, help=summary)
-        command.add_argument("config", type=Path, help="a YAML file (see configs/)")
-        command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of config keys")
-        command.add_argument(
-            "--coordinator", metavar="HOST:PORT", help="run over many processes: where process 0 listens"
-        )
-        command.add_argument("--num-processes", type=int, metavar="N")
-        command.add_argument("--process-id", type=int, metavar="I")
-        command.set_defaults(run=run)
-
-    command = commands.add_parser("report", help="write RUN/report.html")
-    command.add_argument("run_dir", type=Path, metavar="RUN")
-    command.set_defaults(run=run_report)
-
-    command = commands.add_parser("demo", help="imitate, then train, a small policy on the built-in problems")
-    command.add_argument("--output", type=Path, default=Path("runs/demo"))
-    command.set_defaults(run=run_demo)
+    report = add_command(commands, "report", run_report, "write RUN/report.html")
+    report.add_argument("run_dir", type=Path, metavar="RUN", help="the folder of a run, finished or not")
+    demo = add_command(commands, "demo", run_demo, "imitate, then train, a small policy on the built-in problems")
+    demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
+    demo.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of both configs of the demo")
 
     add_data_parser(commands)
     return parser
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    parser = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_run_parsers(commands: argparse._SubParsersAction) -> None:
+    for name, run, summary in (
+        ("sft", run_sft, "supervised fine-tuning on worked solutions; on an existing run folder it goes on"),
+        ("train", run_train, "reinforcement learning; on an existing run folder it goes on"),
+    ):
+        parser = add_command(commands, name, run, summary)
+        parser.add_argument("config", type=Path, help="a YAML file (see configs/)")
+        parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of config keys")
+        group = parser.add_argument_group("a run over many processes")
+        group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+        group.add_argument("--num-processes", type=positive_int, metavar="N")
+        group.add_argument("--process-id", type=count, metavar="I")
+
+
+def add_sample_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, "sample", run_sample, "sample responses to the prompts of a file")
+    add_model_arguments(parser)
+    add_prompt_file_arguments(
+        parser, "rows {id, messages}; content: text, or {type: image, image: PATH} and text parts"
+    )
+    parser.add_argument("--n", type=positive_int, default=1, metavar="N", help="responses to each (default: 1)")
+    parser.add_argument("--temperature", type=not_negative, default=1.0, metavar="T", help="0: greedy (default: 1)")
+    parser.add_argument("--top-k", type=count, default=0, metavar="K", help="0: off (default)")
+    parser.add_argument("--top-p", type=fraction, default=1.0, metavar="P", help="1: off (default)")
+    parser.add_argument("--max-new-tokens", type=positive_int, default=1024, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=count, default=0, metavar="N", help="default: %(default)s")
+
+
+def add_score_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, "score", run_score, "log-probability of each token of given responses")
+    add_model_arguments(parser)
+    add_prompt_file_arguments(parser, "rows as for `sample`, with a `response` text; ids may repeat")
+    parser.add_argument("--temperature", type=positive, default=1.0, metavar="T", help="of the policy (default: 1)")
+
+
+def add_eval_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, "eval", run_eval, "greedy accuracy on a problem set")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="SPEC",
+        help="a .jsonl, .json or .parquet file, a folder or glob, tfds:NAME@SPLIT",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of results.json, rows.jsonl")
+    parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
+    parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="ask only the first N usable problems")
+    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="default: %(default)s")
+    group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
+    group.add_argument("--prompt-style", choices=PROMPT_STYLES, help="instructions around each question")
+    group.add_argument("--accuracy", choices=ACCURACY_FORMS, help="where answers stand: <answer> tags, or \\boxed{}")
+    group.add_argument("--max-new-tokens", type=positive_int, metavar="N")
+    add_pixel_arguments(group)
+    group.add_argument("--max-prompt-tokens", type=positive_int, metavar="N", help="default: the model's context")
+
+
+def add_export_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, "export", run_export, "write a run's policy as a folder that transformers loads")
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the folder of a run, finished or not")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--step", type=step, default="latest", metavar="N|best|latest", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
+    parser.add_argument("--max-shard-gb", type=positive, default=5.0, metavar="GB", help="default: %(default)s")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="checkpoint that the run started from, if it moved")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
+    parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--mesh",
+        type=mesh,
+        default=(-1, 1, 1),
+        metavar="D,F,T",
+        help="data,fsdp,tensor; -1: what is left (default: -1,1,1)",
+    )
+
+
+def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> None:
+    parser.add_argument("--input", type=Path, required=True, metavar="P.jsonl", help=rows)
+    parser.add_argument("--output", type=Path, required=True, metavar="O.jsonl", help="written when it is complete")
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="where image paths start and must lie (default: the input's)"
+    )
+    parser.add_argument("--prompt-style", choices=PROMPT_STYLES, default="plain", help="default: messages as they are")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=16, metavar="N", help="prompts (default: %(default)s)"
+    )
+    add_pixel_arguments(parser)
+    parser.add_argument("--max-prompt-tokens", type=positive_int, metavar="N", help="default: the model's context")
+
+
+def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--min-pixels", type=positive_int, metavar="N", help="pictures are resized to between these;")
+    parser.add_argument("--max-pixels", type=positive_int, metavar="N", help="28 x 28 pixels are one token")
+
+
+def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
+    """An argument type: a number of `kind` that `accepts` is true of."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {description}; got {text!r}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, lambda value: value > 0, "a positive integer")
+count = number(int, lambda value: value >= 0, "0 or a positive integer")
+positive = number(float, lambda value: 0 < value < float("inf"), "a positive number")
+not_negative = number(float, lambda value: 0 <= value < float("inf"), "0 or a positive number")
+fraction = number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+def step(text: str) -> int | str:
+    return text if text in ("best", "latest") else number(int, lambda value: value >= 0, "a step, best or latest")(text)
+
+
+def mesh(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 3:
+        raise argparse.ArgumentTypeError(f"must be three sizes, data,fsdp,tensor, such as 1,4,2; got {text!r}")
+    return sizes
 
 
 def start_jax(args: argparse.Namespace | None = None) -> None:
@@ -107,6 +255,90 @@ def run_sft(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_sample(args: argparse.Namespace) -> int:
+    start_jax()
+    from mmeureka_jax.inference import sample_file
+
+    sample_file(
+        model_options(args),
+        prompt_options(args),
+        args.output,
+        n=args.n,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+    )
+    return 0
+
+
+def run_score(args: argparse.Namespace) -> int:
+    start_jax()
+    from mmeureka_jax.inference import score_file
+
+    score_file(model_options(args), prompt_options(args), args.output, temperature=args.temperature)
+    return 0
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    start_jax()
+    from mmeureka_jax.eval_command import RESULTS_FILE, EvalOptions, evaluate
+
+    options = EvalOptions(
+        data=args.data,
+        root=args.root,
+        allow_outside_root=args.allow_outside_root,
+        limit=args.limit,
+        prompt_style=args.prompt_style,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        max_prompt_tokens=args.max_prompt_tokens,
+        accuracy=args.accuracy,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+    )
+    results = evaluate(model_options(args), options, args.output)
+    print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {results['problems']} problems)")
+    print(f"results: {(args.output / RESULTS_FILE).resolve()}")
+    return 0
+
+
+def model_options(args: argparse.Namespace) -> Any:
+    from mmeureka_jax.config import MeshConfig
+    from mmeureka_jax.inference import ModelOptions
+
+    return ModelOptions(args.model, args.compute_dtype, MeshConfig(*args.mesh))
+
+
+def prompt_options(args: argparse.Namespace) -> Any:
+    from mmeureka_jax.inference import PromptOptions
+
+    return PromptOptions(
+        input=args.input,
+        image_root=args.image_root,
+        style=args.prompt_style,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        max_prompt_tokens=args.max_prompt_tokens,
+        batch_size=args.batch_size,
+    )
+
+
+def run_export(args: argparse.Namespace) -> int:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # export is work for the host; a run may be using the accelerator
+    from mmeureka_jax.export import export_run
+
+    shard_bytes = int(args.max_shard_gb * 1e9)
+    step = export_run(
+        args.run_dir, args.output, step=args.step, dtype=args.dtype, max_shard_bytes=shard_bytes, source=args.source
+    )
+    print(f"step {step}: {args.output.resolve()}")
+    return 0
+
+
 def run_report(args: argparse.Namespace) -> int:
     from mmeureka_jax.report import write_report
 
@@ -115,10 +347,11 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
     start_jax()
     from mmeureka_jax.demo import demo
 
-    demo(args.output)
+    print(json.dumps(demo(args.output, args.overrides, started=started)))
     return 0
 
 

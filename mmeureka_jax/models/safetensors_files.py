@@ -74,6 +74,12 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     return {tensor: headers[file][tensor] for tensor, file in weight_map.items()}
 
 
+def check_is_new(folder: Path) -> None:
+    """Raises a UserError if there is something at `folder` already (an empty folder may be)."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already; give a new folder, or remove this one first")
+
+
 def write_checkpoint_files(
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]],
@@ -93,8 +99,7 @@ def write_checkpoint_files(
     Raises:
         UserError: `folder` exists and is not empty, or the disk is full or not writable.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists already; give a new folder, or remove this one first")
+    check_is_new(folder)
     temporary = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this one's number

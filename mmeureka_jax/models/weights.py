@@ -202,6 +202,7 @@ def save_params(
     source: str | Path | None = None,
     dtype: Any = jnp.float32,
     max_shard_bytes: int = 5_000_000_000,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a checkpoint folder in the hub's layout, which transformers and `load_params` read.
 
@@ -213,6 +214,7 @@ def save_params(
         source: the checkpoint that the policy came from; its tokenizer, processor and generation files are copied.
         dtype: of the stored tensors.
         max_shard_bytes: a file takes no more than this (unless a single tensor is larger).
+        files: more files for the folder, by name.
 
     Raises:
         UserError: `path` is taken, or it cannot be written (a full disk, missing permissions); nothing is left behind.
@@ -222,7 +224,9 @@ def save_params(
     problem: UserError | None = None
     if jax.process_index() == 0:
         try:
-            write_checkpoint(tensors, config, path, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes)
+            write_checkpoint(
+                tensors, config, path, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files
+            )
         except UserError as error:
             problem = error
     if jax.process_count() > 1:
@@ -243,18 +247,19 @@ def write_checkpoint(
     source: str | Path | None,
     dtype: Any,
     max_shard_bytes: int = 5_000_000_000,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a checkpoint folder from stored tensors in the order of `rules`; for one process. See `save_params`."""
     dtype = jnp.dtype(dtype)
     shapes = {name: rule.shape for rule in rules(config) for name, _ in rule.tensors()}
-    files: dict[str, bytes] = {
+    others: dict[str, bytes] = {
         "config.json": _to_json(config.to_hf(dtype.name)),
         "generation_config.json": _to_json(config.to_hf_generation()),
     }
     if source is not None:
         present = [Path(source) / name for name in COMPANION_FILES if (Path(source) / name).is_file()]
-        files |= {file.name: file.read_bytes() for file in present}
-    write_checkpoint_files(path, shapes, tensors, dtype, files, max_shard_bytes)
+        others |= {file.name: file.read_bytes() for file in present}
+    write_checkpoint_files(path, shapes, tensors, dtype, others | dict(files or {}), max_shard_bytes)
 
 
 def _match_tensors(path: str | Path, config: Qwen2_5VLConfig) -> dict[str, StoredTensor]:

@@ -1,0 +1,121 @@
+"""`mmeureka export`: the policy of a run as a folder that transformers, and this project's other commands, load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from mmeureka_jax.checkpoint import SavedParams, package_versions, read_metadata
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.policy import Params, Policy
+from mmeureka_jax.models.safetensors_files import check_is_new
+from mmeureka_jax.models.weights import read_config, save_params
+from mmeureka_jax.optimizer import merge_params, split_frozen
+
+PROVENANCE_FILE = "mmeureka_jax.json"
+
+
+def export_run(
+    run_dir: Path,
+    output: Path,
+    *,
+    step: int | Literal["latest", "best"] = "latest",
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+    source: Path | None = None,
+) -> int:
+    """Writes the policy of a checkpoint of a run (RL or SFT) as a Hugging Face folder. Returns the step.
+
+    Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32. The run may be going
+    on meanwhile. Beside the weights stand the tokenizer and processor files of the checkpoint that the run started
+    from, and `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too).
+
+    Args:
+        step: a step, the newest checkpoint, or the one of the best validation accuracy.
+        dtype: of the stored tensors: float32 (what was trained), bfloat16 or float16.
+        source: the folder of the checkpoint that the run started from, if it is no longer where it was.
+
+    Raises:
+        UserError: not a run, no such checkpoint or a damaged one, `source` is gone, or `output` is taken or cannot be
+            written (nothing is then left there).
+    """
+    check_is_new(output)
+    metadata = read_metadata(run_dir) if run_dir.is_dir() else None
+    if metadata is None:
+        raise UserError(f"{run_dir}: no metadata.json in it; give the folder of a run (`run_dir` of its config)")
+    saved = SavedParams(run_dir)
+    step = saved.step(step)
+    source = _find_source(run_dir, metadata, source)
+    model = read_config(source)
+    config = metadata["config"]
+    save_params(
+        _restore(saved, step, Policy(model), tuple(config["optimizer"]["frozen"])),
+        model,
+        output,
+        source=source,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        files={PROVENANCE_FILE: _provenance(metadata, step)},
+    )
+    return step
+
+
+def read_provenance(checkpoint: Path) -> dict[str, Any]:
+    """What `export_run` noted in a checkpoint folder; empty for one that it did not write.
+
+    Raises:
+        UserError: the file is there and is not what `export_run` writes.
+    """
+    path = checkpoint / PROVENANCE_FILE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error}); export the run again, or remove the file") from None
+
+
+def _provenance(metadata: dict[str, Any], step: int) -> bytes:
+    config = metadata["config"]
+    content = {
+        "kind": metadata["kind"],
+        "step": step,
+        "data": config["data"]["train"],
+        "data_fingerprint": metadata["data_fingerprint"],
+        "prompt_style": config["data"]["prompt_style"],
+        "min_pixels": config["data"]["min_pixels"],
+        "max_pixels": config["data"]["max_pixels"],
+        "max_new_tokens": config["sampler"]["max_new_tokens"],
+        "accuracy": config["reward"]["accuracy"],
+        "packages": package_versions(),
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _find_source(run_dir: Path, metadata: dict[str, Any], given: Path | None) -> Path:
+    """The checkpoint that the run started from; that of `model.random` moves with the run folder."""
+    candidates = [given] if given is not None else [Path(metadata["checkpoint"]), run_dir / "model"]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"{candidates[0]}: no checkpoint there, which the run started from (its tokenizer and config are copied); "
+        "say where it is now with --source DIR"
+    )
+
+
+def _restore(saved: SavedParams, step: int, policy: Policy, frozen: tuple[str, ...]) -> Params:
+    sharding = jax.sharding.SingleDeviceSharding(_host_device())
+    parts = dict(zip(("trainable", "frozen"), split_frozen(policy.abstract_params(), frozen), strict=True))
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parts)
+    return merge_params(**saved.restore(step, target))
+
+
+def _host_device() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return jax.local_devices()[0]
