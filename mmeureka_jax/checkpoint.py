@@ -1,7 +1,11 @@
 """The run on disk, through Orbax: train state, data position, buffer of groups, and what the run was made with.
 
-A checkpoint is complete or absent: Orbax writes into a temporary folder and renames it. Saving is asynchronous; the newest `keep` and the
-`keep_best` best by validation accuracy stay.
+    RUN/checkpoints/<step>/state      the train state                  RUN/metadata.json   see `write_metadata`
+                           groups     groups that wait for an update
+                           progress   everything else, and the name, size and checksum of every array
+
+A checkpoint is complete or absent: Orbax writes into a temporary folder and renames it. Saving is asynchronous. The
+newest `keep` and the `keep_best` best by validation accuracy stay.
 """
 
 from __future__ import annotations
@@ -9,18 +13,20 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from mmeureka_jax.config import CheckpointConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import explain_write_errors, write_atomic
+from mmeureka_jax.manifest import Damaged, check_same_arrays, describe_arrays, verify_arrays
+from mmeureka_jax.mesh import barrier, is_main
 from mmeureka_jax.rl.rollout import Group, stack_groups, unstack_groups
 from mmeureka_jax.rl.update import TrainState
 
@@ -39,6 +45,7 @@ PACKAGES = (
     "math-verify",
     "sympy",
 )
+_NO_SPACE = ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota exceeded")
 
 
 @dataclass
@@ -47,11 +54,11 @@ class RunState:
 
     Attributes:
         step: steps of the loop done.
-        rollout: sampler calls made; names the sampling noise (more than `step` where the filter asked for more rollouts).
+        rollout: sampler calls made, which name the sampling noise (more than steps where the filter asked for more).
         data: state of the problem loader.
         groups: groups kept by the filter and not yet trained on.
         best_accuracy: best validation accuracy so far, -1 before the first.
-        counters: whatever else counts over steps (empty rounds, updates skipped in a row).
+        counters: whatever else counts over steps (updates skipped, in all and in a row).
     """
 
     train: TrainState
@@ -60,7 +67,7 @@ class RunState:
     data: dict[str, Any] | None = None
     groups: tuple[Group, ...] = ()
     best_accuracy: float = -1.0
-    counters: dict[str, int] | None = None
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 def package_versions() -> dict[str, str]:
@@ -73,33 +80,37 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _accuracy(metrics: Any) -> float:
-    return metrics["accuracy"]
+@dataclass
+class NewestAndBest:
+    """Orbax preservation policy: the `newest` last steps, and the `best` by validation accuracy (of equals the later).
+
+    The `Checkpointer` fills in `accuracies` (step -> accuracy) from the checkpoints: a resumed run knows its best ones.
+    """
+
+    newest: int
+    best: int
+    accuracies: dict[int, float] = field(default_factory=dict)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        ranked = sorted((self.accuracies[step], step) for step in steps if step in self.accuracies)
+        kept = {*steps[-self.newest :], *(step for _, step in ranked[::-1][: self.best])}
+        return [step in kept for step in steps]
 
 
 class Checkpointer:
-    """Saves and restores `RunState`s in RUN/checkpoints."""
+    """Saves and restores `RunState`s in RUN/checkpoints. On many hosts, all call it together."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig):
         self.folder = (Path(run_dir) / "checkpoints").resolve()
-        self._config = config
-        self._manager = self._open()
-
-    def _open(self) -> ocp.CheckpointManager:
-        policies: list[Any] = [checkpoint_managers.LatestN(self._config.keep)]
-        if self._config.keep_best:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=_accuracy, n=self._config.keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
+        with explain_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._policy = NewestAndBest(config.keep, config.keep_best)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=_accuracy,  # without one, metrics are not written, and a resumed run forgets its best
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
+            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        return ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._policy.accuracies |= _accuracies(self._manager)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -107,25 +118,32 @@ class Checkpointer:
     def save(self, run: RunState, accuracy: float | None = None) -> None:
         """Starts writing a checkpoint of `run`; `accuracy` is this step's validation accuracy, if there was one.
 
+        When it returns, `run.train` may be donated: Orbax has copied it to the host. (On CPU it holds a view instead;
+        JAX then gives the donated buffer to nobody.)
+
         Raises:
             UserError: the disk is full or the folder cannot be written; earlier checkpoints stay as they are.
         """
+        groups = stack_groups(run.groups) if run.groups else {}
         progress = {
             "step": run.step,
             "rollout": run.rollout,
             "data": run.data,
-            "groups": len(run.groups),
             "best_accuracy": run.best_accuracy,
-            "counters": run.counters or {},
+            "accuracy": accuracy,
+            "counters": run.counters,
+            "arrays": describe_arrays(run.train),
+            "groups": describe_arrays(groups),
         }
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(run.train),
-            "progress": ocp.args.JsonSave(progress),
+            "progress": ocp.args.JsonSave(progress | {"checksum": _text_checksum(progress)}),
         }
-        if run.groups:
-            items["groups"] = ocp.args.StandardSave(stack_groups(run.groups))
-        metrics = None if accuracy is None else {"accuracy": float(accuracy)}
-        self._guard(lambda: self._manager.save(run.step, args=ocp.args.Composite(**items), metrics=metrics))
+        if groups:  # Orbax takes no empty arrays; their shapes are in the manifest
+            items["groups"] = ocp.args.StandardSave({name: x for name, x in groups.items() if x.size})
+        if accuracy is not None:
+            self._policy.accuracies[run.step] = accuracy
+        self._guard(lambda: self._manager.save(run.step, args=ocp.args.Composite(**items)))
 
     def wait(self) -> None:
         """Waits for the checkpoint being written; raises what went wrong with it (see `save`)."""
@@ -135,76 +153,121 @@ class Checkpointer:
         try:
             call()
         except Exception as error:
-            if isinstance(error, OSError) or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+            if isinstance(error, OSError) or any(sign in str(error) for sign in _NO_SPACE):
                 raise UserError(
-                    f"cannot write a checkpoint to {self.folder}: {error}. Free some space (or lower checkpoint.keep) and start the "
-                    "same command again: it goes on from the last complete checkpoint"
+                    f"cannot write a checkpoint to {self.folder}: {_brief(error)}. Free some space (or lower "
+                    "checkpoint.keep) and start the same command again: it goes on from the last complete checkpoint"
                 ) from error
             raise
 
     def restore_latest(self, target: TrainState) -> RunState | None:
         """The newest checkpoint that can be read, or None if there is none.
 
-        A damaged checkpoint is named in a warning, moved aside (`<step>.damaged`), and the one before it is taken.
+        Damaged checkpoints that are newer are named in a warning and moved aside (`<step>.damaged`).
 
         Args:
             target: ShapeDtypeStructs with shardings: where every array of the state is to live.
 
         Raises:
-            UserError: there are checkpoints but none can be read.
+            UserError: there are checkpoints but none can be read (nothing is then moved), or the newest that can holds
+                other arrays than `target`.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
             try:
-                return self._restore(step, target)
-            except Exception as error:
-                logger.warning(
-                    "checkpoint %s is damaged (%s); falling back to the one before it",
-                    self.folder / str(step),
-                    _brief(error),
-                )
-                self._set_aside(step)
-        if steps:
-            raise UserError(f"no checkpoint in {self.folder} can be read; the damaged ones were renamed to *.damaged")
+                run = self.restore_step(step, target)
+            except UserError:
+                raise
+            except Exception as error:  # whatever the damaged file made the readers stumble over
+                damaged[step] = _brief(error)
+            else:
+                self._set_aside(damaged, instead=step)
+                return run
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read:"
+                + "".join(f"\n  {step}: {reason}" for step, reason in damaged.items())
+                + "\nPut back a copy of one of them, or remove this folder to start from the beginning"
+            )
         return None
 
     def restore_step(self, step: int, target: TrainState) -> RunState:
-        return self._restore(step, target)
+        """The checkpoint of one step.
 
-    def best_step(self) -> int | None:
-        return self._manager.best_step()
-
-    def _restore(self, step: int, target: TrainState) -> RunState:
-        progress = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        Raises:
+            UserError: it holds other arrays than `target`. Any other exception: it is damaged.
+        """
+        progress = _read_progress(self._manager, step)
+        check_same_arrays(progress["arrays"], target, self.folder / str(step))
         items = {"state": ocp.args.StandardRestore(target)}
-        if progress["groups"]:
-            items["groups"] = ocp.args.StandardRestore()
+        stored = {
+            name: np.empty(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items() if 0 not in shape
+        }
+        if stored:
+            items["groups"] = ocp.args.StandardRestore(stored)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        groups = unstack_groups(jax.tree.map(np.asarray, restored["groups"])) if progress["groups"] else []
+        verify_arrays(restored["state"], progress["arrays"])
+        groups = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items()}
+        if stored:
+            groups |= restored["groups"]
+        verify_arrays(groups, progress["groups"])
         return RunState(
             train=restored["state"],
             step=progress["step"],
             rollout=progress["rollout"],
             data=progress["data"],
-            groups=tuple(groups),
+            groups=tuple(unstack_groups(groups)) if groups else (),
             best_accuracy=progress["best_accuracy"],
             counters=progress["counters"],
         )
 
-    def _set_aside(self, step: int) -> None:
-        self._manager.close()
-        if jax.process_index() == 0:
+    def _set_aside(self, damaged: Mapping[int, str], instead: int) -> None:
+        for step, reason in damaged.items():
             folder = self.folder / str(step)
-            folder.rename(folder.with_name(f"{step}.damaged"))
-        self._manager = self._open()
+            logger.warning(
+                "checkpoint %s is damaged (%s); going on from %d, the one before it", folder, reason, instead
+            )
+            if is_main():
+                number, aside = 1, folder.with_name(f"{step}.damaged")
+                while aside.exists():
+                    number, aside = number + 1, folder.with_name(f"{step}.damaged{number + 1}")
+                folder.rename(aside)
+            self._policy.accuracies.pop(step, None)
+        if damaged:
+            barrier("damaged checkpoints set aside")
+            self._manager.reload()
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
 
 
+def _read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    progress = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+    if progress.pop("checksum") != _text_checksum(progress):
+        raise Damaged("its progress is not what was saved")
+    return progress
+
+
+def _text_checksum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _accuracies(manager: ocp.CheckpointManager) -> dict[int, float]:
+    """The validation accuracies stored with the checkpoints. Damaged ones are left to be found when they are needed."""
+    found = {}
+    for step in manager.all_steps():
+        try:
+            accuracy = _read_progress(manager, step)["accuracy"]
+        except Exception:
+            continue
+        if accuracy is not None:
+            found[step] = accuracy
+    return found
+
+
 class SavedParams:
-    """The parameters alone of a run's checkpoints, for export: no optimiser state is read, nothing in the folder changes.
+    """The parameters alone of a run's checkpoints, for export: no optimiser state is read, nothing is changed.
 
     Raises:
         UserError: no such run, or one without a checkpoint.
@@ -214,8 +277,7 @@ class SavedParams:
         self.folder = (Path(run_dir) / "checkpoints").resolve()
         if not self.folder.is_dir():
             raise UserError(f"{run_dir}: no checkpoints in it; give the folder of a run (`run_dir` of its config)")
-        options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_accuracy)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True))
         if not self._manager.all_steps():
             raise UserError(f"{self.folder}: no complete checkpoint yet; let the run reach its first one")
 
@@ -226,7 +288,9 @@ class SavedParams:
             UserError: there is no such step, or (best) no checkpoint has a validation accuracy.
         """
         steps = sorted(self._manager.all_steps())
-        found = {"latest": self._manager.latest_step(), "best": self._manager.best_step()}.get(which, which)
+        ranked = sorted((accuracy, step) for step, accuracy in _accuracies(self._manager).items())
+        named: dict[int | str, int | None] = {"latest": steps[-1], "best": ranked[-1][1] if ranked else None}
+        found = named.get(which, which if isinstance(which, int) else None)
         if found is None:
             raise UserError(f"{self.folder}: no checkpoint was validated, so none is the best; there are steps {steps}")
         if found not in steps:
@@ -245,14 +309,19 @@ class SavedParams:
         arguments = ocp.args.PyTreeRestore(
             item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
         )
+        path = self.folder / str(step)
         try:
+            arrays = _read_progress(self._manager, step)["arrays"]
+            check_same_arrays(arrays, target, path)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(self.folder / str(step) / "state", args=arguments)
+                restored = checkpointer.restore(path / "state", args=arguments)
+            verify_arrays(restored, arrays)
+            return restored
+        except UserError:
+            raise
         except Exception as error:  # whatever the damaged file made the readers stumble over
             others = [other for other in sorted(self._manager.all_steps()) if other != step]
-            raise UserError(
-                f"{self.folder / str(step)}: cannot be read ({_brief(error)}); other checkpoints: {others or 'none'}"
-            ) from error
+            raise UserError(f"{path} is damaged ({_brief(error)}); other checkpoints: {others or 'none'}") from error
 
 
 def _brief(error: Exception) -> str:
@@ -261,10 +330,7 @@ def _brief(error: Exception) -> str:
 
 def write_metadata(run_dir: Path, metadata: dict[str, Any]) -> None:
     """RUN/metadata.json: config, package versions, data fingerprint, devices. Replaced as a whole."""
-    path = Path(run_dir) / METADATA_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(metadata, indent=1, sort_keys=True))
-    temporary.replace(path)
+    write_atomic(Path(run_dir) / METADATA_FILE, json.dumps(metadata, indent=1, sort_keys=True).encode())
 
 
 def read_metadata(run_dir: Path) -> dict[str, Any] | None:

@@ -7,7 +7,12 @@ the message alone (no traceback) and exits with `EXIT_BAD_INPUT`.
 from __future__ import annotations
 
 EXIT_BAD_INPUT = 2
+EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it: a script does not take the run for a finished one
 
 
 class UserError(ValueError):
     """Bad input from the user: a file, a row, a config key, a checkpoint or a mesh that cannot be used as given."""
+
+
+class Terminated(Exception):
+    """The run was asked to end (SIGTERM) and did so after the step under way, with a checkpoint; it can be resumed."""

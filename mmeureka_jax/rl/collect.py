@@ -1,7 +1,7 @@
 """Rollouts: problems in, groups with rewards out, until enough of them have passed the online filter.
 
-Every host processes, and scores, its own share of the prompts. What came out is then gathered, so that all hosts hold the same
-groups in the same order and take the same decisions.
+Every host processes, and scores, its own share of the prompts. What came out is then gathered, so that all hosts hold
+the same groups in the same order and take the same decisions.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class Collector:
                 easy, hard = tally.outcomes["too_easy"], tally.outcomes["too_hard"]
                 raise UserError(
                     f"step {step}: {empty} rollouts in a row left no group between the filter's bounds "
-                    f"({easy} groups too easy, {hard} too hard). Use easier or harder problems, widen rl.filter.lower and "
-                    "rl.filter.upper, or raise rl.filter.max_empty_rounds"
+                    f"({easy} groups too easy, {hard} too hard). Use easier or harder problems, widen rl.filter.lower "
+                    "and rl.filter.upper, or raise rl.filter.max_empty_rounds"
                 )
             on_round(min(len(buffer), wanted))
         taken = buffer.take(wanted)

@@ -10,17 +10,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mmeureka_jax.checkpoint import package_versions, read_metadata, write_metadata
+from mmeureka_jax.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
 from mmeureka_jax.config import Config, config_diff, save_config, to_dict
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.mesh import is_main
 from mmeureka_jax.rl.rollout import UpdateBatch
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.loader import ProblemLoader
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +48,13 @@ def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, 
             `checkpoint.allow_config_change` is not set. The message lists the differences.
     """
     run_dir = Path(config.run_dir)
-    old = read_metadata(run_dir) if resuming else None
-    if old is not None and not config.checkpoint.allow_config_change:
+    if resuming and not config.checkpoint.allow_config_change:
+        old = read_metadata(run_dir)
+        if old is None:
+            raise UserError(
+                f"{run_dir} has checkpoints but no {METADATA_FILE}, so nothing says what they were made with; put it "
+                "back, or set checkpoint.allow_config_change=true to go on all the same"
+            )
         differences = config_diff(comparable(old["config"]), comparable(to_dict(config)))
         if old["kind"] != kind:
             differences.append(f"kind of run: {old['kind']} -> {kind}")
@@ -55,7 +64,8 @@ def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, 
             raise UserError(
                 f"{run_dir} holds a run with other settings:\n  "
                 + "\n  ".join(differences)
-                + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to go on with the new ones"
+                + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to go on with the "
+                "new ones"
             )
     if is_main():
         metadata = {
@@ -67,10 +77,24 @@ def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, 
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
         }
-        with explain_write_errors(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
-            write_metadata(run_dir, metadata)
+        write_metadata(run_dir, metadata)
         save_config(config, run_dir / "config.yaml")
+
+
+def restore_position(loader: ProblemLoader, position: dict[str, Any] | None, config: Config) -> None:
+    """Puts the loader where the checkpoint left it; with changed data that are allowed, at their beginning.
+
+    Raises:
+        UserError: the data are not those of the checkpoint.
+    """
+    if position is None:
+        return
+    try:
+        loader.set_state(position)
+    except UserError as error:
+        if not config.checkpoint.allow_config_change:
+            raise
+        logger.warning("%s; checkpoint.allow_config_change is set: the new data are read from their beginning", error)
 
 
 class NonFiniteGuard:
@@ -103,29 +127,39 @@ class NonFiniteGuard:
         """Raises a UserError once `optimizer.max_nonfinite_updates` updates in a row were skipped."""
         if self.counters["skipped_in_row"] >= self._limit:
             raise UserError(
-                f"{self.counters['skipped_in_row']} updates in a row had a loss or gradient that is not finite; the parameters are "
-                f"those before them, and their batches are in {self._folder}. Lower optimizer.learning_rate or look at those "
-                "batches; start the same command again to go on from the last checkpoint"
+                f"{self.counters['skipped_in_row']} updates in a row had a loss or gradient that is not finite; the "
+                f"parameters are those before them, and their batches are in {self._folder}. Lower "
+                "optimizer.learning_rate or look at those batches; the same command goes on from the last checkpoint"
             )
 
 
-def _flat(batch: UpdateBatch) -> dict[str, np.ndarray]:
-    """The arrays of a batch by dotted name, for a file that NumPy alone reads."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    return {".".join(key.name for key in path): np.asarray(value) for path, value in leaves}
+def _flat(batch: UpdateBatch) -> dict[str, Any]:
+    """The arrays of a batch by dotted name, in types that NumPy alone reads."""
+    arrays = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(batch):
+        array = np.asarray(value)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        arrays[name] = array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
+    return arrays
 
 
 class CompileCounter:
-    """Counts XLA compilations of this process, to show that a steady state compiles nothing."""
+    """Counts XLA compilations of this process within a `with` block, to show that a steady state compiles nothing."""
 
     _EVENT = "/jax/core/compile/backend_compile_duration"
 
     def __init__(self) -> None:
         self.total = 0
         self._seen = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def __enter__(self) -> CompileCounter:
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         self.total += event == self._EVENT
 
     def since_last(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,10 +56,11 @@ def compute_dtype(config: ModelConfig) -> str:
 
 
 def open_policy(config: Config, run_dir: Path) -> LoadedPolicy:
-    """Finds (or, for `model.random`, makes in RUN/model) the checkpoint and checks that it fits the mesh. Reads no weights.
+    """Finds (or, for `model.random`, makes) the checkpoint and checks that it fits the mesh. Reads no weights.
 
     Raises:
-        UserError: no such checkpoint, a family that is not supported, or a mesh that does not divide the devices or the model.
+        UserError: no such checkpoint, a family that is not supported, or a mesh that does not divide the devices or the
+            model.
     """
     if config.model.random is not None:
         from mmeureka_jax.models.tiny import write_tiny_checkpoint
@@ -146,3 +148,11 @@ def same_on_all_hosts(value: Any) -> Any:
     if jax.process_count() == 1:
         return value
     return np.max(multihost_utils.process_allgather(np.asarray(value)), axis=0)
+
+
+def sum_over_hosts(values: Sequence[float]) -> list[float]:
+    """The sums of every host's numbers."""
+    own = np.asarray(values, np.float64)
+    if jax.process_count() == 1:
+        return own.tolist()
+    return np.sum(multihost_utils.process_allgather(own), axis=0).tolist()

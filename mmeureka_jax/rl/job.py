@@ -1,0 +1,308 @@
+"""What reinforcement learning and supervised fine-tuning share: how a job starts or goes on, and how its steps end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from mmeureka_jax.checkpoint import Checkpointer, RunState
+from mmeureka_jax.config import Config
+from mmeureka_jax.errors import Terminated, UserError
+from mmeureka_jax.mesh import batch_divisor, is_main
+from mmeureka_jax.rl.evaluate import Evaluator, summarise
+from mmeureka_jax.rl.learner import Learner
+from mmeureka_jax.rl.run_folder import CompileCounter, NonFiniteGuard, begin_run, restore_position
+from mmeureka_jax.rl.setup import LoadedPolicy, open_checked, open_policy, open_processor, same_on_all_hosts
+from mmeureka_jax.rl.update import Objective
+from mmeureka_jax.tracking import Tracker, progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """In what one kind of job differs from the other.
+
+    Attributes:
+        updates_per_step: optimiser steps in a step of the loop.
+        prompts_per_batch: problems that the loader gives at a time, over all hosts.
+        batch_sizes: config key -> number of prompts that the mesh has to divide.
+        scored: problems need gold answers, and responses are scored while training.
+    """
+
+    kind: Literal["rl", "sft"]
+    objective: Objective
+    updates_per_step: int
+    micro_batches: int
+    prompts_per_batch: int
+    batch_sizes: dict[str, int]
+    scored: bool
+
+
+@dataclass
+class Job:
+    """A job under way: what it is made of, where it stands (`run`), and how its steps begin and end.
+
+    while job.begin_step():
+        ...                                 # changes run.train and the other fields of `run`
+        run.step += 1
+        row |= job.validate_if_due()
+        job.log(row, "shown on the bar")
+        job.save_if_due()
+    """
+
+    config: Config
+    loaded: LoadedPolicy
+    processor: Processor
+    rewards: RewardWorkers | None
+    evaluator: Evaluator | None
+    learner: Learner
+    loader: ProblemLoader
+    num_windows: int
+    run: RunState
+    checkpointer: Checkpointer
+    guard: NonFiniteGuard
+    tracker: Tracker
+    bar: tqdm
+    compiles: CompileCounter
+    termination: TerminationSignal
+    _step_start: float = 0.0
+    _seconds_saving: float = 0.0
+    _accuracy: float | None = None  # of the validation after this step
+    _save_at_once: bool = False
+    _stopping: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stopping = self.termination.on_any_host()
+
+    @property
+    def at_end(self) -> bool:
+        return self.run.step >= self.config.steps
+
+    def begin_step(self) -> bool:
+        """Whether there is another step; it begins now.
+
+        Raises:
+            Terminated: SIGTERM came; what was done is in a complete checkpoint.
+        """
+        if self.at_end:
+            return False
+        if self._stopping:
+            self.checkpointer.wait()
+            raise Terminated(f"stopped by SIGTERM after step {self.run.step}; the same command goes on from there")
+        self._step_start = time.perf_counter()
+        return True
+
+    def validate_before_training(self) -> None:
+        """The row of step 0: how good the policy is that the run starts from."""
+        if self.evaluator is not None and self.run.step == 0:
+            self.tracker.log_metrics(0, self._validate())
+
+    def validate_if_due(self) -> dict[str, float]:
+        if self.evaluator is None or not due(self.run.step, self.config.tracking.validate_every, self.at_end):
+            return {}
+        return self._validate()
+
+    def _validate(self) -> dict[str, float]:
+        assert self.evaluator is not None
+        start = time.perf_counter()
+        row: dict[str, Any] = summarise(self.evaluator.run(self.run.train.params))
+        self._accuracy = row["validation/accuracy"]
+        if self._accuracy > self.run.best_accuracy:
+            self.run.best_accuracy = self._accuracy
+            self._save_at_once = self.config.checkpoint.keep_best > 0 and self.run.step > 0
+        return row | {"time/validation": time.perf_counter() - start}
+
+    def log(self, row: dict[str, float], shown: str) -> None:
+        """Writes the row of this step and moves the bar."""
+        row |= {
+            "time/step": time.perf_counter() - self._step_start,
+            "time/checkpoint": self._seconds_saving,  # that the step before it waited for its checkpoint
+            "time/compiles": float(self.compiles.since_last()),
+        }
+        self.tracker.log_metrics(self.run.step, row)
+        self.bar.set_postfix_str(shown)
+        self.bar.update(1)
+
+    def save_if_due(self) -> None:
+        """A checkpoint every so many steps, at the end, at a new best accuracy, and before the run stops for SIGTERM.
+
+        Raises:
+            UserError: too many updates in a row were skipped; or see `Checkpointer.save`.
+        """
+        start = time.perf_counter()
+        self._stopping = self.termination.on_any_host()
+        regular = due(self.run.step, self.config.checkpoint.every_steps, self.at_end)
+        if regular or self._save_at_once or self._stopping:
+            self.run.data, self.run.counters = self.loader.get_state(), dict(self.guard.counters)
+            self.checkpointer.save(self.run, self._accuracy)
+        self._accuracy, self._save_at_once = None, False
+        self._seconds_saving = time.perf_counter() - start
+        self.guard.stop_if_too_many()
+
+
+def due(step: int, every: int, last: bool) -> bool:
+    """Whether something that happens each `every` steps (0: never) and at the end happens now."""
+    return every > 0 and (last or step % every == 0)
+
+
+@contextmanager
+def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
+    """Sets a job up in `config.run_dir`, from its newest checkpoint if it has one. At the end everything is on disk.
+
+    Raises:
+        UserError: anything about the config, the data, the checkpoint or the mesh that cannot work.
+    """
+    from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+    run_dir = Path(config.run_dir)
+    with ExitStack() as stack:
+        termination = stack.enter_context(TerminationSignal())
+        compiles = stack.enter_context(CompileCounter())
+
+        # What the job needs. Every mistake that can be known is found here, before step 0.
+        loaded = open_policy(config, run_dir)
+        stack.enter_context(jax.set_mesh(loaded.mesh))
+        check_batch_sizes(loaded.mesh, recipe.batch_sizes)
+        processor = open_processor(config, loaded.checkpoint)
+        validated = config.data.validation is not None and config.tracking.validate_every > 0
+        rewards = stack.enter_context(RewardWorkers(config.reward)) if recipe.scored or validated else None
+        if rewards is not None:
+            rewards.validate()
+        problems = open_checked(
+            config.data.train,
+            config,
+            processor,
+            require_answer=recipe.scored,
+            report_file=run_dir / "data_check.json",
+        )
+        evaluator = open_evaluator(config, loaded, processor, rewards) if rewards is not None and validated else None
+        learner = Learner(
+            config,
+            loaded,
+            recipe.objective,
+            total_updates=config.steps * recipe.updates_per_step,
+            micro_batches=recipe.micro_batches,
+        )
+
+        # Where it stands: at the newest checkpoint, or at the beginning.
+        checkpointer = Checkpointer(run_dir, config.checkpoint)
+        stack.callback(checkpointer.close)
+        begin_run(
+            config,
+            kind=recipe.kind,
+            fingerprint=problems.source.fingerprint(),
+            checkpoint=loaded.checkpoint,
+            resuming=bool(checkpointer.steps()),
+        )
+        run = checkpointer.restore_latest(learner.abstract_state()) or RunState(learner.initial_state())
+        loader = ProblemLoader(
+            problems.source,
+            problems.indices,
+            processor,
+            batch_size=recipe.prompts_per_batch // jax.process_count(),
+            seed=config.seed,
+            shuffle=config.data.shuffle,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+        )
+        stack.callback(loader.close)
+        restore_position(loader, run.data, config)
+        tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step)
+        stack.callback(tracker.close)
+        show = config.tracking.progress and is_main()
+        bar = stack.enter_context(progress(config.steps, recipe.kind, unit="step", enabled=show, initial=run.step))
+        yield Job(
+            config=config,
+            loaded=loaded,
+            processor=processor,
+            rewards=rewards,
+            evaluator=evaluator,
+            learner=learner,
+            loader=loader,
+            num_windows=config.data.max_image_windows or problems.report.max_windows,
+            run=run,
+            checkpointer=checkpointer,
+            guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters),
+            tracker=tracker,
+            bar=bar,
+            compiles=compiles,
+            termination=termination,
+        )
+        checkpointer.wait()
+
+
+def check_batch_sizes(mesh: Mesh, sizes: dict[str, int]) -> None:
+    """Raises a UserError that lists every number of prompts that the mesh does not divide."""
+    divisor = batch_divisor(mesh)
+    problems = [f"  {name} = {size}" for name, size in sizes.items() if size % divisor]
+    if problems:
+        raise UserError(
+            f"mesh: data x fsdp = {divisor} does not divide these numbers of prompts:\n" + "\n".join(problems)
+        )
+
+
+def open_evaluator(config: Config, loaded: LoadedPolicy, processor: Processor, rewards: RewardWorkers) -> Evaluator:
+    """Validation on `data.validation`."""
+    assert config.data.validation is not None
+    problems = open_checked(config.data.validation, config, processor)
+    return Evaluator(
+        loaded,
+        processor,
+        rewards,
+        problems.source,
+        problems.indices[: config.tracking.validation_problems or None],
+        max_new_tokens=config.sampler.max_new_tokens,
+        batch_size=config.tracking.validation_batch,
+        buckets=config.data.prompt_buckets or (config.data.max_prompt_tokens,),
+        num_windows=problems.report.max_windows,
+    )
+
+
+class TerminationSignal:
+    """Notes SIGTERM, which a scheduler sends before it takes a machine away, so that the step under way can end.
+
+    A second one ends the process at once. In threads other than the main one, where Python allows no handlers, nothing
+    is noted.
+    """
+
+    def __init__(self) -> None:
+        self._noted = False
+        self._previous: Any = None
+
+    def __enter__(self) -> TerminationSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def on_any_host(self) -> bool:
+        """Whether it came, to this process or to another. All call it together."""
+        return bool(same_on_all_hosts(int(self._noted)))
