@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ROWS_SHOWN = 20  # of those that cannot be used, in messages
+
 
 @dataclass(frozen=True)
 class LoadedPolicy:
@@ -135,12 +137,24 @@ def open_checked(
     report = check_problems(source, processor, progress=config.tracking.progress and is_main())
     if is_main():
         if report.rejected:
-            logger.warning("%s: %s", spec, report.summary())
+            logger.warning("%s: rows that cannot be used are left out\n%s", spec, _describe(report, report_file))
         if report_file is not None:
             write_atomic(report_file, json.dumps(report.to_json(), indent=1).encode())
     if not report.usable:
-        raise UserError(f"{spec}: no row can be used.\n{report.summary()}")
+        raise UserError(f"{spec}: no row can be used\n{_describe(report, report_file)}")
     return CheckedProblems(source, report)
+
+
+def _describe(report: CheckReport, report_file: Path | None) -> str:
+    """The counts of a check, and its rejected rows by id and reason (the first few, and where the others are)."""
+    lines = [
+        report.summary(),
+        *(f"row {rejected.row}: {rejected.reason}" for rejected in report.rejected[:_ROWS_SHOWN]),
+    ]
+    if len(report.rejected) > _ROWS_SHOWN:
+        others = f"{report_file} has all of them" if report_file is not None else "`mmeureka data check` names them all"
+        lines.append(f"... and {len(report.rejected) - _ROWS_SHOWN} more; {others}")
+    return "\n".join(lines)
 
 
 def same_on_all_hosts(value: Any) -> Any:
