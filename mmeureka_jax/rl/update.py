@@ -67,6 +67,7 @@ def policy_objective(config: Config) -> Objective:
         token_loss=lambda log_probs, batch: loss(log_probs, batch.old_log_probs, batch.advantages, batch.response_mask),
         averaging=config.rl.token_averaging,
         max_length=config.sampler.max_new_tokens,
+        max_length=config.sampler.max_new_tokens,
         kl_coefficient=config.rl.kl_coefficient,
         kl_estimator=config.rl.kl_estimator,
         temperature=config.sampler.temperature,
@@ -158,7 +159,7 @@ def update(
         if "ratio" in token_loss.diagnostics:
             peaks["policy/ratio_max"] = jnp.max(jnp.where(mask, token_loss.diagnostics["ratio"], 0.0))
         if rows.reference_log_probs is not None:
-            penalty = kl_penalty(log_probs, rows.reference_log_probs, objective.kl_estimator)
+            penalty = kl_penalty(log_probs, rows.reference_log_probs, objective.kl_estimator, response_mask=mask)
             sums["loss/kl"] = objective.kl_coefficient * weighted(penalty)
             sums["loss/total"] = loss = loss + sums["loss/kl"]
             token_sums["policy/kl_reference"] = summed(log_probs - rows.reference_log_probs)
