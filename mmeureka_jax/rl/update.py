@@ -67,7 +67,6 @@ def policy_objective(config: Config) -> Objective:
         token_loss=lambda log_probs, batch: loss(log_probs, batch.old_log_probs, batch.advantages, batch.response_mask),
         averaging=config.rl.token_averaging,
         max_length=config.sampler.max_new_tokens,
-        max_length=config.sampler.max_new_tokens,
         kl_coefficient=config.rl.kl_coefficient,
         kl_estimator=config.rl.kl_estimator,
         temperature=config.sampler.temperature,
