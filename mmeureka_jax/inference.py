@@ -22,7 +22,7 @@ from mmeureka_jax.config import Config, MeshConfig, ModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import atomic_writer
 from mmeureka_jax.mesh import batch_divisor, to_global, to_host
-from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.rl.evaluate import Response, filler_prompt, generate
 from mmeureka_jax.rl.sampler import SamplingSettings
@@ -140,7 +140,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         filler = filler_prompt(loaded.policy.config.vision)
         params = loaded.load_params()
 
-        from mmeureka_jax.data.processor import collate, pick_bucket
+        from mmeureka_jax.data.processor import collate
 
         with jax.set_mesh(loaded.mesh), progress(len(problems), "score", unit="row") as bar:
             for start, own in _processed(processor, problems, rows):

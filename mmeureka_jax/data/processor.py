@@ -267,14 +267,6 @@ def _concatenate(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: An
     return np.concatenate(arrays) if arrays else np.zeros((0, *shape), dtype)
 
 
-def pick_bucket(length: int, buckets: Sequence[int]) -> int:
-    """The smallest of the ascending `buckets` that `length` fits in. Raises ValueError if none does."""
-    for bucket in buckets:
-        if length <= bucket:
-            return bucket
-    raise ValueError(f"a length of {length} fits in none of the buckets {tuple(buckets)}")
-
-
 def collate(prompts: Sequence[ProcessedPrompt], prompt_length: int, num_windows: int) -> PromptBatch:
     """Pads prompts on the right to `prompt_length` tokens and `num_windows` windows (0 if none has a picture).
 

@@ -17,6 +17,8 @@ padded with masked places. Window attention is then a plain batch of S x S, with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 import numpy as np
@@ -45,3 +47,11 @@ class PromptBatch:
     next_position: Int[Array, "P"]  # rotary position of the first response token
     image_index: Int[Array, "P Lp"]  # which of the prompt's M image tokens stands here; -1 for text and padding
     images: ImageBatch
+
+
+def pick_bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest of the ascending `buckets` that `length` fits in. Raises ValueError if none does."""
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    raise ValueError(f"a length of {length} fits in none of the buckets {tuple(buckets)}")

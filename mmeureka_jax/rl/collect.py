@@ -18,7 +18,7 @@ import numpy as np
 from mmeureka_jax.config import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global, to_host
-from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.online_filter import GroupBuffer, classify
 from mmeureka_jax.rl.rollout import Group
@@ -178,7 +178,7 @@ class Collector:
 
     def _round(self, params: Params, rollout: int, tally: Tally) -> tuple[list[Group], list[RolloutSample]]:
         """One sampler call over all hosts, scored."""
-        from mmeureka_jax.data.processor import collate, pick_bucket
+        from mmeureka_jax.data.processor import collate
 
         start = time.perf_counter()
         loaded = next(self._loader)

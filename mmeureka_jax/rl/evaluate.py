@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from mmeureka_jax.mesh import batch_divisor, to_global
+from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.config import VisionConfig
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.collect import local_rows
@@ -60,7 +61,7 @@ def generate(
     Pictures of the next batch are processed while this one is decoded. All hosts must call it together; a host with fewer
     problems than another runs along with empty batches.
     """
-    from mmeureka_jax.data.processor import collate, pick_bucket
+    from mmeureka_jax.data.processor import collate
 
     hosts = jax.process_count()
     divisor = batch_divisor(loaded.mesh)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from mmeureka_jax.config import Config
 from mmeureka_jax.mesh import to_global
+from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.advantages import compute_advantages
@@ -19,11 +20,6 @@ from mmeureka_jax.rl.setup import LoadedPolicy
 from mmeureka_jax.rl.update import Objective, TrainState, abstract_state, init_state, jit_update, state_shardings
 
 Metrics = dict[str, Any]
-
-
-def pick(longest: int, buckets: Sequence[int]) -> int:
-    """The smallest padded size that holds `longest`."""
-    return next(size for size in buckets if size >= longest)
 
 
 class Learner:
@@ -113,8 +109,8 @@ def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_r
                 chosen,
                 advantages[rows],
                 current[rows] & (epoch == 0 and start == 0),
-                prompt_length=pick(max(group.length for group in chosen), prompt_buckets),
-                response_length=pick(max(int(group.lengths.max()) for group in chosen), response_buckets),
+                prompt_length=pick_bucket(max(group.length for group in chosen), prompt_buckets),
+                response_length=pick_bucket(max(int(group.lengths.max()) for group in chosen), response_buckets),
             )
 
 

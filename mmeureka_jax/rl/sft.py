@@ -12,9 +12,9 @@ import numpy as np
 
 from mmeureka_jax.config import Config, validate_config
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.rl.job import Recipe, open_job
-from mmeureka_jax.rl.learner import pick
 from mmeureka_jax.rl.rollout import UpdateBatch
 from mmeureka_jax.rl.setup import same_on_all_hosts, sum_over_hosts
 from mmeureka_jax.rl.update import imitation_objective
@@ -92,7 +92,7 @@ class ImitationBatches:
             tokens[i, 0, : len(response)] = response
             mask[i, 0, : len(response)] = True
         return UpdateBatch(
-            prompts=collate([item.prompt for item in loaded], pick(longest, self._prompt_buckets), self._num_windows),
+            prompts=collate([item.prompt for item in loaded], pick_bucket(longest, self._prompt_buckets), self._num_windows),
             image_embeds=np.zeros((rows, 0, self._hidden_size), np.float32),
             responses=tokens,
             response_mask=mask,

@@ -18,9 +18,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mmeureka_jax.config import RandomModelConfig
 from mmeureka_jax.data.problems import ImageRef, Problem, RowError
-from mmeureka_jax.data.processor import Processor, collate, pick_bucket
+from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 
 MAX_PIXELS = 100 * 28 * 28
