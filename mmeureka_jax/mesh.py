@@ -1,10 +1,11 @@
 """The device mesh, the one table of sharding rules, and small helpers for programs that run on many hosts.
 
-Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...); `RULES` maps those to the mesh axes `data`,
-`fsdp` and `tensor`. Nothing else in the project mentions a mesh axis by name.
+Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...); `RULES` maps those to the mesh axes
+`data`, `fsdp` and `tensor`. Nothing else in the project mentions a mesh axis by name.
 
-The text decoder is sharded over `fsdp` (its embed dimension) and `tensor` (heads, MLP, vocabulary). The vision tower is small and
-usually frozen, and its MLP width (3420 in the released checkpoints) divides by few mesh sizes, so it is sharded over `fsdp` alone.
+The text decoder is sharded over `fsdp` (its embed dimension) and `tensor` (heads, MLP, vocabulary). The vision tower
+is small and usually frozen, and its MLP width (3420 in the released checkpoints) divides by few mesh sizes, so it is
+sharded over `fsdp` alone.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         sizes[free[0]] = len(devices) // fixed
     if int(np.prod(list(sizes.values()))) != len(devices):
         raise UserError(
-            f"mesh: (data, fsdp, tensor) = {tuple(getattr(config, a) for a in AXES)} does not divide the {len(devices)} devices "
-            f"that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of them"
+            f"mesh: (data, fsdp, tensor) = {tuple(getattr(config, a) for a in AXES)} does not divide the "
+            f"{len(devices)} devices that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of them"
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
@@ -75,7 +76,8 @@ def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Asks the compiler to lay `x` out as `RULES` say. Outside `jax.set_mesh` there is nothing to lay out, and x is returned."""
+    """Asks the compiler to lay `x` out as `RULES` say. Outside `jax.set_mesh` there is nothing to lay out, and x is
+    returned."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(*names))
@@ -114,7 +116,8 @@ def tree_shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
 
 
 def to_global(mesh: Mesh, tree: Any) -> Any:
-    """Device arrays from this host's rows: every leaf [rows, ...] is sharded over the batch axes, hosts one after the other."""
+    """Device arrays from this host's rows: every leaf [rows, ...] is sharded over the batch axes, hosts one after the
+    other."""
 
     def leaf(x: np.ndarray) -> jax.Array:
         spec = sharding(mesh, "batch", *(None,) * (x.ndim - 1))

@@ -1,11 +1,11 @@
 """Attention in the three forms that a policy needs, behind plain functions.
 
-Keys and values are laid out [batch, K, positions, h] (heads before positions): every product below is then a batched matrix product
-whose operands need no transposition, which is what XLA's CPU and GPU matrix products like, and a cache of that layout is read as it
-lies. Scores and the softmax are float32.
+Keys and values are laid out [batch, K, positions, h] (heads before positions): every product below is then a batched
+matrix product whose operands need no transposition, which is what XLA's CPU and GPU matrix products like, and a cache
+of that layout is read as it lies. Scores and the softmax are float32.
 
-The form that makes the project what it is: `shared_prefix_attention`. A prompt's keys and values exist once; each of its n
-continuations attends to them and to its own, under one softmax:
+The form that makes the project what it is: `shared_prefix_attention`. A prompt's keys and values exist once; each of
+its n continuations attends to them and to its own, under one softmax:
 
             prompt (one copy)        own tokens
     query -> [ k1 k2 ... kLp ]  +  [ c1 c2 ... ct ]
@@ -34,7 +34,8 @@ def attention(
     value: Float[Array, "B K S h"],
     mask: Bool[Array, "B #T S"],
 ) -> Float[Array, "B T H h"]:
-    """Softmax attention with grouped heads: query head i reads key head i // (H / K). `mask` is True where query t may see key s."""
+    """Softmax attention with grouped heads: query head i reads key head i // (H / K). `mask` is True where query t
+    may see key s."""
     batch, length, heads, head_dim = query.shape
     groups = heads // key.shape[1]
     query = query.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # B K G T h

@@ -1,7 +1,8 @@
 """The layers that policies are made of. Parameters are float32 masters; every layer computes in the dtype of its input.
 
-Modules only declare parameters (name, shape, logical axes) and the forward pass; values come from checkpoints. `stack` adds a
-leading dimension for layers that are scanned: the module is then never called itself, but one slice of it at a time.
+Modules only declare parameters (name, shape, logical axes) and the forward pass; values come from checkpoints.
+`stack` adds a leading dimension for layers that are scanned: the module is then never called itself, but one slice of
+it at a time.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def parameter(shape: tuple[int, ...], axes: Axes, stack: int | None) -> nnx.Para
 def project(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
     """x @ kernel, with the kernel's gradient contracted so that the narrower operand is the one laid out anew.
 
-    XLA's CPU compiler transposes the left operand of that product, and fuses into the transposition whatever made the operand. JAX's own
-    rule always puts the output's gradient there: for the MLP, silu's gradient was then evaluated again column by column.
+    XLA's CPU compiler transposes the left operand of that product, and fuses into the transposition whatever made the
+    operand. JAX's own rule always puts the output's gradient there: for the MLP, silu's gradient was then evaluated
+    again column by column.
     """
     return x @ kernel
 
@@ -105,7 +107,8 @@ Rotary = tuple[Float[Array, "... half"], Float[Array, "... half"]]
 def multimodal_rotary(
     positions: Int[Array, "B 3 T"], head_dim: int, theta: float, sections: tuple[int, int, int]
 ) -> Rotary:
-    """cos and sin [B, T, head_dim/2]; frequency i turns with the time, row or column position, as `sections` divide them.
+    """cos and sin [B, T, head_dim/2]; frequency i turns with the time, row or column position, as `sections` divide
+    them.
 
     Source: `Qwen2_5_VLRotaryEmbedding.recomposition_frequencies` of transformers.
     """
@@ -116,7 +119,8 @@ def multimodal_rotary(
 
 
 def planar_rotary(positions: Int[Array, "... 2"], head_dim: int, theta: float = 10000.0) -> Rotary:
-    """cos and sin [..., head_dim/2] for patches of a picture: one half of the frequencies turns with the row, the other with the
+    """cos and sin [..., head_dim/2] for patches of a picture: one half of the frequencies turns with the row, the
+    other with the
     column. Source: `Qwen2_5_VLVisionRotaryEmbedding` of transformers."""
     frequencies = inverse_frequencies(head_dim // 2, theta)
     angles = positions[..., None].astype(jnp.float32) * frequencies  # [..., 2, head_dim/4]

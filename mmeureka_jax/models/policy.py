@@ -6,8 +6,9 @@
     group_hidden      prompts + n responses       -> hidden states that predict each response token
     token_log_probs   the same                    -> log-probabilities and entropies (the update)
 
-All of them run the same layers on the same parameters, so what the sampler saw and what the update computes agree to rounding.
-The static part of a policy (sizes, dtypes) is the hashable `Policy`; parameters are a nested dict of float32 arrays.
+All of them run the same layers on the same parameters, so what the sampler saw and what the update computes agree to
+rounding. The static part of a policy (sizes, dtypes) is the hashable `Policy`; parameters are a nested dict of
+float32 arrays.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Policy:
     """The static part of a policy: hashable, so that jitted functions take it as a static argument.
 
     Attributes:
-        compute_dtype: dtype of activations; parameters are cast to it where they are used. Softmax, norms, rotary angles and
+        compute_dtype: dtype of activations; parameters are cast to it where they are used. Softmax, norms, rotary
+        angles and
             log-probabilities are float32 always.
         remat: recompute each layer's activations in the backward pass.
         vocab_chunk: positions of each prompt's row whose logits exist at one time in `token_log_probs`.
@@ -176,8 +178,8 @@ def group_hidden(
 ) -> Float[Array, "P n Lr D"]:
     """Final hidden states that predict each response token, with every prompt computed once for its n responses.
 
-    A prompt and its responses travel through the layers as one row [Lp + n * Lr]; only attention tells them apart. Cost grows
-    with Lp + n * Lr, not with n * (Lp + Lr), and the gradients are those of the repeated layout.
+    A prompt and its responses travel through the layers as one row [Lp + n * Lr]; only attention tells them apart.
+    Cost grows with Lp + n * Lr, not with n * (Lp + Lr), and the gradients are those of the repeated layout.
     """
     model = policy.module(params)
     count, n, length = responses.shape
@@ -227,8 +229,8 @@ def log_probs_of(
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
     """Log-probability of each target and entropy of its distribution, softmax(hidden @ head / temperature), in float32.
 
-    Works through `chunk` positions at a time and recomputes their logits in the backward pass, so that the largest array with a
-    vocabulary dimension is [P, chunk, V]. No gradient flows through the entropy.
+    Works through `chunk` positions at a time and recomputes their logits in the backward pass, so that the largest
+    array with a vocabulary dimension is [P, chunk, V]. No gradient flows through the entropy.
     """
     prompts, length, _ = hidden.shape
     chunk = min(chunk, length)

@@ -1,9 +1,9 @@
 """Qwen2.5-VL as Flax modules: the vision tower and the text decoder.
 
-Mirrors `transformers.models.qwen2_5_vl.modeling_qwen2_5_vl`; names are Hugging Face's, so that the weight mapping (weights.py) is
-a handful of rules. What differs is the layout: pictures come window by window (see batch.py), decoder layers are stacked for a
-scan, and a layer does not know how its queries meet keys: the caller hands it an `attend` function, and so one layer serves prefill, the
-group-shared update and single-token decoding alike.
+Mirrors `transformers.models.qwen2_5_vl.modeling_qwen2_5_vl`; names are Hugging Face's, so that the weight mapping
+(weights.py) is a handful of rules. What differs is the layout: pictures come window by window (see batch.py), decoder
+layers are stacked for a scan, and a layer does not know how its queries meet keys: the caller hands it an `attend`
+function, and so one layer serves prefill, the group-shared update and single-token decoding alike.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Decoder(nnx.Module):
         return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)
 
     def unstacked_layers(self) -> list[DecoderLayer]:
-        """One module per layer. Decoding uses these: XLA does not hoist slices of stacked weights out of a while loop."""
+        """One module per layer. Decoding uses these: XLA does not hoist slices of stacked weights out of a while
+        loop."""
         definition, stacked = nnx.split(self.layers)
         count = self.layers.input_layernorm.scale.shape[0]
         return [nnx.merge(definition, jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(count)]
@@ -132,7 +133,8 @@ class VisionBlock(nnx.Module):
 
 
 class PatchEmbedding(nnx.Module):
-    """Linear map of a patch. Released checkpoints hold a kernel for two frames in time; a still picture repeats its one frame, so
+    """Linear map of a patch. Released checkpoints hold a kernel for two frames in time; a still picture repeats its
+    one frame, so
     the sum of the two kernels is applied to it: (k0 + k1) x = k0 x + k1 x."""
 
     def __init__(self, config: VisionConfig):

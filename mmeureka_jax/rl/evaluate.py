@@ -58,8 +58,8 @@ def generate(
 ) -> Iterator[tuple[Problem, list[Response]]]:
     """Samples `settings.group_size` responses to each of this host's problems, in order, batch after batch.
 
-    Pictures of the next batch are processed while this one is decoded. All hosts must call it together; a host with fewer
-    problems than another runs along with empty batches.
+    Pictures of the next batch are processed while this one is decoded. All hosts must call it together; a host with
+    fewer problems than another runs along with empty batches.
     """
     from mmeureka_jax.data.processor import collate
 

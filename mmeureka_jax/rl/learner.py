@@ -64,7 +64,8 @@ class Learner:
         return jax.tree.map(leaf, shapes, self.shardings)
 
     def update(self, state: TrainState, batch: UpdateBatch) -> tuple[TrainState, Metrics]:
-        """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is donated."""
+        """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
+        donated."""
         return self.update_from_shares(state, rows_of_host(batch))
 
     def update_from_shares(self, state: TrainState, share: UpdateBatch) -> tuple[TrainState, Metrics]:
@@ -86,12 +87,14 @@ _log_probs = jax.jit(_reference_log_probs, static_argnums=(0, 1))
 
 
 def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_rollout: int) -> Iterator[UpdateBatch]:
-    """The optimiser steps' batches for one rollout batch: `epochs_per_rollout` passes over the groups, each in its own order.
+    """The optimiser steps' batches for one rollout batch: `epochs_per_rollout` passes over the groups, each in its
+    own order.
 
     Advantages are computed over all the groups at once. Orders come from (seed, step, epoch) alone.
 
     Args:
-        first_rollout: sampler calls from this index on were made with the present parameters; only the first batch of the first pass
+        first_rollout: sampler calls from this index on were made with the present parameters; only the first batch of
+        the first pass
             meets those parameters unchanged, so only its groups from such calls are `fresh`.
     """
     rewards = np.stack([group.rewards for group in groups])

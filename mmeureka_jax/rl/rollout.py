@@ -1,7 +1,7 @@
 """A group (a prompt, its n responses and their rewards) on the host, and the batches that are made of groups.
 
-Groups are plain NumPy records, the same on every host, in one canonical order (rollout, position in the data stream). The update reads
-`UpdateBatch`, made from any list of groups whose number divides over the mesh.
+Groups are plain NumPy records, the same on every host, in one canonical order (rollout, position in the data stream).
+The update reads `UpdateBatch`, made from any list of groups whose number divides over the mesh.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 class Group:
     """One prompt and its n responses. Arrays are padded as they were in the rollout that made them.
 
-    `image_embeds` is set when the vision tower is frozen (the update reuses it) and the picture arrays are then empty (W = 0);
-    otherwise it is empty (M = 0) and the update encodes the pictures again, with gradient.
+    `image_embeds` is set when the vision tower is frozen (the update reuses it) and the picture arrays are then empty
+    (W = 0); otherwise it is empty (M = 0) and the update encodes the pictures again, with gradient.
     """
 
     rollout_index: int

@@ -1,8 +1,8 @@
 """The sampler: jitted prefill and decode of n responses to each prompt.
 
 A prompt's keys and values are computed and stored once, whatever n is. The random key of each drawn token is named by
-(seed, stream, rollout, prompt id, sample index, position): a response depends on nothing else, and so not on the batch it is drawn in, on the
-mesh, or on an interruption.
+(seed, stream, rollout, prompt id, sample index, position): a response depends on nothing else, and so not on the
+batch it is drawn in, on the mesh, or on an interruption.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def draw(
 ) -> tuple[Int[Array, "P n"], Float[Array, "P n"]]:
     """Draws one token for every response (Gumbel-max) and gives its log-probability.
 
-    The log-probability is the policy's at the temperature (1 when greedy), over the whole vocabulary: what the update computes.
+    The log-probability is the policy's at the temperature (1 when greedy), over the whole vocabulary: what the update
+    computes.
     """
     logits = jnp.einsum("pnd,dv->pnv", hidden, head, preferred_element_type=jnp.float32)
     logits = constrain(logits, "batch", None, "act_vocab")
@@ -197,7 +198,8 @@ def jit_rollout(
     rollout: Int[Array, ""],
     active: Bool[Array, "P"],
 ) -> tuple[Samples, Float[Array, "P M D"]]:
-    """Encodes the pictures and samples. Returns the samples and the image embeddings, which a frozen tower's update reuses."""
+    """Encodes the pictures and samples. Returns the samples and the image embeddings, which a frozen tower's update
+    reuses."""
     image_embeds = encode_images(policy, params, prompts.images)
     keys = response_keys(seed, stream, rollout, seeds, settings.group_size)
     return sample(policy, settings, params, prompts, image_embeds, keys, active), image_embeds

@@ -85,14 +85,14 @@ class ImitationBatches:
 
         responses = [self._response(item) for item in loaded]
         longest = int(same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded)))
-        rows = len(loaded)
+        rows, length = len(loaded), pick_bucket(longest, self._prompt_buckets)
         tokens = np.zeros((rows, 1, self._limit), np.int32)
         mask = np.zeros((rows, 1, self._limit), bool)
         for i, response in enumerate(responses):
             tokens[i, 0, : len(response)] = response
             mask[i, 0, : len(response)] = True
         return UpdateBatch(
-            prompts=collate([item.prompt for item in loaded], pick_bucket(longest, self._prompt_buckets), self._num_windows),
+            prompts=collate([item.prompt for item in loaded], length, self._num_windows),
             image_embeds=np.zeros((rows, 0, self._hidden_size), np.float32),
             responses=tokens,
             response_mask=mask,

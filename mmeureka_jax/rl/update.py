@@ -1,7 +1,7 @@
 """The update: one pure, jitted function `(state, batch) -> (state, metrics)`, with the state donated.
 
-Everything that averages over tokens is turned into per-token weights on the whole batch first; micro-batches then only add up, and their
-sum is the full batch's loss and gradient exactly (to rounding), whatever their number.
+Everything that averages over tokens is turned into per-token weights on the whole batch first; micro-batches then
+only add up, and their sum is the full batch's loss and gradient exactly (to rounding), whatever their number.
 """
 
 from __future__ import annotations
