@@ -65,13 +65,12 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 @dataclass(frozen=True)
 class Solved:
-    """A question about a scene: the gold answer, the steps that lead to it and plausible wrong answers."""
+    """A question about a scene: the gold answer and the steps that lead to it."""
 
     question: str
     answer: str  # in the form that math-verify parses; fractions in lowest terms
     steps: str  # the careful thought
     stated: str  # the careful solution's answer, equal to `answer` in value
-    misreadings: Sequence[str]  # wrong answers, the likeliest first
 
 
 class Scene(Protocol):
@@ -87,12 +86,6 @@ class Scene(Protocol):
 
 def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     return options[int(rng.integers(len(options)))]
-
-
-def _near(value: int, step: int = 1, low: int = 0, high: int | None = None) -> list[str]:
-    """Wrong guesses close to `value`; people who count in a hurry miss some rather than see too many."""
-    guesses = (value + move * step for move in (-1, 1, -2, 2))
-    return [str(guess) for guess in guesses if guess >= low and (high is None or guess <= high)]
 
 
 def _running_total(things: str, counts: Sequence[int]) -> str:
@@ -145,7 +138,7 @@ class Dots:
         counts = [row.count(dot) for row in self.rows]
         question = _pick(rng, (f"how many {name} are in the picture?", f"count the {name}."))
         total = str(sum(counts))
-        return Solved(question, total, _running_total("rows", counts), total, _near(sum(counts)))
+        return Solved(question, total, _running_total("rows", counts), total)
 
 
 @dataclass(frozen=True)
@@ -175,8 +168,7 @@ class FractionBoard:
         cells = rows * columns
         question = _pick(rng, ("what fraction of the board is shaded?", "which part is shaded? give a fraction."))
         steps = f"{_running_total('rows', counts)} cells={rows}*{columns}={cells}."
-        wrong = [f"{guess}/{cells}" for guess in _near(shaded, low=1, high=cells)]
-        return Solved(question, _fraction(shaded, cells), steps, f"{shaded}/{cells}", wrong)
+        return Solved(question, _fraction(shaded, cells), steps, f"{shaded}/{cells}")
 
 
 def _fraction(numerator: int, denominator: int) -> str:
@@ -218,7 +210,7 @@ class Bars:
             tall, short = max(self.heights), min(self.heights)
             value = tall - short
             steps = f"reading bars: {read} tallest={tall}, shortest={short}, difference={tall}-{short}={value}."
-        return Solved(question, str(value), steps, str(value), _near(value))
+        return Solved(question, str(value), steps, str(value))
 
 
 @dataclass(frozen=True)
@@ -247,7 +239,7 @@ class Digits:
         digits = [digit for row in self.rows for digit in row]
         question = _pick(rng, ("what is the sum of the digits?", "add the digits in the boxes."))
         total = str(sum(digits))
-        return Solved(question, total, _running_total("boxes", digits), total, _near(sum(digits)))
+        return Solved(question, total, _running_total("boxes", digits), total)
 
 
 @dataclass(frozen=True)
@@ -280,11 +272,7 @@ class Clock:
         question = _pick(rng, ("what time is it (4:35=435)?", "read the clock (4:35=435)."))
         answer = f"{self.hour}{self.minute:02}"
         read = f"short={self.hour}, long={self.minute // 5 or 12}. minutes={self.minute:02}"
-        later, earlier = self.hour % 12 + 1, (self.hour - 2) % 12 + 1
-        step = level["minute_step"]
-        wrong = [f"{later}{self.minute:02}", f"{earlier}{self.minute:02}"]
-        wrong += [f"{self.hour}{(self.minute + move) % 60:02}" for move in (step, -step)]
-        return Solved(question, answer, f"reading hands: {read}, time={answer}.", answer, wrong)
+        return Solved(question, answer, f"reading hands: {read}, time={answer}.", answer)
 
 
 @dataclass(frozen=True)
@@ -345,7 +333,7 @@ class Lengths:
                 steps += f" top={w - cut_width}, rest={w}-{w - cut_width}={cut_width}."
                 steps += f" cut={cut_width}*{cut_height}={cut}, area={value}-{cut}={value - cut}."
                 value -= cut
-        return Solved(question, str(value), steps, str(value), _near(value, 2 if asked == "perimeter" else 1, low=1))
+        return Solved(question, str(value), steps, str(value))
 
 
 @dataclass(frozen=True)
@@ -412,7 +400,7 @@ class Angles:
             question = "how many degrees are between the two lines?"
             value = b - a
             steps = f"reading lines: right={a}, left={b}. between={b}-{a}={value}."
-        return Solved(question, str(value), steps, str(value), _near(value, level["step"]))
+        return Solved(question, str(value), steps, str(value))
 
 
 @dataclass(frozen=True)
@@ -448,7 +436,7 @@ class Points:
             f"across={max(x, u)}-{min(x, u)}={across}, up={max(y, v)}-{min(y, v)}={up}, sum={across}+{up}={across + up}"
         )
         answer = str(across + up)
-        return Solved(question, answer, f"reading points: {read} {steps}.", answer, _near(across + up, low=1))
+        return Solved(question, answer, f"reading points: {read} {steps}.", answer)
 
 
 SCENES: dict[str, type[Scene]] = {

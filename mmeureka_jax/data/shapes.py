@@ -25,8 +25,6 @@ from mmeureka_jax.errors import UserError
 Split = Literal["train", "test"]
 
 HASTY_FRACTION = 0.6  # of the solutions that the train split offers for imitation
-HASTY_RIGHT = 0.3  # how often a hasty guess is right
-HASTY_FIRST_WRONG = 0.5  # of the wrong guesses, how many are the first (likeliest) misreading
 TEST_SHARE = 8  # one scene in this many belongs to the test split
 
 HASTY_THOUGHTS = (
@@ -95,7 +93,7 @@ def generate(
     level = LEVELS[kind][difficulty]
     scene = _sample_scene(kind, level, split, rng)
     solved = scene.solve(rng, level)
-    careful, hasty = _solutions(solved, rng)
+    careful, hasty = _careful(solved), _hasty(kind, level, split, rng)
     style: Literal["careful", "hasty"] = "hasty" if rng.random() < hasty_fraction else "careful"
     canvas = Canvas(side, rng, inks=level["inks"], shift=level["shift"])
     scene.draw(canvas)
@@ -126,14 +124,18 @@ def _sample_scene(kind: str, level: Level, split: Split, rng: np.random.Generato
     return scene
 
 
-def _solutions(solved: Solved, rng: np.random.Generator) -> tuple[str, str]:
-    """(careful, hasty)."""
-    guess = solved.stated
-    if rng.random() >= HASTY_RIGHT:
-        likeliest, *others = solved.misreadings
-        guess = likeliest if not others or rng.random() < HASTY_FIRST_WRONG else others[rng.integers(len(others))]
-    thought = HASTY_THOUGHTS[rng.integers(len(HASTY_THOUGHTS))]
-    return _wrap(solved.steps, solved.stated), _wrap(thought, guess)
+def _careful(solved: Solved) -> str:
+    return _wrap(solved.steps, solved.stated)
+
+
+def _hasty(kind: str, level: Level, split: Split, rng: np.random.Generator) -> str:
+    """A guess that has not looked: the answer of some other scene of the kind, now and then right by chance.
+
+    A guess near the truth would not do: what is likeliest after many such guesses is the truth, and greedy decoding of
+    the hasty style would then be right.
+    """
+    guess = _sample_scene(kind, level, split, rng).solve(rng, level).stated
+    return _wrap(HASTY_THOUGHTS[rng.integers(len(HASTY_THOUGHTS))], guess)
 
 
 def _wrap(thought: str, answer: str) -> str:
@@ -148,5 +150,5 @@ def vocabulary_corpus(problems_per_level: int = 64) -> list[str]:
             for index in range(problems_per_level):
                 rng = _generator(0, "train", index)
                 solved = _sample_scene(kind, level, "train", rng).solve(rng, level)
-                texts += [solved.question, *_solutions(solved, rng)]
+                texts += [solved.question, _careful(solved), _hasty(kind, level, "train", rng)]
     return texts

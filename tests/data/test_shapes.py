@@ -29,7 +29,6 @@ from mmeureka_jax.data.shape_scenes import (
 )
 from mmeureka_jax.data.shapes import (
     HASTY_FRACTION,
-    HASTY_RIGHT,
     ShapeProblem,
     generate,
     split_of,
@@ -119,15 +118,15 @@ def test_wrong_arguments_are_user_errors(arguments: dict, message: str):
         generate(0, **{"split": "train", "mixture": ALL, **arguments})
 
 
-def test_careful_is_right_and_hasty_is_right_about_three_times_in_ten(many: list[ShapeProblem]):
+def test_careful_is_right_and_hasty_is_right_only_by_chance(many: list[ShapeProblem]):
     right = Counter()
     for problem in many:
         assert Fraction(solution_parts(problem.careful)[1]) == Fraction(problem.answer)
         right[problem.kind] += Fraction(solution_parts(problem.hasty)[1]) == Fraction(problem.answer)
     per_kind = len(many) / len(KINDS)
-    assert sum(right.values()) / len(many) == pytest.approx(HASTY_RIGHT, abs=0.05)
+    assert 0.02 < sum(right.values()) / len(many) < 0.2
     for kind in KINDS:
-        assert 0.15 < right[kind] / per_kind < 0.45, kind
+        assert right[kind] / per_kind < 0.35, kind
 
 
 def test_gold_answers_are_numbers_that_the_reward_parses(many: list[ShapeProblem]):
@@ -214,7 +213,6 @@ def test_answers_of_known_scenes(scene: Scene, asked: str | None, answer: str):
     solved = scene.solve(np.random.default_rng(0), level)
     assert solved.answer == answer
     assert Fraction(solved.stated) == Fraction(answer)
-    assert all(Fraction(wrong) != Fraction(answer) for wrong in solved.misreadings)
 
 
 def draw(scene: Scene, inks: int = 1) -> np.ndarray:
