@@ -31,7 +31,7 @@ class SamplingSettings:
 
     group_size: int
     max_new_tokens: int
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]  # none: every response gets max_new_tokens
     pad_token_id: int
     temperature: float = 1.0
     top_k: int = 0
@@ -147,7 +147,7 @@ def sample(
     def record(state: dict, position: Array | int, tokens: Array, log_probs: Array) -> dict:
         running = ~state["done"]
         tokens = jnp.where(running, tokens, settings.pad_token_id)
-        ended = functools.reduce(jnp.logical_or, [tokens == eos for eos in settings.eos_token_ids])
+        ended = jnp.any(tokens[..., None] == np.asarray(settings.eos_token_ids, np.int32), axis=-1)
         return state | {
             "tokens": jax.lax.dynamic_update_slice(state["tokens"], tokens[..., None], (0, 0, position)),
             "log_probs": jax.lax.dynamic_update_slice(

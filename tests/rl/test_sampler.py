@@ -181,6 +181,11 @@ def test_a_response_ends_with_its_first_stop_token(model):
     np.testing.assert_array_equal(samples.log_probs, np.where(within, free.log_probs, 0.0))
 
 
+def test_without_stop_tokens_every_response_has_full_length(model):
+    samples = roll(model, MIXED, settings_for(model, eos_token_ids=()))
+    assert (samples.lengths == 12).all() and not samples.finished.any()
+
+
 def test_decoding_stops_when_every_row_is_done(model, monkeypatch):
     """Counts the steps of the decode loop, with and without a stop token that the one active response draws."""
     problems = [PROBLEMS["text only"], replace(PROBLEMS["text only"], id="filler")]
