@@ -166,7 +166,7 @@ class Processor:
             patches = [self.pictures.patches(ref, grid) for ref, grid in zip(problem.images, grids, strict=True)]
         except UserError as error:
             raise _of(problem, error) from None
-        return self._assemble(tokens, grids, patches)
+        return assemble_prompt(tokens, grids, patches, self.image_token_id, self.pictures.geometry)
 
     def measure(self, problem: Problem) -> tuple[int, int]:
         """(tokens, windows) that the prompt will have, from picture headers alone. Raises RowError as a call does."""
@@ -207,35 +207,6 @@ class Processor:
         repeats[is_image] = [self.pictures.geometry.image_tokens(grid) for grid in grids]
         return np.repeat(tokens, repeats)
 
-    def _assemble(
-        self, tokens: Int[np.ndarray, " L"], grids: Sequence[Grid], patches: Sequence[Float[np.ndarray, "_ S C"]]
-    ) -> ProcessedPrompt:
-        geometry = self.pictures.geometry
-        layouts = [window_layout(grid, geometry) for grid in grids]
-        windows = np.array([len(layout.patch_mask) for layout in layouts], np.int64)
-        counts = [geometry.image_tokens(grid) for grid in grids]
-
-        image_places = np.flatnonzero(tokens == self.image_token_id)
-        starts = image_places[np.cumsum([0, *counts[:-1]])] if counts else ()
-        positions, next_position = rotary_positions(len(tokens), starts, grids, geometry.merge_size)
-        image_index = np.full(len(tokens), -1, np.int32)
-        if layouts:
-            first_window = np.cumsum(windows) - windows
-            offsets = np.repeat(first_window * geometry.units_per_window, counts)
-            image_index[image_places] = np.concatenate([layout.image_index for layout in layouts]) + offsets
-
-        places = (geometry.patches_per_window,)
-        return ProcessedPrompt(
-            tokens=tokens,
-            positions=positions,
-            next_position=next_position,
-            image_index=image_index,
-            patches=_concatenate(patches, (*places, geometry.patch_dim), np.float32),
-            patch_positions=_concatenate([layout.patch_positions for layout in layouts], (*places, 2), np.int32),
-            patch_mask=_concatenate([layout.patch_mask for layout in layouts], places, bool),
-            image_ids=np.repeat(np.arange(len(grids), dtype=np.int32), windows),
-        )
-
     # Text.
 
     def encode_response(self, text: str) -> Int[np.ndarray, " T"]:
@@ -255,6 +226,40 @@ class Processor:
         for token in self._placeholders:
             if token in text:
                 raise UserError(f"its text contains the literal token {token}, which marks pictures; remove it")
+
+
+def assemble_prompt(
+    tokens: Int[np.ndarray, " L"],
+    grids: Sequence[Grid],
+    patches: Sequence[Float[np.ndarray, "_ S C"]],
+    image_token_id: int,
+    geometry: VisionGeometry,
+) -> ProcessedPrompt:
+    """A prompt of its parts: `tokens` has `image_token_id` at every image token of the pictures, which lie in order."""
+    layouts = [window_layout(grid, geometry) for grid in grids]
+    windows = np.array([len(layout.patch_mask) for layout in layouts], np.int64)
+    counts = [geometry.image_tokens(grid) for grid in grids]
+
+    image_places = np.flatnonzero(tokens == image_token_id)
+    starts = image_places[np.cumsum([0, *counts[:-1]])] if counts else ()
+    positions, next_position = rotary_positions(len(tokens), starts, grids, geometry.merge_size)
+    image_index = np.full(len(tokens), -1, np.int32)
+    if layouts:
+        first_window = np.cumsum(windows) - windows
+        offsets = np.repeat(first_window * geometry.units_per_window, counts)
+        image_index[image_places] = np.concatenate([layout.image_index for layout in layouts]) + offsets
+
+    places = (geometry.patches_per_window,)
+    return ProcessedPrompt(
+        tokens=tokens,
+        positions=positions,
+        next_position=next_position,
+        image_index=image_index,
+        patches=_concatenate(patches, (*places, geometry.patch_dim), np.float32),
+        patch_positions=_concatenate([layout.patch_positions for layout in layouts], (*places, 2), np.int32),
+        patch_mask=_concatenate([layout.patch_mask for layout in layouts], places, bool),
+        image_ids=np.repeat(np.arange(len(grids), dtype=np.int32), windows),
+    )
 
 
 def _of(problem: Problem, error: UserError) -> RowError:
