@@ -10,6 +10,7 @@ newest `keep` and the `keep_best` best by validation accuracy stay.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -111,6 +112,7 @@ class Checkpointer:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._policy.accuracies |= _accuracies(self._manager)
+        self._failed = False
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -153,6 +155,7 @@ class Checkpointer:
         try:
             call()
         except Exception as error:
+            self._failed = True
             if isinstance(error, OSError) or any(sign in str(error) for sign in _NO_SPACE):
                 raise UserError(
                     f"cannot write a checkpoint to {self.folder}: {_brief(error)}. Free some space (or lower "
@@ -238,8 +241,10 @@ class Checkpointer:
             self._manager.reload()
 
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        """Waits for the checkpoint being written; raises what went wrong with it, if `save` or `wait` has not yet."""
+        with contextlib.suppress(*[Exception] * self._failed):
+            self.wait()
+            self._manager.close()
 
 
 def _read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

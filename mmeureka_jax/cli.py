@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("absl", "orbax", "jax", "tensorboardX", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # What goes wrong in Orbax's threads is raised; it is also logged there, each time with a traceback.
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     try:
         code = args.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here and not when Python ends
