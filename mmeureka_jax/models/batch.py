@@ -18,13 +18,17 @@ padded with masked places. Window attention is then a plain batch of S x S, with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-Array = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    Array = Any  # for type checkers; jaxtyping's checks at run time use the union below
+else:
+    Array = jax.Array | np.ndarray  # one record serves both sides: NumPy on the host, JAX on devices
 
 
 @flax.struct.dataclass

@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import attention, keys_first, shared_prefix_attention
-from mmeureka_jax.models.batch import ImageBatch, PromptBatch
+from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
 from mmeureka_jax.models.qwen2_5_vl import DecoderLayer, Qwen2_5VL
@@ -161,7 +161,7 @@ def decode_step(
                 jax.lax.dynamic_update_slice(cache, new.transpose(0, 2, 1, 3)[:, :, :, None], (0, 0, 0, step, 0))
                 for cache, new in zip(own, (key, value), strict=True)
             )
-            out = shared_prefix_attention(query[:, :, None], *prefix, prefix_mask, keys, values, own_mask)
+            out = shared_prefix_attention(query[:, :, None], prefix[0], prefix[1], prefix_mask, keys, values, own_mask)
             return out[:, :, 0], (keys, values)
 
         x, cache = layer(x, rotary, attend)

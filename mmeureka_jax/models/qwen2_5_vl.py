@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -200,7 +199,7 @@ class VisionTower(nnx.Module):
             return constrain(x, "batch", None, None, None), None
 
         x, _ = jax.lax.scan(
-            jax.checkpoint(body, prevent_cse=False) if remat else body, x, (stacked, np.asarray(self.is_full))
+            jax.checkpoint(body, prevent_cse=False) if remat else body, x, (stacked, jnp.asarray(self.is_full))
         )
         return constrain(self.merger(by_prompt(x)), "batch", "seq", "act_embed")
 

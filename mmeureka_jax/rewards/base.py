@@ -26,7 +26,7 @@ class RewardRequest:
     response: str
     answer: str
     question: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

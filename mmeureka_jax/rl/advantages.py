@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from mmeureka_jax.config import RLConfig
+from mmeureka_jax.models.batch import Array
 
 
 def _centre(rewards: Float[Array, "P n"]) -> tuple[Float[Array, "P n"], Bool[Array, "P 1"]]:

@@ -18,9 +18,10 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from mmeureka_jax.config import RLConfig
+from mmeureka_jax.models.batch import Array
 
 # exp() overflows float32 just above 88. A sampled token's d is at most -l_old, far below this: the limit only keeps a
 # broken token from turning the whole batch into inf * 0.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.models.batch import ImageBatch, PromptBatch
+from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ def stack_groups(groups: Sequence[Group], sizes: dict[str, int] | None = None) -
 def unstack_groups(stacked: dict[str, np.ndarray]) -> list[Group]:
     """The inverse of `stack_groups`, up to padding."""
     scalars = {field.name for field in fields(Group) if field.type == "int"}
-    count = len(stacked["order"])
-    return [
-        Group(**{name: (int(value[i]) if name in scalars else value[i]) for name, value in stacked.items()})
-        for i in range(count)
-    ]
+
+    def group(i: int) -> Group:
+        values: dict[str, Any] = {name: value[i] for name, value in stacked.items()}
+        return Group(**values | {name: int(values[name]) for name in scalars})
+
+    return [group(i) for i in range(len(stacked["order"]))]
 
 
 @flax.struct.dataclass

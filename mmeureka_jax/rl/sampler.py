@@ -16,10 +16,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Bool, Float, Int, Key, UInt32
 
 from mmeureka_jax.mesh import constrain
-from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.batch import Array, PromptBatch
 from mmeureka_jax.models.policy import Params, Policy, decode_step, encode_images, prefill
 
 STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # independent noise for each use of the sampler
@@ -134,9 +134,9 @@ def sample(
     layers = model.language.unstacked_layers()
     hidden, (keys_stack, values_stack) = prefill(policy, params, prompts, image_embeds)
     head = model.language.head_kernel(hidden.dtype)
+    cache_axes = ("batch", "act_heads", None, None)
     prompt_cache = [
-        tuple(constrain(x[i], "batch", "act_heads", None, None) for x in (keys_stack, values_stack))
-        for i in range(len(layers))
+        (constrain(keys_stack[i], *cache_axes), constrain(values_stack[i], *cache_axes)) for i in range(len(layers))
     ]
     kv_heads, head_dim = prompt_cache[0][0].shape[1], prompt_cache[0][0].shape[3]
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from mmeureka_jax.config import Config
 from mmeureka_jax.mesh import tree_shardings
+from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.optimizer import clip_by_global_norm, merge_params, split_frozen
 from mmeureka_jax.rl.losses import TokenLoss, kl_penalty, make_policy_loss, token_weights
@@ -53,10 +54,10 @@ class Objective:
     """
 
     token_loss: Callable[[Array, UpdateBatch], TokenLoss]
-    averaging: str
+    averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"]
     max_length: int | None = None
     kl_coefficient: float = 0.0
-    kl_estimator: str = "k3"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     temperature: float = 1.0
 
 
@@ -131,7 +132,7 @@ def update(
         # Micro-batch i holds rows i, i + m, ...: each is then spread over the mesh as the whole batch is.
         return jnp.moveaxis(x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]), 1, 0)
 
-    def loss_and_sums(trainable: Params, part: tuple[UpdateBatch, Array]) -> tuple[Array, dict[str, Array]]:
+    def loss_and_sums(trainable: Params, part: tuple[UpdateBatch, Array]) -> tuple[Array, Any]:
         rows, weight = part
         params = merge_params(trainable, state.frozen)
         embeds = rows.image_embeds if rows.has_embeds else encode_images(policy, params, rows.prompts.images)
