@@ -65,7 +65,8 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
     with ExitStack() as stack:
         write_row = stack.enter_context(atomic_writer(output / ROWS_FILE))
         loaded = model.open()
-        asked = _asked(options, read_provenance(loaded.checkpoint), loaded.policy.config.text.max_position_embeddings)
+        context = loaded.policy.config.text.max_position_embeddings
+        asked = questions(options, read_provenance(loaded.checkpoint), context)
         processor = Processor.from_checkpoint(
             loaded.checkpoint,
             **{key: asked[key] for key in ("prompt_style", "min_pixels", "max_pixels", "max_prompt_tokens")},
@@ -155,8 +156,8 @@ def _row(item: Graded) -> dict[str, Any]:
     }
 
 
-def _asked(options: EvalOptions, provenance: dict[str, Any], context: int) -> dict[str, Any]:
-    """Every setting of the questions and their grading, by its key."""
+def questions(options: EvalOptions, provenance: dict[str, Any], context: int) -> dict[str, Any]:
+    """How problems are asked and graded: as `options` say, else as the checkpoint's run did, else by default."""
     defaults = {
         "prompt_style": DataConfig.prompt_style,
         "min_pixels": DataConfig.min_pixels,

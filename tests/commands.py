@@ -1,0 +1,46 @@
+"""The `mmeureka` command run in this process, and small files to give to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from mmeureka_jax.cli import main
+from mmeureka_jax.config import RandomModelConfig
+
+TINY = RandomModelConfig(
+    hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=2,
+    vision_hidden_size=16, vision_intermediate_size=24, vision_depth=2, vision_num_heads=2,
+    vision_full_attention_blocks=(1,),
+)  # fmt: skip
+
+_CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")
+
+
+def mmeureka(*arguments: object) -> int:
+    """The exit code. Nothing is read from or written to the user's caches."""
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=_CACHES.name, JAX_COMPILATION_CACHE_DIR=_CACHES.name):
+        try:
+            return main([str(argument) for argument in arguments])
+        except SystemExit as end:  # how argparse refuses what it does not know
+            return int(end.code or 0)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def prompt_row(name: str, text: str, *images: str, **more: Any) -> dict[str, Any]:
+    """An input row: pictures first, then the text."""
+    parts: list[dict[str, str]] = [{"type": "image", "image": image} for image in images]
+    return {"id": name, "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]} | more

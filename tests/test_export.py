@@ -1,0 +1,175 @@
+"""What `mmeureka export` writes: the parameters of the checkpoint asked for, as transformers reads them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from commands import mmeureka
+from safetensors import safe_open
+from support import PIXELS, PROBLEMS, Lively, make_checkpoint
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from mmeureka_jax.checkpoint import Checkpointer, RunState
+from mmeureka_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RandomModelConfig,
+    RewardConfig,
+)
+from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.eval_command import EvalOptions, questions
+from mmeureka_jax.export import export_run, read_provenance
+from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
+from mmeureka_jax.models.weights import load_params, read_config
+from mmeureka_jax.optimizer import make_optimizer
+from mmeureka_jax.rl.run_folder import begin_run
+from mmeureka_jax.rl.update import init_state
+
+ACCURACIES = {1: 0.25, 2: 0.75, 3: 0.5}  # of the validation at each checkpoint
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run with three checkpoints, whose parameters are those of a tiny model, times 1 + step / 100 where trained."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    make_checkpoint(run_dir / "model")
+    config = Config(
+        run_dir=str(run_dir),
+        model=ModelConfig(random=RandomModelConfig()),
+        data=DataConfig(prompt_style="cpgd", max_pixels=50_000),
+        reward=RewardConfig(accuracy="boxed"),
+        optimizer=OptimizerConfig(frozen=("vision", "language/embed_tokens")),
+    )
+    begin_run(config, kind="rl", fingerprint="of the data", checkpoint=run_dir / "model", resuming=False)
+    start = load_params(run_dir / "model", read_config(run_dir / "model"))
+    checkpointer = Checkpointer(run_dir, CheckpointConfig(keep=3))
+    for step, accuracy in ACCURACIES.items():
+        state = init_state(start, make_optimizer(config.optimizer, 10), config.optimizer.frozen)
+        state = state.replace(trainable=jax.tree.map(lambda leaf, by=1 + step / 100: leaf * by, state.trainable))
+        checkpointer.save(RunState(state, step=step), accuracy)
+    checkpointer.close()
+    return run_dir
+
+
+def expected(run: Path, step: int) -> dict:
+    params = load_params(run / "model", read_config(run / "model"))
+    embedding = params["language"]["embed_tokens"]
+    scaled = jax.tree.map(lambda leaf: leaf * (1 + step / 100), params["language"]) | {"embed_tokens": embedding}
+    return params | {"language": scaled}
+
+
+def assert_equal_params(actual: dict, wanted: dict, **tolerance: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **{"rtol": 0, "atol": 0} | tolerance), actual, wanted)
+
+
+@pytest.mark.parametrize(("arguments", "step"), [((), 3), (("--step", "best"), 2), (("--step", "1"), 1)])
+def test_the_checkpoint_asked_for_is_exported(run, tmp_path, capsys, arguments, step):
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    assert mmeureka("export", run, "--output", tmp_path / "out", *arguments) == 0
+    assert capsys.readouterr().out == f"step {step}: {tmp_path / 'out'}\n"
+    assert_equal_params(load_params(tmp_path / "out", read_config(run / "model")), expected(run, step))
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before  # the run may be under way
+
+
+def test_shards_and_dtype(run, tmp_path):
+    assert mmeureka("export", run, "--output", tmp_path, "--dtype", "bfloat16", "--max-shard-gb", 2e-5) == 0
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    with safe_open(shards[0], "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), expected(run, 3))
+    assert_equal_params(load_params(tmp_path, read_config(run / "model")), wanted)
+
+
+@pytest.mark.slow
+def test_transformers_loads_it_and_gives_the_same_log_probs(run, tmp_path):
+    export_run(run, tmp_path / "out")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    assert model.dtype == torch.float32
+    processor = Processor.from_checkpoint(tmp_path / "out", prompt_style="plain", max_prompt_tokens=4096, **PIXELS)
+    problem, response = PROBLEMS["several pictures"], np.array([5, 9, 300, 12])
+    here = SimpleNamespace(processor=processor, config=processor.config)
+    inputs, start = Lively.torch_inputs(here, problem, response)
+    with torch.no_grad():
+        table = torch.log_softmax(model(**inputs).logits[0, start - 1 : -1], -1).numpy()
+
+    prompt = processor(problem)
+    batch = collate([prompt], len(prompt.tokens), len(prompt.image_ids))
+    ours = log_probs(Policy(processor.config), expected(run, 3), batch, response[None, None])
+    assert table.std() > 1  # weights that matter
+    np.testing.assert_allclose(ours[0, 0], table[np.arange(4), response], rtol=1e-5, atol=2e-4)
+    text = "how many dots ? <answer>3</answer>"
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "out", run / "model")]
+    assert tokenizers[0](text)["input_ids"] == tokenizers[1](text)["input_ids"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def log_probs(policy, params, batch, responses):
+    return token_log_probs(policy, params, batch, encode_images(policy, params, batch.images), responses)[0]
+
+
+def test_an_export_says_how_its_run_asked_and_eval_asks_so_too(run, tmp_path):
+    export_run(run, tmp_path / "out", step="best")
+    provenance = read_provenance(tmp_path / "out")
+    assert (provenance["kind"], provenance["step"], provenance["data_fingerprint"]) == ("rl", 2, "of the data")
+    asked = questions(EvalOptions("p.jsonl", max_new_tokens=7), provenance, context=4096)
+    assert (asked["prompt_style"], asked["accuracy"], asked["max_pixels"]) == ("cpgd", "boxed", 50_000)
+    assert (asked["max_new_tokens"], asked["max_prompt_tokens"]) == (7, 4096)
+    released = questions(EvalOptions("p.jsonl"), read_provenance(run / "model"), context=4096)
+    assert (released["prompt_style"], released["accuracy"], released["max_new_tokens"]) == (
+        "instruct",
+        "instruct",
+        1024,
+    )
+
+
+def test_the_random_checkpoint_moves_with_its_run_and_another_one_is_asked_for(run, tmp_path, capsys):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    metadata = json.loads((moved / "metadata.json").read_text()) | {"checkpoint": str(tmp_path / "gone")}
+    (moved / "metadata.json").write_text(json.dumps(metadata))
+    assert mmeureka("export", moved, "--output", tmp_path / "a") == 0
+    (moved / "model").rename(tmp_path / "elsewhere")
+    assert mmeureka("export", moved, "--output", tmp_path / "b") == 2
+    assert str(tmp_path / "gone") in (message := capsys.readouterr().err) and "--source" in message
+    assert mmeureka("export", moved, "--output", tmp_path / "b", "--source", tmp_path / "elsewhere") == 0
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
+
+
+def test_what_cannot_be_exported_leaves_nothing(run, tmp_path, capsys):
+    def refused(*arguments: object) -> str:
+        assert mmeureka("export", *arguments, "--output", tmp_path / "out") == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    assert "no checkpoint of step 7; there are steps [1, 2, 3]" in refused(run, "--step", 7)
+    assert "nowhere: no metadata.json" in refused(tmp_path / "nowhere")
+    assert "must be a step, best or latest; got 'last'" in refused(run, "--step", "last")
+
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    for file in (damaged / "checkpoints" / "3" / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:-500])
+    message = refused(damaged)
+    assert str(damaged / "checkpoints" / "3") in message and "damaged" in message and "[1, 2]" in message
+
+    shutil.rmtree(damaged / "checkpoints")
+    assert "no checkpoints in it" in refused(damaged)
+
+
+def test_an_output_folder_that_is_taken_stays_as_it_is(run, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert mmeureka("export", run, "--output", tmp_path) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
