@@ -57,8 +57,11 @@ def compute_dtype(config: ModelConfig) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def open_policy(config: Config, run_dir: Path) -> LoadedPolicy:
+def open_policy(config: Config, run_dir: Path, devices: list[jax.Device] | None = None) -> LoadedPolicy:
     """Finds (or, for `model.random`, makes) the checkpoint and checks that it fits the mesh. Reads no weights.
+
+    Args:
+        devices: what the mesh is made of; all of JAX's by default. Those of a described topology serve to compile only.
 
     Raises:
         UserError: no such checkpoint, a family that is not supported, or a mesh that does not divide the devices or the
@@ -78,7 +81,7 @@ def open_policy(config: Config, run_dir: Path) -> LoadedPolicy:
             "no model: set model.checkpoint to a checkpoint folder or hub id (or model.random for a random one)"
         )
     model = read_config(checkpoint)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     tensor = mesh.shape["tensor"]
     for name, count in (("query heads", model.text.num_heads), ("key/value heads", model.text.num_kv_heads)):
         if count % tensor:
