@@ -13,11 +13,16 @@ its n continuations attends to them and to its own, under one softmax:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
+
+
+QUERY_ROWS = 2048  # queries of a prompt (of all its continuations) whose scores exist at one time
 
 
 def split_heads(x: Float[Array, "... d"], head_dim: int) -> Float[Array, "... N h"]:
@@ -36,6 +41,10 @@ def attention(
 ) -> Float[Array, "B T H h"]:
     """Softmax attention with grouped heads: query head i reads key head i // (H / K). `mask` is True where query t
     may see key s."""
+    return _by_query_chunks(lambda q, m: _attention(q, key, value, m), query, mask, axis=1, chunk=QUERY_ROWS)
+
+
+def _attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
     batch, length, heads, head_dim = query.shape
     groups = heads // key.shape[1]
     query = query.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # B K G T h
@@ -59,6 +68,22 @@ def shared_prefix_attention(
 
     Equal to `attention` over the n repeated sequences; the prefix's keys are read once for all n * T queries.
     """
+
+    def attend(query: Array, own_mask: Array) -> Array:
+        return _shared_prefix_attention(query, prefix_key, prefix_value, prefix_mask, own_key, own_value, own_mask)
+
+    return _by_query_chunks(attend, query, own_mask, axis=2, chunk=max(1, QUERY_ROWS // query.shape[1]))
+
+
+def _shared_prefix_attention(
+    query: Array,
+    prefix_key: Array,
+    prefix_value: Array,
+    prefix_mask: Array,
+    own_key: Array,
+    own_value: Array,
+    own_mask: Array,
+) -> Array:
     prompts, n, length, heads, head_dim = query.shape
     kv_heads = prefix_key.shape[1]
     # P K n G T h: (n G T) are the rows of one matrix product per prompt and key head.
@@ -80,3 +105,31 @@ def shared_prefix_attention(
     out += jnp.einsum("pkngts,pknsh->pkngth", own_weights.astype(dtype), own_value, preferred_element_type=jnp.float32)
     out = (out / total).astype(query.dtype)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(prompts, n, length, heads, head_dim)
+
+
+def _by_query_chunks(
+    attend: Callable[[Array, Array], Array], query: Array, mask: Array, *, axis: int, chunk: int
+) -> Array:
+    """`attend(query, mask)`, in chunks of queries along `axis` when there are more than `chunk` of them.
+
+    Each chunk's scores are computed again in the backward pass, so memory grows with the chunk times the keys and not
+    with the square of the length.
+    """
+    length = query.shape[axis]
+    if length <= chunk:
+        return attend(query, mask)
+
+    def split(x: Array) -> Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, -length % chunk)
+        x = jnp.pad(x, widths)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :]), axis, 0)
+
+    attend = jax.checkpoint(attend, prevent_cse=False)
+    if mask.shape[axis] == 1:
+        out = jax.lax.map(lambda part: attend(part, mask), split(query))
+    else:
+        out = jax.lax.map(lambda parts: attend(*parts), (split(query), split(mask)))
+    out = jnp.moveaxis(out, 0, axis)
+    out = out.reshape(*out.shape[:axis], -1, *out.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(out, 0, length, axis=axis)
