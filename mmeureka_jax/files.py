@@ -32,7 +32,8 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Yields a function that appends to a new file, which gets the name `path` when the block ends without an exception.
+    """Yields a function that appends to a new file, which gets the name `path` when the block ends without an
+    exception.
 
     It is written next to `path`, so no reader and no kill ever sees half a file, and opened at once, so that a place
     that cannot be written is found before the work is done.
