@@ -1,0 +1,100 @@
+"""Memory that the update needs, by the compiler's own account, for several vocabularies and group sizes.
+
+    python -m benchmarks.memory --model tiny --train all --vocab 8192 131072 --group 8
+    python -m benchmarks.memory --model tiny --train all --group 2 8 --prompt 1024 --new 16
+
+Nothing is run: the program of training is compiled for the devices at hand and its buffers are read off.
+`temporary_mb` is what an update needs on each device beside the state (parameters and optimiser) and the batch. In it
+are the gradients of the embedding and of the output head, `vocab_gradients_mb`, which are as large as their parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.common import (
+    add_prompt_arguments,
+    add_training_arguments,
+    make_parser,
+    open_model,
+    positive,
+    run_benchmark,
+    training_config,
+)
+from benchmarks.update import random_batch
+from mmeureka_jax.mesh import to_global
+from mmeureka_jax.optimizer import make_optimizer, make_schedule
+from mmeureka_jax.rl.setup import LoadedPolicy
+from mmeureka_jax.rl.update import abstract_state, jit_update, policy_objective, state_shardings
+
+
+def megabytes(count: int) -> float:
+    return round(count / 2**20, 1)
+
+
+def update_memory(args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: int, group: int) -> dict[str, Any]:
+    """The buffers of the update on one device."""
+    text = replace(loaded.policy.config.text, vocab_size=vocab_size)
+    policy = replace(loaded.policy, config=replace(loaded.policy.config, text=text))
+    options = argparse.Namespace(**vars(args) | {"group": group})
+    config = training_config(options, loaded)
+    optimizer, frozen = make_optimizer(config.optimizer, 1), config.optimizer.frozen
+    shardings = state_shardings(policy, optimizer, frozen, loaded.mesh)
+    program = jit_update(
+        policy,
+        policy_objective(config),
+        optimizer,
+        make_schedule(config.optimizer, 1),
+        micro_batches=args.micro_batches,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        shardings=shardings,
+    )
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract_state(policy, optimizer, frozen),
+        shardings,
+    )
+    batch = to_global(loaded.mesh, random_batch(options, policy))
+    memory = program.lower(state, batch).compile().memory_analysis()
+    on_device = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)]
+    tables = 1 if text.tie_word_embeddings else 2
+    return {
+        "vocab": vocab_size,
+        "group": group,
+        "temporary_mb": megabytes(memory.temp_size_in_bytes),
+        "vocab_gradients_mb": megabytes(4 * tables * vocab_size * text.hidden_size // loaded.mesh.size),
+        "state_mb": megabytes(sum(on_device)),
+    }
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    loaded = open_model(args, folder)
+    vocabularies = args.vocab or [loaded.policy.config.text.vocab_size]
+    with jax.set_mesh(loaded.mesh):
+        rows = [update_memory(args, loaded, vocab, group) for vocab in vocabularies for group in args.group]
+    return {"temporary_mb": rows[-1]["temporary_mb"], "rows": rows}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser("memory", "Memory that the compiled update needs.")
+    parser.add_argument("--vocab", type=positive, nargs="+", help="vocabulary sizes (default: the model's)")
+    parser.add_argument("--group", type=positive, nargs="+", default=[8], help="responses to a prompt")
+    add_training_arguments(parser)
+    add_prompt_arguments(parser, length=104, side=224)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_benchmark(measure, build_parser(), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

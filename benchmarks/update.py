@@ -1,0 +1,114 @@
+"""Tokens trained on per second: forward, backward and AdamW of one update.
+
+    python -m benchmarks.update --model DIR --prompts 8 --group 8 --prompt 104 --new 64 --train all
+
+Tokens are logical ones, group * (prompt + response) a prompt: what a layout has to compute in which every response has
+its own copy of the prompt. With `--train language` the frozen tower's embeddings come with the batch, as they do from a
+rollout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.common import (
+    WARM_UP,
+    add_group_argument,
+    add_prompt_arguments,
+    add_training_arguments,
+    make_parser,
+    open_model,
+    peak_memory_mb,
+    positive,
+    random_prompts,
+    run_benchmark,
+    time_calls,
+    training_config,
+)
+from mmeureka_jax.models.policy import Policy, encode_images
+from mmeureka_jax.rl.job import check_batch_sizes
+from mmeureka_jax.rl.learner import Learner
+from mmeureka_jax.rl.rollout import UpdateBatch
+from mmeureka_jax.rl.update import policy_objective
+
+
+def random_batch(args: argparse.Namespace, policy: Policy) -> UpdateBatch:
+    """A batch as rollouts give it, with random responses (host arrays)."""
+    rng = np.random.default_rng(1)
+    model = policy.config
+    prompts = random_prompts(model, args.prompts, args.prompt, args.side)
+    embeds = np.zeros((args.prompts, 0, 0), np.float32)
+    if args.train == "language":
+        shape = jax.eval_shape(functools.partial(encode_images, policy), policy.abstract_params(), prompts.images)
+        embeds = rng.standard_normal(shape.shape, np.float32).astype(shape.dtype)
+        prompts = prompts.replace(images=jax.tree.map(lambda x: x[:, :0], prompts.images))
+    sizes = (args.prompts, args.group, args.new)
+    allowed = np.setdiff1d(np.arange(model.text.vocab_size), policy.forbidden_tokens)
+    return UpdateBatch(
+        prompts=prompts,
+        image_embeds=embeds,
+        responses=rng.choice(allowed, sizes).astype(np.int32),
+        response_mask=np.ones(sizes, bool),
+        old_log_probs=np.full(sizes, -np.log(model.text.vocab_size), np.float32),
+        advantages=rng.standard_normal(sizes[:2], np.float32),
+        fresh=np.ones(args.prompts, bool),
+    )
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    loaded = open_model(args, folder)
+    check_batch_sizes(loaded.mesh, {"--prompts / --micro-batches": args.prompts // args.micro_batches})
+    config = training_config(args, loaded)
+    with jax.set_mesh(loaded.mesh):
+        batch = random_batch(args, loaded.policy)
+        learner = Learner(
+            config,
+            loaded,
+            policy_objective(config),
+            total_updates=WARM_UP + args.repeats,
+            micro_batches=args.micro_batches,
+        )
+        state, skipped = learner.initial_state(), 0.0
+
+        def update() -> Any:
+            nonlocal state, skipped
+            state, metrics = learner.update(state, batch)
+            skipped += float(metrics["optimizer/skipped"])
+            return state
+
+        timing = time_calls(update, args.repeats)
+    logical = args.prompts * args.group * (args.prompt + args.new)
+    return {
+        "logical_tok_per_s": round(logical / timing.median, 1),
+        "s": round(timing.median, 4),
+        "peak_memory_mb": peak_memory_mb(),
+        "compiles": timing.compiles,
+        "logical_tokens": logical,
+        "skipped_updates": int(skipped),
+        "all": [round(seconds, 4) for seconds in timing.seconds],
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser("update", "Logical tokens trained on per second.")
+    add_training_arguments(parser)
+    add_group_argument(parser, default=8)
+    add_prompt_arguments(parser, length=104, side=224)
+    parser.add_argument("--repeats", type=positive, default=5)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_benchmark(measure, build_parser(), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
