@@ -48,7 +48,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """A (data, fsdp, tensor) mesh over all devices.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices, or `tensor` does not fit into a host.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in AXES}
@@ -63,7 +63,22 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"mesh: (data, fsdp, tensor) = {tuple(getattr(config, a) for a in AXES)} does not divide the "
             f"{len(devices)} devices that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of them"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if not _hosts_have_own_rows(mesh):  # the order that suits the network best can take tensor groups across hosts
+        by_host = np.asarray(sorted(devices, key=lambda device: device.process_index))
+        mesh = Mesh(by_host.reshape(mesh.devices.shape), AXES, axis_types=(AxisType.Auto,) * 3)
+    if not _hosts_have_own_rows(mesh):
+        raise UserError(
+            f"mesh.tensor = {sizes['tensor']} spreads a prompt over several hosts, which each load prompts of their "
+            f"own; choose a divisor of the {len(devices) // jax.process_count()} devices of a host"
+        )
+    return mesh
+
+
+def _hosts_have_own_rows(mesh: Mesh) -> bool:
+    """Whether the devices that share rows of a batch (those along `tensor`) belong to one host, everywhere."""
+    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    return all(len({device.process_index for device in group}) == 1 for group in groups)
 
 
 def partition_spec(*names: str | None) -> PartitionSpec:

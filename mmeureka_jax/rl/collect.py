@@ -208,7 +208,8 @@ class Collector:
             "failures": np.asarray([[s.failure is not None for s in row] for row in scores], np.float32),
             **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
         }
-        everyone = to_host(own)
+        # Through the mesh, as the samples: its order of rows need not be the order of hosts.
+        everyone = to_host(to_global(self._mesh, own))
         full: Samples = to_host(samples)
         prompts: PromptBatch = batch if jax.process_count() == 1 else to_host(inputs[0])
         tally.rounds += 1

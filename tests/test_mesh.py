@@ -1,0 +1,239 @@
+"""The mesh on eight fake CPU devices: what is sharded, and that no result depends on it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+import pytest
+from support import PROBLEMS, Lively
+
+from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.mesh import AXES, RULES, batch_divisor, make_mesh, partition_spec, to_global, to_host, tree_shardings
+from mmeureka_jax.optimizer import make_optimizer, make_schedule
+from mmeureka_jax.rl.rollout import UpdateBatch
+from mmeureka_jax.rl.sampler import SamplingSettings, jit_rollout, prompt_seeds
+from mmeureka_jax.rl.update import init_state, jit_update, policy_objective, state_shardings
+
+MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 2)]  # (data, fsdp, tensor)
+ROWS, GROUP, LENGTH = 8, 2, 6
+
+
+def mesh_of(*sizes):
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    lively = Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=False)
+    lively.policy = replace(lively.policy, remat=False, vocab_chunk=1000)  # a shorter program, the same numbers
+    lively.params = jax.device_get(lively.params)
+    return lively
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    names = ("text only", "one window", "several pictures", "odd sizes")
+    prompts = model.batch([replace(PROBLEMS[names[i % 4]], id=str(i)) for i in range(ROWS)])
+    rng = np.random.default_rng(0)
+    shape = (ROWS, GROUP, LENGTH)
+    return UpdateBatch(
+        prompts=prompts,
+        image_embeds=np.zeros((ROWS, 0, 0), np.float32),
+        responses=rng.integers(5, 250, shape).astype(np.int32),
+        response_mask=np.arange(LENGTH) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
+        old_log_probs=rng.normal(-7, 1, shape).astype(np.float32),
+        advantages=rng.normal(size=shape[:2]).astype(np.float32),
+        fresh=np.ones(ROWS, bool),
+    )
+
+
+class OnMesh:
+    """The sampler and one update of the same policy, on one mesh."""
+
+    def __init__(self, model, batch, sizes):
+        config = Config(
+            rl=RLConfig(loss="cpgd", clip_epsilon_high=5.0, clip_epsilon_low=0.99),
+            optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_fraction=0.0, frozen=()),
+        )
+        mesh = self.mesh = mesh_of(*sizes)
+        with jax.set_mesh(mesh):
+            optimizer = make_optimizer(config.optimizer, 10)
+            self.shardings = state_shardings(model.policy, optimizer, (), mesh)
+            state = jax.device_put(init_state(model.params, optimizer, ()), self.shardings)
+
+            prompts, seeds = to_global(mesh, (batch.prompts, prompt_seeds([str(i) for i in range(ROWS)])))
+            settings = SamplingSettings(
+                group_size=GROUP, max_new_tokens=10, eos_token_ids=model.config.eos_token_ids,
+                pad_token_id=model.config.pad_token_id,
+            )  # fmt: skip
+            active = to_global(mesh, np.ones(ROWS, bool))
+            samples, _ = jit_rollout(model.policy, settings, "rollout", state.params, prompts, seeds, 0, 0, active)
+            self.samples = to_host(samples)
+
+            step = jit_update(
+                model.policy, policy_objective(config), optimizer, make_schedule(config.optimizer, 10),
+                micro_batches=1, max_grad_norm=1.0, shardings=self.shardings,
+            )  # fmt: skip
+            self.state, self.metrics = step(state, to_global(mesh, batch))
+
+
+@pytest.fixture(scope="module")
+def on_mesh(model, batch):
+    return functools.cache(lambda *sizes: OnMesh(model, batch, sizes))
+
+
+def by_path(tree):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_the_update_equals_one_device(on_mesh, sizes):
+    """Parameters, both Adam moments and metrics, 1e-4 relative per tensor."""
+    alone, spread = on_mesh(1, 1, 1), on_mesh(*sizes)
+    expected, result = by_path(to_host(alone.state)), by_path(to_host(spread.state))
+    assert expected.keys() == result.keys() and len(result) > 3 * 30
+    for name, value in expected.items():
+        assert np.linalg.norm(result[name] - value) <= 1e-4 * np.linalg.norm(value), name
+    for name, value in alone.metrics.items():
+        np.testing.assert_allclose(spread.metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert alone.metrics["optimizer/grad_norm"] > 1e-3 and alone.metrics["optimizer/skipped"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_sampled_tokens_equal_one_device(on_mesh, sizes):
+    alone, spread = on_mesh(1, 1, 1).samples, on_mesh(*sizes).samples
+    np.testing.assert_array_equal(spread.tokens, alone.tokens)
+    np.testing.assert_array_equal(spread.lengths, alone.lengths)
+    np.testing.assert_allclose(spread.log_probs, alone.log_probs, atol=1e-4)
+    assert len(np.unique(alone.tokens)) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_parameters_and_moments_are_really_sharded(model, on_mesh, sizes):
+    """The sizes of the pieces that devices hold after an update, against sizes written down here by hand."""
+    _, fsdp, tensor = sizes
+    text, vision = model.config.text, model.config.vision
+    width, layers, vocabulary, heads = (
+        text.hidden_size,
+        text.num_layers,
+        text.vocab_size,
+        text.num_heads * text.head_dim,
+    )
+    keys, inner = text.num_kv_heads * text.head_dim, text.intermediate_size
+    expected = {
+        "['language']['embed_tokens']['embedding']": (vocabulary // tensor, width // fsdp),
+        "['language']['lm_head']['kernel']": (width // fsdp, vocabulary // tensor),
+        "['language']['layers']['self_attn']['q_proj']['kernel']": (layers, width // fsdp, heads // tensor),
+        "['language']['layers']['self_attn']['k_proj']['kernel']": (layers, width // fsdp, keys // tensor),
+        "['language']['layers']['self_attn']['v_proj']['bias']": (layers, keys // tensor),
+        "['language']['layers']['self_attn']['o_proj']['kernel']": (layers, heads // tensor, width // fsdp),
+        "['language']['layers']['mlp']['up_proj']['kernel']": (layers, width // fsdp, inner // tensor),
+        "['language']['layers']['mlp']['down_proj']['kernel']": (layers, inner // tensor, width // fsdp),
+        "['vision']['blocks']['attn']['qkv']['kernel']": (
+            vision.depth, vision.hidden_size // fsdp, 3 * vision.hidden_size,
+        ),
+        "['vision']['blocks']['mlp']['down_proj']['kernel']": (
+            vision.depth, vision.intermediate_size, vision.hidden_size // fsdp,
+        ),
+        "['vision']['patch_embed']['kernel']": (2, 588, vision.hidden_size // fsdp),
+    }  # fmt: skip
+    state = on_mesh(*sizes).state
+    devices = int(np.prod(sizes))
+    for part in (state.trainable, state.optimizer[0].mu, state.optimizer[0].nu):
+        leaves = by_path(part)
+        for name, shape in expected.items():
+            shards = leaves[name].addressable_shards
+            assert len(shards) == devices and {shard.data.shape for shard in shards} == {shape}, name
+        # What is left whole on every device is small: biases of the embed dimension and norms.
+        on_one_device = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves.values())
+        total = sum(leaf.nbytes for leaf in leaves.values())
+        vision_share = sum(leaf.nbytes for name, leaf in leaves.items() if "vision" in name) / total
+        assert on_one_device <= total * ((1 - vision_share) / (fsdp * tensor) + vision_share / fsdp + 0.03)
+
+
+def test_every_parameter_has_a_rule_for_each_dimension(model):
+    shapes, axes = model.policy.abstract_params(), by_axes(model.policy.param_axes())
+    for (path, shape), names in zip(jax.tree_util.tree_leaves_with_path(shapes), axes, strict=True):
+        assert len(shape.shape) == len(names), path
+        assert all(name is None or name in RULES for name in names), path
+
+
+def by_axes(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def test_no_rule_uses_a_mesh_axis_that_is_not_there():
+    for name in RULES:
+        axes = partition_spec(name)[0]
+        assert axes is None or set([axes] if isinstance(axes, str) else axes) <= set(AXES)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "expected"),
+    [((1, -1, 1), 8, (1, 8, 1)), ((2, -1, 2), 8, (2, 2, 2)), ((-1, 1, 1), 3, (3, 1, 1)), ((1, 1, 2), 2, (1, 1, 2))],
+)
+def test_the_free_axis_takes_the_devices_left(sizes, devices, expected):
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:devices])
+    assert tuple(mesh.shape[axis] for axis in AXES) == expected
+    assert batch_divisor(mesh) == expected[0] * expected[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((1, 4, 1), r"\(1, 4, 1\) does not divide the 8 devices .* product is 8"),
+        ((3, -1, 1), r"\(3, -1, 1\) does not divide the 8 devices"),
+        ((2, 2, 4), r"does not divide the 8 devices"),
+        ((-1, -1, 1), "at most one -1"),
+        ((0, 8, 1), "must be positive"),
+        ((1, -2, 1), "must be positive"),
+    ],
+)
+def test_a_mesh_that_cannot_be_made_says_why(sizes, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(MeshConfig(*sizes))
+
+
+@dataclass(frozen=True)
+class FakeDevice:
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_a_prompt_stays_on_one_host(monkeypatch):
+    """Hosts load different prompts, so the devices that share one must be of one host, whatever order they come in."""
+    devices = [FakeDevice(i, process_index=i % 2) for i in range(8)]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for sizes in ((1, 2, 4), (2, 2, 2), (1, -1, 2)):
+        mesh = make_mesh(MeshConfig(*sizes), devices)
+        groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+        assert all(len({device.process_index for device in group}) == 1 for group in groups)
+        assert set(mesh.devices.flat) == set(devices)
+    with pytest.raises(UserError, match="mesh.tensor = 8 spreads a prompt .* divisor of the 4 devices of a host"):
+        make_mesh(MeshConfig(1, 1, 8), devices)
+
+
+def test_all_parameters_that_do_not_divide_are_listed(model):
+    mesh = mesh_of(1, 1, 7)
+    with pytest.raises(UserError) as caught:
+        tree_shardings(mesh, model.policy.abstract_params(), model.policy.param_axes())
+    text = str(caught.value)
+    assert "language/embed_tokens/embedding" in text and "language/layers/mlp/down_proj/kernel (3, 128, 64)" in text
+    assert "128 does not divide by tensor = 7" in text and "vision" not in text and "norm" not in text
+
+
+def test_rows_go_to_the_mesh_and_come_back():
+    mesh = mesh_of(2, 2, 2)
+    rows = {"a": np.arange(24, dtype=np.int32).reshape(8, 3), "b": np.arange(8) % 2 == 0}
+    spread = to_global(mesh, rows)
+    assert {shard.data.shape for shard in spread["a"].addressable_shards} == {(2, 3)}
+    jax.tree.map(np.testing.assert_array_equal, to_host(spread), rows)
