@@ -137,9 +137,8 @@ def test_generate(checkpoint, group):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", ["all", "language"])
-def test_update(checkpoint, train):
-    sizes = ["--prompts", 2, "--group", 3, "--prompt", 12, "--side", 56, "--new", 4, "--train", train, "--repeats", 1]
+def test_update(checkpoint):
+    sizes = ["--prompts", 2, "--group", 3, "--prompt", 12, "--side", 56, "--new", 4, "--train", "all", "--repeats", 1]
     result = run_script("update", "--model", checkpoint, *sizes)
     assert result.keys() >= PROMISED_KEYS["update"]
     assert result["logical_tokens"] == 2 * 3 * (12 + 4)
