@@ -107,7 +107,10 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             "Filter buffer",
             (
                 Panel("rounds", {"filter/rounds": "sampling rounds"}),
-                Panel("groups, steps", {"filter/buffer": "groups waiting", "filter/staleness": "staleness in steps"}),
+                Panel(
+                    "groups, rollouts",
+                    {"filter/buffer": "groups waiting", "filter/staleness": "staleness in rollouts"},
+                ),
             ),
         ),
         Chart(

@@ -20,7 +20,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.rl.online_filter import GroupBuffer, classify
+from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.rl.sampler import Samples, SamplingSettings, jit_rollout, prompt_seeds
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
@@ -56,11 +56,14 @@ class Tally:
         self.values[name].append(np.asarray(values).ravel())
 
     def all(self, name: str) -> np.ndarray:
-        return np.concatenate(self.values[name])
+        return np.concatenate(self.values[name]) if name in self.values else np.zeros(0)
 
     def metrics(self) -> dict[str, float]:
+        """Means over the step's responses and groups. A step that needed no rollout has none."""
+        if not self.rounds:
+            return {"filter/rounds": 0.0}
         means = {name: float(np.mean(self.all(name), dtype=np.float64)) for name in self.values}
-        groups = max(sum(self.outcomes.values()), 1)
+        groups = self.outcomes.total()
         means |= {f"filter/{name}": self.outcomes[name] / groups for name in ("kept", "too_easy", "too_hard")}
         tokens = float(np.sum(self.all("response/length")))
         return means | {
@@ -144,24 +147,21 @@ class Collector:
         Raises:
             UserError: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter.
         """
-        wanted, empty, tally = self._config.rl.prompts_per_rollout, 0, Tally()
+        wanted, first_rollout, empty, tally = self._config.rl.prompts_per_rollout, rollout, 0, Tally()
         samples: list[RolloutSample] = []
         while len(buffer) < wanted:
             groups, shown = self._round(params, rollout, tally)
             rollout += 1
-            if self._config.rl.filter.enabled:
-                outcomes = classify(np.stack([g.accuracies for g in groups]), self._config.rl.filter, step)
-            else:
-                outcomes = np.full(len(groups), "kept")
+            outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
             tally.outcomes.update(outcomes.tolist())
-            kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == "kept"]
+            kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == KEPT]
             buffer.add(kept)
             samples = samples or shown
             empty = 0 if kept else empty + 1
             if empty >= self._config.rl.filter.max_empty_rounds:
                 easy, hard = tally.outcomes["too_easy"], tally.outcomes["too_hard"]
                 raise UserError(
-                    f"step {step}: {empty} rollouts in a row left no group between the filter's bounds "
+                    f"step {step + 1}: {empty} rollouts in a row left no group between the filter's bounds "
                     f"({easy} groups too easy, {hard} too hard). Use easier or harder problems, widen rl.filter.lower "
                     "and rl.filter.upper, or raise rl.filter.max_empty_rounds"
                 )
@@ -169,10 +169,9 @@ class Collector:
         taken = buffer.take(wanted)
         if not self._config.rl.filter.keep_leftovers:
             buffer.clear()
-        staleness = [rollout - 1 - group.rollout_index for group in taken]
         metrics = tally.metrics() | {
             "filter/buffer": float(len(buffer)),
-            "filter/staleness": float(np.mean(staleness)),
+            "filter/staleness": GroupBuffer.staleness(taken, first_rollout),
         }
         return Collected(taken, metrics, tally.all("response/length"), samples), rollout
 

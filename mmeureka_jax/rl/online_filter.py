@@ -80,6 +80,9 @@ class GroupBuffer(Generic[G]):
         self.groups = []
 
     @staticmethod
-    def staleness(groups: Sequence[Group], rollout_index: int) -> float:
-        """How many rollouts ago the groups were sampled, on average; 0 if all are of the rollout `rollout_index`."""
-        return float(np.mean([rollout_index - group.rollout_index for group in groups])) if groups else 0.0
+    def staleness(groups: Sequence[Group], first_rollout: int) -> float:
+        """How many rollouts before `first_rollout`, the first of this step, the groups were sampled, on average.
+
+        Groups of this step's own rollouts, which the present parameters sampled, count 0.
+        """
+        return float(np.mean([max(first_rollout - group.rollout_index, 0) for group in groups])) if groups else 0.0

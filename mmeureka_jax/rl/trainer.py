@@ -116,7 +116,10 @@ def learn(
 
 def describe(row: dict[str, float]) -> str:
     """The few numbers that the progress bar shows."""
-    parts = [f"acc {row['reward/accuracy']:.2f}", f"len {row['response/length']:.0f}", f"kept {row['filter/kept']:.0%}"]
+    parts = []
+    if row["filter/rounds"]:
+        parts = [f"acc {row['reward/accuracy']:.2f}", f"len {row['response/length']:.0f}"]
+        parts.append(f"kept {row['filter/kept']:.0%}")
     if "validation/accuracy" in row:
         parts.append(f"val {row['validation/accuracy']:.3f}")
     return " ".join(parts)

@@ -95,5 +95,5 @@ def test_the_callers_list_is_not_kept():
 
 
 def test_staleness_is_the_mean_age_in_rollouts():
-    assert GroupBuffer.staleness([Waiting(3, 0), Waiting(3, 1), Waiting(1, 7), Waiting(3, 2)], 3) == 0.5
+    assert GroupBuffer.staleness([Waiting(3, 0), Waiting(4, 1), Waiting(1, 7), Waiting(3, 2)], 3) == 0.5
     assert GroupBuffer.staleness([], 3) == 0.0
