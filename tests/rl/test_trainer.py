@@ -1,0 +1,381 @@
+"""The loop as a whole: what it trains on, what it logs and keeps, when it stops, and how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from commands import mmeureka
+from guessing import write_guessing_checkpoint
+from jax.experimental.compilation_cache import compilation_cache
+
+from mmeureka_jax.checkpoint import read_metadata
+from mmeureka_jax.config import Config, load_config, to_dict
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.rl import job, trainer
+from mmeureka_jax.rl.rollout import UpdateBatch
+from mmeureka_jax.rl.run_folder import NonFiniteGuard, begin_run, restore_position
+from mmeureka_jax.rl.setup import open_policy
+from mmeureka_jax.rl.sft import fine_tune
+from mmeureka_jax.rl.trainer import train
+from mmeureka_jax.tracking import read_metrics, read_rollouts
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+
+# The guessing policy answers a few of these problems right now and then, so that the filter has something to decide.
+OVERRIDES = """
+    steps=3 model.random=null sampler.max_new_tokens=6 sampler.batch_prompts=8
+    rl.group_size=4 rl.prompts_per_rollout=4 rl.prompts_per_update=2 rl.micro_batches=1
+    rl.filter.lower=0.1 rl.filter.upper=0.9 rl.filter.max_empty_rounds=20
+    data.train=tfds:shapes/dots@train[:20] data.validation=tfds:shapes/dots@test[:4]
+    checkpoint.keep=3 tracking.validate_every=2 tracking.progress=false tracking.tensorboard=false reward.workers=1
+    optimizer.learning_rate=1e-4
+""".split()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy") / "model"
+    write_guessing_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs of this module share what they compile."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def use_devices(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(job, "open_policy", functools.partial(open_policy, devices=jax.devices()[:count]))
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    use_devices(monkeypatch, 1)
+
+
+@pytest.fixture
+def make_config(policy, tmp_path):
+    def make(*overrides: str) -> Config:
+        return load_config(SMOKE, [f"run_dir={tmp_path / 'run'}", f"model.checkpoint={policy}", *OVERRIDES, *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(policy, tmp_path_factory):
+    """A run of three steps: to look at, or to copy and go on from."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_devices(monkeypatch, 1)
+        train(load_config(SMOKE, [f"run_dir={folder}", f"model.checkpoint={policy}", *OVERRIDES]))
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it where `make_config` looks."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def without_times(run_dir: Path) -> list[dict[str, float]]:
+    return [{name: x for name, x in row.items() if not name.startswith("time/")} for row in read_metrics(run_dir)]
+
+
+def progress_of(run_dir: Path, step: int) -> dict:
+    return json.loads((run_dir / "checkpoints" / str(step) / "progress" / "metadata").read_text())
+
+
+def state_of(run_dir: Path, step: int) -> dict:
+    return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(run_dir / "checkpoints" / str(step) / "state"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A step.
+
+
+@pytest.mark.slow
+def test_groups_are_kept_trained_on_and_counted(finished):
+    rows = read_metrics(finished)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    waiting = before = 0.0
+    for row in rows[1:]:
+        assert row["filter/kept"] + row["filter/too_easy"] + row["filter/too_hard"] == pytest.approx(1)
+        assert 0 < row["filter/kept"] < 1
+        waiting += row["filter/kept"] * row["filter/rounds"] * 8 - 4  # 8 prompts a sampler call, 4 groups trained on
+        assert row["filter/buffer"] == pytest.approx(waiting)
+        assert row["filter/staleness"] <= (1 if before else 0)
+        before = row["filter/buffer"]
+        assert 0 < row["reward/accuracy"] < 1 and row["reward/format"] == 0  # no thought, so never the right form
+        assert row["reward/total"] == pytest.approx(row["reward/accuracy"] + row["reward/repetition"])
+        assert row["response/length"] == 4 and row["response/truncated"] == 0
+        assert row["policy/sampler_gap_max"] < 1e-4
+    progress = progress_of(finished, 3)
+    assert progress["rollout"] == sum(row["filter/rounds"] for row in rows[1:])
+    assert progress["data"]["next_position"] == 8 * progress["rollout"]
+    assert state_of(finished, 3)["updates"] == 3 * 2
+
+
+@pytest.mark.slow
+def test_a_run_is_validated_before_the_first_step_on_schedule_and_at_the_end(finished):
+    rows = read_metrics(finished)
+    assert [row["step"] for row in rows if "validation/accuracy" in row] == [0, 2, 3]
+    assert rows[0].keys() == {
+        "step", "validation/accuracy", "validation/response_length", "validation/problems", "time/validation",
+    }  # fmt: skip
+    assert [step for step, _ in read_rollouts(finished)] == [1, 3]
+    assert read_metadata(finished)["kind"] == "rl"
+    assert (finished / "config.yaml").is_file() and (finished / "data_check.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_step_may_train_on_what_waits_alone(make_config):
+    many = "rl.filter.lower=0.0", "rl.filter.upper=1.0", "tracking.validate_every=0"  # all 8 of a call are kept
+    rows = read_metrics(train(make_config(*many)))
+    assert [row["filter/rounds"] for row in rows] == [1, 0, 1]
+    assert [row["filter/buffer"] for row in rows] == [4, 0, 4]
+    assert [row["filter/staleness"] for row in rows] == [0, 1, 0]
+    # Nothing was sampled in step 2, and none of its groups by the parameters that it starts from.
+    assert "reward/accuracy" not in rows[1] and "policy/sampler_gap_mean" not in rows[1]
+
+
+@pytest.mark.slow
+def test_leftovers_can_be_thrown_away(make_config):
+    rows = read_metrics(train(make_config("rl.filter.keep_leftovers=false", "tracking.validate_every=0")))
+    assert all(row["filter/buffer"] == 0 for row in rows)
+    assert all(row["filter/rounds"] >= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_filter_can_start_late(make_config):
+    config = make_config("rl.filter.freeze_steps=1", "rl.prompts_per_rollout=8", "tracking.validate_every=0")
+    rows = read_metrics(train(config))
+    assert [row["filter/kept"] for row in rows[:2]] == [1, 1] and rows[2]["filter/kept"] < 1
+
+
+@pytest.mark.slow
+def test_a_filter_that_turns_everything_away_stops_the_run(make_config):
+    config = make_config("rl.filter.lower=1.0", "rl.filter.upper=1.0", "rl.filter.max_empty_rounds=2")
+    with pytest.raises(
+        UserError, match=r"step 1: 2 rollouts in a row left no group .* \(0 groups too easy, 16 too hard\)"
+    ):
+        train(config)
+
+
+@pytest.mark.slow
+def test_imitation(make_config, caplog):
+    run_dir = train_run = fine_tune(make_config("sft.problems_per_step=8", "sft.max_response_tokens=96"))
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows if "validation/accuracy" in row] == [2, 3]
+    assert rows[0]["sft/loss"] > rows[2]["sft/loss"] > 0
+    with pytest.raises(UserError, match="kind of run: sft -> rl"):
+        train(make_config("sft.problems_per_step=8", "sft.max_response_tokens=96"))
+    assert read_metadata(train_run)["kind"] == "sft"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Going on.
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(make_config, copied):
+    before = without_times(copied)
+    train(make_config())
+    assert without_times(copied) == before
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == {"1", "2", "3"}
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(make_config, copied, caplog):
+    before, state, progress = without_times(copied), state_of(copied, 3), progress_of(copied, 3)
+    largest = max((copied / "checkpoints" / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        train(make_config())
+    assert "checkpoints/3 is damaged" in caplog.text and "going on from 2" in caplog.text
+    assert without_times(copied) == before
+    assert progress_of(copied, 3) == progress
+    jax.tree.map(np.testing.assert_array_equal, state_of(copied, 3), state)
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_with_the_difference_shown(make_config, copied, capsys):
+    changed = make_config("optimizer.learning_rate=2e-4", "rl.loss=ppo_clip", "tracking.progress=true")
+    with pytest.raises(UserError) as failure:
+        train(changed)
+    lines = str(failure.value).splitlines()
+    assert "holds a run with other settings" in lines[0]
+    assert [line.strip() for line in lines[1:-1]] == [
+        "optimizer.learning_rate: 0.0001 -> 0.0002",
+        "rl.loss: cpgd -> ppo_clip",
+    ]
+    assert "checkpoint.allow_config_change=true" in lines[-1]
+    assert read_metadata(copied)["config"]["rl"]["loss"] == "cpgd"  # nothing was written
+
+
+@pytest.mark.slow
+def test_another_config_and_other_data_are_taken_when_told(make_config, copied, caplog):
+    more = "steps=4", "data.train=tfds:shapes/dots@train[:24]", "checkpoint.allow_config_change=true"
+    with caplog.at_level(logging.WARNING):
+        train(make_config(*more))
+    assert "the new data are read from their beginning" in caplog.text
+    assert [row["step"] for row in read_metrics(copied)] == [0, 1, 2, 3, 4]
+    assert read_metadata(copied)["config"]["steps"] == 4
+    assert progress_of(copied, 4)["data"]["num_problems"] == 24
+
+
+@pytest.mark.slow
+def test_other_parameters_are_refused_also_when_told(make_config, copied):
+    with pytest.raises(UserError, match="holds other arrays(?s:.)*frozen/vision/.*: stored nothing, wanted float32"):
+        train(make_config("optimizer.frozen=[vision]", "checkpoint.allow_config_change=true"))
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == {"1", "2", "3"}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_another_mesh(make_config, monkeypatch, tmp_path):
+    """From one device to eight: the step after it agrees with that of one device to rounding."""
+    sizes = (
+        "rl.prompts_per_rollout=8",
+        "rl.prompts_per_update=8",
+        "rl.filter.enabled=false",
+        "tracking.validate_every=0",
+    )
+    train(make_config(*sizes, "steps=2", "optimizer.schedule=constant"))
+    shutil.copytree(tmp_path / "run", tmp_path / "eight")
+    further = *sizes, "steps=3", "optimizer.schedule=constant", "checkpoint.allow_config_change=true"
+    train(make_config(*further))
+    use_devices(monkeypatch, 8)
+    train(dataclasses.replace(make_config(*further), run_dir=str(tmp_path / "eight")))
+    start, one, eight = (state_of(tmp_path / name, step) for name, step in (("run", 2), ("run", 3), ("eight", 3)))
+    assert eight["updates"] == one["updates"] == 3
+
+    def compare(before, expected, found):
+        change = np.linalg.norm(expected - before)
+        assert np.linalg.norm(found - expected) <= 1e-2 * change + 1e-6
+
+    jax.tree.map(compare, start["trainable"], one["trainable"], eight["trainable"])
+
+
+def test_what_begins_a_run_is_compared(make_config, tmp_path):
+    config = make_config()
+    begin = functools.partial(begin_run, kind="rl", checkpoint=tmp_path)
+    begin(config, fingerprint="a", resuming=False)
+    begin(dataclasses.replace(config, run_dir=config.run_dir), fingerprint="a", resuming=True)
+    with pytest.raises(UserError, match=r"contents of tfds:shapes/dots@train\[:20\]: a -> b"):
+        begin(config, fingerprint="b", resuming=True)
+    begin(config, fingerprint="b", resuming=False)  # nothing has been saved yet: it may begin anew
+    (tmp_path / "run" / "metadata.json").unlink()
+    with pytest.raises(UserError, match="has checkpoints but no metadata.json"):
+        begin(config, fingerprint="b", resuming=True)
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+    assert to_dict(config)["steps"] == 3
+
+
+def test_a_position_in_other_data_is_refused(make_config, caplog):
+    class Loader:
+        def set_state(self, state):
+            raise UserError("other rows")
+
+    with pytest.raises(UserError, match="other rows"):
+        restore_position(Loader(), {"next_position": 3}, make_config())
+    restore_position(Loader(), {"next_position": 3}, make_config("checkpoint.allow_config_change=true"))
+    assert "other rows" in caplog.text
+    restore_position(Loader(), None, make_config())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses and gradients that are not finite.
+
+
+@pytest.mark.slow
+def test_a_run_that_only_skips_updates_stops(make_config, tmp_path, capsys):
+    """A learning rate of 1e30: the first update is applied, and nothing after it is finite."""
+    make_config()  # the folder and the policy
+    overrides = [*OVERRIDES, f"run_dir={tmp_path / 'run'}", f"model.checkpoint={make_config().model.checkpoint}"]
+    overrides += ["optimizer.learning_rate=1e30", "optimizer.max_nonfinite_updates=2", "optimizer.warmup_fraction=0"]
+    overrides += ["rl.filter.enabled=false", "tracking.validate_every=0"]
+    assert mmeureka("train", SMOKE, *overrides) == 2
+    error = capsys.readouterr().err
+    assert "updates in a row had a loss or gradient that is not finite" in error and "Traceback" not in error
+    rows = read_metrics(tmp_path / "run")
+    skipped = int(sum(row["optimizer/skipped"] for row in rows))
+    assert skipped >= 2
+    files = sorted((tmp_path / "run" / "nonfinite").iterdir())
+    assert len(files) == skipped
+    state = state_of(tmp_path / "run", rows[-1]["step"])
+    assert state["updates"] == 2 * len(rows) - skipped
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["trainable"]))
+    assert progress_of(tmp_path / "run", rows[-1]["step"])["counters"]["skipped"] == skipped
+
+
+@pytest.mark.slow
+def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
+    """The loss is NaN for batches that hold the prompts of even sums of tokens: the others go on."""
+    objective = trainer.policy_objective
+
+    def poisoned(config):
+        original = objective(config)
+
+        def token_loss(log_probs, batch):
+            result = original.token_loss(log_probs, batch)
+            bad = jnp.sum(batch.prompts.tokens) % 2 == 0
+            return dataclasses.replace(result, loss=jnp.where(bad, jnp.nan, result.loss))
+
+        return dataclasses.replace(original, token_loss=token_loss)
+
+    monkeypatch.setattr(trainer, "policy_objective", poisoned)
+    config = make_config("steps=4", "optimizer.max_nonfinite_updates=100", "rl.filter.enabled=false")
+    run_dir = train(config)
+    skipped = [int(row["optimizer/skipped"]) for row in read_metrics(run_dir)[1:]]
+    assert 0 < sum(skipped) < 8, "the test needs batches of both kinds"
+    files = sorted((run_dir / "nonfinite").iterdir())
+    assert len(files) == sum(skipped)
+    assert {int(path.name.split("_")[1]) for path in files} == {step for step, n in enumerate(skipped, 1) if n}
+    for path in files:
+        batch = np.load(path)
+        assert batch["prompts.tokens"].sum() % 2 == 0
+        assert batch["responses"].shape == (2, 4, 6) and np.isfinite(batch["advantages"]).all()
+    state = state_of(run_dir, 4)
+    assert state["updates"] == 8 - sum(skipped)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert progress_of(run_dir, 4)["counters"]["skipped"] == sum(skipped)
+
+
+def test_skipped_updates_in_a_row_are_counted_over_steps(tmp_path):
+    guard = NonFiniteGuard(tmp_path, limit=3, counters={})
+    batch = UpdateBatch(*(np.zeros(2, jnp.bfloat16) for _ in range(7)))
+
+    def step(number: int, *skipped: float) -> None:
+        rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in skipped]
+        guard.check(rows, [batch] * len(rows), number)
+
+    step(1, 0, 1)
+    step(2, 1, 0)
+    step(3, 0, 1)
+    step(4, 1)
+    guard.stop_if_too_many()
+    assert guard.counters == {"skipped_in_row": 2, "skipped": 4}
+    restarted = NonFiniteGuard(tmp_path, limit=3, counters=guard.counters)
+    guard = restarted
+    step(5, 1)
+    with pytest.raises(UserError, match="3 updates in a row"):
+        guard.stop_if_too_many()
+    files = {path.name for path in (tmp_path / "nonfinite").iterdir()}
+    assert "step_000005_update_0.npz" in files and len(files) == 5
+    assert np.load(tmp_path / "nonfinite" / "step_000005_update_0.npz")["responses"].dtype == np.float32
