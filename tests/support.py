@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +17,23 @@ from mmeureka_jax.data.pictures import read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.models.batch import PromptBatch
-from mmeureka_jax.models.policy import Policy
+from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
-from mmeureka_jax.models.weights import load_params, read_config
+from mmeureka_jax.models.weights import _from_stored, load_params, read_config, rules
 
 PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}
 
 
+def start_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name + "_start")
+
+
 def make_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """Writes the checkpoint to `folder` and returns the torch model (float32, eager attention) that it holds."""
-    start = folder.with_name(folder.name + "_start")
+    """Writes the checkpoint to `folder` and returns the torch model (float32, eager attention) that it holds.
+
+    `start_folder(folder)` holds the same architecture as it is initialised, with weights of deviation 0.02.
+    """
+    start = start_folder(folder)
     config = RandomModelConfig(
         hidden_size=64, intermediate_size=128, num_layers=3, num_heads=4, num_kv_heads=2, tie_word_embeddings=tied,
         vision_hidden_size=32, vision_intermediate_size=48, vision_depth=4, vision_num_heads=2,
@@ -84,6 +92,7 @@ class Lively:
         self.config = read_config(folder)
         self.policy = Policy(self.config, compute_dtype="float32", remat=True, vocab_chunk=16)
         self.params = load_params(folder, self.config)
+        self.start_params = load_params(start_folder(folder), self.config)
         self.processor = Processor.from_checkpoint(folder, prompt_style="plain", max_prompt_tokens=4096, **PIXELS)
 
     def batch(self, problems: Sequence[Problem], spare_tokens: int = 5, spare_windows: int = 2) -> PromptBatch:
@@ -105,9 +114,30 @@ class Lively:
             inputs |= {"pixel_values": pictures["pixel_values"], "image_grid_thw": pictures["image_grid_thw"]}
         return inputs, len(prompt.tokens)
 
-    def torch_log_probs(self, item: Problem, response: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def torch_log_probs(
+        self, item: Problem, response: np.ndarray, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of the response's tokens, and of the whole vocabulary at their places."""
         inputs, start = self.torch_inputs(item, response)
         logits = self.torch(**inputs).logits[0, start - 1 : -1]
-        table = torch.log_softmax(logits.float(), -1)
+        table = torch.log_softmax(logits.float() / temperature, -1)
         return table[torch.arange(len(response)), torch.tensor(response).long()], table
+
+    def torch_gradients(self) -> Params:
+        """What backward() left in the torch model, in our tree."""
+        stored = {_hub_name(name): p.grad.numpy() for name, p in self.torch.named_parameters() if p.grad is not None}
+        tree: Params = {}
+        for rule in rules(self.config):
+            layers = [_from_stored(stored.pop(name), rule.layout) for name, _ in rule.tensors()]
+            *parents, last = rule.leaf.split("/")
+            node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
+            node[last] = layers[0] if rule.layers is None else np.stack(layers)
+        assert not stored, f"gradients without a place: {sorted(stored)}"
+        return tree
+
+
+def _hub_name(name: str) -> str:
+    for old, new in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -100,10 +101,10 @@ def test_log_probs_are_those_of_the_update(model):
     samples = roll(model, MIXED, settings, batch=batch)
 
     @jax.jit
-    def recompute(params):
+    def recompute(params, batch, tokens):
         embeds = encode_images(model.policy, params, batch.images)
         return token_log_probs(
-            model.policy, params, batch, embeds, samples.tokens, temperature=settings.temperature
+            model.policy, params, batch, embeds, tokens, temperature=settings.temperature
         )[0]  # fmt: skip
 
     mask = np.arange(settings.max_new_tokens) < samples.lengths[..., None]
@@ -204,8 +205,8 @@ def test_decoding_stops_when_every_row_is_done(model, monkeypatch):
     def run(stop):
         settings = settings_for(model, group_size=1, eos_token_ids=(stop,))
         steps.clear()
-        roll_once = jax.jit(lambda params: sample(model.policy, settings, params, batch, embeds, keys, active))
-        samples = jax.device_get(roll_once(model.params))
+        roll_once = jax.jit(functools.partial(sample, model.policy, settings))
+        samples = jax.device_get(roll_once(model.params, batch, embeds, keys, active))
         jax.effects_barrier()
         return samples
 
