@@ -14,6 +14,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ PACKAGES = (
     "math-verify",
     "sympy",
 )
-_NO_SPACE = ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota exceeded")
+# Signs of it in what Orbax and TensorStore raise; the last is TensorStore's own word, where it gives no other.
+_NO_SPACE = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
 
 
 @dataclass
@@ -156,12 +158,19 @@ class Checkpointer:
             call()
         except Exception as error:
             self._failed = True
-            if isinstance(error, OSError) or any(sign in str(error) for sign in _NO_SPACE):
+            reason = next((sign for sign in _NO_SPACE if sign in str(error)), None)
+            if isinstance(error, OSError) or reason is not None:
+                self._remove_unfinished()
                 raise UserError(
-                    f"cannot write a checkpoint to {self.folder}: {_brief(error)}. Free some space (or lower "
+                    f"cannot write a checkpoint to {self.folder}: {reason or _brief(error)}. Free some space (or lower "
                     "checkpoint.keep) and start the same command again: it goes on from the last complete checkpoint"
                 ) from error
             raise
+
+    def _remove_unfinished(self) -> None:
+        if is_main():
+            for folder in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(folder, ignore_errors=True)  # the next start removes what is left
 
     def restore_latest(self, target: TrainState) -> RunState | None:
         """The newest checkpoint that can be read, or None if there is none.

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from mmeureka_jax import __version__
@@ -25,11 +26,7 @@ RESUMABLE = ("sft", "train", "demo")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("absl", "orbax", "jax", "tensorboardX", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    # What goes wrong in Orbax's threads is raised; it is also logged there, each time with a traceback.
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    keep_quiet()
     try:
         code = args.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here and not when Python ends
@@ -47,6 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def keep_quiet() -> None:
+    """Leaves stderr to this package: what the libraries print of an error, with tracebacks, they also raise."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("absl", "asyncio", "orbax", "jax", "tensorboardX", "httpx", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+    def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # When a checkpoint cannot be written, TensorStore's threads report so to an event loop that Orbax has closed.
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = print_exception
 
 
 def build_parser() -> argparse.ArgumentParser:

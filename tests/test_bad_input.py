@@ -370,13 +370,13 @@ def test_disk_that_fills_while_training(checkpoint, rows, tmp_path):
     disk.mkdir()
     config = Config(
         run_dir=str(disk / "run"),
-        steps=3,
+        steps=8,
         model=ModelConfig(checkpoint=str(checkpoint)),
         data=DataConfig(train=str(data), root=str(tmp_path), prompt_style="plain", max_prompt_tokens=96),
     )
     save_config(config, yaml)
     overrides = "rl.prompts_per_rollout=8 rl.prompts_per_update=8 rl.group_size=2 rl.filter.enabled=false"
-    overrides += " sampler.max_new_tokens=4 optimizer.frozen=[] checkpoint.every_steps=1 tracking.tensorboard=false"
+    overrides += " sampler.max_new_tokens=4 optimizer.frozen=[] checkpoint.every_steps=1 checkpoint.keep=8"
     train = f"{sys.executable} -m mmeureka_jax.cli train {yaml} {overrides}"
     script = f"mount -t tmpfs -o size=1500k none {disk} && {train}; code=$?; ls {disk}/run/checkpoints; exit $code"
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", disk], capture_output=True).returncode:
@@ -384,5 +384,8 @@ def test_disk_that_fills_while_training(checkpoint, rows, tmp_path):
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.run(["unshare", "-rm", "bash", "-c", script], env=environment, capture_output=True, text=True)
     assert process.returncode == 2, process.stderr
-    assert "No space left" in process.stderr and str(disk) in process.stderr and "Traceback" not in process.stderr
-    assert process.stdout.split() == ["1"]
+    *_, message = process.stderr.splitlines()
+    assert message.startswith("mmeureka: error: ") and str(disk) in message and "No space left" in message
+    assert "Traceback" not in process.stderr
+    saved = process.stdout.split()  # and nothing that was begun and not finished
+    assert 1 <= len(saved) < 8 and saved == [str(step + 1) for step in range(len(saved))]
