@@ -140,7 +140,7 @@ def decode_step(
     """Feeds response token number `step` (from 0) of every continuation.
 
     Args:
-        layers: `model.language.unstacked_layers()`, made once outside the loop.
+        layers: `model.language.unstacked_layers(dtype)`, made once outside the loop.
         prompt_cache: per layer, keys and values [P, K, Lp, h] of the prompts: one copy for the n continuations.
         own_cache: per layer, keys and values [P, K, n, S, h] of the responses; place `step` is written.
 
@@ -241,7 +241,8 @@ def log_probs_of(
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         x, target = inputs
-        logits = jnp.einsum("ptd,dv->ptv", x, head, preferred_element_type=jnp.float32) / temperature
+        # Cast in here: the scan then adds up the head's gradient in float32, over however many chunks.
+        logits = jnp.einsum("ptd,dv->ptv", x, head.astype(x.dtype), preferred_element_type=jnp.float32) / temperature
         logits = constrain(logits, "batch", "seq", "act_vocab")
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         # A masked sum, not a gather: it shards over the vocabulary, and its gradient needs no scatter.
@@ -274,7 +275,7 @@ def token_log_probs(
     """
     hidden = group_hidden(policy, params, prompts, image_embeds, responses)
     count, n, length, size = hidden.shape
-    head = policy.module(params).language.head_kernel(hidden.dtype)
+    head = policy.module(params).language.head_kernel()
     log_probs, entropy = log_probs_of(
         hidden.reshape(count, n * length, size),
         head,

@@ -79,9 +79,9 @@ class Decoder(nnx.Module):
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"))
 
-    def head_kernel(self, dtype: jnp.dtype) -> Float[Array, "D V"]:
-        kernel = self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        return kernel.astype(dtype)
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """The output projection, float32: the transposed embedding where the two are tied."""
+        return self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
 
     def scan_layers(
         self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend, *, remat: bool
@@ -94,12 +94,17 @@ class Decoder(nnx.Module):
 
         return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)
 
-    def unstacked_layers(self) -> list[DecoderLayer]:
-        """One module per layer. Decoding uses these: XLA does not hoist slices of stacked weights out of a while
-        loop."""
+    def unstacked_layers(self, dtype: jnp.dtype) -> list[DecoderLayer]:
+        """One module per layer, its parameters in `dtype`.
+
+        Decoding uses these: XLA does not hoist slices of stacked weights out of a while loop. What is sharded over
+        `fsdp` is gathered once, before the loop, so each device holds these layers whole while it decodes.
+        """
         definition, stacked = nnx.split(self.layers)
         count = self.layers.input_layernorm.scale.shape[0]
-        return [nnx.merge(definition, jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(count)]
+        return [
+            nnx.merge(definition, jax.tree.map(lambda leaf, i=i: leaf[i].astype(dtype), stacked)) for i in range(count)
+        ]
 
 
 class VisionAttention(nnx.Module):

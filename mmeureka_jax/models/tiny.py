@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from mmeureka_jax.config import RandomModelConfig
+from mmeureka_jax.config import RandomModelConfig, to_dict
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.weights import rules, write_checkpoint
@@ -44,6 +44,8 @@ SPECIAL_TOKENS = (
 )
 # One token each, but ordinary text: they stay when special tokens are skipped.
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+
+RANDOM_MODEL_FILE = "random_model.json"  # the settings that the weights were drawn with
 
 _MAX_BPE_TOKENS = 1000  # bytes and merges; with the tokens above the table stays within 1024 rows
 _VOCAB_MULTIPLE = 128  # spare rows at the end, as the released models have
@@ -127,7 +129,12 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
         _write_json(companions / "preprocessor_config.json", _PREPROCESSOR)
         model_config = _model_config(config, tokenizer)
         write_checkpoint(
-            _random_tensors(model_config, config.seed), model_config, Path(path), source=companions, dtype=np.float32
+            _random_tensors(model_config, config.seed),
+            model_config,
+            Path(path),
+            source=companions,
+            dtype=np.float32,
+            files={RANDOM_MODEL_FILE: json.dumps(to_dict(config), indent=2).encode()},
         )
 
 

@@ -183,11 +183,12 @@ class Collector:
         loaded = next(self._loader)
         longest = same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded))
         batch = collate([item.prompt for item in loaded], pick_bucket(int(longest), self._buckets), self._num_windows)
-        seeds = prompt_seeds([item.problem.id for item in loaded])
+        # Named by the place in the data stream too: a problem that comes twice is answered anew each time.
+        seeds = prompt_seeds([f"{item.order}/{item.problem.id}" for item in loaded])
         orders = np.asarray([item.order for item in loaded])
         inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
         samples, embeds = jit_rollout(
-            self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, rollout, inputs[2]
+            self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
         )
         local: Samples = local_rows(samples)
         lengths, finished = local.lengths, local.finished
@@ -210,7 +211,11 @@ class Collector:
         # Through the mesh, as the samples: its order of rows need not be the order of hosts.
         everyone = to_host(to_global(self._mesh, own))
         full: Samples = to_host(samples)
-        prompts: PromptBatch = batch if jax.process_count() == 1 else to_host(inputs[0])
+        if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
+            none = jax.tree.map(lambda x: np.zeros((len(full.tokens), 0, *x.shape[2:]), x.dtype), batch.images)
+            prompts = to_host(inputs[0].replace(images=None)).replace(images=none)
+        else:
+            prompts = to_host(inputs[0])
         tally.rounds += 1
         for name in ("total", *names, "failures"):
             tally.add(f"reward/{name}", everyone[name])
@@ -242,33 +247,32 @@ class Collector:
         embeds: np.ndarray | None,
     ) -> list[Group]:
         """All hosts' groups of one sampler call, in the order of the data stream."""
-        groups = []
-        for row in np.argsort(scored["orders"]):
-            images = prompts.images
-            windows = slice(0, 0) if self._vision_frozen else slice(None)
-            groups.append(
-                Group(
-                    rollout_index=rollout,
-                    order=int(scored["orders"][row]),
-                    tokens=prompts.tokens[row],
-                    positions=prompts.positions[row],
-                    length=int(prompts.lengths[row]),
-                    next_position=int(prompts.next_position[row]),
-                    image_index=prompts.image_index[row],
-                    patches=images.patches[row, windows],
-                    patch_positions=images.patch_positions[row, windows],
-                    patch_mask=images.patch_mask[row, windows],
-                    image_ids=images.image_ids[row, windows],
-                    image_embeds=np.zeros((0, 0), np.float32) if embeds is None else embeds[row],
-                    responses=samples.tokens[row],
-                    log_probs=samples.log_probs[row],
-                    lengths=samples.lengths[row],
-                    finished=samples.finished[row],
-                    rewards=scored["total"][row],
-                    accuracies=scored["accuracy"][row],
-                )
+
+        def group(row: int) -> Group:
+            # Copies, not views: a group that waits in the buffer must not keep its whole rollout in memory.
+            prompt, sampled = (jax.tree.map(lambda x: np.array(x[row]), tree) for tree in (prompts, samples))
+            return Group(
+                rollout_index=rollout,
+                order=int(scored["orders"][row]),
+                tokens=prompt.tokens,
+                positions=prompt.positions,
+                length=int(prompt.lengths),
+                next_position=int(prompt.next_position),
+                image_index=prompt.image_index,
+                patches=prompt.images.patches,
+                patch_positions=prompt.images.patch_positions,
+                patch_mask=prompt.images.patch_mask,
+                image_ids=prompt.images.image_ids,
+                image_embeds=np.zeros((0, 0), np.float32) if embeds is None else np.array(embeds[row]),
+                responses=sampled.tokens,
+                log_probs=sampled.log_probs,
+                lengths=sampled.lengths,
+                finished=sampled.finished,
+                rewards=np.array(scored["total"][row]),
+                accuracies=np.array(scored["accuracy"][row]),
             )
-        return groups
+
+        return [group(row) for row in np.argsort(scored["orders"])]
 
 
 def local_rows(tree: Samples) -> Samples:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -17,7 +19,15 @@ from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.advantages import compute_advantages
 from mmeureka_jax.rl.rollout import Group, UpdateBatch, make_update_batch, rows_of_host
 from mmeureka_jax.rl.setup import LoadedPolicy
-from mmeureka_jax.rl.update import Objective, TrainState, abstract_state, init_state, jit_update, state_shardings
+from mmeureka_jax.rl.update import (
+    Objective,
+    TrainState,
+    abstract_state,
+    init_state,
+    jit_update,
+    split_micro_batches,
+    state_shardings,
+)
 
 Metrics = dict[str, Any]
 
@@ -31,6 +41,7 @@ class Learner:
         self._loaded = loaded
         self._frozen = config.optimizer.frozen
         self._objective = objective
+        self._micro_batches = micro_batches
         self._optimizer = make_optimizer(config.optimizer, total_updates)
         self.shardings = state_shardings(loaded.policy, self._optimizer, self._frozen, loaded.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
@@ -72,18 +83,26 @@ class Learner:
         """One optimiser step on a batch of which every host holds its own rows."""
         on_device = to_global(self._loaded.mesh, share)
         if self._reference is not None:
-            reference = _log_probs(self._loaded.policy, self._objective.temperature, self._reference, on_device)
+            reference = _reference_log_probs(
+                self._loaded.policy, self._objective.temperature, self._micro_batches, self._reference, on_device
+            )
             on_device = on_device.replace(reference_log_probs=reference)
         return self._update(state, on_device)
 
 
-def _reference_log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
-    # Another policy may see the pictures differently, so its own tower encodes them whenever they are at hand.
-    embeds = batch.image_embeds if batch.has_embeds else encode_images(policy, params, batch.prompts.images)
-    return token_log_probs(policy, params, batch.prompts, embeds, batch.responses, temperature=temperature)[0]
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _reference_log_probs(
+    policy: Policy, temperature: float, micro_batches: int, params: Params, batch: UpdateBatch
+) -> Array:
+    """Log-probabilities [P, n, Lr] under another policy's parameters, in as many parts as the update itself."""
 
+    def log_probs(rows: UpdateBatch) -> Array:
+        # That policy may see the pictures differently: its own tower encodes them whenever they are at hand.
+        embeds = rows.image_embeds if rows.has_embeds else encode_images(policy, params, rows.prompts.images)
+        return token_log_probs(policy, params, rows.prompts, embeds, rows.responses, temperature=temperature)[0]
 
-_log_probs = jax.jit(_reference_log_probs, static_argnums=(0, 1))
+    parts = jax.lax.map(log_probs, split_micro_batches(batch, micro_batches))
+    return jnp.moveaxis(parts, 0, 1).reshape(batch.responses.shape)
 
 
 def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_rollout: int) -> Iterator[UpdateBatch]:

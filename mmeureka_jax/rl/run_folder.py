@@ -8,7 +8,7 @@ RUN/nonfinite/        batches whose update was skipped
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,16 +103,18 @@ class NonFiniteGuard:
     def __init__(self, run_dir: Path, limit: int, counters: dict[str, int] | None):
         self._folder = Path(run_dir) / "nonfinite"
         self._limit = limit
+        self._stop = False
         self.counters = {"skipped_in_row": 0, "skipped": 0} | (counters or {})
 
-    def check(self, metrics: Sequence[dict[str, Any]], batches: Sequence[UpdateBatch], step: int) -> None:
-        """Looks at the updates of one step, in order; `batches` are the host arrays that each was made of."""
-        for number, (row, batch) in enumerate(zip(metrics, batches, strict=True)):
+    def check(self, metrics: Sequence[dict[str, Any]], batch_of: Callable[[int], UpdateBatch], step: int) -> None:
+        """Looks at the updates of one step, in order; `batch_of(i)` makes update i's batch again (host arrays)."""
+        for number, row in enumerate(metrics):
             if not row["optimizer/skipped"]:
                 self.counters["skipped_in_row"] = 0
                 continue
             self.counters["skipped_in_row"] += 1
             self.counters["skipped"] += 1
+            self._stop |= self.counters["skipped_in_row"] >= self._limit
             path = self._folder / f"step_{step:06d}_update_{number}.npz"
             logger.warning(
                 "step %d, update %d: loss %s, gradient norm %s; update skipped, batch saved to %s",
@@ -121,13 +123,13 @@ class NonFiniteGuard:
             if is_main():
                 with explain_write_errors(path):
                     self._folder.mkdir(parents=True, exist_ok=True)
-                    np.savez_compressed(path, **_flat(batch))
+                    np.savez_compressed(path, **_flat(batch_of(number)))
 
     def stop_if_too_many(self) -> None:
         """Raises a UserError once `optimizer.max_nonfinite_updates` updates in a row were skipped."""
-        if self.counters["skipped_in_row"] >= self._limit:
+        if self._stop:
             raise UserError(
-                f"{self.counters['skipped_in_row']} updates in a row had a loss or gradient that is not finite; the "
+                f"{self._limit} updates in a row had a loss or gradient that is not finite; the "
                 f"parameters are those before them, and their batches are in {self._folder}. Lower "
                 "optimizer.learning_rate or look at those batches; the same command goes on from the last checkpoint"
             )

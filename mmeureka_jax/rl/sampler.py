@@ -131,9 +131,9 @@ def sample(
     """
     count, n, limit = prompts.tokens.shape[0], settings.group_size, settings.max_new_tokens
     model = policy.module(params)
-    layers = model.language.unstacked_layers()
+    layers = model.language.unstacked_layers(jnp.dtype(policy.compute_dtype))
     hidden, (keys_stack, values_stack) = prefill(policy, params, prompts, image_embeds)
-    head = model.language.head_kernel(hidden.dtype)
+    head = model.language.head_kernel().astype(hidden.dtype)
     cache_axes = ("batch", "act_heads", None, None)
     prompt_cache = [
         (constrain(keys_stack[i], *cache_axes), constrain(values_stack[i], *cache_axes)) for i in range(len(layers))

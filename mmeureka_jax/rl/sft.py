@@ -21,6 +21,7 @@ from mmeureka_jax.rl.update import imitation_objective
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem
+    from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
 
 _LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped")
@@ -30,8 +31,8 @@ def fine_tune(config: Config) -> Path:
     """Imitates the solutions of `data.train` into `config.run_dir`, or goes on with the run that is there.
 
     Raises:
-        UserError, Terminated: as `rl.trainer.train`; also a problem without a solution, or one longer than
-            `sft.max_response_tokens`.
+        UserError, Terminated: as `rl.trainer.train`. Problems without a solution, or with one longer than
+            `sft.max_response_tokens`, are left out as other unusable rows are.
     """
     validate_config(config, command="sft")
     with open_job(config, recipe(config)) as job:
@@ -43,7 +44,7 @@ def fine_tune(config: Config) -> Path:
             run.train, on_device = job.learner.update_from_shares(run.train, batch)
             run.step += 1
             metrics = jax.device_get(on_device)
-            job.guard.check([metrics], [batch], run.step)
+            job.guard.check([metrics], [batch].__getitem__, run.step)
             rows, prompt_tokens, response_tokens = sum_over_hosts(
                 [len(batch.responses), batch.prompts.lengths.sum(), batch.response_mask.sum()]
             )
@@ -67,6 +68,7 @@ def recipe(config: Config) -> Recipe:
         prompts_per_batch=sft.problems_per_step,
         batch_sizes={"sft.problems_per_step / sft.micro_batches": sft.problems_per_step // sft.micro_batches},
         scored=False,
+        also_check=lambda problem, processor: solution_tokens(problem, processor, sft.max_response_tokens),
     )
 
 
@@ -83,7 +85,7 @@ class ImitationBatches:
     def make(self, loaded: Sequence[LoadedProblem]) -> UpdateBatch:
         from mmeureka_jax.data.processor import collate
 
-        responses = [self._response(item) for item in loaded]
+        responses = [solution_tokens(item.problem, self._processor, self._limit) for item in loaded]
         longest = int(same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded)))
         rows, length = len(loaded), pick_bucket(longest, self._prompt_buckets)
         tokens = np.zeros((rows, 1, self._limit), np.int32)
@@ -101,14 +103,29 @@ class ImitationBatches:
             fresh=np.zeros(rows, bool),
         )
 
-    def _response(self, item: LoadedProblem) -> np.ndarray:
-        solution = item.problem.metadata.get("solution")
-        if not isinstance(solution, str) or not solution:
-            raise UserError(f'{item.problem.id}: no metadata["solution"] to imitate; see docs/data.md')
-        response = self._processor.encode_response(solution)
-        if len(response) > self._limit:
-            raise UserError(
-                f"{item.problem.id}: its solution has {len(response)} tokens, over sft.max_response_tokens = "
-                f"{self._limit}; raise the limit or drop the row (nothing is cut)"
-            )
-        return response
+
+def solution_tokens(problem: Problem, processor: Processor, limit: int) -> np.ndarray:
+    """The tokens of `metadata["solution"]`, the end token included.
+
+    Raises:
+        RowError: there is none, or it is longer than `limit`, or it holds a picture placeholder.
+    """
+    from mmeureka_jax.data.problems import RowError
+
+    solution = problem.metadata.get("solution")
+    if not isinstance(solution, str) or not solution:
+        raise RowError(
+            f'problem {problem.id!r}: no metadata["solution"] to imitate; see docs/data.md', "no solution", problem.id
+        )
+    try:
+        tokens = processor.encode_response(solution)
+    except UserError as error:
+        raise RowError(f"problem {problem.id!r}: its solution: {error}", "malformed solution", problem.id) from None
+    if len(tokens) > limit:
+        raise RowError(
+            f"problem {problem.id!r}: its solution has {len(tokens)} tokens, over sft.max_response_tokens = {limit}; "
+            "raise the limit or drop the row (nothing is cut)",
+            "solution over the limit",
+            problem.id,
+        )
+    return tokens

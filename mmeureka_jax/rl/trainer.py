@@ -7,7 +7,8 @@ prompts, everything after that is the same everywhere, and one host writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -101,13 +102,15 @@ def learn(
     """
     start = time.perf_counter()
     rows: list[Metrics] = []
-    batches: list[UpdateBatch] = []
-    for batch in group_batches(config, groups, step=step, first_rollout=first_rollout):
+
+    def batches() -> Iterator[UpdateBatch]:
+        return group_batches(config, groups, step=step, first_rollout=first_rollout)
+
+    for batch in batches():
         state, row = learner.update(state, batch)
         rows.append(row)
-        batches.append(batch)
     rows = jax.device_get(rows)
-    guard.check(rows, batches, step + 1)
+    guard.check(rows, lambda number: next(islice(batches(), number, None)), step + 1)
     seconds = time.perf_counter() - start
     tokens = sum(group.length * len(group.lengths) + int(group.lengths.sum()) for group in groups)
     tokens *= config.rl.epochs_per_rollout

@@ -112,6 +112,14 @@ def state_shardings(
     return TrainState(updates=replicated, trainable=trainable, frozen=kept, optimizer=moments)
 
 
+def split_micro_batches(tree: Any, count: int) -> Any:
+    """Every array [P, ...] as [count, P / count, ...]; part i holds rows i, i + count, ...
+
+    Each part is then spread over the mesh as the whole batch is: a batch's rows lie in blocks, one for each shard.
+    """
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0), tree)
+
+
 def update(
     policy: Policy,
     objective: Objective,
@@ -127,10 +135,6 @@ def update(
     Metrics are float32 scalars over the whole batch; means are over response tokens.
     """
     weights = token_weights(batch.response_mask, objective.averaging, max_length=objective.max_length)
-
-    def split(x: Array) -> Array:
-        # Micro-batch i holds rows i, i + m, ...: each is then spread over the mesh as the whole batch is.
-        return jnp.moveaxis(x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]), 1, 0)
 
     def loss_and_sums(trainable: Params, part: tuple[UpdateBatch, Array]) -> tuple[Array, Any]:
         rows, weight = part
@@ -173,7 +177,7 @@ def update(
         (totals, peaks), (more, others) = carry, micro_batch(part)
         return (jax.tree.map(jnp.add, totals, more), jax.tree.map(jnp.maximum, peaks, others)), None
 
-    parts = jax.tree.map(split, (batch, weights))
+    parts = split_micro_batches((batch, weights), micro_batches)
     carry = micro_batch(jax.tree.map(lambda x: x[0], parts))
     if micro_batches > 1:
         carry, _ = jax.lax.scan(accumulate, carry, jax.tree.map(lambda x: x[1:], parts))

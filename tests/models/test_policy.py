@@ -137,6 +137,19 @@ def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk):
         np.testing.assert_allclose(mine, expected, atol=1e-4)
 
 
+def test_the_heads_gradient_adds_up_in_float32_over_chunks_of_bfloat16():
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(1, 256, 16)), jnp.bfloat16)
+    head = jnp.asarray(rng.normal(size=(16, 64)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 64, (1, 256)))
+
+    def gradient(chunk):
+        return jax.grad(lambda w: log_probs_of(hidden, w, targets, temperature=1.0, chunk=chunk)[0].sum())(head)
+
+    whole = gradient(256)
+    assert np.linalg.norm(gradient(4) - whole) < 2e-3 * np.linalg.norm(whole)
+
+
 def test_no_array_has_a_vocabulary_per_token(tied):
     """The compiled loss and gradient hold no [tokens, V] array: chunks of `vocab_chunk` positions only."""
     batch = tied.batch([PROBLEMS["text only"]] * 2)
