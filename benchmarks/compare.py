@@ -128,8 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = contest(args, model)
         for number in range(args.repeats):
             theirs.append(figure(peers.run(*work.peer), work.peer_figure))
+            print(f"{number + 1}/{args.repeats} peer: {theirs[-1]:g}", file=sys.stderr, flush=True)
             ours.append(figure(run([sys.executable, "-m", *work.ours], cwd=ROOT), work.our_figure))
-            print(f"{number + 1}/{args.repeats}: peer {theirs[-1]:g}, ours {ours[-1]:g}", file=sys.stderr, flush=True)
+            print(f"{number + 1}/{args.repeats} ours: {ours[-1]:g}", file=sys.stderr, flush=True)
     result = {
         "what": args.what,
         "ratio": round(work.ratio(statistics.median(theirs), statistics.median(ours)), 3),
