@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.rewards.workers import RewardWorkers
 
@@ -43,6 +44,7 @@ class Recipe:
         prompts_per_batch: problems that the loader gives at a time, over all hosts.
         batch_sizes: config key -> number of prompts that the mesh has to divide.
         scored: problems need gold answers, and responses are scored while training.
+        also_check: see `open_checked`.
     """
 
     kind: Literal["rl", "sft"]
@@ -52,6 +54,7 @@ class Recipe:
     prompts_per_batch: int
     batch_sizes: dict[str, int]
     scored: bool
+    also_check: Callable[[Problem, Processor], object] | None = None
 
 
 @dataclass
@@ -112,6 +115,8 @@ class Job:
         """The row of step 0: how good the policy is that the run starts from."""
         if self.evaluator is not None and self.run.step == 0:
             self.tracker.log_metrics(0, self._validate())
+            self._accuracy = None  # of the policy that no checkpoint is of
+            self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
 
     def validate_if_due(self) -> dict[str, float]:
         if self.evaluator is None or not due(self.run.step, self.config.tracking.validate_every, self.at_end):
@@ -191,7 +196,9 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             processor,
             require_answer=recipe.scored,
             report_file=run_dir / "data_check.json",
+            also_check=recipe.also_check,
         )
+        check_image_windows(config.data.max_image_windows, problems.report.max_windows)
         evaluator = open_evaluator(config, loaded, processor, rewards) if rewards is not None and validated else None
         learner = Learner(
             config,
@@ -257,6 +264,14 @@ def check_batch_sizes(mesh: Mesh, sizes: dict[str, int]) -> None:
     if problems:
         raise UserError(
             f"mesh: data x fsdp = {divisor} does not divide these numbers of prompts:\n" + "\n".join(problems)
+        )
+
+
+def check_image_windows(limit: int, needed: int) -> None:
+    if 0 < limit < needed:
+        raise UserError(
+            f"data.max_image_windows = {limit}, but the pictures of a problem take {needed} windows; raise it to "
+            f"{needed}, set it to 0 (the largest that the data needs), or lower data.max_pixels"
         )
 
 

@@ -5,9 +5,12 @@ Nothing here is imported by the numeric core; data libraries are imported where 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +20,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mmeureka_jax.config import Config, ModelConfig
+from mmeureka_jax.config import Config, ModelConfig, RandomModelConfig, config_diff, to_dict
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import write_atomic
+from mmeureka_jax.files import explain_write_errors, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.models.weights import load_params, read_config, resolve_checkpoint
+from mmeureka_jax.tracking import progress
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.check import CheckReport
-    from mmeureka_jax.data.problems import ProblemSource
+    from mmeureka_jax.data.problems import Problem, ProblemSource
     from mmeureka_jax.data.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -68,12 +72,7 @@ def open_policy(config: Config, run_dir: Path, devices: list[jax.Device] | None 
             model.
     """
     if config.model.random is not None:
-        from mmeureka_jax.models.tiny import write_tiny_checkpoint
-
-        checkpoint = run_dir / "model"
-        if is_main() and not (checkpoint / "config.json").exists():
-            write_tiny_checkpoint(checkpoint, config.model.random)
-        barrier("random checkpoint written")
+        checkpoint = open_random_model(run_dir, config.model.random)
     elif config.model.checkpoint is not None:
         checkpoint = resolve_checkpoint(config.model.checkpoint)
     else:
@@ -97,6 +96,38 @@ def open_policy(config: Config, run_dir: Path, devices: list[jax.Device] | None 
     loaded = LoadedPolicy(policy, mesh, checkpoint)
     loaded.shardings()  # raises if the mesh does not divide a parameter
     return loaded
+
+
+def open_random_model(run_dir: Path, config: RandomModelConfig) -> Path:
+    """RUN/model: weights drawn as `config` says. The main process draws them, unless they are there.
+
+    Raises:
+        UserError: the run has checkpoints, and they started from other weights; or RUN/model is something else.
+    """
+    from mmeureka_jax.models.tiny import RANDOM_MODEL_FILE, write_tiny_checkpoint
+
+    folder = run_dir / "model"
+    has_steps = any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
+    if has_steps or is_main():  # in a new run the others would look while the main process writes
+        exists, record = (folder / "config.json").exists(), folder / RANDOM_MODEL_FILE
+        if exists and not record.exists() and not has_steps:
+            raise UserError(f"{folder} holds a model that model.random did not make; use another run_dir or remove it")
+        differences = []
+        if record.exists():
+            differences = config_diff(json.loads(record.read_bytes()), to_dict(config), "model.random.")
+        if differences and has_steps:
+            raise UserError(
+                f"{run_dir} holds a run that started from other random weights:\n  "
+                + "\n  ".join(differences)
+                + "\nUse another run_dir or the old settings"
+            )
+        if is_main() and (differences or not exists):
+            if differences:
+                with explain_write_errors(folder):
+                    shutil.rmtree(folder)
+            write_tiny_checkpoint(folder, config)
+    barrier("random checkpoint written")
+    return folder
 
 
 def open_processor(config: Config, checkpoint: Path) -> Processor:
@@ -124,12 +155,21 @@ class CheckedProblems:
 
 
 def open_checked(
-    spec: str, config: Config, processor: Processor, *, require_answer: bool = True, report_file: Path | None = None
+    spec: str,
+    config: Config,
+    processor: Processor,
+    *,
+    require_answer: bool = True,
+    report_file: Path | None = None,
+    also_check: Callable[[Problem, Processor], object] | None = None,
 ) -> CheckedProblems:
     """Opens and checks a dataset. Unusable rows are logged, and written to `report_file`, by id and reason.
 
+    Args:
+        also_check: raises RowError for a problem that cannot be used for another reason.
+
     Raises:
-        UserError: no row can be used.
+        UserError: no row can be used, or hosts see other rows.
     """
     from mmeureka_jax.data.check import check_problems
     from mmeureka_jax.data.problems import open_problems
@@ -137,7 +177,11 @@ def open_checked(
     source = open_problems(
         spec, root=config.data.root, allow_outside_root=config.data.allow_outside_root, require_answer=require_answer
     )
-    report = check_problems(source, processor, progress=config.tracking.progress and is_main())
+    show = config.tracking.progress and is_main()
+    report = check_problems(source, processor, progress=show)
+    if also_check is not None:
+        report = _check_further(source, report, processor, also_check, show)
+    _check_that_hosts_agree(spec, [report.usable, report.max_windows, source.fingerprint()])
     if is_main():
         if report.rejected:
             logger.warning("%s: rows that cannot be used are left out\n%s", spec, _describe(report, report_file))
@@ -146,6 +190,42 @@ def open_checked(
     if not report.usable:
         raise UserError(f"{spec}: no row can be used\n{_describe(report, report_file)}")
     return CheckedProblems(source, report)
+
+
+def _check_further(
+    source: ProblemSource,
+    report: CheckReport,
+    processor: Processor,
+    check: Callable[[Problem, Processor], object],
+    show: bool,
+) -> CheckReport:
+    """The report without the rows that `check` raises RowError for. Its sizes are still those of all rows."""
+    from mmeureka_jax.data.check import Rejected
+    from mmeureka_jax.data.problems import RowError
+
+    usable, rejected = [], list(report.rejected)
+    with progress(len(report.usable), f"check responses of {source.name}", unit="row", enabled=show) as bar:
+        for row in report.usable:
+            try:
+                check(source[row], processor)
+                usable.append(row)
+            except RowError as error:
+                rejected.append(Rejected(error.problem_id, row, error.kind, str(error)))
+            bar.update()
+    return dataclasses.replace(report, usable=usable, rejected=sorted(rejected, key=lambda one: one.row))
+
+
+def _check_that_hosts_agree(spec: str, seen: Any) -> None:
+    """Raises the same UserError everywhere if hosts have `seen` different data: they would draw different problems."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(json.dumps(seen).encode()).digest(), np.uint32)[:2]  # JAX has no 64 bits here
+    digests = multihost_utils.process_allgather(digest)
+    others = [host for host, other in enumerate(digests) if (other != digests[0]).any()]
+    if others:
+        raise UserError(
+            f"{spec}: hosts {others} see other usable rows than host 0; give all hosts the same data files and pictures"
+        )
 
 
 def _describe(report: CheckReport, report_file: Path | None) -> str:
