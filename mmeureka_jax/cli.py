@@ -116,7 +116,7 @@ def add_sample_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--top-k", type=count, default=0, metavar="K", help="0: off (default)")
     parser.add_argument("--top-p", type=fraction, default=1.0, metavar="P", help="1: off (default)")
     parser.add_argument("--max-new-tokens", type=positive_int, default=1024, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=count, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
 
 
 def add_score_parser(commands: argparse._SubParsersAction) -> None:
@@ -206,6 +206,7 @@ def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Call
 
 positive_int = number(int, lambda value: value > 0, "a positive integer")
 count = number(int, lambda value: value >= 0, "0 or a positive integer")
+seed = number(int, lambda value: 0 <= value < 2**31, "0 or a positive integer below 2147483648")
 positive = number(float, lambda value: 0 < value < float("inf"), "a positive number")
 not_negative = number(float, lambda value: 0 <= value < float("inf"), "0 or a positive number")
 fraction = number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
@@ -230,7 +231,14 @@ def start_jax(args: argparse.Namespace | None = None) -> None:
     import jax
 
     coordinator = getattr(args, "coordinator", None)
-    if coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1":
+    distributed = coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1"
+    for name in ("num_processes", "process_id"):
+        if not distributed and getattr(args, name, None) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} needs --coordinator HOST:PORT (or MMEUREKA_DISTRIBUTED=1, where JAX finds "
+                "the coordinator by itself)"
+            )
+    if distributed:
         jax.distributed.initialize(coordinator, getattr(args, "num_processes", None), getattr(args, "process_id", None))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmeureka_jax" / "xla"

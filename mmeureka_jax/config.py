@@ -239,6 +239,8 @@ def save_config(config: Config, path: str | Path) -> None:
     write_atomic(Path(path), config_io.dump_yaml(to_dict(config)).encode())
 
 
+MAX_SEED = 2**31  # seeds are 32-bit integers on devices
+
 _POSITIVE = """
     steps model.vocab_chunk data.max_prompt_tokens data.min_pixels reward.repetition_ngram reward.workers
     reward.time_limit sampler.max_new_tokens rl.filter.max_empty_rounds rl.prompts_per_rollout rl.prompts_per_update
@@ -248,7 +250,7 @@ _POSITIVE = """
     tracking.validation_batch
 """.split()
 _NOT_NEGATIVE = """
-    seed data.max_image_windows data.workers data.prefetch sampler.temperature sampler.top_k sampler.batch_prompts
+    data.max_image_windows data.workers data.prefetch sampler.temperature sampler.top_k sampler.batch_prompts
     rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best tracking.validate_every
     tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
 """.split()
@@ -267,6 +269,8 @@ def _check_model(model: ModelConfig) -> list[str]:
     random = model.random
     if random is None:
         return []
+    if random.seed < 0:
+        return [f"model.random.seed must be 0 or more; got {random.seed}"]
     problems = [
         f"model.random.{name} must be positive; got {getattr(random, name)}"
         for name in _RANDOM_MODEL_POSITIVE
@@ -367,6 +371,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     for keys, is_right, text in (
         (_POSITIVE, lambda x: x > 0, "positive"),
         (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+        (("seed",), lambda x: 0 <= x < MAX_SEED, f"0 or more and below {MAX_SEED}"),
         (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
         (_WEIGHTS, math.isfinite, "finite"),
         (("sampler.top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1"),

@@ -43,6 +43,10 @@ def test_help_waits_for_no_large_library():
         (["sample", *MODEL, *FILES, "--temprature", "0"], "unrecognized arguments: --temprature"),
         (["sample", *MODEL, *FILES, "--temp", "0"], "unrecognized arguments: --temp"),  # scripts outlive abbreviations
         (["sample", *FILES], "--model"),
+        (
+            ["sample", *MODEL, *FILES, "--seed", "2147483648"],
+            "--seed: must be 0 or a positive integer below 2147483648",
+        ),
         (["sample", *MODEL, *FILES, "--n", "0"], "--n: must be a positive integer; got '0'"),
         (["sample", *MODEL, *FILES, "--temperature", "-1"], "--temperature: must be 0 or a positive number"),
         (["sample", *MODEL, *FILES, "--temperature", "nan"], "--temperature: must be 0 or a positive number"),
@@ -62,6 +66,15 @@ def test_a_mistake_is_one_message_and_no_traceback(capsys, tmp_path):
     assert mmeureka("report", tmp_path / "nowhere") == 2
     error = capsys.readouterr().err
     assert error.startswith(f"mmeureka: error: {tmp_path / 'nowhere'}: no such folder") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--num-processes", "--process-id"])
+def test_a_process_of_many_needs_a_coordinator(monkeypatch, capsys, tmp_path, option):
+    monkeypatch.delenv("MMEUREKA_DISTRIBUTED", raising=False)
+    config = tmp_path / "run.yaml"
+    config.write_text("model: {random: {}}\n")
+    assert mmeureka("train", config, option, 1) == 2
+    assert f"{option} needs --coordinator HOST:PORT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("command", "goes_on"), [("train", True), ("report", False)])

@@ -267,7 +267,7 @@ def problems_of(*overrides, command="train") -> list[str]:
 
 
 def test_default_recipe_with_a_model_is_valid():
-    assert problems_of() == [] and problems_of(command="sft") == []
+    assert problems_of("seed=2147483647") == problems_of() == [] and problems_of(command="sft") == []
 
 
 @pytest.mark.parametrize(
@@ -304,6 +304,9 @@ def test_default_recipe_with_a_model_is_valid():
         (["reward.custom=rules.py"], ["path/to/file.py:function"]),
         (["reward.format_weight=.inf"], ["reward.format_weight", "finite"]),
         (["steps=0"], ["steps must be positive"]),
+        (["seed=-1"], ["seed must be", "below 2147483648"]),
+        (["seed=2147483648"], ["seed must be", "below 2147483648"]),
+        (["model.random.seed=-1"], ["model.random.seed"]),
         (["mesh.data=-1"], ["mesh"]),
         (["mesh.tensor=0"], ["mesh"]),
         (["checkpoint.keep=0"], ["checkpoint.keep"]),
