@@ -17,7 +17,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
+
+from mmeureka_jax.models.batch import Array
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
 

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from mmeureka_jax.models.batch import Array
 
 Axes = tuple[str | None, ...]
 

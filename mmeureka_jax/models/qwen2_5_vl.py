@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import attention, keys_first, split_heads
-from mmeureka_jax.models.batch import ImageBatch
+from mmeureka_jax.models.batch import Array, ImageBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.layers import (
     Embedding,
