@@ -108,7 +108,7 @@ def test_log_probs_are_those_of_the_update(model):
         )[0]  # fmt: skip
 
     mask = np.arange(settings.max_new_tokens) < samples.lengths[..., None]
-    assert np.abs(np.where(mask, samples.log_probs - recompute(model.params), 0)).max() < 1e-5
+    assert np.abs(np.where(mask, samples.log_probs - recompute(model.params, batch, samples.tokens), 0)).max() < 1e-5
     assert samples.log_probs[mask].std() > 0.1
 
 
