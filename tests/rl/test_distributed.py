@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 900  # seconds until a hang is called a hang
+LIMIT = 1500  # seconds until a hang is called a hang
 
 
 def free_port() -> int:

@@ -1,0 +1,319 @@
+"""The update against PyTorch and against itself: micro-batches, frozen parts, skipped steps, donation."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from support import PROBLEMS, Lively
+
+from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
+from mmeureka_jax.mesh import make_mesh
+from mmeureka_jax.models.policy import encode_images, token_log_probs
+from mmeureka_jax.optimizer import make_optimizer, make_schedule
+from mmeureka_jax.rl.rollout import UpdateBatch
+from mmeureka_jax.rl.update import (
+    imitation_objective,
+    init_state,
+    jit_update,
+    policy_objective,
+    state_shardings,
+    update,
+)
+
+ITEMS = [PROBLEMS[name] for name in ("text only", "one window", "odd sizes", "several pictures")]
+GROUP, LENGTH = 2, 6
+KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the gradient that it was given, bit for bit
+TEMPERATURE = 0.8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    lively = Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
+    # Shorter programs, the same numbers: test_policy.py holds remat and chunks to them.
+    lively.policy = replace(lively.policy, remat=False, vocab_chunk=1000)
+    return lively
+
+
+def make_batch(model, items, params=None, seed=0):
+    """Random responses of random lengths, with ratios to the sampling policy that spread over both clips."""
+    params = model.params if params is None else params
+    rng = np.random.default_rng(seed)
+    shape = (len(items), GROUP, LENGTH)
+    prompts = model.batch(items)
+    responses = rng.integers(5, 250, shape).astype(np.int32)
+
+    @jax.jit
+    def log_probs(params, prompts, responses):
+        embeds = encode_images(model.policy, params, prompts.images)
+        return token_log_probs(model.policy, params, prompts, embeds, responses, temperature=TEMPERATURE)[0]
+
+    now = np.asarray(log_probs(params, prompts, responses))
+    return UpdateBatch(
+        prompts=prompts,
+        image_embeds=np.zeros((len(items), 0, 0), np.float32),
+        responses=responses,
+        response_mask=np.arange(LENGTH) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
+        old_log_probs=now - rng.normal(scale=0.4, size=shape).astype(np.float32),
+        advantages=rng.normal(size=shape[:2]).astype(np.float32),
+        fresh=np.arange(len(items)) % 2 == 0,
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    return make_batch(model, ITEMS)
+
+
+@pytest.fixture(scope="module")
+def text_batch(model):
+    return make_batch(model, [PROBLEMS["text only"]] * 4)
+
+
+def config_for(**rl):
+    return Config(rl=RLConfig(**rl), sampler=SamplerConfig(temperature=TEMPERATURE, max_new_tokens=LENGTH))
+
+
+def gradient_of(model, objective, batch, *, params=None, micro_batches=1, frozen=()):
+    """Gradients (of the trainable part), metrics and the new state of one update."""
+
+    @jax.jit
+    def step(state, batch):
+        return update(model.policy, objective, KEEP_GRADIENT, lambda count: 0.0, micro_batches, 1e9, state, batch)
+
+    params = model.params if params is None else params
+    state, metrics = step(init_state(params, KEEP_GRADIENT, frozen), batch)
+    return state.optimizer.trace, jax.device_get(metrics), state
+
+
+def by_path(tree):
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_gradients_close(ours, expected, tolerance):
+    ours, expected = by_path(ours), by_path(expected)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert np.linalg.norm(ours[name] - value) <= tolerance * np.linalg.norm(value), name
+
+
+@pytest.mark.slow
+def test_micro_batches_add_up_to_the_full_batch(model):
+    """1, 2 and 4 of them: 1e-6 relative, per tensor and for each loss, with responses of unequal lengths in each.
+
+    On a checkpoint as it is initialised: the log-probabilities of a lively one, of -40 and less, carry a rounding error
+    of 1e-5 that depends on which matrix product XLA picks for the size of a micro-batch.
+    """
+    batch = make_batch(model, ITEMS, model.start_params)
+    objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
+    (expected, of_whole, _), *parts = (
+        gradient_of(model, objective, batch, params=model.start_params, micro_batches=count) for count in (1, 2, 4)
+    )
+    for gradients, metrics, _ in parts:
+        assert_gradients_close(gradients, expected, 1e-6)
+        for name, value in of_whole.items():
+            tolerance = 1e-6 if name.startswith("loss/") else 1e-5
+            np.testing.assert_allclose(metrics[name], value, rtol=tolerance, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
+def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
+    """Loss and gradient of clipped ratios and the k3 penalty, written as loops over responses and tokens."""
+    low, high, coefficient = 0.2, 0.3, 0.5
+    reference = batch.old_log_probs + np.random.default_rng(9).normal(scale=0.3, size=batch.old_log_probs.shape)
+    reference = reference.astype(np.float32)
+    config = config_for(
+        loss="ppo_clip", clip_epsilon_low=low, clip_epsilon_high=high, kl_coefficient=coefficient, kl_estimator="k3"
+    )
+    gradients, metrics, _ = gradient_of(
+        model, policy_objective(config), batch.replace(reference_log_probs=reference)
+    )  # fmt: skip
+
+    model.torch.zero_grad()
+    loss, penalty, clipped, ratios, drift, gaps, tokens = 0.0, 0.0, [0, 0], [], [], [], 0
+    for row, item in enumerate(ITEMS):
+        for j in range(GROUP):
+            length, advantage = int(batch.response_mask[row, j].sum()), float(batch.advantages[row, j])
+            _, table = model.torch_log_probs(item, batch.responses[row, j, :length], temperature=TEMPERATURE)
+            of_response, of_penalty = 0.0, 0.0
+            for t in range(length):
+                now = table[t, batch.responses[row, j, t]]
+                ratio = torch.exp(now - float(batch.old_log_probs[row, j, t]))
+                of_response -= torch.minimum(ratio * advantage, torch.clamp(ratio, 1 - low, 1 + high) * advantage)
+                gap = float(reference[row, j, t]) - now
+                of_penalty += torch.exp(gap) - 1 - gap
+                ratios.append(ratio.item())
+                clipped[0] += advantage < 0 and ratio < 1 - low
+                clipped[1] += advantage > 0 and ratio > 1 + high
+                drift.append(-gap.item())
+                if batch.fresh[row]:
+                    gaps.append(abs(now.item() - float(batch.old_log_probs[row, j, t])))
+            loss += of_response / length / (len(ITEMS) * GROUP)
+            penalty += coefficient * of_penalty / length / (len(ITEMS) * GROUP)
+            tokens += length
+    (loss + penalty).backward()
+
+    assert_gradients_close(gradients, model.torch_gradients(), 1e-3)
+    expected = {
+        "loss/total": loss.item() + penalty.item(),
+        "loss/policy": loss.item(),
+        "loss/kl": penalty.item(),
+        "policy/clip_fraction_low": clipped[0] / tokens,
+        "policy/clip_fraction_high": clipped[1] / tokens,
+        "policy/ratio_max": max(ratios),
+        "policy/ratio": np.mean(ratios),
+        "policy/kl_reference": np.mean(drift),
+        "policy/sampler_gap_mean": np.mean(gaps),
+        "policy/sampler_gap_max": max(gaps),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=2e-4, err_msg=name)
+    assert min(clipped) > 2 and metrics["optimizer/skipped"] == 0
+
+
+@pytest.mark.slow
+def test_imitation_equals_cross_entropy_in_torch(model, batch):
+    """Over all tokens of the batch, as the mean of transformers' `labels` loss is over those of one row."""
+    gradients, metrics, _ = gradient_of(model, imitation_objective(), batch)
+    model.torch.zero_grad()
+    total, tokens = 0.0, 0
+    for row, item in enumerate(ITEMS):
+        for j in range(GROUP):
+            response = batch.responses[row, j, : int(batch.response_mask[row, j].sum())]
+            inputs, start = model.torch_inputs(item, response)
+            labels = inputs["input_ids"].clone()
+            labels[:, :start] = -100
+            total += model.torch(**inputs, labels=labels).loss * len(response)
+            tokens += len(response)
+    (total / tokens).backward()
+    np.testing.assert_allclose(metrics["loss/total"], total.item() / tokens, rtol=1e-5)
+    assert_gradients_close(gradients, model.torch_gradients(), 1e-3)
+
+
+@pytest.mark.slow
+def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures_all_the_same(model, batch):
+    """Both give the decoder the gradients it has when all is trained, and leave the tower as it is, bit for bit."""
+    objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
+    trained, of_trained, _ = gradient_of(model, objective, batch)
+    embeds = jax.jit(encode_images, static_argnums=0)(model.policy, model.params, batch.prompts.images)
+    no_pictures = jax.tree.map(lambda x: x[:, :0], batch.prompts.images)
+    cached = batch.replace(
+        image_embeds=np.asarray(embeds), prompts=batch.prompts.replace(images=no_pictures)
+    )  # fmt: skip
+    for given in (cached, batch):
+        gradients, metrics, state = gradient_of(model, objective, given, frozen=("vision", "language/embed_tokens"))
+        expected = {name: value for name, value in trained["language"].items() if name != "embed_tokens"}
+        assert_gradients_close(gradients, {"language": expected}, 1e-5)
+        np.testing.assert_allclose(metrics["loss/total"], of_trained["loss/total"], rtol=1e-5)
+        frozen = {
+            "vision": model.params["vision"],
+            "language": {"embed_tokens": model.params["language"]["embed_tokens"]},
+        }
+        jax.tree.map(np.testing.assert_array_equal, state.frozen, frozen)
+        jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, old), state.params["vision"], frozen["vision"])
+
+
+def test_gradients_are_clipped_to_their_global_norm(model, text_batch):
+    objective = policy_objective(config_for(loss="ppo_clip"))
+
+    @jax.jit
+    def clipped_at(limit, batch):
+        state = init_state(model.params, KEEP_GRADIENT, ("vision",))
+        state, metrics = update(model.policy, objective, KEEP_GRADIENT, lambda count: 0.0, 1, limit, state, batch)
+        return state.optimizer.trace, metrics["optimizer/grad_norm"]
+
+    free, norm = clipped_at(1e9, text_batch)
+    np.testing.assert_allclose(optax.tree.norm(free), norm, rtol=1e-5)
+    clipped, norm_before = clipped_at(norm / 3, text_batch)
+    np.testing.assert_allclose(norm_before, norm, rtol=1e-6)
+    assert_gradients_close(clipped, jax.tree.map(lambda x: x / 3, free), 1e-5)
+
+
+class Compiled:
+    """The compiled, donating update as the learner has it: CPGD and AdamW on a mesh of one device."""
+
+    def __init__(self, model):
+        config = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_fraction=0.04, frozen=("vision",))
+        self.model, self.frozen = model, config.frozen
+        self.optimizer, self.schedule = make_optimizer(config, 100), make_schedule(config, 100)
+        mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+        self.shardings = state_shardings(model.policy, self.optimizer, self.frozen, mesh)
+        objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
+        self.step = jit_update(
+            model.policy, objective, self.optimizer, self.schedule,
+            micro_batches=1, max_grad_norm=1.0, shardings=self.shardings,
+        )  # fmt: skip
+
+    def state(self):
+        params = jax.tree.map(jnp.copy, self.model.params)  # what is passed in is donated
+        return jax.device_put(init_state(params, self.optimizer, self.frozen), self.shardings)
+
+
+@pytest.fixture(scope="module")
+def compiled(model):
+    return Compiled(model)
+
+
+def test_the_state_is_donated(compiled, text_batch):
+    before = compiled.state()
+    leaves = jax.tree.leaves((before.trainable, before.optimizer, before.frozen))
+    addresses = {leaf.unsafe_buffer_pointer() for leaf in leaves}
+    after, _ = compiled.step(before, text_batch)
+    assert all(leaf.is_deleted() for leaf in leaves)
+    kept = [leaf.unsafe_buffer_pointer() in addresses for leaf in jax.tree.leaves(after)]
+    assert np.mean(kept) > 0.9  # the new state lies where the old one was
+
+
+def test_updates_follow_the_schedule_and_reduce_the_loss(compiled, text_batch):
+    state, losses = compiled.state(), []
+    for count in range(12):
+        state, metrics = compiled.step(state, text_batch)
+        np.testing.assert_allclose(metrics["optimizer/learning_rate"], compiled.schedule(count), rtol=1e-6)
+        losses.append(float(metrics["loss/policy"]))
+    assert int(state.updates) == 12 and losses[-1] < losses[0] - 0.03
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_batch_that_is_not_finite_changes_nothing(compiled, text_batch, bad):
+    """Bit for bit, optimiser and counters included; the step after it goes on as if it had not been there."""
+    state, metrics = compiled.step(compiled.state(), text_batch)
+    assert metrics["optimizer/skipped"] == 0 and int(state.updates) == 1
+    before = jax.device_get(state)
+    poisoned = text_batch.advantages.copy()
+    poisoned[2, 0] = bad
+    state, metrics = compiled.step(state, text_batch.replace(advantages=poisoned))
+    assert metrics["optimizer/skipped"] == 1 and not np.isfinite(metrics["optimizer/grad_norm"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    state, metrics = compiled.step(state, text_batch)
+    assert metrics["optimizer/skipped"] == 0 and int(state.updates) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+
+
+def choices(name):
+    return get_args(get_type_hints(RLConfig)[name])
+
+
+@pytest.mark.parametrize(
+    ("loss", "averaging", "estimator"),
+    itertools.product(choices("loss"), choices("token_averaging"), choices("kl_estimator")),
+)
+def test_every_objective_of_a_config_can_be_traced(model, text_batch, loss, averaging, estimator):
+    config = config_for(loss=loss, token_averaging=averaging, kl_estimator=estimator, kl_coefficient=0.1)
+    batch = text_batch.replace(reference_log_probs=text_batch.old_log_probs)
+    _, metrics = jax.eval_shape(
+        lambda params, batch: update(
+            model.policy, policy_objective(config), KEEP_GRADIENT, lambda count: 0.0, 1, 1.0,
+            init_state(params, KEEP_GRADIENT, ("vision",)), batch,
+        ),
+        model.params,
+        batch,
+    )  # fmt: skip
+    assert {"loss/total", "loss/policy", "loss/kl", "policy/entropy", "policy/kl_reference"} <= metrics.keys()
+    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
