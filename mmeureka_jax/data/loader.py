@@ -10,7 +10,10 @@ state is the global position of the batch that comes next, so a run may resume w
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +54,20 @@ class _Load:
             raise RowError(
                 f"{self.source.where(row)}: problem {problem.id!r}: {error}", problem_id=problem.id
             ) from None
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves signals to the main process, which decides when its workers end, and ends with it though it be killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class ProblemLoader:
@@ -115,7 +132,8 @@ class ProblemLoader:
         if not flags.FLAGS.is_parsed():  # Grain's processes read absl flags, which this program does not use
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=-(-ahead // self._workers))
-        return rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(options)
+        in_order = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        return in_order.mp_prefetch(options, worker_init_fn=_begin_worker)
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream goes on after the batch returned last; JSON-able."""

@@ -39,6 +39,7 @@ IDLE_POLL = 2.0  # seconds between two looks at the parent
 def serve(connection: Connection, settings: dict[str, Any]) -> None:
     """Answers jobs until the parent closes the connection or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler's: the run ends its step, with all its scores
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if settings["memory_limit"]:
         resource.setrlimit(resource.RLIMIT_AS, (settings["memory_limit"], settings["memory_limit"]))

@@ -2,6 +2,11 @@
 
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ from mmeureka_jax.data.loader import ProblemLoader
 from mmeureka_jax.data.problems import Problem, ProblemSource, RowError, open_problems
 from mmeureka_jax.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 ROWS = 11
 INDICES = [i for i in range(ROWS) if i != 4]  # row 4 is not to be read
 
@@ -114,6 +120,48 @@ def test_worker_processes_give_the_same_stream_and_end(source):
     resumed.set_state(state)
     assert take(resumed, 4) == expected[3:]
     resumed.close()
+
+
+@pytest.mark.slow
+def test_worker_processes_outlive_sigterm_but_not_the_run(source, tmp_path):
+    """The step under way still needs them when a scheduler ends all processes; SIGKILL may reach the run alone."""
+    script = f"""if True:
+        from mmeureka_jax.data.loader import ProblemLoader
+        from mmeureka_jax.data.problems import open_problems
+        problems = open_problems({str(tmp_path / "p.jsonl")!r})
+        loader = ProblemLoader(problems, range(11), str, batch_size=3, seed=0, shuffle=True, workers=2)
+        next(loader)
+        import multiprocessing
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        while True:
+            input()
+            next(loader)
+            print("next", flush=True)
+    """
+    run = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    workers = [int(pid) for pid in run.stdout.readline().split()]
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    for _ in range(4):  # more than was prepared ahead
+        run.stdin.write("\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == "next\n"
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 30
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "data workers are left over"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
