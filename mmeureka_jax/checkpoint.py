@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,9 +169,16 @@ class Checkpointer:
             raise
 
     def _remove_unfinished(self) -> None:
-        if is_main():
-            for folder in self.folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(folder, ignore_errors=True)  # the next start removes what is left
+        """Makes room. Other arrays of the checkpoint may still be on their way to the disk and make their folder anew."""
+        looks_without = 0
+        for _ in range(50 * is_main()):
+            unfinished = list(self.folder.glob("*.orbax-checkpoint-tmp"))
+            for folder in unfinished:
+                shutil.rmtree(folder, ignore_errors=True)
+            looks_without = 0 if unfinished else looks_without + 1
+            if looks_without == 3:
+                break  # and if it never is: the next start removes what is left
+            time.sleep(0.1)
 
     def restore_latest(self, target: TrainState) -> RunState | None:
         """The newest checkpoint that can be read, or None if there is none.

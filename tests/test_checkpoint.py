@@ -6,6 +6,7 @@ import dataclasses
 import json
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -319,11 +320,15 @@ def test_a_full_disk_is_reported_and_leaves_what_was_there(tmp_path, limit):
     with opened(tmp_path, keep=1) as checkpointer:
         checkpointer.save(first)
     checkpointer = Checkpointer(tmp_path, CheckpointConfig(keep=1))
+    threads = set(threading.enumerate())
     with file_size_limit(limit):
         with pytest.raises(UserError, match="cannot write a checkpoint to .*Free some space"):
             checkpointer.save(RunState(make_state(2, rows=4096), step=2))
             checkpointer.wait()
         checkpointer.close()  # what went wrong has been said
+        for writer in set(threading.enumerate()) - threads:
+            writer.join(timeout=1)  # in life they end with the process
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["1"]
     with opened(tmp_path, keep=1) as checkpointer:
         assert checkpointer.steps() == [1]
         assert_same_run(checkpointer.restore_latest(abstract(first.train)), first)
