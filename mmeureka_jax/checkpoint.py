@@ -169,7 +169,7 @@ class Checkpointer:
             raise
 
     def _remove_unfinished(self) -> None:
-        """Makes room. Other arrays of the checkpoint may still be on their way to the disk and make their folder anew."""
+        """Makes room. Other arrays may still be on their way to the disk, and make the folder anew."""
         looks_without = 0
         for _ in range(50 * is_main()):
             unfinished = list(self.folder.glob("*.orbax-checkpoint-tmp"))

@@ -9,8 +9,10 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -52,12 +54,21 @@ def keep_quiet() -> None:
     for noisy in ("absl", "asyncio", "orbax", "jax", "tensorboardX", "httpx", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
+    # When a checkpoint cannot be written, TensorStore's threads report so to an event loop that Orbax has closed, for
+    # every array, and Python finds coroutines of Orbax that nobody waits for any more.
+    def is_late(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
     def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # When a checkpoint cannot be written, TensorStore's threads report so to an event loop that Orbax has closed.
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        if not is_late(error):
             sys.__excepthook__(kind, error, trace)
 
-    sys.excepthook = print_exception
+    def print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+        if not is_late(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+
+    sys.excepthook, sys.unraisablehook = print_exception, print_unraisable
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize.* was never awaited", RuntimeWarning)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -230,6 +241,12 @@ def start_jax(args: argparse.Namespace | None = None) -> None:
     """Sets JAX up before its first use: many processes if asked for, and the persistent compilation cache."""
     import jax
 
+    from mmeureka_jax.mesh import NO_YNN, ynn_is_safe
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    fake = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)  # XLA reads its flags when it starts
+    if not ynn_is_safe(int(fake[1]) if fake else getattr(jax.config, "jax_num_cpu_devices", 1)):
+        os.environ["XLA_FLAGS"] = f"{flags} {NO_YNN}".strip()
     coordinator = getattr(args, "coordinator", None)
     distributed = coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1"
     for name in ("num_processes", "process_id"):

@@ -8,24 +8,21 @@ each group, its own and the other's, has the prompt of its order and the rewards
 
 from __future__ import annotations
 
-import os
 import sys
 import zlib
 from pathlib import Path
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+import jax
+import numpy as np
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from mmeureka_jax.config import load_config  # noqa: E402
-from mmeureka_jax.data.loader import LoadedProblem  # noqa: E402
-from mmeureka_jax.data.problems import Problem  # noqa: E402
-from mmeureka_jax.mesh import barrier  # noqa: E402
-from mmeureka_jax.rewards.base import RewardResult  # noqa: E402
-from mmeureka_jax.rl.collect import Collector  # noqa: E402
-from mmeureka_jax.rl.online_filter import GroupBuffer  # noqa: E402
-from mmeureka_jax.rl.setup import open_policy, open_processor  # noqa: E402
+from mmeureka_jax.config import load_config
+from mmeureka_jax.data.loader import LoadedProblem
+from mmeureka_jax.data.problems import Problem
+from mmeureka_jax.mesh import barrier
+from mmeureka_jax.rewards.base import RewardResult
+from mmeureka_jax.rl.collect import Collector
+from mmeureka_jax.rl.online_filter import GroupBuffer
+from mmeureka_jax.rl.setup import open_policy, open_processor
 
 
 def problem(order):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from unittest import mock
 
 from mmeureka_jax.cli import main
 from mmeureka_jax.config import RandomModelConfig
+from mmeureka_jax.mesh import NO_YNN
 
 TINY = RandomModelConfig(
     hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=2,
@@ -19,12 +21,21 @@ TINY = RandomModelConfig(
     vision_full_attention_blocks=(1,),
 )  # fmt: skip
 
+ROOT = Path(__file__).parents[1]
 _CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """For a process that a test starts: the project from this folder, on so many CPU devices (the tests have eight)."""
+    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+    if devices == 1:
+        flags = flags.replace(NO_YNN, "")
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": _CACHES.name}
 
 
 def mmeureka(*arguments: object) -> int:
     """The exit code. Nothing is read from or written to the user's caches."""
-    with mock.patch.dict(os.environ, XDG_CACHE_HOME=_CACHES.name, JAX_COMPILATION_CACHE_DIR=_CACHES.name):
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=_CACHES.name):
         try:
             return main([str(argument) for argument in arguments])
         except SystemExit as end:  # how argparse refuses what it does not know

@@ -1,17 +1,36 @@
 """Test session set-up: eight fake CPU devices, so that every sharding is a real one, and no accelerator or network."""
 
+import atexit
 import os
+import shutil
+import tempfile
+
+NO_YNN = "--xla_cpu_experimental_ynn_fusion_type="
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-flags = os.environ.get("XLA_FLAGS", "")
-if "host_platform_device_count" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+# Most of the time of the tests is compilation, and most of that is LLVM's optimiser, which tiny models do not need. For
+# the third see mmeureka_jax/mesh.py; on one device, as for users, it stays off (commands.environment).
+for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", NO_YNN):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+# What is compiled once serves every worker and every command that a test starts.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="mmeureka-test-compiled-")
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
 # Annotated shapes and dtypes are checked at run time wherever a test calls the numeric core.
+import hypothesis  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(
     [f"mmeureka_jax.{name}" for name in ("models.attention", "models.layers", "models.policy")],
     "beartype.beartype",
 )
+
+# The same examples every time; `pytest --hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from commands import environment
 
 from mmeureka_jax.config import RandomModelConfig
 from mmeureka_jax.models.policy import Policy
@@ -55,9 +55,8 @@ def checkpoint(tmp_path_factory):
 
 def run_script(name: str, *options: object) -> dict:
     """Runs `python -m benchmarks.NAME` on one device and reads the one JSON line, which is all of stdout."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     return json.loads(line)

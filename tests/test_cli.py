@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import mmeureka, prompt_row, read_rows, write_rows
+from commands import environment, mmeureka, prompt_row, read_rows, write_rows
 
 from mmeureka_jax import cli
 from mmeureka_jax.data.shapes import generate
@@ -123,11 +122,9 @@ def small_demo(tmp_path) -> list[str]:
 
 @pytest.mark.slow
 def test_the_demo_ends_with_one_json_line_and_is_not_done_twice(small_demo, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-
     def run() -> dict:
         command = [sys.executable, "-m", "mmeureka_jax.cli", "demo", "--output", "demo", *small_demo]
-        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        process = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout.splitlines()[-1])
 

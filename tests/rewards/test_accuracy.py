@@ -6,14 +6,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmeureka_jax.rewards.accuracy import accuracy, compare, gold_is_parsable, gold_problem
 
 # gold answer -> the same answer in other words
 EQUAL = {
-    "7": ["7", "$7$", "7.", "$x=7$", "x = 7", "$$7$$", r"\(7\)", "$7.0$", "The answer is $7$.", "There are 7 dots.",
+    "7": ["07", "007", "07.0",
+          "7", "$7$", "7.", "$x=7$", "x = 7", "$$7$$", r"\(7\)", "$7.0$", "The answer is $7$.", "There are 7 dots.",
           r"\boxed{7}", r"$\boxed{7}$", "$3+4=7$", "7 cm", "**7**", r"$7\ \text{cm}^2$", "７", "$7^{\\circ}$"],
     "9 cm²": ["9", r"$9\,\text{cm}^2$", "9 cm^2", "9cm$^2$", r"$9 \mathrm{~cm}^{2}$", "9 square centimeters",
               "The area is $9$ cm²"],
@@ -45,7 +46,7 @@ EQUAL = {
     "35%": [r"$35\%$", "35 percent"],
     "2:30": ["02:30", "2:30"],
     "1/3": ["0.333333"],
-    "0.5": [".5", "1/2", "(1+2)/6", "6÷12", "2**-1", "2^-1"],
+    "0.5": [".5", "00.50", "1/2", "(1+2)/6", "6÷12", "2**-1", "2^-1"],
     r"$-\frac{1}{2}\overrightarrow{a}-\frac{1}{2}\overrightarrow{b}$": [
         r"$-\frac{1}{2}(\overrightarrow{a}+\overrightarrow{b})$"],
     "6 apples": ["6"],
@@ -194,6 +195,7 @@ def test_listing_candidates_never_scores(candidates, separator):
 
 
 @settings(deadline=None, max_examples=200)
+@example("01")
 @given(st.text(alphabet=r"01a\{}$()^_,.;:= √π°²<>" + "frac", max_size=20))
 def test_no_text_raises(text):
     compare(text, "7.3104", in_tags=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import environment
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 1500  # seconds until a hang is called a hang
@@ -24,22 +24,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_together(commands, devices, cache):
+def run_together(commands, devices, log_dir):
     """Runs the commands at the same time; when one fails the others, which wait for it, are ended."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    logs = [cache / f"process_{index}.log" for index in range(len(commands))]
+    logs = [log_dir / f"process_{index}.log" for index in range(len(commands))]
     processes = []
     for command, log in zip(commands, logs, strict=True):
         with log.open("w") as output:
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", *map(str, command)],
-                    cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
+                    cwd=ROOT, env=environment(devices), stdout=output, stderr=subprocess.STDOUT,
                 )
             )  # fmt: skip
     deadline = time.monotonic() + LIMIT
@@ -61,8 +55,6 @@ class Runs:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.cache = folder / "cache"
-        self.cache.mkdir()
 
     def train(self, name: str, processes: int) -> list[dict[str, float]]:
         """Starts the run, or goes on with it; the rows of its metrics.jsonl."""
@@ -76,7 +68,7 @@ class Runs:
             address = f"127.0.0.1:{free_port()}"
             joined = ["--coordinator", address, "--num-processes", processes]
             commands = [[*command, *joined, "--process-id", index] for index in range(processes)]
-        run_together(commands, 2 // processes, self.cache)
+        run_together(commands, 2 // processes, self.folder)
         return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -113,8 +105,5 @@ def test_two_processes_train_as_one_does_and_resume(runs):
 
 @pytest.mark.slow
 def test_rewards_stay_with_their_responses_when_hosts_alternate_in_the_mesh(tmp_path):
-    port, cache = free_port(), tmp_path / "cache"
-    cache.mkdir()
-    run_together(
-        [["tests.collect_on_two_hosts", port, index, tmp_path / "work"] for index in range(2)], 2, cache
-    )  # fmt: skip
+    port = free_port()
+    run_together([["tests.collect_on_two_hosts", port, index, tmp_path / "work"] for index in range(2)], 2, tmp_path)

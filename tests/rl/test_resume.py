@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from commands import environment
 from guessing import write_guessing_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,23 +36,17 @@ SFT = """
 class Job:
     """One command line, started as often as it takes."""
 
-    def __init__(self, run_dir: Path, command: str, overrides: list[str], checkpoint: Path, cache: Path):
+    def __init__(self, run_dir: Path, command: str, overrides: list[str], checkpoint: Path):
         self.run_dir = run_dir
         self.command = [sys.executable, "-m", "mmeureka_jax.cli", command, "configs/smoke.yaml", *overrides]
         self.command += [f"run_dir={run_dir}", f"model.checkpoint={checkpoint}", "model.random=null"]
         self.command += ["tracking.progress=false", "reward.workers=1"]
-        self.environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",  # one device
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        }
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command,
             cwd=REPOSITORY,
-            env=self.environment,
+            env=environment(),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -132,7 +126,7 @@ def make_job(tmp_path_factory):
     write_guessing_checkpoint(folder / "policy")
 
     def make(name: str, command: str, overrides: list[str]) -> Job:
-        return Job(folder / name, command, overrides, folder / "policy", folder / "compiled")
+        return Job(folder / name, command, overrides, folder / "policy")
 
     return make
 

@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 import pytest
 from commands import mmeureka
 from guessing import write_guessing_checkpoint
-from jax.experimental.compilation_cache import compilation_cache
 
 from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.config import Config, load_config, to_dict
@@ -47,16 +46,6 @@ def policy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy") / "model"
     write_guessing_checkpoint(folder)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of this module share what they compile."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 def use_devices(monkeypatch, count: int) -> None:

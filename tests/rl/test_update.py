@@ -211,7 +211,7 @@ def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures_all_the_same(mo
         gradients, metrics, state = gradient_of(model, objective, given, frozen=("vision", "language/embed_tokens"))
         expected = {name: value for name, value in trained["language"].items() if name != "embed_tokens"}
         assert_gradients_close(gradients, {"language": expected}, 1e-5)
-        np.testing.assert_allclose(metrics["loss/total"], of_trained["loss/total"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["loss/total"], of_trained["loss/total"], rtol=1e-4)
         frozen = {
             "vision": model.params["vision"],
             "language": {"embed_tokens": model.params["language"]["embed_tokens"]},
@@ -302,7 +302,7 @@ def choices(name):
 
 @pytest.mark.parametrize(
     ("loss", "averaging", "estimator"),
-    itertools.product(choices("loss"), choices("token_averaging"), choices("kl_estimator")),
+    list(itertools.product(choices("loss"), choices("token_averaging"), choices("kl_estimator"))),
 )
 def test_every_objective_of_a_config_can_be_traced(model, text_batch, loss, averaging, estimator):
     config = config_for(loss=loss, token_averaging=averaging, kl_estimator=estimator, kl_coefficient=0.1)
