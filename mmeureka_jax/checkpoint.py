@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -58,7 +59,7 @@ class RunState:
 
     Attributes:
         step: steps of the loop done.
-        rollout: sampler calls made, which name the sampling noise (more than steps where the filter asked for more).
+        rollout: sampler calls made, which date the groups (more than steps where the filter asked for more).
         data: state of the problem loader.
         groups: groups kept by the filter and not yet trained on.
         best_accuracy: best validation accuracy so far, -1 before the first.
@@ -183,14 +184,15 @@ class Checkpointer:
     def restore_latest(self, target: TrainState) -> RunState | None:
         """The newest checkpoint that can be read, or None if there is none.
 
-        Damaged checkpoints that are newer are named in a warning and moved aside (`<step>.damaged`).
+        Damaged checkpoints that are newer are named in a warning and moved aside (`<step>.damaged`); a run of several
+        processes stops instead, since not all of them need have seen the damage.
 
         Args:
             target: ShapeDtypeStructs with shardings: where every array of the state is to live.
 
         Raises:
-            UserError: there are checkpoints but none can be read (nothing is then moved), or the newest that can holds
-                other arrays than `target`.
+            UserError: there are checkpoints but none can be read (nothing is then moved), the newest that can holds
+                other arrays than `target`, or one of several processes cannot read the newest.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -199,6 +201,11 @@ class Checkpointer:
             except UserError:
                 raise
             except Exception as error:  # whatever the damaged file made the readers stumble over
+                if jax.process_count() > 1:  # the others may have read their parts, and wait for this process
+                    raise UserError(
+                        f"{self.folder / str(step)} cannot be read ({_brief(error)}); move that folder away and start "
+                        "the same command again on all hosts: it goes on from the checkpoint before it"
+                    ) from error
                 damaged[step] = _brief(error)
             else:
                 self._set_aside(damaged, instead=step)

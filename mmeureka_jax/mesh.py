@@ -48,7 +48,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-# The YNNPACK kernels of XLA:CPU, on by default, mix up the devices of one process in jax 0.10.2, 0.11.0 and 0.11.2: on a
+# The YNNPACK kernels of XLA:CPU, on by default, mix up the devices of a process in jax 0.10.2, 0.11.0 and 0.11.2: on a
 # tensor axis of 2 one update in three came out wrong (0.12.0 is right). One device is right, and faster, with them.
 NO_YNN = "--xla_cpu_experimental_ynn_fusion_type="
 

@@ -10,6 +10,7 @@ state is the global position of the batch that comes next, so a run may resume w
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
 
 from mmeureka_jax.data.problems import Problem, ProblemSource, RowError
@@ -105,7 +107,8 @@ class ProblemLoader:
         self._batch_size = batch_size
         self._host_index, self._host_count = host_index, host_count
         self._workers, self._prefetch = workers, prefetch
-        self._identity = {"num_problems": len(indices), "seed": seed, "shuffle": shuffle}
+        rows_digest = hashlib.sha256(np.asarray(indices, np.int64).tobytes()).hexdigest()[:16]
+        self._identity = {"num_problems": len(indices), "rows": rows_digest, "seed": seed, "shuffle": shuffle}
         rows = grain.MapDataset.source(list(indices)).seed(seed % 2**32)
         if shuffle:
             rows = rows.shuffle()
@@ -141,8 +144,8 @@ class ProblemLoader:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called. Raises UserError if the rows, the seed or the shuffling differ."""
-        saved = {key: state.get(key) for key in self._identity}
-        if saved != self._identity:
+        saved = {key: value for key, value in state.items() if key in self._identity}
+        if saved != {key: self._identity[key] for key in saved}:
             raise UserError(
                 f"the data stream was saved with {saved} but is opened with {self._identity}; restore the data and its"
                 " settings, or start a new run"

@@ -84,6 +84,9 @@ class RewardWorkers:
         """For every gold answer None if the accuracy rule can compare with it, else the reason (a phrase that follows
         "the gold answer")."""
         replies = self._run([{"kind": "gold", "answer": answer} for answer in answers])
+        for i, reply in enumerate(replies):
+            if "error" in reply:  # once more, alone: a busy machine is no reason to drop a row for good
+                replies[i] = self._run([{"kind": "gold", "answer": answers[i]}])[0]
         return [
             f"{answer!r} cannot be compared: {reply['error']}" if "error" in reply else reply["value"]
             for answer, reply in zip(answers, replies, strict=True)

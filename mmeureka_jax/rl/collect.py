@@ -17,7 +17,7 @@ import numpy as np
 
 from mmeureka_jax.config import Config
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.mesh import to_global, to_host
+from mmeureka_jax.mesh import is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
@@ -150,7 +150,7 @@ class Collector:
         wanted, first_rollout, empty, tally = self._config.rl.prompts_per_rollout, rollout, 0, Tally()
         samples: list[RolloutSample] = []
         while len(buffer) < wanted:
-            groups, shown = self._round(params, rollout, tally)
+            groups, shown = self._round(params, rollout, tally, show=not samples)
             rollout += 1
             outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
             tally.outcomes.update(outcomes.tolist())
@@ -175,8 +175,8 @@ class Collector:
         }
         return Collected(taken, metrics, tally.all("response/length"), samples), rollout
 
-    def _round(self, params: Params, rollout: int, tally: Tally) -> tuple[list[Group], list[RolloutSample]]:
-        """One sampler call over all hosts, scored."""
+    def _round(self, params: Params, rollout: int, tally: Tally, show: bool) -> tuple[list[Group], list[RolloutSample]]:
+        """One sampler call over all hosts, scored; and some of it to show, on the host that writes it."""
         from mmeureka_jax.data.processor import collate
 
         start = time.perf_counter()
@@ -187,6 +187,7 @@ class Collector:
         seeds = prompt_seeds([f"{item.order}/{item.problem.id}" for item in loaded])
         orders = np.asarray([item.order for item in loaded])
         inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
+        # Rollout 0 always: the place in the data names the noise, however many prompts a call has.
         samples, embeds = jit_rollout(
             self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
         )
@@ -223,6 +224,8 @@ class Collector:
         tally.add("response/truncated", ~full.finished)
         groups = self._groups(rollout, everyone, prompts, full, to_host(embeds) if self._vision_frozen else None)
         shown = slice(0, self._config.tracking.rollouts_logged)
+        if not (show and is_main() and self._config.tracking.rollouts_every):
+            return groups, []
         return groups, rollout_samples(loaded[shown], texts[shown], scores[shown], lengths, finished)
 
     def score(self, loaded: Sequence[LoadedProblem], texts: Sequence[Sequence[str]]) -> list[list[RewardResult]]:

@@ -113,9 +113,8 @@ class Job:
 
     def validate_before_training(self) -> None:
         """The row of step 0: how good the policy is that the run starts from."""
-        if self.evaluator is not None and self.run.step == 0:
+        if self.evaluator is not None and self.run.step == 0 and not self._stopping:
             self.tracker.log_metrics(0, self._validate())
-            self._accuracy = None  # of the policy that no checkpoint is of
             self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
 
     def validate_if_due(self) -> dict[str, float]:
@@ -248,7 +247,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             num_windows=config.data.max_image_windows or problems.report.max_windows,
             run=run,
             checkpointer=checkpointer,
-            guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters),
+            guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind == "sft"),
             tracker=tracker,
             bar=bar,
             compiles=compiles,

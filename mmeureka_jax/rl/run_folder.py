@@ -100,8 +100,10 @@ def restore_position(loader: ProblemLoader, position: dict[str, Any] | None, con
 class NonFiniteGuard:
     """Counts skipped updates, keeps their batches, and stops a run that goes on skipping."""
 
-    def __init__(self, run_dir: Path, limit: int, counters: dict[str, int] | None):
+    def __init__(self, run_dir: Path, limit: int, counters: dict[str, int] | None, of_share: bool = False):
+        """`of_share`: a batch is this host's share, and each host keeps its own; else all have the whole batch."""
         self._folder = Path(run_dir) / "nonfinite"
+        self._suffix = f"_host{jax.process_index()}" if of_share and jax.process_count() > 1 else ""
         self._limit = limit
         self._stop = False
         self.counters = {"skipped_in_row": 0, "skipped": 0} | (counters or {})
@@ -115,12 +117,12 @@ class NonFiniteGuard:
             self.counters["skipped_in_row"] += 1
             self.counters["skipped"] += 1
             self._stop |= self.counters["skipped_in_row"] >= self._limit
-            path = self._folder / f"step_{step:06d}_update_{number}.npz"
+            path = self._folder / f"step_{step:06d}_update_{number}{self._suffix}.npz"
             logger.warning(
                 "step %d, update %d: loss %s, gradient norm %s; update skipped, batch saved to %s",
                 step, number, row["loss/total"], row["optimizer/grad_norm"], path,
             )  # fmt: skip
-            if is_main():
+            if is_main() or self._suffix:
                 with explain_write_errors(path):
                     self._folder.mkdir(parents=True, exist_ok=True)
                     np.savez_compressed(path, **_flat(batch_of(number)))

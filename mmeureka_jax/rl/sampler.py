@@ -1,7 +1,8 @@
 """The sampler: jitted prefill and decode of n responses to each prompt.
 
 A prompt's keys and values are computed and stored once, whatever n is. The random key of each drawn token is named by
-(seed, stream, rollout, prompt id, sample index, position): a response depends on nothing else, and so not on the
+(seed, stream, rollout, name of the prompt, sample index, position), where a training run names a prompt by its place in
+the data stream and its id: a response depends on nothing else, and so not on the
 batch it is drawn in, on the mesh, or on an interruption.
 """
 

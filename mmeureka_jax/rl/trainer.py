@@ -6,6 +6,7 @@ prompts, everything after that is the same everywhere, and one host writes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -22,6 +23,8 @@ from mmeureka_jax.rl.rollout import Group, UpdateBatch
 from mmeureka_jax.rl.run_folder import NonFiniteGuard
 from mmeureka_jax.rl.update import TrainState, policy_objective
 from mmeureka_jax.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Config) -> Path:
@@ -40,7 +43,7 @@ def train(config: Config) -> Path:
     with open_job(config, recipe(config)) as job:
         run, learner = job.run, job.learner
         assert job.rewards is not None
-        buffer = GroupBuffer(run.groups)
+        buffer = GroupBuffer(fitting_groups(run.groups, config))
         collector = Collector(
             config,
             job.loaded,
@@ -67,6 +70,24 @@ def train(config: Config) -> Path:
             job.log(row, describe(row))
             job.save_if_due()
     return Path(config.run_dir)
+
+
+def fitting_groups(groups: Sequence[Group], config: Config) -> list[Group]:
+    """The waiting groups of a checkpoint that still fit the configuration, which may have been changed on purpose."""
+    fitting = [
+        group
+        for group in groups
+        if len(group.lengths) == config.rl.group_size
+        and group.length <= config.data.max_prompt_tokens
+        and max(group.lengths) <= config.sampler.max_new_tokens
+    ]
+    if len(fitting) < len(groups):
+        logger.warning(
+            "%d of %d groups that waited for an update are left out: their group size or length is not that of this "
+            "configuration",
+            len(groups) - len(fitting), len(groups),
+        )  # fmt: skip
+    return fitting
 
 
 def recipe(config: Config) -> Recipe:
@@ -131,5 +152,6 @@ def describe(row: dict[str, float]) -> str:
 def log_responses(tracker: Tracker, config: Config, step: int, collected: Collected) -> None:
     """The histogram of response lengths and, every so many steps, rollouts with their pictures."""
     tracker.log_histogram(step, "response/length", collected.lengths)
-    if step == 1 or due(step, config.tracking.rollouts_every, step == config.steps):
+    every = config.tracking.rollouts_every
+    if every and (step == 1 or due(step, every, step == config.steps)):
         tracker.log_rollouts(step, collected.samples)

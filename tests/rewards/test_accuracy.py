@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmeureka_jax.rewards.accuracy import accuracy, compare, gold_is_parsable, gold_problem
+from mmeureka_jax.rewards.answer_text import extract_answer
 
 # gold answer -> the same answer in other words
 EQUAL = {
@@ -192,6 +193,16 @@ def test_fractions_score_exactly_when_equal(gold: Fraction, answer: Fraction):
 def test_listing_candidates_never_scores(candidates, separator):
     listed = separator.join(map(str, candidates))
     assert [gold for gold in candidates if compare(listed, str(gold), in_tags=True) != 0.0] == []
+
+
+@given(st.lists(st.sampled_from(["<answer>", "</answer>", "<answer", "7", "\n", "\r", ">"]), max_size=12).map("".join))
+def test_the_answer_is_what_the_regular_expression_of_upstream_finds(response):
+    match = re.search(r"<answer>(.*?)</answer>", response)
+    found, in_tags = extract_answer(response, "instruct")
+    if match:
+        assert (found, in_tags) == (match[1], True)
+    else:
+        assert in_tags == ("<answer>" in response)
 
 
 @settings(deadline=None, max_examples=200)

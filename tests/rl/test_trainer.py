@@ -220,10 +220,12 @@ def test_another_config_is_refused_with_the_difference_shown(make_config, copied
 
 @pytest.mark.slow
 def test_another_config_and_other_data_are_taken_when_told(make_config, copied, caplog):
-    more = "steps=4", "data.train=tfds:shapes/dots@train[:24]", "checkpoint.allow_config_change=true"
+    assert progress_of(copied, 3)["groups"], "no groups wait: nothing is shown of those that no longer fit"
+    more = "steps=4", "data.train=tfds:shapes/dots@train[:24]", "checkpoint.allow_config_change=true", "rl.group_size=6"
     with caplog.at_level(logging.WARNING):
         train(make_config(*more))
     assert "the new data are read from their beginning" in caplog.text
+    assert "groups that waited for an update are left out: their group size" in caplog.text
     assert [row["step"] for row in read_metrics(copied)] == [0, 1, 2, 3, 4]
     assert read_metadata(copied)["config"]["steps"] == 4
     assert progress_of(copied, 4)["data"]["num_problems"] == 24
