@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -220,15 +221,25 @@ def test_another_config_is_refused_with_the_difference_shown(make_config, copied
 
 @pytest.mark.slow
 def test_another_config_and_other_data_are_taken_when_told(make_config, copied, caplog):
-    assert progress_of(copied, 3)["groups"], "no groups wait: nothing is shown of those that no longer fit"
-    more = "steps=4", "data.train=tfds:shapes/dots@train[:24]", "checkpoint.allow_config_change=true", "rl.group_size=6"
+    more = "steps=4", "data.train=tfds:shapes/dots@train[:24]", "checkpoint.allow_config_change=true"
     with caplog.at_level(logging.WARNING):
         train(make_config(*more))
     assert "the new data are read from their beginning" in caplog.text
-    assert "groups that waited for an update are left out: their group size" in caplog.text
     assert [row["step"] for row in read_metrics(copied)] == [0, 1, 2, 3, 4]
     assert read_metadata(copied)["config"]["steps"] == 4
     assert progress_of(copied, 4)["data"]["num_problems"] == 24
+
+
+def test_waiting_groups_that_no_longer_fit_are_left_out(make_config, caplog):
+    def group(responses=4, prompt=20, longest=6):
+        return SimpleNamespace(lengths=np.asarray([1] * (responses - 1) + [longest]), length=prompt)
+
+    config = make_config()
+    fits = [group(), group(prompt=config.data.max_prompt_tokens)]
+    assert trainer.fitting_groups(fits, config) == fits and not caplog.records
+    others = [group(responses=8), group(longest=7), group(prompt=config.data.max_prompt_tokens + 1)]
+    assert trainer.fitting_groups([*others, *fits], config) == fits
+    assert "3 of 5 groups that waited for an update are left out" in caplog.text
 
 
 @pytest.mark.slow
