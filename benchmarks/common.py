@@ -38,6 +38,7 @@ from mmeureka_jax.data.processor import assemble_prompt, collate
 from mmeureka_jax.data.vision_layout import VisionGeometry
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
+from mmeureka_jax.mesh import switch_ynn_off
 from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params
@@ -283,6 +284,7 @@ def run_benchmark(
 ) -> int:
     """Runs `measure(args, temporary folder)` and prints its figures, the options and the machine as one JSON line."""
     args = parser.parse_args(arguments)
+    switch_ynn_off()
     load = os.getloadavg()[0]
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 import time
 import warnings
@@ -241,12 +240,9 @@ def start_jax(args: argparse.Namespace | None = None) -> None:
     """Sets JAX up before its first use: many processes if asked for, and the persistent compilation cache."""
     import jax
 
-    from mmeureka_jax.mesh import NO_YNN, ynn_is_safe
+    from mmeureka_jax.mesh import switch_ynn_off
 
-    flags = os.environ.get("XLA_FLAGS", "")
-    fake = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)  # XLA reads its flags when it starts
-    if not ynn_is_safe(int(fake[1]) if fake else getattr(jax.config, "jax_num_cpu_devices", 1)):
-        os.environ["XLA_FLAGS"] = f"{flags} {NO_YNN}".strip()
+    switch_ynn_off()
     coordinator = getattr(args, "coordinator", None)
     distributed = coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1"
     for name in ("num_processes", "process_id"):

@@ -48,15 +48,21 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-# The YNNPACK kernels of XLA:CPU, on by default, mix up the devices of a process in jax 0.10.2, 0.11.0 and 0.11.2: on a
-# tensor axis of 2 one update in three came out wrong (0.12.0 is right). One device is right, and faster, with them.
+# The YNNPACK kernels of XLA:CPU, on by default, get gradients wrong now and then in jax 0.10.2, 0.11.0 and 0.11.2: on a
+# tensor axis of 2 one update in three, on one device some first steps of a process. 0.12.0 was right in every repeat.
 NO_YNN = "--xla_cpu_experimental_ynn_fusion_type="
 
 
-def ynn_is_safe(cpu_devices: int) -> bool:
-    """Whether XLA_FLAGS, the version of JAX and the number of CPU devices of this process keep clear of that."""
+def ynn_is_safe() -> bool:
+    """Whether the version of JAX, or XLA_FLAGS, keep clear of that."""
     version = tuple(map(int, jax.__version__.split(".")[:2]))
-    return cpu_devices < 2 or version >= (0, 12) or NO_YNN in os.environ.get("XLA_FLAGS", "")
+    return version >= (0, 12) or NO_YNN in os.environ.get("XLA_FLAGS", "")
+
+
+def switch_ynn_off() -> None:
+    """Adds to XLA_FLAGS what keeps clear of it; before the first use of a device, when XLA reads its flags."""
+    if not ynn_is_safe():
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {NO_YNN}".strip()
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -66,8 +72,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         UserError: the sizes do not multiply to the number of devices, or `tensor` does not fit into a host.
     """
     devices = jax.devices() if devices is None else devices
-    if not ynn_is_safe(sum(device.platform == "cpu" for device in jax.local_devices())):
-        logger.warning("several CPU devices in one process: this JAX can get sums wrong; set XLA_FLAGS=%s", NO_YNN)
+    if devices[0].platform == "cpu" and not ynn_is_safe():
+        logger.warning("this JAX gets gradients wrong on CPU now and then; set XLA_FLAGS=%s", NO_YNN)
     sizes = {axis: getattr(config, axis) for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):

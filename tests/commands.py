@@ -13,7 +13,6 @@ from unittest import mock
 
 from mmeureka_jax.cli import main
 from mmeureka_jax.config import RandomModelConfig
-from mmeureka_jax.mesh import NO_YNN
 
 TINY = RandomModelConfig(
     hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=2,
@@ -28,8 +27,6 @@ _CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")
 def environment(devices: int = 1) -> dict[str, str]:
     """For a process that a test starts: the project from this folder, on so many CPU devices (the tests have eight)."""
     flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
-    if devices == 1:
-        flags = flags.replace(NO_YNN, "")
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": _CACHES.name}
 
 

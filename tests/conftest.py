@@ -10,7 +10,7 @@ NO_YNN = "--xla_cpu_experimental_ynn_fusion_type="
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Most of the time of the tests is compilation, and most of that is LLVM's optimiser, which tiny models do not need. For
-# the third see mmeureka_jax/mesh.py; on one device, as for users, it stays off (commands.environment).
+# the third see mmeureka_jax/mesh.py.
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", NO_YNN):
     flags = os.environ.get("XLA_FLAGS", "")
     if flag.partition("=")[0] not in flags:
