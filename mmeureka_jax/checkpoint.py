@@ -171,8 +171,10 @@ class Checkpointer:
 
     def _remove_unfinished(self) -> None:
         """Makes room. Other arrays may still be on their way to the disk, and make the folder anew."""
+        if not is_main():
+            return
         looks_without = 0
-        for _ in range(50 * is_main()):
+        for _ in range(50):
             unfinished = list(self.folder.glob("*.orbax-checkpoint-tmp"))
             for folder in unfinished:
                 shutil.rmtree(folder, ignore_errors=True)

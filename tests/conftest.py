@@ -5,13 +5,10 @@ import os
 import shutil
 import tempfile
 
-NO_YNN = "--xla_cpu_experimental_ynn_fusion_type="
-
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Most of the time of the tests is compilation, and most of that is LLVM's optimiser, which tiny models do not need. For
-# the third see mmeureka_jax/mesh.py.
-for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", NO_YNN):
+# Most of the time of the tests is compilation, and most of that is LLVM's optimiser, which tiny models do not need.
+for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     flags = os.environ.get("XLA_FLAGS", "")
     if flag.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
@@ -26,6 +23,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import hypothesis  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+from mmeureka_jax.mesh import switch_ynn_off  # noqa: E402
+
+switch_ynn_off()
 install_import_hook(
     [f"mmeureka_jax.{name}" for name in ("models.attention", "models.layers", "models.policy")],
     "beartype.beartype",

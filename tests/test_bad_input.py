@@ -28,8 +28,6 @@ from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.rl.setup import open_checked
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:

@@ -2,8 +2,8 @@
 
 A prompt's keys and values are computed and stored once, whatever n is. The random key of each drawn token is named by
 (seed, stream, rollout, name of the prompt, sample index, position), where a training run names a prompt by its place in
-the data stream and its id: a response depends on nothing else, and so not on the
-batch it is drawn in, on the mesh, or on an interruption.
+the data stream and its id: a response depends on nothing else, and so not on the batch it is drawn in, on the mesh, or
+on an interruption.
 """
 
 from __future__ import annotations
