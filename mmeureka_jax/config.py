@@ -55,7 +55,7 @@ class ModelConfig:
     random: RandomModelConfig | None = None
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
     remat: Literal["none", "full"] = "full"  # recompute layer activations in the backward pass
-    vocab_chunk: int = 512  # positions of each prompt's row whose logits exist at one time
+    logits_mb: float = 64.0  # megabytes of logits that exist on a device at one time in the update
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def save_config(config: Config, path: str | Path) -> None:
 MAX_SEED = 2**31  # seeds are 32-bit integers on devices
 
 _POSITIVE = """
-    steps model.vocab_chunk data.max_prompt_tokens data.min_pixels reward.repetition_ngram reward.workers
+    steps model.logits_mb data.max_prompt_tokens data.min_pixels reward.repetition_ngram reward.workers
     reward.time_limit sampler.max_new_tokens rl.filter.max_empty_rounds rl.prompts_per_rollout rl.prompts_per_update
     rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap rl.clip_epsilon_low rl.clip_epsilon_high rl.drift_cap
     sft.problems_per_step sft.micro_batches sft.max_response_tokens optimizer.learning_rate optimizer.eps

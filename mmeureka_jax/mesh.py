@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -121,6 +122,28 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(*names))
 
 
+def gathered(*names: str | None) -> tuple[str | None, ...]:
+    """The names of an array's dimensions without those that `fsdp` splits: how a device holds it whole."""
+    return tuple(None if name is None or RULES[name] == "fsdp" else name for name in names)
+
+
+def batch_shards() -> int:
+    """Number of shards of the batch dimension under `jax.set_mesh`; 1 outside."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def take_in_shards(x: jax.Array, index: jax.Array, *names: str | None) -> jax.Array:
+    """Rows of x [D * r, ...] by `index` [D * m], where the D shards of the batch dimension each choose among their own
+    r rows and nothing crosses devices. `names` are the logical axes of x's other dimensions."""
+    shards = batch_shards()
+    if shards == 1:
+        return jnp.take(x, index, axis=0, mode="clip")
+    parts = constrain(x.reshape(shards, -1, *x.shape[1:]), "batch", None, *names)
+    taken = jax.vmap(lambda rows, chosen: jnp.take(rows, chosen, axis=0, mode="clip"))(parts, index.reshape(shards, -1))
+    return constrain(taken, "batch", None, *names).reshape(-1, *x.shape[1:])
+
+
 def batch_divisor(mesh: Mesh) -> int:
     """Number of shards of the batch dimension; every global batch size must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -169,6 +192,18 @@ def to_host(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def local_rows(tree: Any) -> Any:
+    """This host's rows of arrays that are sharded by row, as NumPy."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def rows(x: jax.Array) -> np.ndarray:
+        shards = {shard.index[0].start or 0: np.asarray(shard.data) for shard in x.addressable_shards}
+        return np.concatenate([shards[start] for start in sorted(shards)])
+
+    return jax.tree.map(rows, tree)
 
 
 def is_main() -> bool:

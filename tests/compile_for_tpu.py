@@ -33,11 +33,11 @@ from mmeureka_jax.config import load_config  # noqa: E402
 from mmeureka_jax.data.problems import ImageRef, Problem  # noqa: E402
 from mmeureka_jax.data.processor import collate  # noqa: E402
 from mmeureka_jax.data.shapes import generate  # noqa: E402
-from mmeureka_jax.mesh import sharding  # noqa: E402
+from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
 from mmeureka_jax.rl.job import check_batch_sizes  # noqa: E402
 from mmeureka_jax.rl.learner import Learner  # noqa: E402
 from mmeureka_jax.rl.rollout import UpdateBatch  # noqa: E402
-from mmeureka_jax.rl.sampler import SamplingSettings, jit_rollout, prompt_seeds  # noqa: E402
+from mmeureka_jax.rl.sampler import SamplingSettings, cache_sizes, decode, prompt_seeds, repack, start  # noqa: E402
 from mmeureka_jax.rl.setup import open_policy, open_processor  # noqa: E402
 from mmeureka_jax.rl.trainer import recipe  # noqa: E402
 
@@ -99,13 +99,32 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         fresh=np.ones(count, bool),
     )
     with jax.set_mesh(loaded.mesh):  # around the lowering alone: nothing can be executed on devices that are not there
-        rollout = jit_rollout.lower(
-            loaded.policy, settings, "rollout", state.params, prompts[0], prompts[1], config.seed, 0, prompts[2]
+        capacity = cache_sizes(settings.max_new_tokens)[0]
+        first = start.lower(
+            loaded.policy, settings, "rollout", capacity,
+            state.params, prompts[0], prompts[1], config.seed, 0, prompts[2],
+        )  # fmt: skip
+        started = first.compile()
+        rows, weights, _ = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            first.out_info, started.output_shardings,
+        )  # fmt: skip
+        half = repack.lower(len(rows.done) // batch_divisor(loaded.mesh) // 2, capacity, rows)
+        halved = half.compile()
+        fewer = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            half.out_info, halved.output_shardings,
+        )  # fmt: skip
+        whole, later = (
+            decode.lower(loaded.policy, settings, state.params, weights, x, 0).compile() for x in (rows, fewer)
         )
         update = learner._update.lower(state, abstract(batch))
     return {
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
-        "rollout": describe(rollout.compile()),
+        "start": describe(started),
+        "decode": describe(whole),
+        "repack": describe(halved),
+        "decode_half": describe(later),
         "update": describe(update.compile()),
     }
 

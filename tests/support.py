@@ -90,7 +90,7 @@ class Lively:
     def __init__(self, folder: Path, *, tied: bool):
         self.torch = make_checkpoint(folder, tied=tied)
         self.config = read_config(folder)
-        self.policy = Policy(self.config, compute_dtype="float32", remat=True, vocab_chunk=16)
+        self.policy = Policy(self.config, compute_dtype="float32", remat=True, logits_mb=0.05)
         self.params = load_params(folder, self.config)
         self.start_params = load_params(start_folder(folder), self.config)
         self.processor = Processor.from_checkpoint(folder, prompt_style="plain", max_prompt_tokens=4096, **PIXELS)

@@ -29,7 +29,7 @@ from mmeureka_jax.mesh import (
 )
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.rollout import UpdateBatch
-from mmeureka_jax.rl.sampler import SamplingSettings, jit_rollout, prompt_seeds
+from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
 from mmeureka_jax.rl.update import init_state, jit_update, policy_objective, state_shardings
 
 MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 2)]  # (data, fsdp, tensor)
@@ -43,7 +43,7 @@ def mesh_of(*sizes):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     lively = Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=False)
-    lively.policy = replace(lively.policy, remat=False, vocab_chunk=1000)  # a shorter program, the same numbers
+    lively.policy = replace(lively.policy, remat=False, logits_mb=1000.0)  # a shorter program, the same numbers
     lively.params = jax.device_get(lively.params)
     return lively
 
@@ -85,8 +85,8 @@ class OnMesh:
                 pad_token_id=model.config.pad_token_id,
             )  # fmt: skip
             active = to_global(mesh, np.ones(ROWS, bool))
-            samples, _ = jit_rollout(model.policy, settings, "rollout", self.start.params, prompts, seeds, 0, 0, active)
-            self.samples = to_host(samples)
+            samples, _ = sample(model.policy, settings, "rollout", self.start.params, prompts, seeds, 0, 0, active)
+            self.samples = samples
 
             step = jit_update(
                 model.policy, policy_objective(config), optimizer, make_schedule(config.optimizer, 10),

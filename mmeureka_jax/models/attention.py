@@ -13,7 +13,7 @@ its n continuations attends to them and to its own, under one softmax:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,76 @@ def _shared_prefix_attention(
     out += jnp.einsum("pkngts,pknsh->pkngth", own_weights.astype(dtype), own_value, preferred_element_type=jnp.float32)
     out = (out / total).astype(query.dtype)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(prompts, n, length, heads, head_dim)
+
+
+def key_scores(query: Float[Array, "B K q h"], keys: Float[Array, "B K h S"]) -> Float[Array, "B K q S"]:
+    """Unscaled float32 scores of a few queries against keys that lie transposed."""
+    return _small_product(query, keys)
+
+
+def weighted_sum(weights: Float[Array, "B K q S"], values: Float[Array, "B K S h"]) -> Float[Array, "B K q h"]:
+    """float32 sums of values under the weights of a few queries."""
+    return _small_product(weights, values)
+
+
+def _small_product(left: Float[Array, "B K q s"], right: Float[Array, "B K s r"]) -> Float[Array, "B K q r"]:
+    """left @ right in float32.
+
+    On CPU, XLA does a batch of small products one after the other on one core; where the sum is short, a fused
+    multiply-and-add uses all of them, and the vector units along r.
+    """
+
+    def product(left: Array, right: Array) -> Array:
+        return jnp.einsum("bkqs,bksr->bkqr", left, right, preferred_element_type=jnp.float32)
+
+    def fused(left: Array, right: Array) -> Array:
+        return jnp.sum(left[..., None] * right[:, :, None], axis=-2)
+
+    if left.dtype != jnp.float32 or left.shape[-1] > 32:
+        return product(left, right)
+    return jax.lax.platform_dependent(left, right, cpu=fused, default=product)
+
+
+def decode_attention(
+    query: Float[Array, "R K G h"],
+    prompt: tuple[Float[Array, "P K h Lp"], Float[Array, "P K Lp h"], Bool[Array, "P Lp"]],
+    own: Sequence[tuple[Float[Array, "R K h _"], Float[Array, "R K _ h"], Bool[Array, "_"]]],
+    by_prompt: Callable[[Array], Array],
+    by_row: Callable[[Array], Array],
+) -> Float[Array, "R K G h"]:
+    """One new token of every row: attention to its prompt and to its own earlier tokens, under one softmax.
+
+    A prompt's keys and values are read once for all rows that share it.
+
+    Args:
+        prompt, own: (transposed keys, values, mask). `own` may lie in several parts, each filled to the same place in
+            all rows.
+        by_prompt: lays rows [R, ...] out as [P, n, ...]; by_row: the inverse.
+    """
+    groups, head_dim = query.shape[2:]
+    prompts, kv_heads, _, length = prompt[0].shape
+    query = query * head_dim**-0.5
+    # [P, n, K, G, h] -> [P, K, n * G, h]: the queries of a prompt are the rows of one matrix product for a key head.
+    shared = by_prompt(query).swapaxes(1, 2).reshape(prompts, kv_heads, -1, head_dim)
+
+    def to_rows(x: Array) -> Array:  # [P, K, n * G, s] -> [R, K, G, s]
+        return by_row(x.reshape(prompts, kv_heads, -1, groups, x.shape[-1]).swapaxes(1, 2))
+
+    parts = [to_rows(jnp.where(prompt[2][:, None, None], key_scores(shared, prompt[0]), MASKED))]
+    parts += [jnp.where(mask, key_scores(query, keys), MASKED) for keys, _, mask in own]
+    # XLA would fuse the concatenation into each of its readers, and evaluate it element by element.
+    scores = jax.lax.optimization_barrier(jnp.concatenate(parts, axis=-1))
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(query.dtype)
+    of_prompt = by_prompt(weights[..., :length]).swapaxes(1, 2).reshape(prompts, kv_heads, -1, length)
+    out = to_rows(weighted_sum(of_prompt, prompt[1]))
+    start = length
+    for _, values, mask in own:
+        stop = start + len(mask)
+        out += weighted_sum(weights[..., start:stop], values)
+        start = stop
+    return (out / total).astype(query.dtype)
 
 
 def _by_query_chunks(

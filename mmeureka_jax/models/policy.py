@@ -2,7 +2,7 @@
 
     encode_images     pictures                    -> image embeddings              (vision tower)
     prefill           prompts                     -> last hidden state, prompt KV   (once per prompt, whatever n is)
-    decode_step       one token of n continuations -> hidden state, their own KV     (in the sampler's loop)
+    decode_step       one token of every row      -> hidden state, its own KV       (in the sampler's loop)
     group_hidden      prompts + n responses       -> hidden states that predict each response token
     token_log_probs   the same                    -> log-probabilities and entropies (the update)
 
@@ -14,20 +14,22 @@ float32 arrays.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.mesh import constrain
-from mmeureka_jax.models.attention import attention, keys_first, shared_prefix_attention
+from mmeureka_jax.mesh import batch_shards, constrain, gathered
+from mmeureka_jax.models.attention import attention, decode_attention, keys_first, shared_prefix_attention
 from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
-from mmeureka_jax.models.qwen2_5_vl import DecoderLayer, Qwen2_5VL
+from mmeureka_jax.models.qwen2_5_vl import Qwen2_5VL
 
 Params = dict[str, Any]
 KeyValue = tuple[Array, Array]
@@ -47,13 +49,18 @@ class Policy:
         angles and
             log-probabilities are float32 always.
         remat: recompute each layer's activations in the backward pass.
-        vocab_chunk: positions of each prompt's row whose logits exist at one time in `token_log_probs`.
+        logits_mb: megabytes (2**20 bytes) of float32 logits that exist on a device at one time in `token_log_probs`.
     """
 
     config: Qwen2_5VLConfig
     compute_dtype: str = "float32"
     remat: bool = True
-    vocab_chunk: int = 512
+    logits_mb: float = 64.0
+
+    def logits_chunk(self, prompts: int) -> int:
+        """Positions of each of P prompts' rows whose logits exist at one time."""
+        rows = -(-prompts // batch_shards())
+        return max(1, int(self.logits_mb * 2**20 / (4 * rows * self.config.text.vocab_size)))
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes (float32 masters) of the parameter tree."""
@@ -127,46 +134,99 @@ def prefill(
     return model.language.norm(last_token(x, prompts)), cache
 
 
+@flax.struct.dataclass
+class DecoderWeights:
+    """The decoder as single-token decoding reads it: a tree for each layer, and the output projection, in the compute
+    dtype.
+
+    XLA does not hoist slices of stacked weights out of a loop, so they are cut once before it. What is sharded over
+    `fsdp` is gathered: each device holds these weights whole while it decodes, but for what `tensor` splits.
+    """
+
+    layers: list[Params]
+    head: Float[Array, "D V"]
+
+
+def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
+    dtype = jnp.dtype(policy.compute_dtype)
+    stacked, axes = params["language"]["layers"], policy.param_axes()["language"]["layers"]
+
+    def layer(number: int) -> Params:
+        return jax.tree.map(
+            lambda leaf, names: constrain(leaf[number].astype(dtype), *gathered(*names[1:])), stacked, axes
+        )
+
+    head = policy.module(params).language.head_kernel().astype(dtype)
+    count = policy.config.text.num_layers
+    return DecoderWeights([layer(number) for number in range(count)], constrain(head, None, "act_vocab"))
+
+
+@flax.struct.dataclass
+class PromptCache:
+    """What decoding knows of P prompts: per layer transposed keys and values, one copy for all responses."""
+
+    lengths: Int[Array, "P"]
+    next_position: Int[Array, "P"]
+    keys: list[Float[Array, "P K h Lp"]]
+    values: list[Float[Array, "P K Lp h"]]
+
+
+def prompt_cache(prompts: PromptBatch, cache: tuple[Array, Array]) -> PromptCache:
+    """The cache of `prefill`, layer by layer."""
+    axes = ("batch", "act_heads", None, None)
+    return PromptCache(
+        lengths=prompts.lengths,
+        next_position=prompts.next_position,
+        keys=[constrain(jnp.swapaxes(keys, 2, 3), *axes) for keys in cache[0]],
+        values=[constrain(values, *axes) for values in cache[1]],
+    )
+
+
 def decode_step(
     policy: Policy,
-    model: Qwen2_5VL,
-    layers: list[DecoderLayer],
-    tokens: Int[Array, "P n"],
-    step: Int[Array, ""],
-    prompts: PromptBatch,
-    prompt_cache: list[KeyValue],
-    own_cache: list[KeyValue],
-) -> tuple[Float[Array, "P n D"], list[KeyValue]]:
-    """Feeds response token number `step` (from 0) of every continuation.
+    params: Params,
+    weights: DecoderWeights,
+    tokens: Int[Array, "R"],
+    positions: Int[Array, "R"],
+    prompts: PromptCache,
+    own: Sequence[Sequence[tuple[Array, Array, Array]]],
+    write: Callable[[int, Array, Array], tuple[Array, Array, Array]],
+    by_prompt: Callable[[Array], Array],
+    by_row: Callable[[Array], Array],
+) -> tuple[Float[Array, "R D"], list[KeyValue]]:
+    """Feeds one token of every row.
 
     Args:
-        layers: `model.language.unstacked_layers(dtype)`, made once outside the loop.
-        prompt_cache: per layer, keys and values [P, K, Lp, h] of the prompts: one copy for the n continuations.
-        own_cache: per layer, keys and values [P, K, n, S, h] of the responses; place `step` is written.
+        positions: the tokens' rotary positions.
+        own: for each layer, the parts of the rows' own caches that this token only reads (see `decode_attention`).
+        write: (layer, key [R, K, h], value [R, K, h]) -> the part of the cache that holds this token too.
+        by_prompt, by_row: see `decode_attention`.
 
     Returns:
-        Final hidden states (they predict token step + 1) and the updated own cache.
+        Final hidden states (they predict the next token), and what `write` gave, layer by layer, without masks.
     """
-    x = model.language.embed_tokens(tokens, jnp.dtype(policy.compute_dtype))
-    positions = jnp.broadcast_to((prompts.next_position + step)[:, None, None], (tokens.shape[0], 3, tokens.shape[1]))
-    rotary = policy.rotary(positions)
-    prefix_mask = prompt_mask(prompts)
-    own_mask = (jnp.arange(own_cache[0][0].shape[3]) <= step)[None, None, None]
-    new_cache = []
-    for layer, prefix, own in zip(layers, prompt_cache, own_cache, strict=True):
+    model = policy.module(params)
+    x = model.language.embed_tokens(tokens, jnp.dtype(policy.compute_dtype))[:, None]
+    rotary = policy.rotary(jnp.broadcast_to(positions[:, None, None], (tokens.shape[0], 3, 1)))
+    mask = jnp.arange(prompts.keys[0].shape[-1]) < prompts.lengths[:, None]
+    written = []
+    for number, layer in enumerate(weights.layers):
 
-        def attend(query: Array, key: Array, value: Array, prefix=prefix, own=own) -> tuple[Array, KeyValue]:
-            # key is [P, n, K, h]: the n continuations stand in the sequence place, one token each.
-            keys, values = (
-                jax.lax.dynamic_update_slice(cache, new.transpose(0, 2, 1, 3)[:, :, :, None], (0, 0, 0, step, 0))
-                for cache, new in zip(own, (key, value), strict=True)
+        def attend(query: Array, key: Array, value: Array, number=number) -> tuple[Array, KeyValue]:
+            rows, _, heads, head_dim = query.shape
+            part = write(number, key[:, 0], value[:, 0])
+            out = decode_attention(
+                query.reshape(rows, key.shape[2], heads // key.shape[2], head_dim),
+                (prompts.keys[number], prompts.values[number], mask),
+                [*own[number], part],
+                by_prompt,
+                by_row,
             )
-            out = shared_prefix_attention(query[:, :, None], prefix[0], prefix[1], prefix_mask, keys, values, own_mask)
-            return out[:, :, 0], (keys, values)
+            return out.reshape(query.shape), part[:2]
 
-        x, cache = layer(x, rotary, attend)
-        new_cache.append(cache)
-    return model.language.norm(x), new_cache
+        x, kept = model.language.layer(layer)(x, rotary, attend)
+        written.append(kept)
+    return model.language.norm(x)[:, 0], written
 
 
 def group_hidden(
@@ -229,35 +289,75 @@ def log_probs_of(
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
     """Log-probability of each target and entropy of its distribution, softmax(hidden @ head / temperature), in float32.
 
-    Works through `chunk` positions at a time and recomputes their logits in the backward pass, so that the largest
-    array with a vocabulary dimension is [P, chunk, V]. No gradient flows through the entropy.
+    Works through `chunk` positions at a time, so that the largest array with a vocabulary dimension is [P, chunk, V].
+    The backward pass computes their logits again and keeps of the forward pass one number a position. No gradient
+    flows through the entropy.
     """
-    prompts, length, _ = hidden.shape
-    chunk = min(chunk, length)
+    length = hidden.shape[1]
+    chunk = -(-length // -(-length // chunk))  # as many chunks, of one size
     padding = -length % chunk
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, padding)))
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def body(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        x, target = inputs
-        # Cast in here: the scan then adds up the head's gradient in float32, over however many chunks.
-        logits = jnp.einsum("ptd,dv->ptv", x, head.astype(x.dtype), preferred_element_type=jnp.float32) / temperature
-        logits = constrain(logits, "batch", "seq", "act_vocab")
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        # A masked sum, not a gather: it shards over the vocabulary, and its gradient needs no scatter.
-        chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == target[..., None], logits, 0.0), axis=-1)
-        frozen = jax.lax.stop_gradient(logits)
-        log_p = frozen - jax.lax.stop_gradient(normaliser)[..., None]
-        entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-        return None, (chosen - normaliser, entropy)
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    def chunks(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(prompts, -1, chunk, *x.shape[2:]), 1, 0)
-
-    _, outputs = jax.lax.scan(body, None, (chunks(hidden), chunks(targets)))
-    log_probs, entropy = (jnp.moveaxis(x, 0, 1).reshape(prompts, -1)[:, :length] for x in outputs)
+    outputs = _chunked_log_probs(temperature, split(hidden), head, split(targets))
+    log_probs, entropy = (jnp.moveaxis(x, 0, 1).reshape(len(targets), -1)[:, :length] for x in outputs)
     return log_probs, entropy
+
+
+def _chunk_logits(hidden: Float[Array, "P c D"], head: Float[Array, "D V"], temperature: float) -> Array:
+    logits = jnp.einsum("pcd,dv->pcv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return constrain(logits / temperature, "batch", "seq", "act_vocab")
+
+
+def _is_target(logits: Float[Array, "P c V"], targets: Int[Array, "P c"]) -> Bool[Array, "P c V"]:
+    # A mask, not an index: it shards over the vocabulary, and its gradient needs no scatter.
+    return jnp.arange(logits.shape[-1]) == targets[..., None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked_log_probs(
+    temperature: float, hidden: Float[Array, "k P c D"], head: Float[Array, "D V"], targets: Int[Array, "k P c"]
+) -> tuple[Float[Array, "k P c"], Float[Array, "k P c"]]:
+    return _chunked_forward(temperature, hidden, head, targets)[0]
+
+
+def _chunked_forward(temperature: float, hidden: Array, head: Array, targets: Array) -> tuple[Any, Any]:
+    def body(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        x, target = inputs
+        logits = _chunk_logits(x, head, temperature)
+        peak = logits.max(axis=-1, keepdims=True)
+        weights = jnp.exp(logits - peak)
+        total = weights.sum(axis=-1)
+        normaliser = peak[..., 0] + jnp.log(total)
+        chosen = jnp.sum(jnp.where(_is_target(logits, target), logits, 0.0), axis=-1)
+        entropy = normaliser - jnp.sum(weights * logits, axis=-1) / total
+        return chosen - normaliser, entropy, normaliser
+
+    log_probs, entropy, normaliser = jax.lax.map(body, (hidden, targets))
+    return (log_probs, entropy), (hidden, head, targets, normaliser)
+
+
+def _chunked_backward(temperature: float, saved: Any, gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+    hidden, head, targets, normaliser = saved
+
+    def body(of_head: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        x, target, normaliser, gradient = inputs
+        logits = _chunk_logits(x, head, temperature)
+        residual = _is_target(logits, target) - jnp.exp(logits - normaliser[..., None])
+        of_logits = (residual * (gradient / temperature)[..., None]).astype(x.dtype)
+        # The head's gradient adds up in float32, over however many chunks.
+        of_head += jnp.einsum("pcd,pcv->dv", x, of_logits, preferred_element_type=jnp.float32)
+        return of_head, jnp.einsum("pcv,dv->pcd", of_logits, head.astype(x.dtype))
+
+    of_head, of_hidden = jax.lax.scan(
+        body, jnp.zeros(head.shape, jnp.float32), (hidden, targets, normaliser, gradients[0])
+    )
+    return of_hidden, of_head.astype(head.dtype), None
+
+
+_chunked_log_probs.defvjp(_chunked_forward, _chunked_backward)
 
 
 def token_log_probs(
@@ -281,6 +381,6 @@ def token_log_probs(
         head,
         responses.reshape(count, -1),
         temperature=temperature,
-        chunk=policy.vocab_chunk,
+        chunk=policy.logits_chunk(count),
     )
     return log_probs.reshape(responses.shape), entropy.reshape(responses.shape)

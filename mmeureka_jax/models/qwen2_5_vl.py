@@ -94,17 +94,9 @@ class Decoder(nnx.Module):
 
         return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)
 
-    def unstacked_layers(self, dtype: jnp.dtype) -> list[DecoderLayer]:
-        """One module per layer, its parameters in `dtype`.
-
-        Decoding uses these: XLA does not hoist slices of stacked weights out of a while loop. What is sharded over
-        `fsdp` is gathered once, before the loop, so each device holds these layers whole while it decodes.
-        """
-        definition, stacked = nnx.split(self.layers)
-        count = self.layers.input_layernorm.scale.shape[0]
-        return [
-            nnx.merge(definition, jax.tree.map(lambda leaf, i=i: leaf[i].astype(dtype), stacked)) for i in range(count)
-        ]
+    def layer(self, parameters: Any) -> DecoderLayer:
+        """One layer, from its own parameters (a slice of the stack)."""
+        return nnx.merge(nnx.split(self.layers)[0], parameters)
 
 
 class VisionAttention(nnx.Module):

@@ -22,7 +22,7 @@ from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.rl.rollout import Group
-from mmeureka_jax.rl.sampler import Samples, SamplingSettings, jit_rollout, prompt_seeds
+from mmeureka_jax.rl.sampler import Samples, SamplingSettings, prompt_seeds, sample
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
 from mmeureka_jax.tracking import ResponseSample, RolloutSample
 
@@ -188,14 +188,13 @@ class Collector:
         orders = np.asarray([item.order for item in loaded])
         inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
         # Rollout 0 always: the place in the data names the noise, however many prompts a call has.
-        samples, embeds = jit_rollout(
+        samples, embeds = sample(
             self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
         )
-        local: Samples = local_rows(samples)
-        lengths, finished = local.lengths, local.finished
+        lengths, finished = samples.lengths, samples.finished
         texts = [
             [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
-            for rows, counts in zip(local.tokens, lengths, strict=True)
+            for rows, counts in zip(samples.tokens, lengths, strict=True)
         ]
         tally.seconds["rollout"] += time.perf_counter() - start
 
@@ -210,8 +209,7 @@ class Collector:
             **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
         }
         # Through the mesh, as the samples: its order of rows need not be the order of hosts.
-        everyone = to_host(to_global(self._mesh, own))
-        full: Samples = to_host(samples)
+        everyone, full = to_host(to_global(self._mesh, (own, samples)))
         if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
             none = jax.tree.map(lambda x: np.zeros((len(full.tokens), 0, *x.shape[2:]), x.dtype), batch.images)
             prompts = to_host(inputs[0].replace(images=None)).replace(images=none)
@@ -276,15 +274,3 @@ class Collector:
             )
 
         return [group(row) for row in np.argsort(scored["orders"])]
-
-
-def local_rows(tree: Samples) -> Samples:
-    """This host's rows of arrays that are sharded by row, as NumPy."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-
-    def rows(x: jax.Array) -> np.ndarray:
-        shards = {shard.index[0].start or 0: np.asarray(shard.data) for shard in x.addressable_shards}
-        return np.concatenate([shards[start] for start in sorted(shards)])
-
-    return jax.tree.map(rows, tree)

@@ -14,8 +14,7 @@ from mmeureka_jax.mesh import batch_divisor, to_global
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.config import VisionConfig
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.rl.collect import local_rows
-from mmeureka_jax.rl.sampler import SamplingSettings, jit_rollout, prompt_seeds
+from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
 
 if TYPE_CHECKING:
@@ -85,12 +84,9 @@ def generate(
             batch = collate(padded, pick_bucket(longest, buckets), num_windows)
             seeds = prompt_seeds([*(p.id for p in own), *["filler"] * (rows - len(own))])
             inputs = to_global(loaded.mesh, (batch, seeds, active))
-            samples, _ = jit_rollout(
-                loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2]
-            )
-            local = local_rows(samples)
+            samples, _ = sample(loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2])
             for i, problem in enumerate(own):
-                yield problem, [_response(local, processor, i, j) for j in range(settings.group_size)]
+                yield problem, [_response(samples, processor, i, j) for j in range(settings.group_size)]
 
 
 def filler_prompt(vision: VisionConfig) -> ProcessedPrompt:
@@ -144,7 +140,7 @@ class Evaluator:
             temperature=0.0,
         )
 
-    def run(self, params: Params, on_batch: Callable[[int], None] = lambda count: None) -> list[Graded]:
+    def run(self, params: Params, on_batch: Callable[[int], object] = lambda count: None) -> list[Graded]:
         """This host's problems, answered and graded."""
         from mmeureka_jax.rewards.base import RewardRequest
 

@@ -1,17 +1,27 @@
-"""The sampler: jitted prefill and decode of n responses to each prompt.
+"""The sampler: prefill, and decoding of n responses to each prompt in a few programs of fixed shapes.
 
-A prompt's keys and values are computed and stored once, whatever n is. The random key of each drawn token is named by
-(seed, stream, rollout, name of the prompt, sample index, position), where a training run names a prompt by its place in
-the data stream and its id: a response depends on nothing else, and so not on the batch it is drawn in, on the mesh, or
-on an interruption.
+    start      pictures, prompts -> image embeddings, the prompts' keys and values, the first token of every response
+    decode     tokens, until the own caches are full or few enough responses are left
+    repack     the responses still running go on as a smaller batch, with caches of the next size
+
+        rows    |##############|                   A finished response costs nothing once half of the rows are done:
+                |######        |####|              the others go on in a batch of half the size, and again. Caches
+                |###           |####|########|     start short and grow, so that no step reads (much) more than what
+                                                   is filled. A prompt's keys and values stay one copy throughout.
+
+The random key of each drawn token is named by (seed, stream, rollout, name of the prompt, sample index, position),
+where a training run names a prompt by its place in the data stream and its id: a response depends on nothing else, and
+so not on the batch it is drawn in, on the rows it shares a program with, on the mesh, or on an interruption.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,11 +29,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Key, UInt32
 
-from mmeureka_jax.mesh import constrain
+from mmeureka_jax.mesh import batch_shards, constrain, local_rows, take_in_shards
 from mmeureka_jax.models.batch import Array, PromptBatch
-from mmeureka_jax.models.policy import Params, Policy, decode_step, encode_images, prefill
+from mmeureka_jax.models.policy import (
+    DecoderWeights,
+    Params,
+    Policy,
+    PromptCache,
+    decode_step,
+    decoder_weights,
+    encode_images,
+    prefill,
+    prompt_cache,
+)
 
 STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # independent noise for each use of the sampler
+BLOCK = 16  # tokens that are kept apart before they go into the own caches, which a loop would copy for every token
+_SMALLEST_CACHE = 64  # tokens
+_HALVINGS = 5  # how often the rows of a rollout may be halved
+_FEWEST_ROWS = 4  # of a shard
+_VOCAB_PART = 64  # tokens of the vocabulary that are first chosen together
 
 
 @dataclass(frozen=True)
@@ -72,135 +97,403 @@ def response_keys(
 def filter_logits(logits: Float[Array, "... V"], top_k: int, top_p: float) -> Float[Array, "... V"]:
     """-inf for tokens outside the `top_k` most likely, then outside the smallest set with probability `top_p`.
 
-    Ties at the edge of either set are kept, as transformers' TopKLogitsWarper does for top-k.
+    Ties at the edge of either set are kept, as transformers' TopKLogitsWarper does for top-k. Nothing is sorted.
     """
     if 0 < top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
     if top_p < 1.0:
-        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # the first token has 0 before it: always kept
-        threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < threshold, -jnp.inf, logits)
+        # A token is kept if those above it have less than top_p together. That holds from some logit on upwards, which
+        # is found bit by bit: floats are in the order of these integers.
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        bits = jax.lax.bitcast_convert_type(logits + 0.0, jnp.int32)
+        order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+        def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
+            above = jnp.sum(jnp.where(order > middle, probabilities, 0.0), axis=-1, keepdims=True)
+            return jnp.where(above < top_p, low, middle + 1), jnp.where(above < top_p, middle, high)
+
+        edges = [jnp.full((*logits.shape[:-1], 1), edge, jnp.int32) for edge in (-(2**31), 2**31 - 1)]
+        threshold = jax.lax.fori_loop(0, 32, halve, tuple(edges))[1]
+        logits = jnp.where(order < threshold, -jnp.inf, logits)
     return logits
 
 
 def draw(
     policy: Policy,
     settings: SamplingSettings,
-    keys: Key[Array, "P n"],
+    keys: Key[Array, "R"],
     position: Int[Array, ""] | int,
-    hidden: Float[Array, "P n D"],
+    hidden: Float[Array, "R D"],
     head: Float[Array, "D V"],
-) -> tuple[Int[Array, "P n"], Float[Array, "P n"]]:
-    """Draws one token for every response (Gumbel-max) and gives its log-probability.
+) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
+    """Draws one token for every response and gives its log-probability.
 
     The log-probability is the policy's at the temperature (1 when greedy), over the whole vocabulary: what the update
-    computes.
+    computes. Drawn is first a part of the vocabulary and then a token of it, by two uniform numbers (inverse
+    distribution functions): two numbers a token, where Gumbel noise would need one for every entry of the vocabulary.
     """
-    logits = jnp.einsum("pnd,dv->pnv", hidden, head, preferred_element_type=jnp.float32)
-    logits = constrain(logits, "batch", None, "act_vocab")
+    logits = jnp.einsum("rd,dv->rv", hidden, head, preferred_element_type=jnp.float32)
+    logits = constrain(logits, "batch", "act_vocab")
     if settings.temperature > 0:
         logits = logits / settings.temperature
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    forbidden = np.zeros(logits.shape[-1], bool)
+    vocab = logits.shape[-1]
+    forbidden = np.zeros(vocab, bool)
     forbidden[list(policy.forbidden_tokens)] = True
     scores = jnp.where(forbidden, -jnp.inf, logits)
+    peak = scores.max(axis=-1, keepdims=True)
     if settings.temperature > 0:
-        scores = filter_logits(scores, settings.top_k, settings.top_p)
-        token_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, position)))(keys)
-        scores = scores + jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(token_keys)
-    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == tokens[..., None], logits, 0.0), axis=-1)
+        kept = filter_logits(scores, settings.top_k, settings.top_p)
+        weights = jnp.pad(jnp.exp(kept - peak), ((0, 0), (0, -vocab % _VOCAB_PART)))
+        weights = weights.reshape(len(weights), -1, _VOCAB_PART)
+        token_keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(token_keys)
+        part, total = _invert(weights.sum(axis=-1), uniform[:, 0])
+        place, _ = _invert(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 1])
+        tokens = part * _VOCAB_PART + place
+    else:
+        kept, total = scores, jnp.exp(scores - peak).sum(axis=-1)
+        tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    if settings.temperature > 0 and (settings.top_k or settings.top_p < 1.0):
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+    else:  # the sum is there; what is missing is the tokens that are never drawn
+        rest = jax.nn.logsumexp(logits[:, list(policy.forbidden_tokens)], axis=-1)
+        normaliser = jnp.logaddexp(peak[:, 0] + jnp.log(total), rest)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - normaliser
 
 
-def sample(
-    policy: Policy,
-    settings: SamplingSettings,
-    params: Params,
-    prompts: PromptBatch,
-    image_embeds: Float[Array, "P M D"],
-    keys: Key[Array, "P n"],
-    active: Bool[Array, "P"],
-) -> Samples:
-    """Samples `group_size` responses to each prompt. Pure; `jit_sample` is the compiled form.
+def _invert(weights: Float[Array, "R m"], uniform: Float[Array, "R"]) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
+    """Index i with probability weights[i] / total, for a uniform number in [0, 1); and the total. An index of weight 0
+    is never given."""
+    below = jnp.cumsum(weights, axis=-1)
+    total = below[:, -1]
+    target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))  # below the total whatever the rounding
+    return jnp.sum(below <= target[:, None], axis=-1, dtype=jnp.int32), total
 
-    Args:
-        active: False for rows that only fill up the batch; they draw nothing.
+
+@flax.struct.dataclass
+class DecodeState:
+    """R responses on their way. All are at the same position; a row of index i has drawn `lengths[i]` tokens so far.
+
+    `prompt` and `rows_of_prompt` count within a shard of the batch dimension. `past_keys` and `past_values` hold the
+    first `filled` of the responses' own tokens, layer by layer.
     """
-    count, n, limit = prompts.tokens.shape[0], settings.group_size, settings.max_new_tokens
-    model = policy.module(params)
-    layers = model.language.unstacked_layers(jnp.dtype(policy.compute_dtype))
-    hidden, (keys_stack, values_stack) = prefill(policy, params, prompts, image_embeds)
-    head = model.language.head_kernel().astype(hidden.dtype)
-    cache_axes = ("batch", "act_heads", None, None)
-    prompt_cache = [
-        (constrain(keys_stack[i], *cache_axes), constrain(values_stack[i], *cache_axes)) for i in range(len(layers))
-    ]
-    kv_heads, head_dim = prompt_cache[0][0].shape[1], prompt_cache[0][0].shape[3]
 
-    def empty_cache() -> Array:
-        zeros = jnp.zeros((count, kv_heads, n, limit, head_dim), hidden.dtype)
-        return constrain(zeros, "batch", "act_heads", None, None, None)
-
-    def record(state: dict, position: Array | int, tokens: Array, log_probs: Array) -> dict:
-        running = ~state["done"]
-        tokens = jnp.where(running, tokens, settings.pad_token_id)
-        ended = jnp.any(tokens[..., None] == np.asarray(settings.eos_token_ids, np.int32), axis=-1)
-        return state | {
-            "tokens": jax.lax.dynamic_update_slice(state["tokens"], tokens[..., None], (0, 0, position)),
-            "log_probs": jax.lax.dynamic_update_slice(
-                state["log_probs"], jnp.where(running, log_probs, 0.0)[..., None], (0, 0, position)
-            ),
-            "lengths": state["lengths"] + running,
-            "finished": state["finished"] | (running & ended),
-            "done": state["done"] | ended,
-            "last": tokens,
-        }
-
-    start = {
-        "tokens": jnp.full((count, n, limit), settings.pad_token_id, jnp.int32),
-        "log_probs": jnp.zeros((count, n, limit), jnp.float32),
-        "lengths": jnp.zeros((count, n), jnp.int32),
-        "finished": jnp.zeros((count, n), bool),
-        "done": jnp.broadcast_to(~active[:, None], (count, n)),
-    }
-    first = jnp.broadcast_to(hidden[:, None], (count, n, hidden.shape[-1]))
-    state = record(start, 0, *draw(policy, settings, keys, 0, first, head))
-    state |= {"position": jnp.int32(1), "cache": [(empty_cache(), empty_cache()) for _ in layers]}
-
-    def unfinished(state: dict) -> Array:
-        return (state["position"] < limit) & ~jnp.all(state["done"])
-
-    def advance(state: dict) -> dict:
-        position = state["position"]
-        hidden, cache = decode_step(
-            policy, model, layers, state["last"], position - 1, prompts, prompt_cache, state["cache"]
-        )
-        state = record(state, position, *draw(policy, settings, keys, position, hidden, head))
-        return state | {"position": position + 1, "cache": cache}
-
-    state = jax.lax.while_loop(unfinished, advance, state)
-    outputs = {name: state[name] for name in ("tokens", "log_probs", "lengths", "finished")}
-    return Samples(**{name: constrain(x, "batch", *(None,) * (x.ndim - 1)) for name, x in outputs.items()})
+    position: Int[Array, ""]  # of the next token to be drawn
+    filled: Int[Array, ""]
+    tokens: Int[Array, "R Lr"]
+    log_probs: Float[Array, "R Lr"]
+    lengths: Int[Array, "R"]
+    finished: Bool[Array, "R"]
+    done: Bool[Array, "R"]
+    last: Int[Array, "R"]
+    keys: Key[Array, "R"]
+    limits: Int[Array, "R"]  # tokens after which it is cut off
+    place: Int[Array, "R"]  # prompt * n + number of the response, in the whole rollout
+    prompt: Int[Array, "R"]
+    rows_of_prompt: Int[Array, "P n"]
+    prompts: PromptCache
+    past_keys: list[Float[Array, "R K h S"]]
+    past_values: list[Float[Array, "R K S h"]]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def jit_rollout(
+def _rows(x: Array) -> Array:
+    return constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def start(
     policy: Policy,
     settings: SamplingSettings,
     stream: str,
+    capacity: int,
     params: Params,
     prompts: PromptBatch,
     seeds: UInt32[Array, "P 2"],
     seed: Int[Array, ""],
     rollout: Int[Array, ""],
     active: Bool[Array, "P"],
-) -> tuple[Samples, Float[Array, "P M D"]]:
-    """Encodes the pictures and samples. Returns the samples and the image embeddings, which a frozen tower's update
-    reuses."""
+    limits: Int[Array, "P n"] | None = None,
+) -> tuple[DecodeState, DecoderWeights, Float[Array, "P M D"]]:
+    """Everything up to the first token of every response.
+
+    Args:
+        capacity: tokens that the own caches hold.
+        active: False for prompts that only fill up the batch; nothing is drawn for them.
+        limits: tokens after which each response is cut off, where that is before `max_new_tokens`.
+    """
     image_embeds = encode_images(policy, params, prompts.images)
-    keys = response_keys(seed, stream, rollout, seeds, settings.group_size)
-    return sample(policy, settings, params, prompts, image_embeds, keys, active), image_embeds
+    hidden, cache = prefill(policy, params, prompts, image_embeds)
+    weights = decoder_weights(policy, params)
+    n, limit = settings.group_size, settings.max_new_tokens
+    count, text = prompts.tokens.shape[0] * n, policy.config.text
+    keys = response_keys(seed, stream, rollout, seeds, n).reshape(-1)
+    place = jnp.arange(count, dtype=jnp.int32)
+    of_shard = jnp.arange(count // batch_shards(), dtype=jnp.int32)
+    past = (count, text.num_kv_heads, text.head_dim, capacity)
+    state = DecodeState(
+        position=jnp.int32(0),
+        filled=jnp.int32(0),
+        tokens=_rows(jnp.full((count, limit), settings.pad_token_id, jnp.int32)),
+        log_probs=_rows(jnp.zeros((count, limit), jnp.float32)),
+        lengths=_rows(jnp.zeros(count, jnp.int32)),
+        finished=_rows(jnp.zeros(count, bool)),
+        done=_rows(jnp.repeat(~active, n)),
+        last=_rows(jnp.zeros(count, jnp.int32)),
+        keys=keys,
+        limits=_rows(jnp.full(count, limit, jnp.int32) if limits is None else limits.reshape(-1)),
+        place=_rows(place),
+        prompt=_rows(jnp.tile(of_shard // n, batch_shards())),
+        rows_of_prompt=_rows(jnp.tile(of_shard.reshape(-1, n), (batch_shards(), 1))),
+        prompts=prompt_cache(prompts, cache),
+        past_keys=[_heads(jnp.zeros(past, hidden.dtype)) for _ in weights.layers],
+        past_values=[_heads(jnp.zeros((*past[:2], *past[:1:-1]), hidden.dtype)) for _ in weights.layers],
+    )
+    return _record(policy, settings, state, jnp.repeat(hidden, n, axis=0), weights.head), weights, image_embeds
+
+
+def _heads(x: Array) -> Array:
+    return constrain(x, "batch", "act_heads", None, None)
+
+
+def _take(x: Array, index: Array) -> Array:
+    """Rows of each shard; the second of four dimensions is one of heads."""
+    return take_in_shards(x, index, *(("act_heads", None, None) if x.ndim == 4 else (None,) * (x.ndim - 1)))
+
+
+def _record(policy: Policy, settings: SamplingSettings, state: DecodeState, hidden: Array, head: Array) -> DecodeState:
+    """Draws the token at `position` of every response that is not done."""
+    tokens, log_probs = draw(policy, settings, state.keys, state.position, hidden, head)
+    running = ~state.done
+    tokens = jnp.where(running, tokens, settings.pad_token_id)
+    log_probs = jnp.where(running, log_probs, 0.0)
+    ended = jnp.any(tokens[:, None] == np.asarray(settings.eos_token_ids, np.int32), axis=-1)
+    return dataclasses.replace(
+        state,
+        position=state.position + 1,
+        tokens=jax.lax.dynamic_update_slice(state.tokens, tokens[:, None], (0, state.position)),
+        log_probs=jax.lax.dynamic_update_slice(state.log_probs, log_probs[:, None], (0, state.position)),
+        lengths=state.lengths + running,
+        finished=state.finished | (running & ended),
+        done=state.done | ended | (state.position + 1 >= state.limits),
+        last=tokens,
+    )
+
+
+def _most_running(state: DecodeState) -> Int[Array, ""]:
+    """Responses that are not done, in the shard that has most of them."""
+    return jnp.max(jnp.sum(~state.done.reshape(batch_shards(), -1), axis=-1, dtype=jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="state")
+def decode(
+    policy: Policy,
+    settings: SamplingSettings,
+    params: Params,
+    weights: DecoderWeights,
+    state: DecodeState,
+    stop_at: Int[Array, ""],
+) -> tuple[DecodeState, Int[Array, ""]]:
+    """Draws tokens until the own caches are full, no shard has more than `stop_at` responses left, or all have
+    `max_new_tokens`.
+
+    Returns:
+        The state, and the number of responses left in the shard that has most.
+    """
+    rows, kv_heads, head_dim, capacity = state.past_keys[0].shape
+    prompts, n = state.rows_of_prompt.shape
+    dtype = state.past_keys[0].dtype
+    place_of_row = state.prompt * n + state.place % n
+
+    def by_prompt(x: Array) -> Array:
+        if rows != prompts * n:
+            x = _take(x, state.rows_of_prompt.reshape(-1))
+        return x.reshape(prompts, n, *x.shape[1:])
+
+    def by_row(x: Array) -> Array:
+        x = x.reshape(prompts * n, *x.shape[2:])
+        if rows != prompts * n:
+            x = _take(x, place_of_row)
+        return x
+
+    next_position = _take(state.prompts.next_position, state.prompt)
+
+    def going_on(state: DecodeState) -> Array:
+        return (state.position < settings.max_new_tokens) & (_most_running(state) > stop_at)
+
+    def block(state: DecodeState) -> DecodeState:
+        past_mask = jnp.arange(capacity) < state.filled
+        past = [[(k, v, past_mask)] for k, v in zip(state.past_keys, state.past_values, strict=True)]
+
+        def step(carry: tuple[Array, DecodeState, Any]) -> tuple[Array, DecodeState, Any]:
+            number, now, recent = carry
+
+            def write(layer: int, key: Array, value: Array) -> tuple[Array, Array, Array]:
+                keys, values = recent[layer]
+                keys = jax.lax.dynamic_update_slice(keys, key[..., None], (0, 0, 0, number))
+                values = jax.lax.dynamic_update_slice(values, value[:, :, None], (0, 0, number, 0))
+                return keys, values, jnp.arange(BLOCK) <= number
+
+            hidden, recent = decode_step(
+                policy, params, weights, now.last, next_position + state.filled + number, state.prompts, past, write,
+                by_prompt, by_row,
+            )  # fmt: skip
+            return number + 1, _record(policy, settings, now, hidden, weights.head), recent
+
+        def within_block(carry: tuple[Array, DecodeState, Any]) -> Array:
+            return (carry[0] < BLOCK) & going_on(carry[1])
+
+        # The caches stay out of the inner loop: it reads the past ones and writes to the recent ones alone.
+        light = dataclasses.replace(state, past_keys=[], past_values=[])
+        empty = jnp.zeros((rows, kv_heads, head_dim, BLOCK), dtype)
+        recent = [(_heads(empty), _heads(jnp.swapaxes(empty, 2, 3))) for _ in past]
+        number, light, recent = jax.lax.while_loop(within_block, step, (jnp.int32(0), light, recent))
+        return dataclasses.replace(
+            light,
+            filled=state.filled + number,
+            past_keys=[
+                jax.lax.dynamic_update_slice(k, new, (0, 0, 0, state.filled))
+                for k, (new, _) in zip(state.past_keys, recent, strict=True)
+            ],
+            past_values=[
+                jax.lax.dynamic_update_slice(v, new, (0, 0, state.filled, 0))
+                for v, (_, new) in zip(state.past_values, recent, strict=True)
+            ],
+        )
+
+    def room(state: DecodeState) -> Array:
+        return going_on(state) & (state.filled + BLOCK <= capacity)
+
+    state = jax.lax.while_loop(room, block, state)
+    return state, _most_running(state)
+
+
+_PER_ROW = ("tokens", "log_probs", "lengths", "finished", "done", "last", "keys", "limits")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def repack(rows: int, capacity: int, state: DecodeState) -> DecodeState:
+    """The same responses with other sizes: `rows` of a shard, those not done first, and own caches of `capacity`."""
+    shards = batch_shards()
+    prompts = state.rows_of_prompt.shape[0] // shards
+    kept_prompts = min(prompts, rows)
+    if rows != len(state.done) // shards:
+        done, prompt = state.done.reshape(shards, -1), state.prompt.reshape(shards, -1)
+        chosen = jnp.argsort(done, axis=-1, stable=True)[:, :rows]
+        needed = jnp.any((prompt[..., None] == jnp.arange(prompts)) & ~done[..., None], axis=1)
+        order = jnp.argsort(~needed, axis=-1, stable=True)
+        new_prompt = jnp.argsort(order, axis=-1)  # by old number; those left out have kept_prompts and more
+        index = chosen.reshape(-1)
+        prompt = jnp.take_along_axis(new_prompt, jnp.take_along_axis(prompt, chosen, axis=-1), axis=-1)
+        chosen_prompts = order[:, :kept_prompts].reshape(-1)
+
+        def take(x: Array) -> Array:
+            return _take(x, index)
+
+        n = state.rows_of_prompt.shape[1]
+        place = take(state.place)
+        still = ~take(state.done).reshape(shards, -1)
+        target = jnp.where(still, prompt * n + place.reshape(shards, -1) % n, kept_prompts * n)
+        rows_of_prompt = jax.vmap(
+            lambda where: jnp.zeros(kept_prompts * n, jnp.int32).at[where].set(jnp.arange(rows), mode="drop")
+        )(target)
+        state = dataclasses.replace(
+            state,
+            **{name: take(getattr(state, name)) for name in _PER_ROW},
+            place=place,
+            prompt=_rows(jnp.minimum(prompt, kept_prompts - 1).reshape(-1)),
+            rows_of_prompt=_rows(rows_of_prompt.reshape(-1, n)),
+            prompts=jax.tree.map(lambda x: _take(x, chosen_prompts), state.prompts),
+            past_keys=[take(x) for x in state.past_keys],
+            past_values=[take(x) for x in state.past_values],
+        )
+    more = capacity - state.past_keys[0].shape[-1]
+    return dataclasses.replace(
+        state,
+        past_keys=[_heads(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))) for x in state.past_keys],
+        past_values=[_heads(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0)))) for x in state.past_values],
+    )
+
+
+def row_sizes(rows: int) -> list[int]:
+    """Rows of a shard in the batches that a rollout goes through: each half of the one before."""
+    sizes = [rows]
+    while len(sizes) <= _HALVINGS and sizes[-1] >= 2 * _FEWEST_ROWS:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def cache_sizes(limit: int) -> list[int]:
+    """Tokens that the own caches hold, doubling up to what `limit` tokens need."""
+    last = -(-limit // BLOCK) * BLOCK + BLOCK
+    sizes = [_SMALLEST_CACHE]
+    while 3 * sizes[-1] < 2 * last:
+        sizes.append(2 * sizes[-1])
+    return [*sizes[:-1], last]
+
+
+def sample(
+    policy: Policy,
+    settings: SamplingSettings,
+    stream: str,
+    params: Params,
+    prompts: PromptBatch,
+    seeds: UInt32[Array, "P 2"],
+    seed: int,
+    rollout: int,
+    active: Bool[Array, "P"],
+    limits: Int[Array, "P n"] | None = None,
+) -> tuple[Samples, Float[Array, "P M D"]]:
+    """Samples `group_size` responses to each prompt. All hosts call it together, under `jax.set_mesh`.
+
+    Args:
+        prompts, seeds, active, limits: device arrays, sharded by prompt (see `start`).
+
+    Returns:
+        This host's responses as NumPy arrays, in the order of its prompts, and the image embeddings on the devices,
+        which a frozen tower's update reuses.
+    """
+    capacities = cache_sizes(settings.max_new_tokens)
+    capacity = capacities[0]
+    state, weights, embeds = start(
+        policy, settings, stream, capacity, params, prompts, seeds, seed, rollout, active, limits
+    )
+    sizes = row_sizes(len(state.done) // batch_shards())
+    samples = _Assembly(state)
+    while True:
+        stop_at = sizes[1] if len(sizes) > 1 else 0
+        state, running = decode(policy, settings, params, weights, state, stop_at)
+        running, position, filled = (int(x) for x in jax.device_get((running, state.position, state.filled)))
+        if running == 0 or position >= settings.max_new_tokens:
+            samples.add(state)
+            return samples.groups(settings.group_size), embeds
+        if len(sizes) > 1 and running <= sizes[1]:
+            samples.add(state)
+            while len(sizes) > 1 and running <= sizes[1]:
+                sizes = sizes[1:]
+                state = repack(sizes[0], capacity, state)
+        if filled + BLOCK > capacity:
+            capacity = capacities[capacities.index(capacity) + 1]
+            state = repack(sizes[0], capacity, state)
+
+
+class _Assembly:
+    """This host's responses by their place in the rollout, as they come out of batches of fewer and fewer rows."""
+
+    def __init__(self, state: DecodeState):
+        self._places = np.sort(local_rows(state.place))
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def add(self, state: DecodeState) -> None:
+        """Takes over all rows of a state; the first state must be of all responses, later ones bring some up to
+        date."""
+        where = np.searchsorted(self._places, local_rows(state.place))
+        for field in dataclasses.fields(Samples):
+            values = local_rows(getattr(state, field.name))
+            self._arrays.setdefault(field.name, np.zeros_like(values))[where] = values
+
+    def groups(self, n: int) -> Samples:
+        return Samples(**{name: x.reshape(-1, n, *x.shape[1:]) for name, x in self._arrays.items()})

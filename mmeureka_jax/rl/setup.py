@@ -91,7 +91,7 @@ def open_policy(config: Config, run_dir: Path, devices: list[jax.Device] | None 
         config=model,
         compute_dtype=compute_dtype(config.model),
         remat=config.model.remat == "full",
-        vocab_chunk=config.model.vocab_chunk,
+        logits_mb=config.model.logits_mb,
     )
     loaded = LoadedPolicy(policy, mesh, checkpoint)
     loaded.shardings()  # raises if the mesh does not divide a parameter

@@ -151,9 +151,9 @@ def test_the_heads_gradient_adds_up_in_float32_over_chunks_of_bfloat16():
 
 
 def test_no_array_has_a_vocabulary_per_token(tied):
-    """The compiled loss and gradient hold no [tokens, V] array: chunks of `vocab_chunk` positions only."""
+    """The compiled loss and gradient hold no [tokens, V] array: `logits_mb` of them at most."""
     batch = tied.batch([PROBLEMS["text only"]] * 2)
-    responses = responses_for(2, 4, 40)  # 160 positions a row, in chunks of 16
+    responses = responses_for(2, 4, 40)  # 160 positions a row
 
     def total(params):
         embeds = encode_images(tied.policy, params, batch.images)
@@ -161,13 +161,15 @@ def test_no_array_has_a_vocabulary_per_token(tied):
 
     text = jax.jit(jax.grad(total)).lower(tied.params).as_text()
     vocab = tied.config.text.vocab_size
-    assert f"2x16x{vocab}xf32" in text
+    chunk = tied.policy.logits_chunk(2)
+    chunk = -(-160 // -(-160 // chunk))
+    assert 1 < chunk < 40 and f"2x{chunk}x{vocab}xf32" in text
     assert f"2x160x{vocab}xf32" not in text and f"2x4x40x{vocab}xf32" not in text
 
 
 def test_remat_changes_nothing(tied):
     batch = tied.batch([PROBLEMS["one window"]])
     responses = responses_for(1, 2, 5)
-    plain = Policy(tied.config, compute_dtype="float32", remat=False, vocab_chunk=16)
+    plain = Policy(tied.config, compute_dtype="float32", remat=False, logits_mb=0.05)
     expected, _ = _encode_and_score(plain, tied.params, batch, responses)
     np.testing.assert_allclose(log_probs(tied, batch, responses)[0], expected, atol=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import replace
 
@@ -24,7 +23,6 @@ from mmeureka_jax.rl.sampler import (
     SamplingSettings,
     draw,
     filter_logits,
-    jit_rollout,
     prompt_seeds,
     response_keys,
     sample,
@@ -53,9 +51,7 @@ def roll(model, problems, settings, *, params=None, batch=None, seed=0, rollout=
     seeds = prompt_seeds([item.id for item in problems])
     active = np.ones(len(problems), bool) if active is None else active
     params = model.params if params is None else params
-    return jax.device_get(
-        jit_rollout(model.policy, settings, "rollout", params, batch, seeds, seed, rollout, active)[0]
-    )
+    return sample(model.policy, settings, "rollout", params, batch, seeds, seed, rollout, active)[0]
 
 
 def with_head(model, columns):
@@ -128,7 +124,7 @@ def test_a_response_does_not_depend_on_what_else_is_in_the_batch(model):
     # Alone, in a group of one, padded to other sizes: the first response of the group.
     alone = roll(model, [MIXED[1]], replace(settings, group_size=1))
     np.testing.assert_array_equal(alone.tokens[0, 0], together.tokens[1, 0])
-    np.testing.assert_allclose(alone.log_probs[0, 0], together.log_probs[1, 0], atol=1e-5)
+    np.testing.assert_allclose(alone.log_probs[0, 0], together.log_probs[1, 0], rtol=1e-5, atol=1e-5)  # float32 rounds
 
 
 def test_rollouts_and_seeds_have_their_own_noise(model):
@@ -187,37 +183,82 @@ def test_without_stop_tokens_every_response_has_full_length(model):
     assert (samples.lengths == 12).all() and not samples.finished.any()
 
 
-def test_decoding_stops_when_every_row_is_done(model, monkeypatch):
-    """Counts the steps of the decode loop, with and without a stop token that the one active response draws."""
-    problems = [PROBLEMS["text only"], replace(PROBLEMS["text only"], id="filler")]
-    batch, steps = model.batch(problems), []
-    plain = sampler.decode_step
+@pytest.fixture
+def decode_rows(monkeypatch):
+    """The rows of every decode step that is run from here on (programs that are compiled already do not count)."""
+    rows, plain = [], sampler.decode_step
 
-    def counted(*arguments):
-        jax.debug.callback(lambda: steps.append(1))
-        return plain(*arguments)
+    def counted(policy, params, weights, tokens, *arguments):
+        jax.debug.callback(lambda: rows.append(len(tokens)))
+        return plain(policy, params, weights, tokens, *arguments)
 
     monkeypatch.setattr(sampler, "decode_step", counted)
-    keys = response_keys(0, "rollout", 0, prompt_seeds([item.id for item in problems]), 1)
-    embeds = np.zeros((2, 0, model.config.text.hidden_size), np.float32)
-    active = np.array([True, False])
+    sampler.decode.clear_cache()
+    yield rows
+    sampler.decode.clear_cache()
+
+
+def test_decoding_stops_when_every_row_is_done(model, decode_rows):
+    """Counts the steps of the decode loop, with and without a stop token that the one active response draws."""
+    problems = [PROBLEMS["text only"], replace(PROBLEMS["text only"], id="filler")]
 
     def run(stop):
         settings = settings_for(model, group_size=1, eos_token_ids=(stop,))
-        steps.clear()
-        roll_once = jax.jit(functools.partial(sample, model.policy, settings))
-        samples = jax.device_get(roll_once(model.params, batch, embeds, keys, active))
+        decode_rows.clear()
+        samples = roll(model, problems, settings, active=np.array([True, False]))
         jax.effects_barrier()
         return samples
 
     free = run(model.config.text.vocab_size - 1)
-    assert free.lengths.tolist() == [[12], [0]] and len(steps) == 11
+    assert free.lengths.tolist() == [[12], [0]] and len(decode_rows) == 11
     stop = int(free.tokens[0, 0, 4])
     length = free.tokens[0, 0].tolist().index(stop) + 1
     samples = run(stop)
-    assert 2 <= length <= 5 and len(steps) == length - 1
+    assert 2 <= length <= 5 and len(decode_rows) == length - 1
     assert samples.lengths.tolist() == [[length], [0]] and samples.finished.tolist() == [[True], [False]]
     assert (samples.tokens[1] == model.config.pad_token_id).all() and (samples.log_probs[1] == 0).all()
+
+
+def without_repacking(model, problems, settings):
+    """One batch from the first token to the last, with caches of full size at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "row_sizes", lambda rows: [rows])
+        patch.setattr(sampler, "cache_sizes", lambda limit: [limit + 2 * sampler.BLOCK])
+        return roll(model, problems, settings)
+
+
+@pytest.mark.slow
+def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, monkeypatch):
+    """Ragged responses, in batches that are halved four times and caches that grow twice, against one batch."""
+    settings = settings_for(model, group_size=8, max_new_tokens=80, temperature=1.0)
+    free = without_repacking(model, MIXED, replace(settings, eos_token_ids=()))
+    counts = np.bincount(free.tokens.ravel(), minlength=model.config.text.vocab_size)
+    stops = tuple(int(token) for token in np.argsort(-counts)[20:26])  # tokens that come now and then
+    settings = replace(settings, eos_token_ids=stops)
+    expected = without_repacking(model, MIXED, settings)
+    lengths = np.sort(expected.lengths.ravel())
+    assert lengths[0] < 10 and lengths[16] < 60 and lengths[-1] == 80, lengths
+
+    monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
+    monkeypatch.setattr(sampler, "_FEWEST_ROWS", 1)
+    assert sampler.row_sizes(32) == [32, 16, 8, 4, 2, 1] and sampler.cache_sizes(80) == [32, 96]
+    decode_rows.clear()
+    samples = roll(model, MIXED, settings)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(samples.tokens, expected.tokens)
+    np.testing.assert_array_equal(samples.lengths, expected.lengths)
+    np.testing.assert_array_equal(samples.finished, expected.finished)
+    np.testing.assert_allclose(samples.log_probs, expected.log_probs, atol=1e-5)
+    assert len(set(decode_rows)) >= 3 and sum(decode_rows) < 0.7 * 79 * 32, decode_rows
+
+
+def test_sizes_of_batches_and_caches():
+    assert sampler.row_sizes(256) == [256, 128, 64, 32, 16, 8]
+    assert sampler.row_sizes(3) == [3] and sampler.row_sizes(9) == [9, 5]
+    assert sampler.cache_sizes(1024) == [64, 128, 256, 512, 1040] and sampler.cache_sizes(64) == [80]
+    for limit in (*range(1, 200), 1024, 3001):
+        sizes = sampler.cache_sizes(limit)
+        assert sizes == sorted(set(sizes)) and sizes[-1] >= limit - 1 + sampler.BLOCK
 
 
 def brute_force_filter(logits, top_k, top_p):
@@ -279,18 +320,18 @@ def test_tokens_are_drawn_from_the_filtered_softmax(model, temperature, top_k, t
     tokens, log_probs = draw(
         replace(model.policy, config=config),
         settings,
-        response_keys(0, "sample", 0, prompt_seeds(["a"]), count),
+        response_keys(0, "sample", 0, prompt_seeds(["a"]), count)[0],
         7,
-        jnp.ones((1, count, 1)),
+        jnp.ones((count, 1)),
         jnp.asarray(logits)[None],
     )
     scaled = logits.astype(np.float64) / temperature
-    np.testing.assert_allclose(log_probs[0], scipy.special.log_softmax(scaled)[tokens[0]], atol=1e-5)
+    np.testing.assert_allclose(log_probs, scipy.special.log_softmax(scaled)[tokens], atol=1e-5)
 
     allowed = np.delete(np.arange(vocabulary), forbidden)
     kept = allowed[brute_force_filter(scaled[allowed].astype(np.float32), top_k, top_p)]
     assert np.isin(tokens, kept).all() and len(kept) > 2
-    counts = np.bincount(np.asarray(tokens[0]), minlength=vocabulary)[kept]
+    counts = np.bincount(np.asarray(tokens), minlength=vocabulary)[kept]
     assert scipy.stats.chisquare(counts, count * scipy.special.softmax(scaled[kept])).pvalue > 1e-3
 
 
@@ -300,8 +341,10 @@ def test_greedy_takes_the_likeliest_token_and_reports_temperature_one(model):
     settings = settings_for(model, group_size=1, temperature=0.0, top_k=3, top_p=0.1)
     config = replace(model.config, image_token_id=int(logits[0].argmax()), video_token_id=29)
     policy = replace(model.policy, config=config)
-    tokens, log_probs = draw(policy, settings, keys, 0, jnp.asarray(logits)[:, None], jnp.eye(30))
+    tokens, log_probs = draw(policy, settings, keys[:, 0], 0, jnp.asarray(logits), jnp.eye(30))
     open_logits = np.where(np.isin(np.arange(30), policy.forbidden_tokens), -np.inf, logits)
-    np.testing.assert_array_equal(tokens[:, 0], open_logits.argmax(-1))
-    expected = np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), np.asarray(tokens), axis=-1)
+    np.testing.assert_array_equal(tokens, open_logits.argmax(-1))
+    expected = np.take_along_axis(scipy.special.log_softmax(logits, axis=-1), np.asarray(tokens)[:, None], axis=-1)[
+        :, 0
+    ]
     np.testing.assert_allclose(log_probs, expected, atol=1e-5)

@@ -38,7 +38,7 @@ TEMPERATURE = 0.8
 def model(tmp_path_factory):
     lively = Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
     # Shorter programs, the same numbers: test_policy.py holds remat and chunks to them.
-    lively.policy = replace(lively.policy, remat=False, vocab_chunk=1000)
+    lively.policy = replace(lively.policy, remat=False, logits_mb=1000.0)
     return lively
 
 
