@@ -31,7 +31,7 @@ from benchmarks.common import (
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.rl.job import check_batch_sizes
-from mmeureka_jax.rl.sampler import SamplingSettings, jit_rollout, prompt_seeds
+from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -52,10 +52,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         def rollout() -> Any:
             batch, seeds, active = to_global(loaded.mesh, inputs)
-            samples, _ = jit_rollout(
-                loaded.policy, settings, "rollout", params, batch, seeds, 0, next(rollouts), active
-            )
-            return jax.device_get(samples)
+            return sample(loaded.policy, settings, "rollout", params, batch, seeds, 0, next(rollouts), active)[0]
 
         timing = time_calls(rollout, args.repeats)
         assert (rollout().lengths == args.new).all()

@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 import pytest
 from commands import environment
+from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 from mmeureka_jax.config import RandomModelConfig
 from mmeureka_jax.models.policy import Policy
@@ -29,6 +31,9 @@ FIXED_FORMS = {
     "step": "--model DIR --prompts 8 --group 8 --new 64 --side 112 --train all --steps 5",
     "generate": "--model DIR --batch 64 --prompt 40 --new 96 --group 1",
     "update": "--model DIR --prompts 8 --group 8 --prompt 104 --new 64 --train language",
+    "vs_trl": "--prompts 8 --group 8 --new 64 --side 112 --repeats 3 --steps 5",
+    "vs_transformers": "--what generate --batch 64 --prompt 40 --new 96 --group 1",
+    "vs_tunix": "--batch 64 --prompt 40 --new 96 --group 1",
 }
 COMMON_KEYS = {"peak_memory_mb", "compiles", "all", "options", "device", "jax"}
 PROMISED_KEYS = {
@@ -70,19 +75,124 @@ def test_fixed_command_forms_parse(benchmark, name):
         assert str(args[option.removeprefix("--")]) == value
 
 
-@pytest.mark.parametrize("what", ["step", "generate", "update", "tunix"])
-def test_compare_gives_both_sides_the_same_work(benchmark, what):
-    """The command lines of the project's side are ones that its scripts take."""
-    compare = benchmark("compare")
-    args = compare.build_parser().parse_args([what, "--peers-python", "P", "--peer-scripts", "D", "--new", "48"])
-    work = compare.contest(args, Path("DIR"))
-    module, *ours = work.ours
-    parsed = benchmark(module.removeprefix("benchmarks.")).build_parser().parse_args(ours)
-    assert parsed.new == 48 and "48" in work.peer
-    rows = parsed.batch if what in ("generate", "tunix") else parsed.prompts * parsed.group
-    assert rows == args.prompts * args.group
-    assert work.our_figure in PROMISED_KEYS[module.removeprefix("benchmarks.")]
-    assert work.ratio(2.0, 1.0) == (2.0 if what == "step" else 0.5)
+# Each contest, the script of ours that takes part, and how many responses there are.
+CONTESTS = [
+    ("vs_trl", "--prompts 4 --group 2", "step", 8),
+    ("vs_transformers", "--batch 6 --group 2", "generate", 6),
+    ("vs_transformers", "--what update --batch 16", "update", 16),
+    ("vs_tunix", "--batch 6", "generate", 6),
+]
+
+
+def side_options(side) -> dict[str, str]:
+    return dict(zip(side.options[::2], side.options[1::2], strict=True))
+
+
+@pytest.mark.parametrize(("name", "given", "script", "rows"), CONTESTS)
+def test_contests_give_both_sides_the_same_work(benchmark, name, given, script, rows):
+    """The command line of the project's side is one that its script takes, and what both are told is the same."""
+    module = benchmark(name)
+    args = module.build_parser().parse_args([*given.split(), "--new", "48", "--steps", "4"])
+    contest = module.contest(args, Path("DIR"))
+    assert contest.ours.module == f"benchmarks.{script}" and contest.ours.figure in PROMISED_KEYS[script]
+    parsed = benchmark(script).build_parser().parse_args(contest.ours.options)
+    peer, ours = side_options(contest.peer), side_options(contest.ours)
+    assert {"--model", "--new", "--group"} <= peer.keys() & ours.keys()
+    assert all(peer[option] == ours[option] for option in peer.keys() & ours.keys())
+    assert peer["--steps"] == "4" == str(parsed.steps if script == "step" else parsed.repeats)
+    assert rows == (parsed.batch if script == "generate" else parsed.prompts * parsed.group)
+    assert rows == (int(peer["--batch"]) if "--batch" in peer else int(peer["--prompts"]) * int(peer["--group"]))
+    assert contest.ratio(2.0, 1.0) == (2.0 if script == "step" else 0.5)
+
+
+def test_contests_default_to_the_documented_sizes(benchmark):
+    module = benchmark("vs_transformers")
+    for what, sizes in (("generate", "1 40 96 112"), ("update", "8 104 64 224")):
+        args = module.build_parser().parse_args(["--what", what])
+        options = side_options(module.contest(args, Path("DIR")).peer)
+        assert options["--batch"] == "64"
+        assert [options[name] for name in ("--group", "--prompt", "--new", "--side")] == sizes.split()
+
+
+@pytest.mark.parametrize("name", ["vs_trl", "vs_transformers", "vs_tunix"])
+def test_contests_ask_for_the_documented_packages(benchmark, name):
+    module = benchmark(name)
+    contest = module.contest(module.build_parser().parse_args([]), Path("DIR"))
+    assert (ROOT / contest.peer.module.replace(".", "/")).with_suffix(".py").is_file()
+    documented = (ROOT / "benchmarks" / "peers" / "requirements.txt").read_text().split()
+    assert {word for line in contest.needs for word in line.split()} <= set(documented)
+
+
+def fake_peer(folder: Path, result: dict, error: str = "") -> Path:
+    """An interpreter for which every import works and every program prints `result`, or nothing works."""
+    line = json.dumps({"versions": {"peer": "0"}} | result)
+    script = f"echo '{error}' >&2; exit 1" if error else f"""[ "$1" = -c ] || echo 'chatter\n{line}'"""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_contest_takes_medians_of_runs_in_turn(benchmark, tmp_path, monkeypatch, capsys):
+    contest, seconds = benchmark("contest"), iter([2.0, 1.0, 3.0])
+    run_side = contest.run_side
+
+    def run(python: str, side) -> dict:
+        if side.module.startswith("benchmarks.peers."):
+            return run_side(python, side)
+        return {"s_per_step": next(seconds), "prompt_tokens": 76, "jax": "0"}
+
+    monkeypatch.setattr(contest, "run_side", run)
+    monkeypatch.setattr(contest, "busy_cores", lambda: 0.5)
+    peer = fake_peer(tmp_path, {"s_per_step": 3.0, "prompt_tokens": 76})
+    assert benchmark("vs_trl").main(["--peers-python", str(peer), "--new", "8"]) == 0
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert result["ratio"] == 1.5 and result["ratios"] == [1.5, 3.0, 1.0]
+    assert result["peer"]["s_per_step"] == 3.0 and result["ours"]["s_per_step"] == 2.0
+    assert result["peer"]["all"] == [3.0] * 3 and result["ours"]["all"] == [2.0, 1.0, 3.0]
+    assert result["same"] == {"prompt_tokens": 76} and result["options"]["new"] == 8
+    *turns, warning = output.err.splitlines()
+    assert [line.split()[1] for line in turns] == ["peer:", "ours:"] * 3
+    assert result["busy_cores"] == [0.5] * 6 and "0.5 cores busy" in warning
+
+    seconds = iter([2.0])
+    other = fake_peer(tmp_path, {"s_per_step": 3.0, "prompt_tokens": 77})
+    with pytest.raises(SystemExit, match=r"not do the same work: prompt_tokens \[76, 77\]"):
+        benchmark("vs_trl").main(["--peers-python", str(other), "--repeats", "1"])
+
+
+@pytest.mark.parametrize("name", ["vs_trl", "vs_transformers", "vs_tunix"])
+def test_contest_without_its_peer_says_what_to_install(benchmark, tmp_path, capsys, name):
+    python = fake_peer(tmp_path, {}, error="ModuleNotFoundError: No module named that")
+    assert benchmark(name).main(["--peers-python", str(python)]) == 2
+    output = capsys.readouterr()
+    package = {"vs_trl": "trl", "vs_transformers": "transformers", "vs_tunix": "google-tunix"}[name]
+    assert output.out == "" and "No module named that" in output.err
+    assert f"{python} -m pip install" in output.err and f"{package}==" in output.err
+    assert benchmark(name).main(["--peers-python", str(tmp_path / "none")]) == 2
+    assert "no such program" in capsys.readouterr().err
+
+
+def test_contests_tell_a_mistake_in_one_line(benchmark, tmp_path, capsys):
+    peer = str(fake_peer(tmp_path, {}))
+    assert benchmark("vs_tunix").main(["--peers-python", peer, "--batch", "6", "--group", "4"]) == 2
+    assert benchmark("vs_transformers").main(["--peers-python", peer, "--prompt", "12"]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and "--group 4 does not divide --batch 6" in output.err and "18 tokens" in output.err
+
+
+def test_byte_checkpoint(benchmark, tmp_path):
+    """The checkpoint of the contests: ids of the tokenizer, a table of the asked length, a token a byte."""
+    benchmark("contest").write_byte_checkpoint(tmp_path / "model", 512)
+    config, tokenizer = read_config(tmp_path / "model"), AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"].shape == (512, 256)
+    assert config.text.vocab_size == 512
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id
+    assert (tokenizer.eos_token_id,) == config.eos_token_ids and tokenizer.pad_token_id == config.pad_token_id
+    text = "Wie viele Kreise? \u2014 7\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer(text)["input_ids"]) == len(text.encode())
 
 
 @pytest.mark.parametrize(("name", "count"), [("3b", 3_754_622_976), ("7b", 8_292_166_656)])
@@ -170,3 +280,26 @@ def test_random_weights_of_a_released_model(benchmark, monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["skipped_updates"] == 0 and result["logical_tokens"] == 8 * 2 * 16
     assert {leaf.dtype.name for params in seen for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["generate", "update"])
+def test_contest_with_transformers(what):
+    """Both sides run: torch and transformers are in the tests' environment."""
+    sizes = ["--batch", 4, "--group", 2, "--prompt", 12, "--side", 56, "--new", 4, "--repeats", 1, "--steps", 1]
+    result = run_script("vs_transformers", "--what", what, *sizes)
+    figure = "tok_per_s" if what == "generate" else "logical_tok_per_s"
+    assert result["ratio"] == pytest.approx(result["ours"][figure] / result["peer"][figure], abs=1e-3)
+    assert result["same"] == ({} if what == "generate" else {"logical_tokens": 4 * (12 + 4)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("vs_trl", "--prompts 1 --side 56"), ("vs_tunix", "--batch 2 --prompt 12")]
+)
+def test_contest_with_a_fake_peer(tmp_path, name, sizes):
+    """The project's side runs on the checkpoint of the contest, here beside a peer that does nothing."""
+    peer = fake_peer(tmp_path, {"s_per_step": 1.0, "prompt_tokens": 64, "tok_per_s": 1.0})
+    common = ["--group", 2, "--new", 4, "--repeats", 1, "--steps", 1]
+    result = run_script(name, "--peers-python", peer, *common, *sizes.split())
+    assert result["ratio"] > 0 and result["peer"]["all"] == [1.0]

@@ -1,0 +1,241 @@
+"""The least work that sampling and updating can be: operations of matrix products, and bytes that have to be moved.
+
+Plain arithmetic on a model's sizes; nothing here touches a device. What is counted:
+
+- operations: matrix products alone, 2 m k n each, attention only where a query may see a key. Norms, softmax, rotary
+  embedding, random numbers and the optimiser's arithmetic are left out.
+- bytes: every parameter that a pass uses, once; keys and values; in the update gradients and optimiser state.
+  Activations, logits, pictures and the rows gathered from the embedding are left out: they could stay in a cache.
+
+A floor is therefore below what any program of the same layers can reach. The layers are taken to run on all tokens, as
+the policy does: that the last one could skip what nothing reads after it is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of matrix products, and bytes between memory and processor."""
+
+    flops: float = 0
+    bytes: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sizes of a rollout or of an update, all prompts alike and without padding."""
+
+    prompts: int  # P
+    group: int  # n
+    prompt: int  # Lp, tokens
+    new: int  # Lr, tokens
+    windows: int = 0  # W, of the one picture of a prompt; 0: text alone
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group
+
+
+def seconds(work: Work, matmul_rate: float, copy_rate: float) -> float:
+    """The floor: operations at `matmul_rate` (1/s) or bytes at `copy_rate` (1/s), whichever takes longer."""
+    return max(work.flops / matmul_rate, work.bytes / copy_rate)
+
+
+def total_seconds(parts: Iterable[Work], matmul_rate: float, copy_rate: float) -> float:
+    """The floor of parts that have to follow each other."""
+    return sum(seconds(work, matmul_rate, copy_rate) for work in parts)
+
+
+# Parameters.
+
+
+def layer_kernels(text: TextConfig) -> int:
+    """Entries of one decoder layer's matrices: a token's pass takes twice as many operations."""
+    query, key = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    return text.hidden_size * (2 * query + 2 * key + 3 * text.intermediate_size)
+
+
+def layer_parameters(text: TextConfig) -> int:
+    biases = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    return layer_kernels(text) + biases + 2 * text.hidden_size
+
+
+def head_parameters(text: TextConfig) -> int:
+    return text.hidden_size * text.vocab_size
+
+
+def language_parameters(text: TextConfig) -> int:
+    """All of the decoder's, its embedding and output head (one table where they are tied) included."""
+    tables = 1 if text.tie_word_embeddings else 2
+    return text.num_layers * layer_parameters(text) + text.hidden_size + tables * head_parameters(text)
+
+
+def language_read(text: TextConfig) -> int:
+    """Parameters that a pass from tokens to log-probabilities reads whole: all but an embedding of its own."""
+    return text.num_layers * layer_parameters(text) + text.hidden_size + head_parameters(text)
+
+
+def block_kernels(vision: VisionConfig) -> int:
+    return vision.hidden_size * (4 * vision.hidden_size + 3 * vision.intermediate_size)
+
+
+def merger_kernels(vision: VisionConfig) -> int:
+    width = vision.hidden_size * vision.spatial_merge_size**2
+    return width * (width + vision.out_hidden_size)
+
+
+def patch_size(vision: VisionConfig) -> int:
+    """C, the numbers in a patch of a still picture."""
+    return vision.in_channels * vision.patch_size**2
+
+
+def vision_parameters(vision: VisionConfig) -> int:
+    size, width = vision.hidden_size, vision.hidden_size * vision.spatial_merge_size**2
+    block = block_kernels(vision) + (4 * size + 2 * vision.intermediate_size + size) + 2 * size
+    merger = merger_kernels(vision) + width + vision.out_hidden_size + size
+    return vision.depth * block + merger + vision.temporal_patch_size * patch_size(vision) * size
+
+
+def parameters(config: Qwen2_5VLConfig) -> int:
+    return language_parameters(config.text) + vision_parameters(config.vision)
+
+
+# Passes.
+
+
+def layers_flops(text: TextConfig, tokens: int, pairs: int) -> int:
+    """All decoder layers on `tokens`, whose queries see `pairs` keys together."""
+    return text.num_layers * (2 * tokens * layer_kernels(text) + 4 * pairs * text.num_heads * text.head_dim)
+
+
+def causal_pairs(length: int, before: int = 0) -> int:
+    """(query, key) pairs of a sequence that sees itself causally, and `before` tokens besides."""
+    return length * (length + 1) // 2 + length * before
+
+
+def cache_bytes(text: TextConfig, tokens: int, width: int) -> int:
+    """Keys and values of `tokens` in all layers, `width` bytes a number."""
+    return 2 * text.num_layers * text.num_kv_heads * text.head_dim * tokens * width
+
+
+def patches_per_window(vision: VisionConfig) -> int:
+    return (vision.window_size // vision.patch_size) ** 2
+
+
+def blocks_flops(vision: VisionConfig, prompts: int, windows: int) -> int:
+    """The blocks of the vision tower on `windows` of each prompt, all of one picture; padded places count."""
+    window = patches_per_window(vision)
+    full = len(set(vision.full_attention_blocks))
+    pairs = full * (windows * window) ** 2 + (vision.depth - full) * windows * window**2
+    patches = prompts * windows * window
+    return 2 * patches * vision.depth * block_kernels(vision) + 4 * prompts * pairs * vision.hidden_size
+
+
+def patch_flops(vision: VisionConfig, patches: int) -> int:
+    return 2 * patches * patch_size(vision) * vision.hidden_size
+
+
+def merger_flops(vision: VisionConfig, patches: int) -> int:
+    return 2 * (patches // vision.spatial_merge_size**2) * merger_kernels(vision)
+
+
+def encode(config: Qwen2_5VLConfig, prompts: int, windows: int, width: int) -> Work:
+    """The vision tower, forward, on `windows` of each prompt. `width`: bytes a number in the compute dtype."""
+    vision = config.vision
+    if windows == 0:
+        return Work()
+    patches = prompts * windows * patches_per_window(vision)
+    flops = patch_flops(vision, patches) + blocks_flops(vision, prompts, windows) + merger_flops(vision, patches)
+    return Work(flops, width * vision_parameters(vision))
+
+
+def prefill(config: Qwen2_5VLConfig, prompts: int, length: int, width: int) -> Work:
+    """The decoder's layers on whole prompts; keys and values are written."""
+    text = config.text
+    flops = layers_flops(text, prompts * length, prompts * causal_pairs(length))
+    read = width * (text.num_layers * layer_parameters(text) + text.hidden_size)
+    return Work(flops, read + cache_bytes(text, prompts * length, width))
+
+
+def first_token(config: Qwen2_5VLConfig, prompts: int, width: int) -> Work:
+    """Logits after the prompts: one row a prompt, whatever the group is."""
+    head = head_parameters(config.text)
+    return Work(2 * prompts * head, width * head)
+
+
+def decode_step(config: Qwen2_5VLConfig, rows: int, group: int, prompt: int, own: int, width: int) -> Work:
+    """One token of `rows` responses in groups of `group`, each with `own` tokens so far, this one included.
+
+    Keys and values of a prompt of `prompt` tokens are read once for its group, a row's own ones by that row.
+    """
+    text = config.text
+    flops = layers_flops(text, rows, rows * (prompt + own)) + 2 * rows * head_parameters(text)
+    cached = rows // group * prompt + rows * own
+    return Work(flops, width * language_read(text) + cache_bytes(text, cached, width))
+
+
+def decode(config: Qwen2_5VLConfig, batch: Batch, width: int) -> Work:
+    """Every decode step of a rollout: `new` - 1, since the first token comes with the prompt."""
+    steps = (decode_step(config, batch.rows, batch.group, batch.prompt, own, width) for own in range(1, batch.new))
+    return sum(steps, Work())
+
+
+def generation(config: Qwen2_5VLConfig, batch: Batch, width: int) -> dict[str, Work]:
+    """A whole rollout of `new` tokens a response, by parts that follow each other."""
+    return {
+        "vision": encode(config, batch.prompts, batch.windows, width),
+        "prefill": prefill(config, batch.prompts, batch.prompt, width),
+        "first_token": first_token(config, batch.prompts, width),
+        "decode": decode(config, batch, width),
+    }
+
+
+def update(
+    config: Qwen2_5VLConfig,
+    batch: Batch,
+    *,
+    remat: bool = False,
+    train_vision: bool = False,
+    micro_batches: int = 1,
+    param_width: int = 4,
+) -> dict[str, Work]:
+    """One update, by parts that follow each other: gradients, then AdamW (the gradients' norm stands between them).
+
+    A product's backward pass is two of its size. With `remat` the forward pass is done again, but for the last product
+    of each layer, whose result no gradient needs. Without `train_vision` the tower is not run: its embeddings come with
+    the batch.
+
+    Args:
+        param_width: bytes a number of parameters, gradients and moments (4: float32 masters).
+    """
+    text, vision = config.text, config.vision
+    tokens = batch.prompts * (batch.prompt + batch.group * batch.new)
+    pairs = batch.prompts * causal_pairs(batch.prompt) + batch.rows * causal_pairs(batch.new, batch.prompt)
+    head = 2 * batch.rows * batch.new * head_parameters(text)
+    forward = layers_flops(text, tokens, pairs)
+    flops = 3 * (forward + head)
+    if remat:
+        flops += forward - 2 * tokens * text.num_layers * text.hidden_size * text.intermediate_size + head
+    read, trained = language_read(text), language_parameters(text)
+    if train_vision:
+        trained += vision_parameters(vision)
+    if train_vision and batch.windows:
+        read += vision_parameters(vision)
+        patches = batch.prompts * batch.windows * patches_per_window(vision)
+        blocks = blocks_flops(vision, batch.prompts, batch.windows)
+        flops += 2 * patch_flops(vision, patches) + 3 * (blocks + merger_flops(vision, patches))  # pixels: no gradient
+        if remat:
+            flops += blocks - 2 * patches * vision.depth * vision.hidden_size * vision.intermediate_size
+    # Each micro-batch reads the parameters forward and backward and adds to the gradients. AdamW then reads
+    # gradients, parameters and two moments, and writes the last three.
+    passes = 2 * micro_batches * read + (2 * micro_batches - 1) * trained
+    return {"gradients": Work(flops, param_width * passes), "adamw": Work(0, param_width * 7 * trained)}

@@ -1,0 +1,412 @@
+"""How near each part of a step comes to what the device can do: measured seconds beside a floor (see floors.py).
+
+    python -m benchmarks.roofline --model tiny
+    python -m benchmarks.roofline --config 3b --rows 64 --group 8 --prompt 1000 --new 64 --side 448
+    python -m benchmarks.roofline --config 3b --rows 256 --group 8 --prompt 1000 --new 64 --parts decode --profile DIR
+
+First the device's own rates are measured: operations a second of its best matrix product in the compute dtype, and
+bytes read and written a second by an elementwise operation on an array that fits no cache. A part's floor is what its
+work takes at those rates. Decoding is a rollout of `--new` tokens less one of a single token. Weights that fit a cache
+(those of `--model tiny` do, on many CPUs) may be read faster than the floor has it.
+
+`--profile DIR` also writes a trace of a rollout and of an update (open perfetto_trace.json.gz at ui.perfetto.dev), and
+the line then names the operations that took longest in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import itertools
+import json
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import floors
+from benchmarks.common import (
+    WARM_UP,
+    RandomPolicy,
+    add_group_argument,
+    add_prompt_arguments,
+    make_parser,
+    open_model,
+    peak_memory_mb,
+    positive,
+    random_prompts,
+    run_benchmark,
+    time_calls,
+    training_config,
+)
+from benchmarks.floors import Batch, Work
+from benchmarks.update import random_batch
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.mesh import to_global
+from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.policy import Params, encode_images, prefill
+from mmeureka_jax.rl.learner import Learner
+from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
+from mmeureka_jax.rl.setup import LoadedPolicy
+from mmeureka_jax.rl.update import policy_objective
+from mmeureka_jax.tracking import progress
+
+PARTS = ("vision", "prefill", "decode", "update")
+TRACED = {"decode": "rollout", "update": "update"}  # part -> what its trace is of
+OPERATIONS_SHOWN = 3
+
+
+# What the device can do.
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured on one device: operations of matrix products a second, bytes read and written a second."""
+
+    matmul: float
+    matmul_shape: tuple[int, int, int]
+    copy: float
+
+    def seconds(self, parts: Iterable[Work]) -> float:
+        return floors.total_seconds(parts, self.matmul, self.copy)
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "matmul_tflops": significant(self.matmul / 1e12),
+            "matmul_shape": self.matmul_shape,
+            "copy_gb_per_s": significant(self.copy / 1e9),
+        }
+
+
+def measure_rates(dtype: str, config: Qwen2_5VLConfig, tokens: int) -> Rates:
+    """The best of squares that grow until one takes a while, and of the decoder's products on `tokens` rows."""
+    size, hidden = config.text.hidden_size, config.text.intermediate_size
+    shapes = [(tokens, size, hidden), (tokens, hidden, size)]
+    measured = {shape: matmul_rate(shape, dtype) for shape in shapes}
+    square = 512
+    while square <= 16384:
+        shape = (square,) * 3
+        measured[shape] = matmul_rate(shape, dtype)
+        if 2 * square**3 / measured[shape] > 0.1:  # seconds of one product
+            break
+        square *= 2
+    best = max(measured, key=lambda shape: measured[shape])
+    return Rates(matmul=measured[best], matmul_shape=best, copy=copy_rate())
+
+
+def matmul_rate(shape: tuple[int, int, int], dtype: str) -> float:
+    """Operations a second of one product [m, k] @ [k, n]."""
+    rows, inner, columns = shape
+    x, y = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+    product = jax.jit(jnp.matmul)
+    return 2 * math.prod(shape) / best_seconds(lambda: product(x, y))
+
+
+def copy_rate() -> float:
+    """Bytes a second, read and written in place, by an elementwise operation on one large array."""
+    count = 2**26 if jax.default_backend() == "cpu" else 2**28  # of float32
+    x = jnp.zeros((1024, count // 1024), jnp.float32)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def call() -> jax.Array:
+        nonlocal x
+        x = add(x)
+        return x
+
+    return 2 * 4 * count / best_seconds(call)
+
+
+def best_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
+    """The least of several calls, after warm-up: a rate is the device's at its best."""
+    seconds = []
+    for _ in range(WARM_UP + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[WARM_UP:])
+
+
+# What is timed.
+
+
+def one_device() -> None:
+    """
+    Raises:
+        UserError: several devices, whose joint rate is not measured here.
+    """
+    if jax.device_count() > 1:
+        raise UserError(f"{jax.device_count()} devices; floors are of one (set CUDA_VISIBLE_DEVICES or the like)")
+
+
+def with_vocabulary(loaded: LoadedPolicy, vocab_size: int) -> RandomPolicy:
+    """The same sizes with another vocabulary, whose first tokens are the special ones, and random weights.
+
+    Raises:
+        UserError: a vocabulary without room for ordinary tokens.
+    """
+    if vocab_size < 32:
+        raise UserError(f"a vocabulary of {vocab_size} is too small; give 32 or more")
+    config = replace(
+        loaded.policy.config,
+        text=replace(loaded.policy.config.text, vocab_size=vocab_size),
+        image_token_id=0,
+        video_token_id=1,
+        vision_start_token_id=2,
+        vision_end_token_id=3,
+        eos_token_ids=(4,),
+        pad_token_id=5,
+        bos_token_id=None,
+    )
+    dtype = loaded.param_dtype if isinstance(loaded, RandomPolicy) else "float32"
+    return RandomPolicy(replace(loaded.policy, config=config), loaded.mesh, loaded.checkpoint, dtype)
+
+
+def rollout_call(
+    loaded: LoadedPolicy, params: Params, prompts: int, group: int, length: int, new: int, side: int
+) -> Callable[[], Any]:
+    """A rollout of exactly `new` tokens a response. All that is known here of the sampler is in this function."""
+    config = loaded.policy.config
+    settings = SamplingSettings(
+        group_size=group, max_new_tokens=new, eos_token_ids=(), pad_token_id=config.pad_token_id
+    )
+    seeds = prompt_seeds([str(row) for row in range(prompts)])
+    inputs = (random_prompts(config, prompts, length, side), seeds, np.ones(prompts, bool))
+    batch, seeds, active = to_global(loaded.mesh, inputs)
+    rollouts = itertools.count()
+
+    def call() -> Any:
+        number = next(rollouts)
+        return sample(loaded.policy, settings, "rollout", params, batch, seeds, 0, number, active)[0]
+
+    return call
+
+
+def update_call(loaded: LoadedPolicy, args: argparse.Namespace, calls: int) -> Callable[[], Any]:
+    """One update after the other on one batch. Of the options it takes those of `benchmarks.update`."""
+    config = training_config(args, loaded)
+    batch = random_batch(args, loaded.policy)
+    learner = Learner(config, loaded, policy_objective(config), total_updates=calls, micro_batches=args.micro_batches)
+    state = learner.initial_state()
+
+    def call() -> Any:
+        nonlocal state
+        state, metrics = learner.update(state, batch)
+        assert float(metrics["optimizer/skipped"]) == 0
+        return state
+
+    return call
+
+
+def sizes(args: argparse.Namespace, config: Qwen2_5VLConfig) -> Batch:
+    """The batch that the options ask for, as floors count it.
+
+    Raises:
+        UserError: sizes that do not go together.
+    """
+    prompts = random_prompts(config, 1, args.prompt, args.side)
+    return Batch(args.prompts, args.group, args.prompt, args.new, windows=prompts.images.patches.shape[1])
+
+
+def generation_floor(loaded: LoadedPolicy, batch: Batch) -> dict[str, Work]:
+    return floors.generation(loaded.policy.config, batch, jnp.dtype(loaded.policy.compute_dtype).itemsize)
+
+
+def update_floor(loaded: LoadedPolicy, batch: Batch, train: str, micro_batches: int) -> dict[str, Work]:
+    dtype = loaded.param_dtype if isinstance(loaded, RandomPolicy) else "float32"
+    return floors.update(
+        loaded.policy.config,
+        batch,
+        remat=loaded.policy.remat,
+        train_vision=train == "all",
+        micro_batches=micro_batches,
+        param_width=jnp.dtype(dtype).itemsize,
+    )
+
+
+# The parts of a step.
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    one_device()
+    if args.rows % args.group:
+        raise UserError(f"--group {args.group} does not divide --rows {args.rows}")
+    if args.new < 2:
+        raise UserError("--new 1 leaves nothing to decode: the first token comes with the prompt; give 2 or more")
+    args.prompts = args.rows // args.group
+    loaded = open_model(args, folder)
+    if args.vocab:
+        loaded = with_vocabulary(loaded, args.vocab)
+    batch = sizes(args, loaded.policy.config)
+    chosen = [part for part in args.parts if part != "vision" or batch.windows]
+    with jax.set_mesh(loaded.mesh), progress(len(chosen) + 1, "roofline", unit="part") as bar:
+        rates = measure_rates(loaded.policy.compute_dtype, loaded.policy.config, batch.prompts * batch.prompt)
+        bar.update()
+        figures: dict[str, Any] = {}
+        compiles, operations = 0, {}
+        params = loaded.load_params() if set(chosen) - {"update"} else {}
+        for part in chosen:
+            if part == "update":
+                params = {}  # the learner loads its own
+            seconds, compiled, call = time_part(part, args, loaded, params)
+            compiles += compiled
+            figures[part] = compare(floor_of(part, args, loaded, batch), seconds, rates)
+            if args.profile and part in TRACED:
+                operations[part] = profile(call, Path(args.profile) / TRACED[part])
+            del call
+            bar.update()
+    steps = {"decode_step_s": significant(figures["decode"]["s"] / (batch.new - 1))} if "decode" in figures else {}
+    return {
+        **rates.figures(),
+        **steps,
+        "parts": figures,
+        **({"costliest": operations} if args.profile else {}),
+        "peak_memory_mb": peak_memory_mb(),
+        "compiles": compiles,
+    }
+
+
+def time_part(
+    part: str, args: argparse.Namespace, loaded: LoadedPolicy, params: Params
+) -> tuple[float, int, Callable[[], Any]]:
+    """Seconds of a part, compilations while timing, and the last call that was timed for it."""
+    policy = loaded.policy
+    shape = (args.prompts, args.group, args.prompt)
+    if part == "decode":
+        whole, first = (rollout_call(loaded, params, *shape, new, args.side) for new in (args.new, 1))
+        short, timing = time_calls(first, args.repeats), time_calls(whole, args.repeats)
+        if timing.median <= short.median:
+            raise UserError("decoding took no time that could be told from prefill; give more --new or --repeats")
+        return timing.median - short.median, timing.compiles + short.compiles, whole
+    if part == "update":
+        # One more call than is timed: the profiler's.
+        call = update_call(loaded, args, WARM_UP + args.repeats + 1)
+    else:
+        prompts = to_global(loaded.mesh, random_prompts(policy.config, args.prompts, args.prompt, args.side))
+        encode = jax.jit(functools.partial(encode_images, policy))
+        if part == "vision":
+            call = functools.partial(encode, params, prompts.images)
+        else:
+            embeds = encode(params, prompts.images)
+            call = functools.partial(jax.jit(functools.partial(prefill, policy)), params, prompts, embeds)
+    timing = time_calls(call, args.repeats)
+    return timing.median, timing.compiles, call
+
+
+def floor_of(part: str, args: argparse.Namespace, loaded: LoadedPolicy, batch: Batch) -> list[Work]:
+    if part == "update":
+        return list(update_floor(loaded, batch, args.train, args.micro_batches).values())
+    return [generation_floor(loaded, batch)[part]]
+
+
+def compare(parts: Sequence[Work], seconds: float, rates: Rates) -> dict[str, float]:
+    """A part's seconds beside its floor, and which share of either rate of the device it used."""
+    work, floor = sum(parts, Work()), rates.seconds(parts)
+    return {
+        "floor_s": significant(floor),
+        "s": significant(seconds),
+        "times_floor": significant(seconds / floor),
+        "matmul_fraction": significant(work.flops / seconds / rates.matmul),
+        "copy_fraction": significant(work.bytes / seconds / rates.copy),
+        "gflop": significant(work.flops / 1e9),
+        "gb": significant(work.bytes / 1e9),
+    }
+
+
+def significant(value: float, digits: int = 4) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+# Traces.
+
+
+def profile(call: Callable[[], Any], folder: Path) -> list[dict[str, Any]]:
+    """Traces one call into `folder` and returns its costliest operations, none where the trace does not tell."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
+        jax.block_until_ready(call())
+    files = sorted(folder.glob("plugins/profile/*/perfetto_trace.json.gz"))
+    if not files:
+        return []
+    with gzip.open(files[-1], "rt", encoding="utf-8") as file:  # folders are named by date and time
+        trace = json.load(file)
+    return costliest(trace["traceEvents"] if isinstance(trace, Mapping) else trace)
+
+
+def costliest(events: Sequence[Mapping[str, Any]], count: int = OPERATIONS_SHOWN) -> list[dict[str, Any]]:
+    """The operations of a Chrome trace that took longest: name, seconds, share of all operations, number of calls.
+
+    Numbers at the end of a name are left out, so that the same fusion of several layers is one. What an operation
+    encloses in its thread (a loop its body) is not counted as its own.
+    """
+    names: dict[tuple[Any, Any], str] = {}  # (process, None) or (process, thread) -> name
+    for event in events:
+        if event.get("ph") == "M" and event.get("name") in ("process_name", "thread_name"):
+            thread = event.get("tid") if event["name"] == "thread_name" else None
+            names[event["pid"], thread] = event["args"]["name"]
+    # On an accelerator the line of XLA's operations, or else the streams; on CPU what names its operation.
+    lines = {key for key, name in names.items() if name == "XLA Ops"} or {
+        key for key, name in names.items() if name.startswith("Stream")
+    }
+    devices = {key for key in lines if names.get((key[0], None), "").startswith("/device:")}
+    by_thread = defaultdict(list)
+    for event in events:
+        thread = (event.get("pid"), event.get("tid"))
+        if event.get("ph") == "X" and (thread in devices if devices else "hlo_op" in event.get("args", {})):
+            by_thread[thread].append(event)
+    own: dict[str, float] = defaultdict(float)
+    calls: dict[str, int] = defaultdict(int)
+    for thread_events in by_thread.values():
+        enclosing: list[tuple[float, str]] = []  # (end, name), innermost last
+        for event in sorted(thread_events, key=lambda event: (event["ts"], -event["dur"])):
+            name = event["name"].rstrip("0123456789").rstrip(".") or event["name"]
+            while enclosing and enclosing[-1][0] <= event["ts"]:
+                enclosing.pop()
+            if enclosing:
+                own[enclosing[-1][1]] -= event["dur"]
+            own[name] += event["dur"]
+            calls[name] += 1
+            enclosing.append((event["ts"] + event["dur"], name))
+    total = sum(own.values())
+    ranked = sorted(own, key=lambda name: -own[name])[:count]
+    return [
+        {
+            "name": name,
+            "s": significant(own[name] / 1e6),
+            "share": significant(own[name] / total, 3),
+            "calls": calls[name],
+        }
+        for name in ranked
+    ]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser("roofline", "Each part of a step beside what the device could do at best.")
+    parser.add_argument("--rows", type=positive, default=64, help="responses at a time")
+    add_group_argument(parser, default=8)
+    add_prompt_arguments(parser, length=104, side=224)
+    parser.add_argument("--new", type=positive, default=64, help="tokens of a response")
+    parser.add_argument("--vocab", type=positive, help="another vocabulary than the model's, with random weights")
+    parser.add_argument("--train", choices=("all", "language"), default="language", help="language: frozen vision")
+    parser.add_argument("--micro-batches", type=positive, default=1)
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="what is measured")
+    parser.add_argument("--profile", metavar="DIR", help="write traces of a rollout and an update there")
+    parser.add_argument("--repeats", type=positive, default=5)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_benchmark(measure, build_parser(), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

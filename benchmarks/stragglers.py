@@ -1,0 +1,104 @@
+"""What responses of very different lengths cost: rollout tokens per second against that of equal lengths.
+
+    python -m benchmarks.stragglers --model tiny --prompts 32 --group 8 --median 32
+
+Lengths are log-normal (sigma 1) around `--median` and cut off at 8 times the median, as responses are in practice; each
+is drawn for a response and no token ends one before. The other rollout has as many responses, all of the mean length.
+The ratio is 1 if finished responses cost nothing; where every row runs along to the end it is about 0.2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.common import (
+    Timing,
+    add_group_argument,
+    add_prompt_arguments,
+    make_parser,
+    open_model,
+    peak_memory_mb,
+    positive,
+    random_prompts,
+    run_benchmark,
+    time_calls,
+)
+from mmeureka_jax.mesh import to_global
+from mmeureka_jax.rl.job import check_batch_sizes
+from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
+
+CAP = 8  # times the median
+
+
+def log_normal_lengths(prompts: int, group: int, median: int, seed: int = 0) -> np.ndarray:
+    """Lengths [prompts, group] of at least 1 and at most CAP * median tokens."""
+    drawn = median * np.exp(np.random.default_rng(seed).standard_normal((prompts, group)))
+    return np.clip(np.round(drawn), 1, CAP * median).astype(np.int32)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    loaded = open_model(args, folder)
+    check_batch_sizes(loaded.mesh, {"--prompts": args.prompts})
+    model = loaded.policy.config
+    prompts = random_prompts(model, args.prompts, args.prompt, args.side)
+    inputs = (prompts, prompt_seeds([str(row) for row in range(args.prompts)]), np.ones(args.prompts, bool))
+    ragged = log_normal_lengths(args.prompts, args.group, args.median)
+    equal = np.full_like(ragged, round(ragged.mean()))
+    rollouts = itertools.count()
+    with jax.set_mesh(loaded.mesh):
+        params = loaded.load_params()
+
+        def rollout(lengths: np.ndarray, limit: int) -> Callable[[], Any]:
+            settings = SamplingSettings(
+                group_size=args.group, max_new_tokens=limit, eos_token_ids=(), pad_token_id=model.pad_token_id
+            )
+
+            def call() -> Any:
+                batch, seeds, active, limits = to_global(loaded.mesh, (*inputs, lengths))
+                number = next(rollouts)
+                samples, _ = sample(loaded.policy, settings, "rollout", params, batch, seeds, 0, number, active, limits)
+                assert (samples.lengths == lengths).all()
+                return samples
+
+            return call
+
+        timings: dict[str, Timing] = {}
+        for name, lengths, limit in (("ragged", ragged, CAP * args.median), ("equal", equal, int(equal.max()))):
+            timings[name] = time_calls(rollout(lengths, limit), args.repeats)
+    speed = {"ragged": ragged.sum() / timings["ragged"].median, "equal": equal.sum() / timings["equal"].median}
+    return {
+        "ratio": round(speed["ragged"] / speed["equal"], 3),
+        "ragged_tok_per_s": round(speed["ragged"], 1),
+        "equal_tok_per_s": round(speed["equal"], 1),
+        "mean_length": round(float(ragged.mean()), 1),
+        "longest": int(ragged.max()),
+        "peak_memory_mb": peak_memory_mb(),
+        "compiles": sum(timing.compiles for timing in timings.values()),
+        "all": {name: [round(s, 4) for s in timing.seconds] for name, timing in timings.items()},
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = make_parser("stragglers", "Rollout speed with log-normal response lengths against equal ones.")
+    parser.add_argument("--prompts", type=positive, default=32)
+    add_group_argument(parser, default=8)
+    add_prompt_arguments(parser, length=40, side=112)
+    parser.add_argument("--median", type=positive, default=32, help="tokens of the median response")
+    parser.add_argument("--repeats", type=positive, default=5)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_benchmark(measure, build_parser(), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
