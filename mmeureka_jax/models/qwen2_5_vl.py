@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
@@ -35,6 +36,26 @@ VISION_NORM_EPSILON = 1e-6  # fixed in transformers, whatever the text decoder's
 
 # (query [B,T,H,h], key [B,T,K,h], value [B,T,K,h]) -> (attention output [B,T,H,h], what the caller wants to keep)
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+
+WRITTEN_OUT = 8  # layers of a stack that is not scanned
+
+
+def run_stack(
+    body: Callable[[Array, Any], tuple[Array, Any]], x: Array, stacked: Any, *, remat: bool
+) -> tuple[Array, Any]:
+    """`jax.lax.scan(body, x, stacked)`, with `body` recomputed in the backward pass if `remat`.
+
+    A scan keeps what the backward pass needs in stacked buffers, which it fills with zeros first, and copies to and
+    from them. A few layers are written out one after the other instead.
+    """
+    count = len(jax.tree.leaves(stacked)[0])
+    if remat or count > WRITTEN_OUT:
+        return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)
+    kept = []
+    for number in range(count):
+        x, more = body(x, jax.tree.map(lambda leaf, number=number: leaf[number], stacked))
+        kept.append(more)
+    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
 
 
 class SelfAttention(nnx.Module):
@@ -92,7 +113,7 @@ class Decoder(nnx.Module):
         def body(x: Array, parameters: nnx.State) -> tuple[Array, Any]:
             return nnx.merge(definition, parameters)(x, rotary, attend)
 
-        return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)
+        return run_stack(body, x, stacked, remat=remat)
 
     def layer(self, parameters: Any) -> DecoderLayer:
         """One layer, from its own parameters (a slice of the stack)."""
@@ -184,7 +205,7 @@ class VisionTower(nnx.Module):
         definition, stacked = nnx.split(self.blocks)
 
         def body(x: Array, block_and_kind: tuple[nnx.State, Array]) -> tuple[Array, None]:
-            block = nnx.merge(definition, block_and_kind[0])
+            block, is_full = nnx.merge(definition, block_and_kind[0]), block_and_kind[1]
 
             def full(x: Array) -> Array:
                 return block(by_prompt(x), jax.tree.map(by_prompt, rotary), full_mask).reshape(x.shape)
@@ -192,12 +213,10 @@ class VisionTower(nnx.Module):
             def window(x: Array) -> Array:
                 return block(by_window(x), jax.tree.map(by_window, rotary), window_mask).reshape(x.shape)
 
-            x = jax.lax.cond(block_and_kind[1], full, window, x)
+            x = jax.lax.cond(is_full, full, window, x)
             return constrain(x, "batch", None, None, None), None
 
-        x, _ = jax.lax.scan(
-            jax.checkpoint(body, prevent_cse=False) if remat else body, x, (stacked, jnp.asarray(self.is_full))
-        )
+        x, _ = run_stack(body, x, (stacked, np.asarray(self.is_full)), remat=remat)
         return constrain(self.merger(by_prompt(x)), "batch", "seq", "act_embed")
 
 
