@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from mmeureka_jax.data.processor import assemble_prompt, collate
 from mmeureka_jax.data.vision_layout import VisionGeometry
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
-from mmeureka_jax.mesh import switch_ynn_off
+from mmeureka_jax.mesh import cores, split_cpu, switch_ynn_off
 from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params
@@ -105,6 +105,12 @@ def make_parser(module: str, summary: str) -> argparse.ArgumentParser:
     which.add_argument("--config", choices=sorted(_RELEASED), help="sizes of a released model, random weights")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--param-dtype", choices=("float32", "bfloat16"), help="of --config; default bfloat16")
+    parser.add_argument(
+        "--cpu-devices",
+        type=positive,
+        metavar="N",
+        help="as mesh.cpu_devices; default: one for each core, if the prompts can be divided among them",
+    )
     parser.add_argument("--remat", choices=("none", "full"), default="none", help="as model.remat")
     return parser
 
@@ -259,15 +265,23 @@ class Timing:
 
 def time_calls(call: Callable[[], Any], repeats: int) -> Timing:
     """Times `call` after `WARM_UP` calls. What it returns is waited for."""
-    seconds = []
+    return time_in_turn({"": call}, repeats)[""]
+
+
+def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Times several calls, each after `WARM_UP` others of it, in turn: what else the machine does hits all alike."""
+    timings = {name: Timing([], 0) for name in calls}
     with CompileCounter() as compiles:
         for number in range(WARM_UP + repeats):
-            if number == WARM_UP:
+            for name, call in calls.items():
                 compiles.since_last()
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds.append(time.perf_counter() - start)
-        return Timing(seconds[WARM_UP:], compiles.since_last())
+                start = time.perf_counter()
+                jax.block_until_ready(call())
+                seconds = time.perf_counter() - start
+                if number >= WARM_UP:
+                    before = timings[name]
+                    timings[name] = Timing([*before.seconds, seconds], before.compiles + compiles.since_last())
+    return timings
 
 
 def peak_memory_mb() -> float:
@@ -275,6 +289,13 @@ def peak_memory_mb() -> float:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     device = max(entry.get("peak_bytes_in_use", 0) for entry in stats)
     return round((device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20, 1)
+
+
+def cpu_devices(args: argparse.Namespace) -> int:
+    """One for each core, or the most below whose number divides the prompts (of a micro-batch)."""
+    prompts = args.prompts if "prompts" in args else args.batch // args.group
+    prompts //= getattr(args, "micro_batches", 1)
+    return max(count for count in range(1, cores() + 1) if max(prompts, 1) % count == 0)
 
 
 def run_benchmark(
@@ -285,6 +306,7 @@ def run_benchmark(
     """Runs `measure(args, temporary folder)` and prints its figures, the options and the machine as one JSON line."""
     args = parser.parse_args(arguments)
     switch_ynn_off()
+    split_cpu(args.cpu_devices or cpu_devices(args))
     load = os.getloadavg()[0]
     try:
         with tempfile.TemporaryDirectory() as folder:

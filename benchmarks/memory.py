@@ -85,6 +85,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("memory", "Memory that the compiled update needs.")
+    parser.set_defaults(cpu_devices=1)
     parser.add_argument("--vocab", type=positive, nargs="+", help="vocabulary sizes (default: the model's)")
     parser.add_argument("--group", type=positive, nargs="+", default=[8], help="responses to a prompt")
     add_training_arguments(parser)

@@ -391,6 +391,7 @@ def costliest(events: Sequence[Mapping[str, Any]], count: int = OPERATIONS_SHOWN
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("roofline", "Each part of a step beside what the device could do at best.")
+    parser.set_defaults(cpu_devices=1)
     parser.add_argument("--rows", type=positive, default=64, help="responses at a time")
     add_group_argument(parser, default=8)
     add_prompt_arguments(parser, length=104, side=224)

@@ -264,6 +264,7 @@ def plain_seconds(axes: Axes) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("scaling", "Step time against group, prompt, response and vocabulary.")
+    parser.set_defaults(cpu_devices=1)
     add_training_arguments(parser)
     add_group_argument(parser, default=8)
     add_prompt_arguments(parser, length=128, side=112)

@@ -20,7 +20,6 @@ import jax
 import numpy as np
 
 from benchmarks.common import (
-    Timing,
     add_group_argument,
     add_prompt_arguments,
     make_parser,
@@ -29,7 +28,7 @@ from benchmarks.common import (
     positive,
     random_prompts,
     run_benchmark,
-    time_calls,
+    time_in_turn,
 )
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.rl.job import check_batch_sizes
@@ -70,9 +69,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
             return call
 
-        timings: dict[str, Timing] = {}
-        for name, lengths, limit in (("ragged", ragged, CAP * args.median), ("equal", equal, int(equal.max()))):
-            timings[name] = time_calls(rollout(lengths, limit), args.repeats)
+        calls = {"ragged": rollout(ragged, CAP * args.median), "equal": rollout(equal, int(equal.max()))}
+        timings = time_in_turn(calls, args.repeats)
     speed = {"ragged": ragged.sum() / timings["ragged"].median, "equal": equal.sum() / timings["equal"].median}
     return {
         "ratio": round(speed["ragged"] / speed["equal"], 3),

@@ -236,13 +236,15 @@ def mesh(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def start_jax(args: argparse.Namespace | None = None) -> None:
-    """Sets JAX up before its first use: many processes if asked for, and the persistent compilation cache."""
+def start_jax(args: argparse.Namespace | None = None, cpu_devices: int = 1) -> None:
+    """Sets JAX up before its first use: many processes if asked for, a CPU's devices, and the persistent compilation
+    cache."""
     import jax
 
-    from mmeureka_jax.mesh import switch_ynn_off
+    from mmeureka_jax.mesh import split_cpu, switch_ynn_off
 
     switch_ynn_off()
+    split_cpu(cpu_devices)
     coordinator = getattr(args, "coordinator", None)
     distributed = coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1"
     for name in ("num_processes", "process_id"):
@@ -263,7 +265,7 @@ def run_train(args: argparse.Namespace) -> int:
     from mmeureka_jax.config import load_config
 
     config = load_config(args.config, args.overrides)
-    start_jax(args)
+    start_jax(args, config.mesh.cpu_devices)
     from mmeureka_jax.mesh import is_main
     from mmeureka_jax.report import write_report
     from mmeureka_jax.rl.trainer import train
@@ -278,7 +280,7 @@ def run_sft(args: argparse.Namespace) -> int:
     from mmeureka_jax.config import load_config
 
     config = load_config(args.config, args.overrides)
-    start_jax(args)
+    start_jax(args, config.mesh.cpu_devices)
     from mmeureka_jax.mesh import is_main
     from mmeureka_jax.report import write_report
     from mmeureka_jax.rl.sft import fine_tune
@@ -382,9 +384,10 @@ def run_report(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    start_jax()
-    from mmeureka_jax.demo import demo
+    from mmeureka_jax.config import load_config
+    from mmeureka_jax.demo import CONFIGS, demo
 
+    start_jax(cpu_devices=load_config(CONFIGS / "demo_sft.yaml", args.overrides).mesh.cpu_devices)
     print(json.dumps(demo(args.output, args.overrides, started=started)))
     return 0
 

@@ -103,6 +103,7 @@ class SamplerConfig:
     max_new_tokens: int = 1024
     response_buckets: tuple[int, ...] = ()  # padded lengths in the update, ascending, the last = max_new_tokens
     batch_prompts: int = 0  # prompts sampled in one call; 0 = the whole rollout batch
+    compile_ahead: bool = True  # all programs that rollouts may need, before the first one
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class MeshConfig:
     data: int = 1  # copies of the parameters
     fsdp: int = -1  # parameters, optimiser state and batch split
     tensor: int = 1  # heads, MLP and vocabulary split
+    cpu_devices: int = 1  # on a CPU: devices of a process, which share its cores
 
 
 @dataclass(frozen=True)

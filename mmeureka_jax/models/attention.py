@@ -109,32 +109,9 @@ def _shared_prefix_attention(
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(prompts, n, length, heads, head_dim)
 
 
-def key_scores(query: Float[Array, "B K q h"], keys: Float[Array, "B K h S"]) -> Float[Array, "B K q S"]:
-    """Unscaled float32 scores of a few queries against keys that lie transposed."""
-    return _small_product(query, keys)
-
-
-def weighted_sum(weights: Float[Array, "B K q S"], values: Float[Array, "B K S h"]) -> Float[Array, "B K q h"]:
-    """float32 sums of values under the weights of a few queries."""
-    return _small_product(weights, values)
-
-
-def _small_product(left: Float[Array, "B K q s"], right: Float[Array, "B K s r"]) -> Float[Array, "B K q r"]:
-    """left @ right in float32.
-
-    On CPU, XLA does a batch of small products one after the other on one core; where the sum is short, a fused
-    multiply-and-add uses all of them, and the vector units along r.
-    """
-
-    def product(left: Array, right: Array) -> Array:
-        return jnp.einsum("bkqs,bksr->bkqr", left, right, preferred_element_type=jnp.float32)
-
-    def fused(left: Array, right: Array) -> Array:
-        return jnp.sum(left[..., None] * right[:, :, None], axis=-2)
-
-    if left.dtype != jnp.float32 or left.shape[-1] > 32:
-        return product(left, right)
-    return jax.lax.platform_dependent(left, right, cpu=fused, default=product)
+def few_rows_product(left: Float[Array, "B K q s"], right: Float[Array, "B K s r"]) -> Float[Array, "B K q r"]:
+    """left @ right in float32, for a few queries: against keys that lie transposed, or weights against values."""
+    return jnp.einsum("bkqs,bksr->bkqr", left, right, preferred_element_type=jnp.float32)
 
 
 def decode_attention(
@@ -162,19 +139,19 @@ def decode_attention(
     def to_rows(x: Array) -> Array:  # [P, K, n * G, s] -> [R, K, G, s]
         return by_row(x.reshape(prompts, kv_heads, -1, groups, x.shape[-1]).swapaxes(1, 2))
 
-    parts = [to_rows(jnp.where(prompt[2][:, None, None], key_scores(shared, prompt[0]), MASKED))]
-    parts += [jnp.where(mask, key_scores(query, keys), MASKED) for keys, _, mask in own]
+    parts = [to_rows(jnp.where(prompt[2][:, None, None], few_rows_product(shared, prompt[0]), MASKED))]
+    parts += [jnp.where(mask, few_rows_product(query, keys), MASKED) for keys, _, mask in own]
     # XLA would fuse the concatenation into each of its readers, and evaluate it element by element.
     scores = jax.lax.optimization_barrier(jnp.concatenate(parts, axis=-1))
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
     weights = weights.astype(query.dtype)
     of_prompt = by_prompt(weights[..., :length]).swapaxes(1, 2).reshape(prompts, kv_heads, -1, length)
-    out = to_rows(weighted_sum(of_prompt, prompt[1]))
+    out = to_rows(few_rows_product(of_prompt, prompt[1]))
     start = length
     for _, values, mask in own:
         stop = start + len(mask)
-        out += weighted_sum(weights[..., start:stop], values)
+        out += few_rows_product(weights[..., start:stop], values)
         start = stop
     return (out / total).astype(query.dtype)
 

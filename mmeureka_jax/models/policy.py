@@ -136,29 +136,33 @@ def prefill(
 
 @flax.struct.dataclass
 class DecoderWeights:
-    """The decoder as single-token decoding reads it: a tree for each layer, and the output projection, in the compute
-    dtype.
+    """The decoder as single-token decoding reads it: embedding, a tree for each layer, and output projection, in the
+    compute dtype.
 
     XLA does not hoist slices of stacked weights out of a loop, so they are cut once before it. What is sharded over
     `fsdp` is gathered: each device holds these weights whole while it decodes, but for what `tensor` splits.
     """
 
+    embedding: Float[Array, "V D"]
     layers: list[Params]
     head: Float[Array, "D V"]
 
 
 def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
     dtype = jnp.dtype(policy.compute_dtype)
-    stacked, axes = params["language"]["layers"], policy.param_axes()["language"]["layers"]
+    language, axes = params["language"], policy.param_axes()["language"]
+
+    def whole(leaf: Array, names: tuple[str | None, ...]) -> Array:
+        return constrain(leaf.astype(dtype), *gathered(*names))
 
     def layer(number: int) -> Params:
-        return jax.tree.map(
-            lambda leaf, names: constrain(leaf[number].astype(dtype), *gathered(*names[1:])), stacked, axes
-        )
+        return jax.tree.map(lambda leaf, names: whole(leaf[number], names[1:]), language["layers"], axes["layers"])
 
-    head = policy.module(params).language.head_kernel().astype(dtype)
-    count = policy.config.text.num_layers
-    return DecoderWeights([layer(number) for number in range(count)], constrain(head, None, "act_vocab"))
+    return DecoderWeights(
+        embedding=whole(language["embed_tokens"]["embedding"], axes["embed_tokens"]["embedding"]),
+        layers=[layer(number) for number in range(policy.config.text.num_layers)],
+        head=constrain(policy.module(params).language.head_kernel().astype(dtype), None, "act_vocab"),
+    )
 
 
 @flax.struct.dataclass
@@ -187,7 +191,7 @@ def decode_step(
     params: Params,
     weights: DecoderWeights,
     tokens: Int[Array, "R"],
-    positions: Int[Array, "R"],
+    rotary: Rotary,
     prompts: PromptCache,
     own: Sequence[Sequence[tuple[Array, Array, Array]]],
     write: Callable[[int, Array, Array], tuple[Array, Array, Array]],
@@ -197,7 +201,7 @@ def decode_step(
     """Feeds one token of every row.
 
     Args:
-        positions: the tokens' rotary positions.
+        rotary: of the tokens' positions, [R, 1, h / 2] each.
         own: for each layer, the parts of the rows' own caches that this token only reads (see `decode_attention`).
         write: (layer, key [R, K, h], value [R, K, h]) -> the part of the cache that holds this token too.
         by_prompt, by_row: see `decode_attention`.
@@ -206,8 +210,7 @@ def decode_step(
         Final hidden states (they predict the next token), and what `write` gave, layer by layer, without masks.
     """
     model = policy.module(params)
-    x = model.language.embed_tokens(tokens, jnp.dtype(policy.compute_dtype))[:, None]
-    rotary = policy.rotary(jnp.broadcast_to(positions[:, None, None], (tokens.shape[0], 3, 1)))
+    x = jnp.take(weights.embedding, tokens, axis=0)[:, None]
     mask = jnp.arange(prompts.keys[0].shape[-1]) < prompts.lengths[:, None]
     written = []
     for number, layer in enumerate(weights.layers):

@@ -17,14 +17,15 @@ import numpy as np
 
 from mmeureka_jax.config import Config
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.mesh import is_main, to_global, to_host
+from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
+from mmeureka_jax.rl.evaluate import filler_prompt
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.rl.rollout import Group
-from mmeureka_jax.rl.sampler import Samples, SamplingSettings, prompt_seeds, sample
+from mmeureka_jax.rl.sampler import Samples, SamplingSettings, compile_ahead, program_count, prompt_seeds, sample
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
-from mmeureka_jax.tracking import ResponseSample, RolloutSample
+from mmeureka_jax.tracking import ResponseSample, RolloutSample, progress
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem, ProblemLoader
@@ -133,6 +134,23 @@ class Collector:
             top_k=sampler.top_k,
             top_p=sampler.top_p,
         )
+
+    def compile_ahead(self, params: Params) -> None:
+        """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
+        from mmeureka_jax.data.processor import collate
+
+        prompts = self._config.sampler.batch_prompts or self._config.rl.prompts_per_rollout
+        own = prompts // jax.process_count()
+        filler = [filler_prompt(self._policy.config.vision)] * own
+        programs = program_count(self.settings, prompts * self.settings.group_size // batch_shards())
+        show = self._config.tracking.progress and is_main()
+        with progress(len(self._buckets) * programs, "compile", unit="program", enabled=show) as bar:
+            for bucket in self._buckets:
+                batch = collate(filler, bucket, self._num_windows)
+                inputs = (batch, prompt_seeds(["filler"] * own), np.zeros(own, bool))
+                batch, seeds, inactive = to_global(self._mesh, inputs)
+                seed = self._config.seed
+                compile_ahead(self._policy, self.settings, "rollout", params, batch, seeds, seed, inactive, bar.update)
 
     def collect(
         self, params: Params, buffer: GroupBuffer, *, step: int, rollout: int, on_round: Callable[[int], None]

@@ -19,7 +19,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,9 @@ from mmeureka_jax.models.policy import (
 
 STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # independent noise for each use of the sampler
 BLOCK = 16  # tokens that are kept apart before they go into the own caches, which a loop would copy for every token
+_CHECK_EVERY = 4  # tokens, divides BLOCK: to count what is still running, devices wait for one another
 _SMALLEST_CACHE = 64  # tokens
-_HALVINGS = 5  # how often the rows of a rollout may be halved
-_FEWEST_ROWS = 4  # of a shard
+_FEWEST_ROWS = 8  # of a shard
 _VOCAB_PART = 64  # tokens of the vocabulary that are first chosen together
 
 
@@ -94,6 +95,15 @@ def response_keys(
     return jax.vmap(lambda words: jax.vmap(lambda index: of_response(words, index))(jnp.arange(group_size)))(seeds)
 
 
+def token_noise(keys: Key[Array, "R"], positions: Int[Array, "t"]) -> Float[Array, "t R 2"]:
+    """The two uniform numbers in [0, 1) that draw each response's token at each position."""
+
+    def of_token(position: Int[Array, ""], key: Key[Array, ""]) -> Float[Array, "2"]:
+        return jax.random.uniform(jax.random.fold_in(key, position), (2,))
+
+    return jax.vmap(lambda position: jax.vmap(lambda key: of_token(position, key))(keys))(positions)
+
+
 def filter_logits(logits: Float[Array, "... V"], top_k: int, top_p: float) -> Float[Array, "... V"]:
     """-inf for tokens outside the `top_k` most likely, then outside the smallest set with probability `top_p`.
 
@@ -124,16 +134,15 @@ def filter_logits(logits: Float[Array, "... V"], top_k: int, top_p: float) -> Fl
 def draw(
     policy: Policy,
     settings: SamplingSettings,
-    keys: Key[Array, "R"],
-    position: Int[Array, ""] | int,
+    uniform: Float[Array, "R 2"],
     hidden: Float[Array, "R D"],
     head: Float[Array, "D V"],
 ) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
-    """Draws one token for every response and gives its log-probability.
+    """Draws one token for every response, by two `uniform` numbers in [0, 1), and gives its log-probability.
 
     The log-probability is the policy's at the temperature (1 when greedy), over the whole vocabulary: what the update
-    computes. Drawn is first a part of the vocabulary and then a token of it, by two uniform numbers (inverse
-    distribution functions): two numbers a token, where Gumbel noise would need one for every entry of the vocabulary.
+    computes. Drawn is first a part of the vocabulary and then a token of it (inverse distribution functions): two
+    numbers a token, where Gumbel noise would need one for every entry of the vocabulary.
     """
     logits = jnp.einsum("rd,dv->rv", hidden, head, preferred_element_type=jnp.float32)
     logits = constrain(logits, "batch", "act_vocab")
@@ -148,8 +157,6 @@ def draw(
         kept = filter_logits(scores, settings.top_k, settings.top_p)
         weights = jnp.pad(jnp.exp(kept - peak), ((0, 0), (0, -vocab % _VOCAB_PART)))
         weights = weights.reshape(len(weights), -1, _VOCAB_PART)
-        token_keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(token_keys)
         part, total = _invert(weights.sum(axis=-1), uniform[:, 0])
         place, _ = _invert(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 1])
         tokens = part * _VOCAB_PART + place
@@ -178,7 +185,8 @@ def _invert(weights: Float[Array, "R m"], uniform: Float[Array, "R"]) -> tuple[I
 class DecodeState:
     """R responses on their way. All are at the same position; a row of index i has drawn `lengths[i]` tokens so far.
 
-    `prompt` and `rows_of_prompt` count within a shard of the batch dimension. `past_keys` and `past_values` hold the
+    `prompt` and `rows_of_prompt` count within a shard of the batch dimension, and P is the copies of prompts that there
+    are; n is 1 where each response has its own. `past_keys` and `past_values` hold the
     first `filled` of the responses' own tokens, layer by layer.
     """
 
@@ -252,7 +260,9 @@ def start(
         past_keys=[_heads(jnp.zeros(past, hidden.dtype)) for _ in weights.layers],
         past_values=[_heads(jnp.zeros((*past[:2], *past[:1:-1]), hidden.dtype)) for _ in weights.layers],
     )
-    return _record(policy, settings, state, jnp.repeat(hidden, n, axis=0), weights.head), weights, image_embeds
+    noise = token_noise(keys, jnp.arange(1))[0]
+    state = _record(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), weights.head)
+    return state, weights, image_embeds
 
 
 def _heads(x: Array) -> Array:
@@ -264,9 +274,11 @@ def _take(x: Array, index: Array) -> Array:
     return take_in_shards(x, index, *(("act_heads", None, None) if x.ndim == 4 else (None,) * (x.ndim - 1)))
 
 
-def _record(policy: Policy, settings: SamplingSettings, state: DecodeState, hidden: Array, head: Array) -> DecodeState:
+def _record(
+    policy: Policy, settings: SamplingSettings, state: DecodeState, noise: Array, hidden: Array, head: Array
+) -> DecodeState:
     """Draws the token at `position` of every response that is not done."""
-    tokens, log_probs = draw(policy, settings, state.keys, state.position, hidden, head)
+    tokens, log_probs = draw(policy, settings, noise, hidden, head)
     running = ~state.done
     tokens = jnp.where(running, tokens, settings.pad_token_id)
     log_probs = jnp.where(running, log_probs, 0.0)
@@ -301,7 +313,7 @@ def decode(
     `max_new_tokens`.
 
     Returns:
-        The state, and the number of responses left in the shard that has most.
+        The state, and the number of responses left in the shard that has most (of a few tokens ago).
     """
     rows, kv_heads, head_dim, capacity = state.past_keys[0].shape
     prompts, n = state.rows_of_prompt.shape
@@ -321,15 +333,20 @@ def decode(
 
     next_position = _take(state.prompts.next_position, state.prompt)
 
-    def going_on(state: DecodeState) -> Array:
-        return (state.position < settings.max_new_tokens) & (_most_running(state) > stop_at)
+    def going_on(position: Array, running: Array) -> Array:
+        return (position < settings.max_new_tokens) & (running > stop_at)
 
-    def block(state: DecodeState) -> DecodeState:
+    def block(carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+        state, running = carry
         past_mask = jnp.arange(capacity) < state.filled
+        # What the block's tokens need is made here: inside, XLA would evaluate sines for every head of every layer.
+        noise = token_noise(state.keys, state.position + jnp.arange(BLOCK))
+        positions = (next_position + state.filled)[:, None, None] + jnp.arange(BLOCK)
+        rotary = policy.rotary(jnp.broadcast_to(positions, (rows, 3, BLOCK)))
         past = [[(k, v, past_mask)] for k, v in zip(state.past_keys, state.past_values, strict=True)]
 
-        def step(carry: tuple[Array, DecodeState, Any]) -> tuple[Array, DecodeState, Any]:
-            number, now, recent = carry
+        def step(carry: tuple[Array, DecodeState, Array, Any]) -> tuple[Array, DecodeState, Array, Any]:
+            number, now, running, recent = carry
 
             def write(layer: int, key: Array, value: Array) -> tuple[Array, Array, Array]:
                 keys, values = recent[layer]
@@ -337,21 +354,25 @@ def decode(
                 values = jax.lax.dynamic_update_slice(values, value[:, :, None], (0, 0, number, 0))
                 return keys, values, jnp.arange(BLOCK) <= number
 
+            turn = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, axis=1), rotary)
             hidden, recent = decode_step(
-                policy, params, weights, now.last, next_position + state.filled + number, state.prompts, past, write,
-                by_prompt, by_row,
-            )  # fmt: skip
-            return number + 1, _record(policy, settings, now, hidden, weights.head), recent
+                policy, params, weights, now.last, turn, state.prompts, past, write, by_prompt, by_row
+            )
+            now = _record(policy, settings, now, noise[number], hidden, weights.head)
+            number += 1
+            running = jax.lax.cond(number % _CHECK_EVERY == 0, _most_running, lambda _: running, now)
+            return number, now, running, recent
 
-        def within_block(carry: tuple[Array, DecodeState, Any]) -> Array:
-            return (carry[0] < BLOCK) & going_on(carry[1])
+        def within_block(carry: tuple[Array, DecodeState, Array, Any]) -> Array:
+            number, now, running, _ = carry
+            return (number < BLOCK) & going_on(now.position, running)
 
         # The caches stay out of the inner loop: it reads the past ones and writes to the recent ones alone.
         light = dataclasses.replace(state, past_keys=[], past_values=[])
         empty = jnp.zeros((rows, kv_heads, head_dim, BLOCK), dtype)
         recent = [(_heads(empty), _heads(jnp.swapaxes(empty, 2, 3))) for _ in past]
-        number, light, recent = jax.lax.while_loop(within_block, step, (jnp.int32(0), light, recent))
-        return dataclasses.replace(
+        number, light, running, recent = jax.lax.while_loop(within_block, step, (jnp.int32(0), light, running, recent))
+        state = dataclasses.replace(
             light,
             filled=state.filled + number,
             past_keys=[
@@ -363,12 +384,13 @@ def decode(
                 for v, (_, new) in zip(state.past_values, recent, strict=True)
             ],
         )
+        return state, running
 
-    def room(state: DecodeState) -> Array:
-        return going_on(state) & (state.filled + BLOCK <= capacity)
+    def room(carry: tuple[DecodeState, Array]) -> Array:
+        state, running = carry
+        return going_on(state.position, running) & (state.filled + BLOCK <= capacity)
 
-    state = jax.lax.while_loop(room, block, state)
-    return state, _most_running(state)
+    return jax.lax.while_loop(room, block, (state, _most_running(state)))
 
 
 _PER_ROW = ("tokens", "log_probs", "lengths", "finished", "done", "last", "keys", "limits")
@@ -378,35 +400,32 @@ _PER_ROW = ("tokens", "log_probs", "lengths", "finished", "done", "last", "keys"
 def repack(rows: int, capacity: int, state: DecodeState) -> DecodeState:
     """The same responses with other sizes: `rows` of a shard, those not done first, and own caches of `capacity`."""
     shards = batch_shards()
-    prompts = state.rows_of_prompt.shape[0] // shards
-    kept_prompts = min(prompts, rows)
+    prompts, n = state.rows_of_prompt.shape[0] // shards, state.rows_of_prompt.shape[1]
     if rows != len(state.done) // shards:
         done, prompt = state.done.reshape(shards, -1), state.prompt.reshape(shards, -1)
         chosen = jnp.argsort(done, axis=-1, stable=True)[:, :rows]
-        needed = jnp.any((prompt[..., None] == jnp.arange(prompts)) & ~done[..., None], axis=1)
-        order = jnp.argsort(~needed, axis=-1, stable=True)
-        new_prompt = jnp.argsort(order, axis=-1)  # by old number; those left out have kept_prompts and more
-        index = chosen.reshape(-1)
-        prompt = jnp.take_along_axis(new_prompt, jnp.take_along_axis(prompt, chosen, axis=-1), axis=-1)
-        chosen_prompts = order[:, :kept_prompts].reshape(-1)
+        prompt, index = jnp.take_along_axis(prompt, chosen, axis=-1), chosen.reshape(-1)
 
         def take(x: Array) -> Array:
             return _take(x, index)
 
-        n = state.rows_of_prompt.shape[1]
-        place = take(state.place)
-        still = ~take(state.done).reshape(shards, -1)
-        target = jnp.where(still, prompt * n + place.reshape(shards, -1) % n, kept_prompts * n)
-        rows_of_prompt = jax.vmap(
-            lambda where: jnp.zeros(kept_prompts * n, jnp.int32).at[where].set(jnp.arange(rows), mode="drop")
-        )(target)
+        place, cache = take(state.place), state.prompts
+        if rows > prompts:
+            still = ~take(state.done).reshape(shards, -1)
+            target = jnp.where(still, prompt * n + place.reshape(shards, -1) % n, prompts * n)
+            rows_of_prompt = jax.vmap(
+                lambda where: jnp.zeros(prompts * n, jnp.int32).at[where].set(jnp.arange(rows), mode="drop")
+            )(target)
+        else:  # a copy for each row, which are no more than there were
+            cache, n = jax.tree.map(lambda x: _take(x, prompt.reshape(-1)), cache), 1
+            prompt = rows_of_prompt = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (shards, rows))
         state = dataclasses.replace(
             state,
             **{name: take(getattr(state, name)) for name in _PER_ROW},
             place=place,
-            prompt=_rows(jnp.minimum(prompt, kept_prompts - 1).reshape(-1)),
+            prompt=_rows(prompt.reshape(-1)),
             rows_of_prompt=_rows(rows_of_prompt.reshape(-1, n)),
-            prompts=jax.tree.map(lambda x: _take(x, chosen_prompts), state.prompts),
+            prompts=cache,
             past_keys=[take(x) for x in state.past_keys],
             past_values=[take(x) for x in state.past_values],
         )
@@ -419,20 +438,61 @@ def repack(rows: int, capacity: int, state: DecodeState) -> DecodeState:
 
 
 def row_sizes(rows: int) -> list[int]:
-    """Rows of a shard in the batches that a rollout goes through: each half of the one before."""
-    sizes = [rows]
-    while len(sizes) <= _HALVINGS and sizes[-1] >= 2 * _FEWEST_ROWS:
+    """Rows of a shard in the batches that a rollout goes through: all, three quarters, half, three eighths, ... an
+    eighth, and from there each half of the one before: a step then costs much the same whatever its rows."""
+    sizes = [-(-rows * part // 16) for part in (16, 12, 8, 6, 4, 3, 2)]
+    while sizes[-1] >= 2 * _FEWEST_ROWS:
         sizes.append(-(-sizes[-1] // 2))
-    return sizes
+    return sorted({size for size in sizes if size == rows or size >= _FEWEST_ROWS}, reverse=True)
 
 
 def cache_sizes(limit: int) -> list[int]:
-    """Tokens that the own caches hold, doubling up to what `limit` tokens need."""
+    """Tokens that the own caches hold: each twice the one before, then up to what `limit` tokens need in a last step
+    of half."""
     last = -(-limit // BLOCK) * BLOCK + BLOCK
-    sizes = [_SMALLEST_CACHE]
-    while 3 * sizes[-1] < 2 * last:
+    sizes = [max(_SMALLEST_CACHE, limit // 16 // BLOCK * BLOCK)]
+    while 3 * sizes[-1] <= last:
         sizes.append(2 * sizes[-1])
-    return [*sizes[:-1], last]
+    middle = (sizes[-1] + sizes[-1] // 2) // BLOCK * BLOCK
+    return sorted({*(size for size in (*sizes, middle) if size + 2 * BLOCK < last), last})
+
+
+def program_count(settings: SamplingSettings, rows: int) -> int:
+    """How many decoding programs `sample` may come to need, with so many rows in a shard."""
+    return len(row_sizes(rows)) * len(cache_sizes(settings.max_new_tokens))
+
+
+def compile_ahead(
+    policy: Policy,
+    settings: SamplingSettings,
+    stream: str,
+    params: Params,
+    prompts: PromptBatch,
+    seeds: UInt32[Array, "P 2"],
+    seed: int,
+    inactive: Bool[Array, "P"],
+    on_program: Callable[[], object],
+) -> None:
+    """Compiles every program that `sample` may need for prompts of these shapes, by going through them with nothing to
+    do (`inactive` is False throughout). All hosts call it together, under `jax.set_mesh`.
+
+    Args:
+        on_program: called after each of the `program_count` decoding programs.
+    """
+    capacities = cache_sizes(settings.max_new_tokens)
+    state, weights, _ = start(policy, settings, stream, capacities[0], params, prompts, seeds, seed, 0, inactive, None)
+    sizes = row_sizes(len(state.done) // batch_shards())
+    for capacity, larger in itertools.pairwise([*capacities, None]):
+        shrinking, grown = state, None
+        for rows, fewer in itertools.pairwise([*sizes, None]):
+            shrinking, _ = decode(policy, settings, params, weights, shrinking, 0)
+            if larger is not None:
+                grew = repack(rows, larger, shrinking)
+                grown = grew if grown is None else grown
+            if fewer is not None:
+                shrinking = repack(fewer, capacity, shrinking)
+            on_program()
+        state = grown if grown is not None else state
 
 
 def sample(

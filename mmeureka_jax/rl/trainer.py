@@ -53,6 +53,8 @@ def train(config: Config) -> Path:
             num_windows=job.num_windows,
             vision_frozen=learner.vision_frozen,
         )
+        if config.sampler.compile_ahead and not job.at_end:
+            collector.compile_ahead(run.train.params)
         job.validate_before_training()
         while job.begin_step():
             first_rollout = run.rollout
