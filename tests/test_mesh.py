@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import jax
@@ -22,6 +24,7 @@ from mmeureka_jax.mesh import (
     batch_divisor,
     make_mesh,
     partition_spec,
+    split_cpu,
     to_global,
     to_host,
     tree_shardings,
@@ -139,6 +142,36 @@ def test_ynn_is_off_where_it_is_wrong(monkeypatch):
     monkeypatch.setattr(jax, "__version__", "0.10.2")
     start_jax()
     assert NO_YNN in os.environ["XLA_FLAGS"] and ynn_is_safe()
+
+
+CPU_DEVICES = """
+import os
+import subprocess
+import sys
+os.sched_getaffinity = lambda _: {0, 1, 2}
+from mmeureka_jax.mesh import make_mesh, split_cpu
+from mmeureka_jax.config import MeshConfig
+split_cpu(DEVICES)
+print(make_mesh(MeshConfig()).size, "multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "outside", "expected"),
+    [(1, {}, "1 False"), (2, {}, "2 False"), (3, {}, "3 True"), (3, {"JAX_NUM_CPU_DEVICES": "2"}, "2 False"),
+     (3, {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "4 False")],
+)  # fmt: skip
+def test_a_cpu_is_as_many_devices_as_the_config_says(devices, outside, expected):
+    """In a process of its own, with three cores; what the environment says goes first."""
+    names = {"XLA_FLAGS": NO_YNN, "JAX_PLATFORMS": "cpu"} | outside
+    code = CPU_DEVICES.replace("DEVICES", str(devices))
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | names, capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
+
+
+def test_a_number_of_cpu_devices_that_is_none():
+    with pytest.raises(UserError, match=r"mesh\.cpu_devices is 0"):
+        split_cpu(0)
 
 
 @pytest.mark.slow

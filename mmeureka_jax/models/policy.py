@@ -284,17 +284,21 @@ def group_hidden(
 
 def log_probs_of(
     hidden: Float[Array, "P T D"],
-    head: Float[Array, "D V"],
+    head: Float[Array, "D V"] | Float[Array, "V D"],
     targets: Int[Array, "P T"],
     *,
     temperature: float,
     chunk: int,
+    transposed: bool = False,
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
     """Log-probability of each target and entropy of its distribution, softmax(hidden @ head / temperature), in float32.
 
     Works through `chunk` positions at a time, so that the largest array with a vocabulary dimension is [P, chunk, V].
     The backward pass computes their logits again and keeps of the forward pass one number a position. No gradient
     flows through the entropy.
+
+    Args:
+        transposed: the head is [V, D], as an embedding lies. It and its gradient stay so: neither is copied.
     """
     length = hidden.shape[1]
     chunk = -(-length // -(-length // chunk))  # as many chunks, of one size
@@ -304,13 +308,14 @@ def log_probs_of(
         x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    outputs = _chunked_log_probs(temperature, split(hidden), head, split(targets))
+    outputs = _chunked_log_probs(temperature, transposed, split(hidden), head, split(targets))
     log_probs, entropy = (jnp.moveaxis(x, 0, 1).reshape(len(targets), -1)[:, :length] for x in outputs)
     return log_probs, entropy
 
 
-def _chunk_logits(hidden: Float[Array, "P c D"], head: Float[Array, "D V"], temperature: float) -> Array:
-    logits = jnp.einsum("pcd,dv->pcv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def _chunk_logits(hidden: Float[Array, "P c D"], head: Array, temperature: float, transposed: bool) -> Array:
+    sizes = "vd" if transposed else "dv"
+    logits = jnp.einsum(f"pcd,{sizes}->pcv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return constrain(logits / temperature, "batch", "seq", "act_vocab")
 
 
@@ -319,17 +324,19 @@ def _is_target(logits: Float[Array, "P c V"], targets: Int[Array, "P c"]) -> Boo
     return jnp.arange(logits.shape[-1]) == targets[..., None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunked_log_probs(
-    temperature: float, hidden: Float[Array, "k P c D"], head: Float[Array, "D V"], targets: Int[Array, "k P c"]
+    temperature: float, transposed: bool, hidden: Float[Array, "k P c D"], head: Array, targets: Int[Array, "k P c"]
 ) -> tuple[Float[Array, "k P c"], Float[Array, "k P c"]]:
-    return _chunked_forward(temperature, hidden, head, targets)[0]
+    return _chunked_forward(temperature, transposed, hidden, head, targets)[0]
 
 
-def _chunked_forward(temperature: float, hidden: Array, head: Array, targets: Array) -> tuple[Any, Any]:
+def _chunked_forward(
+    temperature: float, transposed: bool, hidden: Array, head: Array, targets: Array
+) -> tuple[Any, Any]:
     def body(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         x, target = inputs
-        logits = _chunk_logits(x, head, temperature)
+        logits = _chunk_logits(x, head, temperature, transposed)
         peak = logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits - peak)
         total = weights.sum(axis=-1)
@@ -342,17 +349,20 @@ def _chunked_forward(temperature: float, hidden: Array, head: Array, targets: Ar
     return (log_probs, entropy), (hidden, head, targets, normaliser)
 
 
-def _chunked_backward(temperature: float, saved: Any, gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+def _chunked_backward(
+    temperature: float, transposed: bool, saved: Any, gradients: tuple[Array, Array]
+) -> tuple[Array, Array, None]:
     hidden, head, targets, normaliser = saved
+    sizes = "vd" if transposed else "dv"
 
     def body(of_head: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         x, target, normaliser, gradient = inputs
-        logits = _chunk_logits(x, head, temperature)
+        logits = _chunk_logits(x, head, temperature, transposed)
         residual = _is_target(logits, target) - jnp.exp(logits - normaliser[..., None])
         of_logits = (residual * (gradient / temperature)[..., None]).astype(x.dtype)
         # The head's gradient adds up in float32, over however many chunks.
-        of_head += jnp.einsum("pcd,pcv->dv", x, of_logits, preferred_element_type=jnp.float32)
-        return of_head, jnp.einsum("pcv,dv->pcd", of_logits, head.astype(x.dtype))
+        of_head += jnp.einsum(f"pcd,pcv->{sizes}", x, of_logits, preferred_element_type=jnp.float32)
+        return of_head, jnp.einsum(f"pcv,{sizes}->pcd", of_logits, head.astype(x.dtype))
 
     of_head, of_hidden = jax.lax.scan(
         body, jnp.zeros(head.shape, jnp.float32), (hidden, targets, normaliser, gradients[0])
@@ -378,12 +388,14 @@ def token_log_probs(
     """
     hidden = group_hidden(policy, params, prompts, image_embeds, responses)
     count, n, length, size = hidden.shape
-    head = policy.module(params).language.head_kernel()
+    language = policy.module(params).language
+    tied = language.lm_head is None
     log_probs, entropy = log_probs_of(
         hidden.reshape(count, n * length, size),
-        head,
+        language.embed_tokens.embedding[...] if tied else language.head_kernel(),
         responses.reshape(count, -1),
         temperature=temperature,
         chunk=policy.logits_chunk(count),
+        transposed=tied,
     )
     return log_probs.reshape(responses.shape), entropy.reshape(responses.shape)

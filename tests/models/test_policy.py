@@ -113,8 +113,9 @@ def test_shared_prompt_equals_the_repeated_layout(tied):
         assert np.linalg.norm(mine - expected) <= 1e-5 * scale, path
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("chunk", [1, 7, 16, 1000])
-def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk):
+def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk, transposed):
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, 23, 8)), jnp.float32)
     head = jnp.asarray(rng.normal(size=(8, 50)), jnp.float32)
@@ -125,7 +126,8 @@ def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk):
         return jnp.take_along_axis(table, targets[..., None], -1)[..., 0], -(jnp.exp(table) * table).sum(-1)
 
     def ours(hidden, head):
-        return log_probs_of(hidden, head, targets, temperature=0.7, chunk=chunk)
+        head = head.T if transposed else head
+        return log_probs_of(hidden, head, targets, temperature=0.7, chunk=chunk, transposed=transposed)
 
     for mine, expected in zip(ours(hidden, head), plain(hidden, head), strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-5)
