@@ -266,7 +266,7 @@ def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch, dev
     monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
     monkeypatch.setattr(sampler, "_FEWEST_ROWS", 4)
     model = Lively(tmp_path / "model", tied=True)
-    settings = settings_for(model, group_size=4, max_new_tokens=40, eos_token_ids=())
+    settings = settings_for(model, group_size=4, max_new_tokens=56, eos_token_ids=())
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
     names = [item.id for item in MIXED]
     with jax.set_mesh(mesh), CompileCounter() as compiles:
@@ -280,7 +280,7 @@ def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch, dev
         compile_ahead(model.policy, settings, "rollout", params, batch, seeds, 0, inactive, lambda: done.append(1))
         assert len(done) == program_count(settings, 16 // devices) >= 6
         # The first has no decoding to do: it makes the first program anew, with limits, which only benchmarks have.
-        for number, limits in enumerate(([1] * 16, [40] * 16, range(2, 34, 2), [3] * 8 + [40] * 8, [33] * 15 + [34])):
+        for number, limits in enumerate(([1] * 16, [56] * 16, range(2, 50, 3), [3] * 8 + [56] * 8, [40] * 15 + [41])):
             batch, seeds, active = inputs(True)
             limits = to_global(mesh, np.asarray(limits, np.int32).reshape(4, 4))
             stopped = sample(model.policy, settings, "rollout", params, batch, seeds, 0, number, active, limits)[0]
