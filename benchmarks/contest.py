@@ -30,7 +30,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.common import TINY, positive, random_prompts
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
-from mmeureka_jax.models.tiny import SPECIAL_TOKENS, write_tiny_checkpoint
+from mmeureka_jax.mesh import cores
+from mmeureka_jax.models.tiny import SPECIAL_TOKENS, special_token_ids, write_tiny_checkpoint
 from mmeureka_jax.models.weights import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +134,7 @@ def hold(contest: Contest, args: argparse.Namespace, model: Path) -> dict[str, A
         "ours": {"program": contest.ours.module, contest.ours.figure: statistics.median(ours), "all": ours},
         "same": {size: our_runs[0][size] for size in contest.same},
         "options": {name: value for name, value in vars(args).items() if name != "peers_python"},
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "versions": peer_runs[0]["versions"] | {"our jax": our_runs[0]["jax"]},
         "busy_cores": busy,
     }
@@ -197,18 +198,9 @@ def write_byte_checkpoint(folder: Path, vocab_size: int) -> None:
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.save(str(folder / "tokenizer.json"))
 
-    ids = tokenizer.get_vocab()
     config = read_config(folder)
     config = replace(
-        config,
-        text=replace(config.text, vocab_size=vocab_size),
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        eos_token_ids=(ids["<|im_end|>"],),
-        pad_token_id=ids["<|endoftext|>"],
-        bos_token_id=ids["<|endoftext|>"],
+        config, text=replace(config.text, vocab_size=vocab_size), **special_token_ids(tokenizer.get_vocab())
     )
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
     (folder / "generation_config.json").write_text(json.dumps(config.to_hf_generation()))

@@ -384,10 +384,9 @@ def run_report(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    from mmeureka_jax.config import load_config
-    from mmeureka_jax.demo import CONFIGS, demo
+    start_jax()
+    from mmeureka_jax.demo import demo
 
-    start_jax(cpu_devices=load_config(CONFIGS / "demo_sft.yaml", args.overrides).mesh.cpu_devices)
     print(json.dumps(demo(args.output, args.overrides, started=started)))
     return 0
 

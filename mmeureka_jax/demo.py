@@ -15,6 +15,7 @@ from typing import Any
 
 from mmeureka_jax.config import load_config
 from mmeureka_jax.export import PROVENANCE_FILE, export_run
+from mmeureka_jax.mesh import split_cpu
 from mmeureka_jax.report import write_report
 from mmeureka_jax.tracking import TENSORBOARD_FOLDER, read_metrics
 
@@ -46,6 +47,7 @@ def demo(output: Path, overrides: Sequence[str] = (), *, started: float | None =
     sft = replace(load_config(CONFIGS / "demo_sft.yaml", overrides), run_dir=str(output / "sft"))
     rl = replace(load_config(CONFIGS / "demo_rl.yaml", overrides), run_dir=str(output / "rl"))
     rl = replace(rl, model=replace(rl.model, checkpoint=str(imitated), random=None))
+    split_cpu(sft.mesh.cpu_devices)
     for spec in sorted({sft.data.train, rl.data.train}):
         open_problems(spec)  # draws the pictures of the built-in problems, the first time
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmeureka_jax.config import MeshConfig
 from mmeureka_jax.errors import UserError
@@ -155,7 +155,7 @@ def gathered(*names: str | None) -> tuple[str | None, ...]:
 def batch_shards() -> int:
     """Number of shards of the batch dimension under `jax.set_mesh`; 1 outside."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh.empty else batch_divisor(mesh)
 
 
 def take_in_shards(x: jax.Array, index: jax.Array, *names: str | None) -> jax.Array:
@@ -169,7 +169,7 @@ def take_in_shards(x: jax.Array, index: jax.Array, *names: str | None) -> jax.Ar
     return constrain(taken, "batch", None, *names).reshape(-1, *x.shape[1:])
 
 
-def batch_divisor(mesh: Mesh) -> int:
+def batch_divisor(mesh: Mesh | AbstractMesh) -> int:
     """Number of shards of the batch dimension; every global batch size must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -1,10 +1,12 @@
-"""The `mmeureka` command run in this process, and small files to give to it."""
+"""The `mmeureka` command run in this process, benchmarks in one of their own, and small files to give to it."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +21,11 @@ TINY = RandomModelConfig(
     vision_hidden_size=16, vision_intermediate_size=24, vision_depth=2, vision_num_heads=2,
     vision_full_attention_blocks=(1,),
 )  # fmt: skip
+# Smaller still, for the benchmarks.
+SMALL = RandomModelConfig(
+    hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1, vision_hidden_size=16,
+    vision_intermediate_size=16, vision_depth=1, vision_num_heads=2, vision_full_attention_blocks=(0,),
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 _CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")
@@ -28,6 +35,15 @@ def environment(devices: int = 1) -> dict[str, str]:
     """For a process that a test starts: the project from this folder, on so many CPU devices (the tests have eight)."""
     flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": _CACHES.name}
+
+
+def run_script(name: str, *options: object) -> dict:
+    """Runs `python -m benchmarks.NAME` on one device and reads the one JSON line, which is all of stdout."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
 
 
 def mmeureka(*arguments: object) -> int:

@@ -5,27 +5,18 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from commands import environment
+from commands import ROOT, SMALL, run_script
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from mmeureka_jax.config import RandomModelConfig
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.models.weights import read_config
-
-ROOT = Path(__file__).parents[1]
-SMALL = RandomModelConfig(
-    hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1, vision_hidden_size=16,
-    vision_intermediate_size=16, vision_depth=1, vision_num_heads=2, vision_full_attention_blocks=(0,),
-)  # fmt: skip
 
 # Command lines that scripts rely on, as they are documented.
 FIXED_FORMS = {
@@ -57,15 +48,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks") / "model"
     write_tiny_checkpoint(folder, SMALL)
     return folder
-
-
-def run_script(name: str, *options: object) -> dict:
-    """Runs `python -m benchmarks.NAME` on one device and reads the one JSON line, which is all of stdout."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    return json.loads(line)
 
 
 @pytest.mark.parametrize("name", FIXED_FORMS)

@@ -7,10 +7,7 @@ programs of the policy, XLA's own cost analysis, and the real trees of parameter
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import environment
+from commands import ROOT, SMALL, run_script
 
-from mmeureka_jax.config import OptimizerConfig, RandomModelConfig
+from mmeureka_jax.config import OptimizerConfig
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.policy import Policy, encode_images, prefill, token_log_probs
@@ -28,7 +25,6 @@ from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.optimizer import make_optimizer
 from mmeureka_jax.rl.update import abstract_state
 
-ROOT = Path(__file__).parents[1]
 TEXT = TextConfig(
     vocab_size=96, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
     rms_norm_eps=1e-6, rope_theta=1e6, mrope_section=(2, 1, 1), tie_word_embeddings=True,
@@ -346,21 +342,8 @@ def test_a_mistake_is_told_in_one_line(benchmark, capsys):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("floors") / "model"
-    small = RandomModelConfig(
-        hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1, vision_hidden_size=16,
-        vision_intermediate_size=16, vision_depth=1, vision_num_heads=2, vision_full_attention_blocks=(0,),
-    )  # fmt: skip
-    write_tiny_checkpoint(folder, small)
+    write_tiny_checkpoint(folder, SMALL)
     return folder
-
-
-def run_script(name: str, *options: object) -> dict:
-    """Runs `python -m benchmarks.NAME` on one device and reads the one JSON line, which is all of stdout."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    return json.loads(line)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -177,16 +177,23 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> Qwen2_5VLC
             in_channels=3,
             out_hidden_size=config.hidden_size,
         ),
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        eos_token_ids=(ids["<|im_end|>"],),
-        pad_token_id=ids["<|endoftext|>"],
-        bos_token_id=ids["<|endoftext|>"],
+        **special_token_ids(ids),
     )
     model_config.check_sizes("model.random")
     return model_config
+
+
+def special_token_ids(vocab: Mapping[str, int]) -> dict[str, Any]:
+    """The fields of a model's config that name tokens, for a vocabulary that has `SPECIAL_TOKENS`."""
+    return {
+        "image_token_id": vocab["<|image_pad|>"],
+        "video_token_id": vocab["<|video_pad|>"],
+        "vision_start_token_id": vocab["<|vision_start|>"],
+        "vision_end_token_id": vocab["<|vision_end|>"],
+        "eos_token_ids": (vocab["<|im_end|>"],),
+        "pad_token_id": vocab["<|endoftext|>"],
+        "bos_token_id": vocab["<|endoftext|>"],
+    }
 
 
 def _random_tensors(config: Qwen2_5VLConfig, seed: int) -> Iterator[np.ndarray]:
