@@ -11,6 +11,7 @@ sharded over `fsdp` alone.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -154,8 +155,15 @@ def gathered(*names: str | None) -> tuple[str | None, ...]:
 
 def batch_shards() -> int:
     """Number of shards of the batch dimension under `jax.set_mesh`; 1 outside."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else batch_divisor(mesh)
+    return shard_count("batch")
+
+
+def shard_count(name: str) -> int:
+    """Number of parts that a dimension of this logical name is cut into under `jax.set_mesh`; 1 outside."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), RULES[name]
+    if mesh.empty or axes is None:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def take_in_shards(x: jax.Array, index: jax.Array, *names: str | None) -> jax.Array:

@@ -60,14 +60,10 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
     )
 
 
-def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, Float[Array, ""]]:
-    """Scales gradients down to the global norm `max_norm` where they are above it; also returns the norm before.
-
-    A norm that is not finite is returned as it is, for the caller to test: the gradients are then of no use.
-    """
-    norm = optax.tree.norm(grads)
+def clip_by_global_norm(grads: Any, norm: Float[Array, ""], max_norm: float) -> Any:
+    """Scales gradients of the global norm `norm` (`optax.tree.norm`) down to `max_norm` where they are above it."""
     scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
-    return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads), norm
+    return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads)
 
 
 def split_frozen(params: Mapping[str, Any], prefixes: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

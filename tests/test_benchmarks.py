@@ -243,9 +243,9 @@ def test_memory_sees_the_vocabulary(checkpoint):
     small, large = run_script("memory", "--model", checkpoint, *sizes)["rows"]
     grown = 4 * 32 * (65536 - 1024) / 2**20  # of one table of float32
     assert large["vocab_gradients_mb"] - small["vocab_gradients_mb"] == pytest.approx(grown, abs=0.1)
-    # The gradients of embedding and head, logits of eight positions with what is made of them, and nothing else.
+    # One gradient for embedding and head, logits of eight positions with what is made of them, and nothing else.
     logits = 4 * 2 * 4 * (65536 - 1024) / 2**20
-    assert grown < large["temporary_mb"] - small["temporary_mb"] < 2 * grown + 3 * logits
+    assert grown < large["temporary_mb"] - small["temporary_mb"] < grown + 4 * logits
     assert large["state_mb"] - small["state_mb"] == pytest.approx(3 * grown, abs=0.1)  # parameters, two moments
 
 

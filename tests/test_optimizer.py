@@ -134,7 +134,8 @@ def test_moments_can_be_told_from_scalars():
 @pytest.mark.parametrize("max_norm", [0.5, 1.0, 1e3, math.inf])
 def test_clipping_equals_torch(max_norm):
     grads = policy_like_params(seed=3)
-    clipped, norm = jax.jit(clip_by_global_norm, static_argnums=1)(grads, max_norm)
+    norm = optax.tree.norm(grads)
+    clipped = jax.jit(clip_by_global_norm, static_argnums=2)(grads, norm, max_norm)
     twins = {name: torch.nn.Parameter(torch.zeros(leaf.shape)) for name, leaf in paths(grads).items()}
     for name, leaf in paths(grads).items():
         twins[name].grad = torch.tensor(np.asarray(leaf))
@@ -146,15 +147,9 @@ def test_clipping_equals_torch(max_norm):
         jax.tree.map(np.testing.assert_array_equal, clipped, grads)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_norm_that_is_not_finite_is_reported(bad):
-    _, norm = clip_by_global_norm({"a": jnp.array([1.0, bad])}, 1.0)
-    assert not np.isfinite(norm)
-
-
 def test_zero_gradients_stay_zero():
-    clipped, norm = clip_by_global_norm({"a": jnp.zeros(3)}, 1.0)
-    assert float(norm) == 0 and np.array_equal(clipped["a"], np.zeros(3))
+    clipped = clip_by_global_norm({"a": jnp.zeros(3)}, jnp.zeros(()), 1.0)
+    assert np.array_equal(clipped["a"], np.zeros(3))
 
 
 # --- frozen parameters

@@ -97,6 +97,34 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... d"]:
         return jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
 
+    def with_table(
+        self, tokens: Int[Array, "..."], dtype: jnp.dtype
+    ) -> tuple[Float[Array, "... d"], Float[Array, "V d"]]:
+        """The tokens' rows, and the whole table for an output head that is tied to it.
+
+        Where a loss uses both, the table's gradient is one buffer: the head's, onto which that of the rows is added.
+        JAX would make one for each use and add them.
+        """
+        rows, table = _rows_and_table(self.embedding[...], tokens)
+        return rows.astype(dtype), table
+
+
+@jax.custom_vjp
+def _rows_and_table(table: Float[Array, "V d"], tokens: Int[Array, "..."]) -> tuple[Array, Array]:
+    return jnp.take(table, tokens, axis=0), table
+
+
+def _rows_and_table_forward(table: Array, tokens: Array) -> tuple[tuple[Array, Array], Array]:
+    return _rows_and_table(table, tokens), tokens
+
+
+def _rows_and_table_backward(tokens: Array, gradients: tuple[Array, Array]) -> tuple[Array, None]:
+    of_rows, of_table = gradients
+    return of_table.at[tokens].add(of_rows, mode="drop"), None
+
+
+_rows_and_table.defvjp(_rows_and_table_forward, _rows_and_table_backward)
+
 
 def inverse_frequencies(size: int, theta: float) -> np.ndarray:
     """theta**(-2i / size) for i < size/2, in float32 as torch computes it."""

@@ -29,6 +29,7 @@ from mmeureka_jax.models.attention import attention, decode_attention, keys_firs
 from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
+from mmeureka_jax.models.log_probs import log_probs_of
 from mmeureka_jax.models.qwen2_5_vl import Qwen2_5VL
 
 Params = dict[str, Any]
@@ -57,10 +58,10 @@ class Policy:
     remat: bool = True
     logits_mb: float = 64.0
 
-    def logits_chunk(self, prompts: int) -> int:
-        """Positions of each of P prompts' rows whose logits exist at one time."""
-        rows = -(-prompts // batch_shards())
-        return max(1, int(self.logits_mb * 2**20 / (4 * rows * self.config.text.vocab_size)))
+    def vocab_block(self, positions: int) -> int:
+        """Entries of the vocabulary (of a device's share) whose logits exist at one time, for so many positions of all
+        rows. At least 128, however many positions there are: fewer make no matrix product."""
+        return max(128, int(self.logits_mb * 2**20 / (4 * -(-positions // batch_shards()))))
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes (float32 masters) of the parameter tree."""
@@ -95,11 +96,10 @@ def encode_images(policy: Policy, params: Params, images: ImageBatch) -> Float[A
     return policy.module(params).vision(images, dtype=dtype, remat=policy.remat)
 
 
-def embed_prompts(
-    policy: Policy, model: Qwen2_5VL, prompts: PromptBatch, image_embeds: Array
+def insert_images(
+    embeds: Float[Array, "P Lp D"], prompts: PromptBatch, image_embeds: Float[Array, "P M D"]
 ) -> Float[Array, "P Lp D"]:
-    """Token embeddings, with image embeddings where `image_index` points to one."""
-    embeds = model.language.embed_tokens(prompts.tokens, jnp.dtype(policy.compute_dtype))
+    """The prompts' token embeddings, with image embeddings where `image_index` points to one."""
     if image_embeds.shape[1] == 0:
         return embeds
     pictured = jnp.take_along_axis(image_embeds, jnp.maximum(prompts.image_index, 0)[..., None], axis=1)
@@ -129,7 +129,8 @@ def prefill(
         key, value = keys_first(key), keys_first(value)
         return attention(query, key, value, mask), (key, value)
 
-    x = embed_prompts(policy, model, prompts, image_embeds)
+    x = model.language.embed_tokens(prompts.tokens, jnp.dtype(policy.compute_dtype))
+    x = insert_images(x, prompts, image_embeds)
     x, cache = model.language.scan_layers(x, policy.rotary(prompts.positions), attend, remat=False)
     return model.language.norm(last_token(x, prompts)), cache
 
@@ -238,11 +239,14 @@ def group_hidden(
     prompts: PromptBatch,
     image_embeds: Float[Array, "P M D"],
     responses: Int[Array, "P n Lr"],
-) -> Float[Array, "P n Lr D"]:
+) -> tuple[Float[Array, "P n Lr D"], Float[Array, "V D"]]:
     """Final hidden states that predict each response token, with every prompt computed once for its n responses.
 
     A prompt and its responses travel through the layers as one row [Lp + n * Lr]; only attention tells them apart.
     Cost grows with Lp + n * Lr, not with n * (Lp + Lr), and the gradients are those of the repeated layout.
+
+    Returns:
+        The hidden states, and the embedding for a head that is tied to it (see `Embedding.with_table`).
     """
     model = policy.module(params)
     count, n, length = responses.shape
@@ -264,13 +268,10 @@ def group_hidden(
         of_response = of_response.reshape(count, n * length, *of_response.shape[3:])
         return jnp.concatenate([of_prompt, of_response], axis=1), None
 
-    x = jnp.concatenate(
-        [
-            embed_prompts(policy, model, prompts, image_embeds),
-            model.language.embed_tokens(responses.reshape(count, -1), jnp.dtype(policy.compute_dtype)),
-        ],
-        axis=1,
-    )
+    tokens = jnp.concatenate([prompts.tokens, responses.reshape(count, -1)], axis=1)
+    x, table = model.language.embed_tokens.with_table(tokens, jnp.dtype(policy.compute_dtype))
+    of_prompts = insert_images(x[:, :prompt_length], prompts, image_embeds)
+    x = jnp.concatenate([of_prompts, x[:, prompt_length:]], axis=1)
     own_positions = jnp.tile(prompts.next_position[:, None] + jnp.arange(length), (1, n))
     own_positions = jnp.broadcast_to(own_positions[:, None], (count, 3, n * length))
     rotary = policy.rotary(jnp.concatenate([prompts.positions, own_positions], axis=2))
@@ -279,98 +280,7 @@ def group_hidden(
     # The first response token is predicted by the prompt's last one, token t by response token t - 1.
     first = jnp.broadcast_to(last_token(x[:, :prompt_length], prompts)[:, None, None], (count, n, 1, x.shape[-1]))
     rest = x[:, prompt_length:].reshape(count, n, length, -1)[:, :, :-1]
-    return model.language.norm(jnp.concatenate([first, rest], axis=2))
-
-
-def log_probs_of(
-    hidden: Float[Array, "P T D"],
-    head: Float[Array, "D V"] | Float[Array, "V D"],
-    targets: Int[Array, "P T"],
-    *,
-    temperature: float,
-    chunk: int,
-    transposed: bool = False,
-) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
-    """Log-probability of each target and entropy of its distribution, softmax(hidden @ head / temperature), in float32.
-
-    Works through `chunk` positions at a time, so that the largest array with a vocabulary dimension is [P, chunk, V].
-    The backward pass computes their logits again and keeps of the forward pass one number a position. No gradient
-    flows through the entropy.
-
-    Args:
-        transposed: the head is [V, D], as an embedding lies. It and its gradient stay so: neither is copied.
-    """
-    length = hidden.shape[1]
-    chunk = -(-length // -(-length // chunk))  # as many chunks, of one size
-    padding = -length % chunk
-
-    def split(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-
-    outputs = _chunked_log_probs(temperature, transposed, split(hidden), head, split(targets))
-    log_probs, entropy = (jnp.moveaxis(x, 0, 1).reshape(len(targets), -1)[:, :length] for x in outputs)
-    return log_probs, entropy
-
-
-def _chunk_logits(hidden: Float[Array, "P c D"], head: Array, temperature: float, transposed: bool) -> Array:
-    sizes = "vd" if transposed else "dv"
-    logits = jnp.einsum(f"pcd,{sizes}->pcv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return constrain(logits / temperature, "batch", "seq", "act_vocab")
-
-
-def _is_target(logits: Float[Array, "P c V"], targets: Int[Array, "P c"]) -> Bool[Array, "P c V"]:
-    # A mask, not an index: it shards over the vocabulary, and its gradient needs no scatter.
-    return jnp.arange(logits.shape[-1]) == targets[..., None]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_log_probs(
-    temperature: float, transposed: bool, hidden: Float[Array, "k P c D"], head: Array, targets: Int[Array, "k P c"]
-) -> tuple[Float[Array, "k P c"], Float[Array, "k P c"]]:
-    return _chunked_forward(temperature, transposed, hidden, head, targets)[0]
-
-
-def _chunked_forward(
-    temperature: float, transposed: bool, hidden: Array, head: Array, targets: Array
-) -> tuple[Any, Any]:
-    def body(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        x, target = inputs
-        logits = _chunk_logits(x, head, temperature, transposed)
-        peak = logits.max(axis=-1, keepdims=True)
-        weights = jnp.exp(logits - peak)
-        total = weights.sum(axis=-1)
-        normaliser = peak[..., 0] + jnp.log(total)
-        chosen = jnp.sum(jnp.where(_is_target(logits, target), logits, 0.0), axis=-1)
-        entropy = normaliser - jnp.sum(weights * logits, axis=-1) / total
-        return chosen - normaliser, entropy, normaliser
-
-    log_probs, entropy, normaliser = jax.lax.map(body, (hidden, targets))
-    return (log_probs, entropy), (hidden, head, targets, normaliser)
-
-
-def _chunked_backward(
-    temperature: float, transposed: bool, saved: Any, gradients: tuple[Array, Array]
-) -> tuple[Array, Array, None]:
-    hidden, head, targets, normaliser = saved
-    sizes = "vd" if transposed else "dv"
-
-    def body(of_head: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
-        x, target, normaliser, gradient = inputs
-        logits = _chunk_logits(x, head, temperature, transposed)
-        residual = _is_target(logits, target) - jnp.exp(logits - normaliser[..., None])
-        of_logits = (residual * (gradient / temperature)[..., None]).astype(x.dtype)
-        # The head's gradient adds up in float32, over however many chunks.
-        of_head += jnp.einsum(f"pcd,pcv->{sizes}", x, of_logits, preferred_element_type=jnp.float32)
-        return of_head, jnp.einsum(f"pcv,{sizes}->pcd", of_logits, head.astype(x.dtype))
-
-    of_head, of_hidden = jax.lax.scan(
-        body, jnp.zeros(head.shape, jnp.float32), (hidden, targets, normaliser, gradients[0])
-    )
-    return of_hidden, of_head.astype(head.dtype), None
-
-
-_chunked_log_probs.defvjp(_chunked_forward, _chunked_backward)
+    return model.language.norm(jnp.concatenate([first, rest], axis=2)), table
 
 
 def token_log_probs(
@@ -386,16 +296,16 @@ def token_log_probs(
 
     The distribution is the policy's at `temperature` with full support (before any top-k or top-p).
     """
-    hidden = group_hidden(policy, params, prompts, image_embeds, responses)
+    hidden, table = group_hidden(policy, params, prompts, image_embeds, responses)
     count, n, length, size = hidden.shape
     language = policy.module(params).language
     tied = language.lm_head is None
     log_probs, entropy = log_probs_of(
         hidden.reshape(count, n * length, size),
-        language.embed_tokens.embedding[...] if tied else language.head_kernel(),
+        table if tied else language.head_kernel(),
         responses.reshape(count, -1),
         temperature=temperature,
-        chunk=policy.logits_chunk(count),
+        block=policy.vocab_block(responses.size),
         transposed=tied,
     )
     return log_probs.reshape(responses.shape), entropy.reshape(responses.shape)

@@ -183,19 +183,18 @@ def update(
         carry, _ = jax.lax.scan(accumulate, carry, jax.tree.map(lambda x: x[1:], parts))
     (gradients, sums, token_sums), peaks = carry
 
-    gradients, norm = clip_by_global_norm(gradients, max_grad_norm)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(sums["loss/total"]) & jnp.isfinite(norm)
-    deltas, new_optimizer = optimizer.update(gradients, state.optimizer, state.trainable)
-    new_trainable = optax.apply_updates(state.trainable, deltas)
 
-    def keep_if_finite(new: Array, old: Array) -> Array:
-        return jnp.where(finite, new, old)
+    def step() -> tuple[Params, optax.OptState]:
+        clipped = clip_by_global_norm(gradients, norm, max_grad_norm)
+        deltas, optimizer_state = optimizer.update(clipped, state.optimizer, state.trainable)
+        return optax.apply_updates(state.trainable, deltas), optimizer_state
 
+    # A branch and not a choice between two results: each would need the whole state a second time.
+    trainable, optimizer_state = jax.lax.cond(finite, step, lambda: (state.trainable, state.optimizer))
     new_state = TrainState(
-        updates=state.updates + finite,
-        trainable=jax.tree.map(keep_if_finite, new_trainable, state.trainable),
-        frozen=state.frozen,
-        optimizer=jax.tree.map(keep_if_finite, new_optimizer, state.optimizer),
+        updates=state.updates + finite, trainable=trainable, frozen=state.frozen, optimizer=optimizer_state
     )
     tokens = jnp.sum(batch.response_mask)
     gap, fresh_tokens = sums.pop("gap"), sums.pop("fresh_tokens")

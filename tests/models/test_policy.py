@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 import torch
 from support import PROBLEMS, Lively
 
-from mmeureka_jax.models.policy import Policy, encode_images, log_probs_of, token_log_probs
+from mmeureka_jax.models.log_probs import log_probs_of
+from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -114,8 +116,8 @@ def test_shared_prompt_equals_the_repeated_layout(tied):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("chunk", [1, 7, 16, 1000])
-def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk, transposed):
+@pytest.mark.parametrize("block", [1, 7, 25, 1000])  # of 50
+def test_log_probs_by_any_block_equal_the_full_softmax(block, transposed):
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, 23, 8)), jnp.float32)
     head = jnp.asarray(rng.normal(size=(8, 50)), jnp.float32)
@@ -127,7 +129,7 @@ def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk, transposed):
 
     def ours(hidden, head):
         head = head.T if transposed else head
-        return log_probs_of(hidden, head, targets, temperature=0.7, chunk=chunk, transposed=transposed)
+        return log_probs_of(hidden, head, targets, temperature=0.7, block=block, transposed=transposed)
 
     for mine, expected in zip(ours(hidden, head), plain(hidden, head), strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-5)
@@ -139,34 +141,39 @@ def test_log_probs_of_any_chunk_equal_the_full_softmax(chunk, transposed):
         np.testing.assert_allclose(mine, expected, atol=1e-4)
 
 
-def test_the_heads_gradient_adds_up_in_float32_over_chunks_of_bfloat16():
+def test_gradients_of_bfloat16_add_up_in_float32_over_blocks():
     rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(1, 256, 16)), jnp.bfloat16)
-    head = jnp.asarray(rng.normal(size=(16, 64)), jnp.float32)
-    targets = jnp.asarray(rng.integers(0, 64, (1, 256)))
+    hidden = jnp.asarray(rng.normal(size=(1, 64, 16)), jnp.bfloat16)
+    head = jnp.asarray(rng.normal(size=(16, 256)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 256, (1, 64)))
 
-    def gradient(chunk):
-        return jax.grad(lambda w: log_probs_of(hidden, w, targets, temperature=1.0, chunk=chunk)[0].sum())(head)
+    def gradients(block):
+        def total(*inputs):
+            return log_probs_of(*inputs, targets, temperature=1.0, block=block)[0].sum()
 
-    whole = gradient(256)
-    assert np.linalg.norm(gradient(4) - whole) < 2e-3 * np.linalg.norm(whole)
+        return jax.grad(total, argnums=(0, 1))(hidden, head)
+
+    for mine, whole in zip(gradients(4), gradients(256), strict=True):
+        mine, whole = np.asarray(mine, np.float32), np.asarray(whole, np.float32)
+        assert np.linalg.norm(mine - whole) < 2e-3 * np.linalg.norm(whole)
 
 
 def test_no_array_has_a_vocabulary_per_token(tied):
-    """The compiled loss and gradient hold no [tokens, V] array: `logits_mb` of them at most."""
+    """The loss and its gradient hold no [tokens, V] array: `logits_mb` of them at most."""
     batch = tied.batch([PROBLEMS["text only"]] * 2)
     responses = responses_for(2, 4, 40)  # 160 positions a row
+    policy = replace(tied.policy, logits_mb=0.16)
 
     def total(params):
         embeds = encode_images(tied.policy, params, batch.images)
-        return token_log_probs(tied.policy, params, batch, embeds, responses)[0].sum()
+        return token_log_probs(policy, params, batch, embeds, responses)[0].sum()
 
     text = jax.jit(jax.grad(total)).lower(tied.params).as_text()
     vocab = tied.config.text.vocab_size
-    chunk = tied.policy.logits_chunk(2)
-    chunk = -(-160 // -(-160 // chunk))
-    assert 1 < chunk < 40 and f"2x{chunk}x{vocab}xf32" in text
-    assert f"2x160x{vocab}xf32" not in text and f"2x4x40x{vocab}xf32" not in text
+    block = policy.vocab_block(320)
+    block = -(-vocab // -(-vocab // block))
+    assert 100 < block < vocab / 2 and f"2x160x1x{block}xf32" in text
+    assert f"x{vocab}xf32" not in text.replace(f"<{vocab}x", "")
 
 
 def test_remat_changes_nothing(tied):

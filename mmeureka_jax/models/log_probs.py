@@ -1,0 +1,158 @@
+"""Log-probabilities of tokens under an output head, without an array of [tokens, vocabulary].
+
+The vocabulary is gone through block by block, as flash attention goes through keys: the forward pass keeps a running
+maximum and sums for every position, the backward pass computes a block's logits again and gives that block's part of
+the head's gradient, which is written once. Nothing else is as large as the head, and where devices share a batch,
+their parts of that gradient are added once a block and not once for every chunk of positions.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from mmeureka_jax.mesh import constrain, shard_count
+from mmeureka_jax.models.attention import MASKED
+from mmeureka_jax.models.batch import Array
+
+
+def log_probs_of(
+    hidden: Float[Array, "P T D"],
+    head: Float[Array, "D V"] | Float[Array, "V D"],
+    targets: Int[Array, "P T"],
+    *,
+    temperature: float,
+    block: int,
+    transposed: bool = False,
+) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
+    """Log-probability of each target and entropy of its distribution, softmax(hidden @ head / temperature), in float32.
+
+    The largest array with a vocabulary dimension is [P, T, block]. No gradient flows through the entropy.
+
+    Args:
+        block: entries of the vocabulary at a time, of those that one device holds.
+        transposed: the head is [V, D], as an embedding lies. It and its gradient stay so: neither is copied.
+    """
+    return _log_probs(temperature, block, transposed, hidden, head, targets)
+
+
+class _Blocks:
+    """A head [V, D] or [D, V] as blocks of its vocabulary, each of them spread over the devices that share it.
+
+    Blocks are of one size. Where it does not divide the vocabulary, the last one starts early, and `fresh` is False
+    for entries that the one before had.
+    """
+
+    def __init__(self, head_shape: tuple[int, ...], block: int, transposed: bool):
+        self.vocab, size = head_shape if transposed else head_shape[::-1]
+        self.shards = math.gcd(self.vocab, shard_count("act_vocab"))
+        self.of_shard = self.vocab // self.shards
+        self.count = -(-self.of_shard // min(block, self.of_shard))
+        self.size = -(-self.of_shard // self.count)
+        self.even = self.count * self.size == self.of_shard
+        self.axis = 1 if transposed else 2
+        self.letters = "svd" if transposed else "dsv"
+        whole = (self.shards, self.of_shard)
+        self.shape = (*whole, size) if transposed else (size, *whole)
+        self.names = ("vocab", None, "embed") if transposed else ("embed", "vocab", None)
+        self.gathered = ("act_vocab", None, None) if transposed else (None, "act_vocab", None)
+
+    def start(self, number: Array) -> Array:
+        return jnp.minimum(number * self.size, self.of_shard - self.size)
+
+    def read(self, head: Array, number: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(head, self.start(number), self.size, self.axis)
+        return constrain(part, *self.gathered)
+
+    def add(self, head: Array, number: Array, part: Array) -> Array:
+        start = self.start(number)
+        part = constrain(part, *self.names)
+        if not self.even:
+            part += jax.lax.dynamic_slice_in_dim(head, start, self.size, self.axis)
+        return jax.lax.dynamic_update_slice_in_dim(head, part, start, self.axis)
+
+    def fresh(self, number: Array) -> Bool[Array, "v"]:
+        return self.start(number) + jnp.arange(self.size) >= number * self.size
+
+    def is_target(self, targets: Int[Array, "P T"], number: Array) -> Bool[Array, "P T s v"]:
+        # A mask, not an index: it shards over the vocabulary, and its gradient needs no scatter.
+        entries = jnp.arange(self.shards)[:, None] * self.of_shard + self.start(number) + jnp.arange(self.size)
+        return entries == targets[..., None, None]
+
+    def logits(self, hidden: Array, part: Array, number: Array, temperature: float) -> Float[Array, "P T s v"]:
+        part = part.astype(hidden.dtype)
+        logits = jnp.einsum(f"ptd,{self.letters}->ptsv", hidden, part, preferred_element_type=jnp.float32)
+        logits = constrain(logits / temperature, "batch", "seq", "act_vocab", None)
+        return logits if self.even else jnp.where(self.fresh(number), logits, MASKED)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _log_probs(
+    temperature: float, block: int, transposed: bool, hidden: Array, head: Array, targets: Array
+) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
+    return _forward(temperature, block, transposed, hidden, head, targets)[0]
+
+
+def _forward(
+    temperature: float, block: int, transposed: bool, hidden: Array, head: Array, targets: Array
+) -> tuple[Any, Any]:
+    blocks = _Blocks(head.shape, block, transposed)
+    split = head.reshape(blocks.shape)
+
+    def body(carry: tuple[Array, Array, Array, Array], number: Array) -> tuple[Any, None]:
+        peak, total, weighted, chosen = carry
+        logits = blocks.logits(hidden, blocks.read(split, number), number, temperature)
+        higher = jnp.maximum(peak, logits.max(axis=(-2, -1)))
+        weights = jnp.exp(logits - higher[..., None, None])
+        correction = jnp.exp(peak - higher)
+        total = total * correction + weights.sum(axis=(-2, -1))
+        weighted = weighted * correction + jnp.sum(weights * logits, axis=(-2, -1))
+        here = blocks.is_target(targets, number)
+        if not blocks.even:
+            here &= blocks.fresh(number)
+        chosen += jnp.sum(jnp.where(here, logits, 0.0), axis=(-2, -1))
+        return (higher, total, weighted, chosen), None
+
+    zero = jnp.zeros(targets.shape, jnp.float32)
+    (peak, total, weighted, chosen), _ = jax.lax.scan(
+        body, (jnp.full_like(zero, MASKED), zero, zero, zero), jnp.arange(blocks.count)
+    )
+    normaliser = peak + jnp.log(total)
+    return (chosen - normaliser, normaliser - weighted / total), (hidden, head, targets, normaliser)
+
+
+def _backward(
+    temperature: float, block: int, transposed: bool, saved: Any, gradients: tuple[Array, Array]
+) -> tuple[Array, Array, None]:
+    hidden, head, targets, normaliser = saved
+    blocks = _Blocks(head.shape, block, transposed)
+    split, scale = head.reshape(blocks.shape), (gradients[0] / temperature)[..., None, None]
+
+    def body(carry: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+        of_head, of_hidden = carry
+        part = blocks.read(split, number)
+        logits = blocks.logits(hidden, part, number, temperature)
+        residual = blocks.is_target(targets, number) - jnp.exp(logits - normaliser[..., None, None])
+        if not blocks.even:
+            residual = jnp.where(blocks.fresh(number), residual, 0.0)
+        of_logits = (residual * scale).astype(hidden.dtype)
+        of_part = jnp.einsum(f"ptd,ptsv->{blocks.letters}", hidden, of_logits, preferred_element_type=jnp.float32)
+        of_hidden += jnp.einsum(
+            f"ptsv,{blocks.letters}->ptd", of_logits, part.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        return (blocks.add(of_head, number, of_part), of_hidden), None
+
+    # Both gradients add up in float32, over however many blocks.
+    of_head = constrain(jnp.zeros(blocks.shape, jnp.float32), *blocks.names)
+    (of_head, of_hidden), _ = jax.lax.scan(
+        body, (of_head, jnp.zeros(hidden.shape, jnp.float32)), jnp.arange(blocks.count)
+    )
+    return of_hidden.astype(hidden.dtype), of_head.reshape(head.shape).astype(head.dtype), None
+
+
+_log_probs.defvjp(_forward, _backward)
