@@ -57,7 +57,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         def rollout(lengths: np.ndarray, limit: int) -> Callable[[], Any]:
             settings = SamplingSettings(
-                group_size=args.group, max_new_tokens=limit, eos_token_ids=(), pad_token_id=model.pad_token_id
+                group_size=args.group,
+                max_new_tokens=limit,
+                eos_token_ids=(),
+                pad_token_id=model.pad_token_id,
+                shrink=args.shrink,
             )
 
             def call() -> Any:
@@ -90,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_group_argument(parser, default=8)
     add_prompt_arguments(parser, length=40, side=112)
     parser.add_argument("--median", type=positive, default=32, help="tokens of the median response")
+    parser.add_argument("--shrink", type=float, default=SamplingSettings.shrink, help="sampler.shrink of a config")
     parser.add_argument("--repeats", type=positive, default=5)
     return parser
 

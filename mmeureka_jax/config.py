@@ -103,6 +103,7 @@ class SamplerConfig:
     max_new_tokens: int = 1024
     response_buckets: tuple[int, ...] = ()  # padded lengths in the update, ascending, the last = max_new_tokens
     batch_prompts: int = 0  # prompts sampled in one call; 0 = the whole rollout batch
+    shrink: float = 0.75  # rows, as a part of those before, that unfinished responses go on in; 0 = all rows to the end
     compile_ahead: bool = True  # all programs that rollouts may need, before the first one
 
 
@@ -377,6 +378,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
         (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
         (_WEIGHTS, math.isfinite, "finite"),
         (("sampler.top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
+        (("sampler.shrink",), lambda x: 0 <= x < 1, "0 or more and below 1"),
         (("optimizer.b1", "optimizer.b2"), lambda x: 0 <= x < 1, "0 or more and below 1"),
     ):
         problems += [f"{key} must be {text}; got {get(key)}" for key in keys if not is_right(get(key))]

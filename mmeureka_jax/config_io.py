@@ -68,10 +68,14 @@ def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes these line breaks as they are, and reads them back as spaces; in double quotes it escapes them.
+    quoted = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quoted)
+
+
 _Dumper.add_representer(list, _represent_list)
-
-
-_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(str, _represent_text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,6 +13,9 @@ for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimiza
     flags = os.environ.get("XLA_FLAGS", "")
     if flag.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+# A shell in the background starts its commands deaf to interrupts, and so would be those that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is compiled once serves every worker and every command that a test starts.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -27,7 +31,7 @@ from mmeureka_jax.mesh import switch_ynn_off  # noqa: E402
 
 switch_ynn_off()
 install_import_hook(
-    [f"mmeureka_jax.{name}" for name in ("models.attention", "models.layers", "models.policy")],
+    [f"mmeureka_jax.{name}" for name in ("models.attention", "models.layers", "models.log_probs", "models.policy")],
     "beartype.beartype",
 )
 

@@ -1,7 +1,7 @@
 """Tokens sampled per second by tunix's Sampler from the text backbone of a Qwen2.5-VL checkpoint.
 
-The work of `benchmarks.generate --side 0`. Prompts are not padded, and the cache has no more places than prompt and
-response take.
+The work of `benchmarks.generate --side 0`. Prompts are not padded, and the cache has `--cache` times the places that
+prompt and response take.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     args = parse_arguments()
     config = json.loads((args.model / "config.json").read_text())
     model, sizes = load_model(args.model, config)
-    cache = CacheConfig(args.prompt + args.new, sizes.num_layers, sizes.num_kv_heads, sizes.head_dim)
+    cache = CacheConfig(args.cache * (args.prompt + args.new), sizes.num_layers, sizes.num_kv_heads, sizes.head_dim)
     tokenizer = TokenIds(config)
     sampler = Sampler(model, tokenizer, cache)
     special = [tokenizer.eos_id(), tokenizer.pad_id()]
@@ -93,7 +93,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tokens sampled per second by tunix.", allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
-    for name in ("batch", "group", "prompt", "new", "steps"):
+    for name in ("batch", "group", "prompt", "new", "cache", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
     return parser.parse_args()
 

@@ -133,6 +133,7 @@ class Collector:
             temperature=sampler.temperature,
             top_k=sampler.top_k,
             top_p=sampler.top_p,
+            shrink=sampler.shrink,
         )
 
     def compile_ahead(self, params: Params) -> None:

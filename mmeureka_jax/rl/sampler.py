@@ -4,8 +4,8 @@
     decode     tokens, until the own caches are full or few enough responses are left
     repack     the responses still running go on as a smaller batch, with caches of the next size
 
-        rows    |##############|                   A finished response costs nothing once half of the rows are done:
-                |######        |####|              the others go on in a batch of half the size, and again. Caches
+        rows    |##############|                   A finished response costs nothing once a quarter of the rows are
+                |######        |####|              done: the others go on in a batch of that size, and again. Caches
                 |###           |####|########|     start short and grow, so that no step reads (much) more than what
                                                    is filled. A prompt's keys and values stay one copy throughout.
 
@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # independent noise for 
 BLOCK = 16  # tokens that are kept apart before they go into the own caches, which a loop would copy for every token
 _CHECK_EVERY = 4  # tokens, divides BLOCK: to count what is still running, devices wait for one another
 _SMALLEST_CACHE = 64  # tokens
-_FEWEST_ROWS = 8  # of a shard
+_ROW_MULTIPLE = 8  # of a shard, in a batch that has shrunk
 _VOCAB_PART = 64  # tokens of the vocabulary that are first chosen together
 
 
@@ -63,6 +64,7 @@ class SamplingSettings:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    shrink: float = 0.75  # rows of a batch as a part of those of the batch before it; 0: one batch throughout
 
 
 @flax.struct.dataclass
@@ -437,13 +439,18 @@ def repack(rows: int, capacity: int, state: DecodeState) -> DecodeState:
     )
 
 
-def row_sizes(rows: int) -> list[int]:
-    """Rows of a shard in the batches that a rollout goes through: all, three quarters, half, three eighths, ... an
-    eighth, and from there each half of the one before: a step then costs much the same whatever its rows."""
-    sizes = [-(-rows * part // 16) for part in (16, 12, 8, 6, 4, 3, 2)]
-    while sizes[-1] >= 2 * _FEWEST_ROWS:
-        sizes.append(-(-sizes[-1] // 2))
-    return sorted({size for size in sizes if size == rows or size >= _FEWEST_ROWS}, reverse=True)
+def row_sizes(rows: int, shrink: float) -> list[int]:
+    """Rows of a shard in the batches that a rollout goes through: each `shrink` times the one before, in multiples of
+    `_ROW_MULTIPLE`."""
+    sizes = [rows]
+    while shrink > 0:
+        fewer = -(-math.ceil(sizes[-1] * shrink) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        if fewer >= sizes[-1]:
+            fewer = (sizes[-1] - 1) // _ROW_MULTIPLE * _ROW_MULTIPLE
+        if fewer == 0:
+            break
+        sizes.append(fewer)
+    return sizes
 
 
 def cache_sizes(limit: int) -> list[int]:
@@ -459,7 +466,7 @@ def cache_sizes(limit: int) -> list[int]:
 
 def program_count(settings: SamplingSettings, rows: int) -> int:
     """How many decoding programs `sample` may come to need, with so many rows in a shard."""
-    return len(row_sizes(rows)) * len(cache_sizes(settings.max_new_tokens))
+    return len(row_sizes(rows, settings.shrink)) * len(cache_sizes(settings.max_new_tokens))
 
 
 def compile_ahead(
@@ -481,7 +488,7 @@ def compile_ahead(
     """
     capacities = cache_sizes(settings.max_new_tokens)
     state, weights, _ = start(policy, settings, stream, capacities[0], params, prompts, seeds, seed, 0, inactive, None)
-    sizes = row_sizes(len(state.done) // batch_shards())
+    sizes = row_sizes(len(state.done) // batch_shards(), settings.shrink)
     for capacity, larger in itertools.pairwise([*capacities, None]):
         shrinking, grown = state, None
         for rows, fewer in itertools.pairwise([*sizes, None]):
@@ -521,7 +528,7 @@ def sample(
     state, weights, embeds = start(
         policy, settings, stream, capacity, params, prompts, seeds, seed, rollout, active, limits
     )
-    sizes = row_sizes(len(state.done) // batch_shards())
+    sizes = row_sizes(len(state.done) // batch_shards(), settings.shrink)
     samples = _Assembly(state)
     while True:
         stop_at = sizes[1] if len(sizes) > 1 else 0

@@ -229,7 +229,7 @@ def test_decoding_stops_when_every_row_is_done(model, decode_rows):
 def without_repacking(model, problems, settings):
     """One batch from the first token to the last, with caches of full size at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "row_sizes", lambda rows: [rows])
+        patch.setattr(sampler, "row_sizes", lambda rows, shrink: [rows])
         patch.setattr(sampler, "cache_sizes", lambda limit: [limit + 2 * sampler.BLOCK])
         return roll(model, problems, settings)
 
@@ -247,8 +247,11 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
     assert lengths[0] < 10 and lengths[16] < 60 and lengths[-1] == 80, lengths
 
     monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
-    monkeypatch.setattr(sampler, "_FEWEST_ROWS", 1)
-    assert sampler.row_sizes(32) == [32, 24, 16, 12, 8, 6, 4, 2, 1] and sampler.cache_sizes(80) == [32, 96]
+    monkeypatch.setattr(sampler, "_ROW_MULTIPLE", 1)
+    assert sampler.row_sizes(32, 0.75) == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1] and sampler.cache_sizes(80) == [
+        32,
+        96,
+    ]
     decode_rows.clear()
     samples = roll(model, MIXED, settings)
     jax.effects_barrier()
@@ -264,7 +267,7 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
 def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch, devices):
     """Whatever lengths responses have: rows fall at different times, and caches grow with different rows."""
     monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
-    monkeypatch.setattr(sampler, "_FEWEST_ROWS", 4)
+    monkeypatch.setattr(sampler, "_ROW_MULTIPLE", 4)
     model = Lively(tmp_path / "model", tied=True)
     settings = settings_for(model, group_size=4, max_new_tokens=56, eos_token_ids=())
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
@@ -278,7 +281,7 @@ def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch, dev
         batch, seeds, inactive = inputs(False)
         done = []
         compile_ahead(model.policy, settings, "rollout", params, batch, seeds, 0, inactive, lambda: done.append(1))
-        assert len(done) == program_count(settings, 16 // devices) >= 6
+        assert len(done) == program_count(settings, 16 // devices) >= 4
         # The first has no decoding to do: it makes the first program anew, with limits, which only benchmarks have.
         for number, limits in enumerate(([1] * 16, [56] * 16, range(2, 50, 3), [3] * 8 + [56] * 8, [40] * 15 + [41])):
             batch, seeds, active = inputs(True)
@@ -289,8 +292,13 @@ def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch, dev
 
 
 def test_sizes_of_batches_and_caches():
-    assert sampler.row_sizes(256) == [256, 192, 128, 96, 64, 48, 32, 16, 8]
-    assert sampler.row_sizes(3) == [3] and sampler.row_sizes(11) == [11, 9]
+    assert sampler.row_sizes(256, 0.5) == [256, 128, 64, 32, 16, 8]
+    assert sampler.row_sizes(256, 0.75) == [256, 192, 144, 112, 88, 72, 56, 48, 40, 32, 24, 16, 8]
+    assert sampler.row_sizes(256, 0.0) == [256]
+    assert sampler.row_sizes(3, 0.75) == [3] and sampler.row_sizes(11, 0.9) == [11, 8]
+    for rows, shrink in itertools.product((1, 7, 8, 9, 100, 1024), (0.01, 0.3, 0.75, 0.99)):
+        sizes = sampler.row_sizes(rows, shrink)
+        assert sizes == sorted(set(sizes), reverse=True) and sizes[0] == rows and (sizes[-1] == 8 or rows <= 8)
     assert sampler.cache_sizes(1024) == [64, 128, 256, 512, 768, 1040] and sampler.cache_sizes(64) == [80]
     for limit in (*range(1, 200), 1024, 3001):
         sizes = sampler.cache_sizes(limit)
