@@ -7,8 +7,9 @@ the same groups in the same order and take the same decisions.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -101,8 +102,24 @@ def rollout_samples(
     return samples
 
 
+@dataclass
+class _Round:
+    """One sampler call, whose responses are being scored."""
+
+    index: int
+    loaded: list[LoadedProblem]
+    prompts: PromptBatch
+    embeds: np.ndarray | None  # of all hosts, where the tower is frozen
+    samples: Samples
+    texts: list[list[str]]
+    scores: Future[list[list[RewardResult]]]
+
+
 class Collector:
-    """Fills the buffer with kept groups, sampling with one policy until a full training batch is there."""
+    """Fills the buffer with kept groups, sampling with one policy until a full training batch is there.
+
+    Responses are scored while the next are sampled, where it is certain that the next are needed.
+    """
 
     def __init__(
         self,
@@ -125,6 +142,8 @@ class Collector:
         self._vision_frozen = vision_frozen
         self._buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
         sampler = config.sampler
+        self._prompts_per_call = sampler.batch_prompts or config.rl.prompts_per_rollout
+        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self.settings = SamplingSettings(
             group_size=config.rl.group_size,
             max_new_tokens=sampler.max_new_tokens,
@@ -140,7 +159,7 @@ class Collector:
         """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
         from mmeureka_jax.data.processor import collate
 
-        prompts = self._config.sampler.batch_prompts or self._config.rl.prompts_per_rollout
+        prompts = self._prompts_per_call
         own = prompts // jax.process_count()
         filler = [filler_prompt(self._policy.config.vision)] * own
         programs = program_count(self.settings, prompts * self.settings.group_size // batch_shards())
@@ -168,9 +187,13 @@ class Collector:
         """
         wanted, first_rollout, empty, tally = self._config.rl.prompts_per_rollout, rollout, 0, Tally()
         samples: list[RolloutSample] = []
+        waiting: deque[_Round] = deque()
         while len(buffer) < wanted:
-            groups, shown = self._round(params, rollout, tally, show=not samples)
-            rollout += 1
+            # One call ahead of the scores, if even with all groups of the call before the buffer would not be full.
+            while not waiting or (len(waiting) == 1 and len(buffer) + self._prompts_per_call < wanted):
+                waiting.append(self._sample(params, rollout, tally))
+                rollout += 1
+            groups, shown = self._scored(waiting.popleft(), tally, show=not samples)
             outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
             tally.outcomes.update(outcomes.tolist())
             kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == KEPT]
@@ -194,8 +217,8 @@ class Collector:
         }
         return Collected(taken, metrics, tally.all("response/length"), samples), rollout
 
-    def _round(self, params: Params, rollout: int, tally: Tally, show: bool) -> tuple[list[Group], list[RolloutSample]]:
-        """One sampler call over all hosts, scored; and some of it to show, on the host that writes it."""
+    def _sample(self, params: Params, rollout: int, tally: Tally) -> _Round:
+        """One sampler call over all hosts; the scoring of this host's responses has begun."""
         from mmeureka_jax.data.processor import collate
 
         start = time.perf_counter()
@@ -204,46 +227,52 @@ class Collector:
         batch = collate([item.prompt for item in loaded], pick_bucket(int(longest), self._buckets), self._num_windows)
         # Named by the place in the data stream too: a problem that comes twice is answered anew each time.
         seeds = prompt_seeds([f"{item.order}/{item.problem.id}" for item in loaded])
-        orders = np.asarray([item.order for item in loaded])
         inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
         # Rollout 0 always: the place in the data names the noise, however many prompts a call has.
         samples, embeds = sample(
             self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
         )
-        lengths, finished = samples.lengths, samples.finished
         texts = [
             [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
-            for rows, counts in zip(samples.tokens, lengths, strict=True)
+            for rows, counts in zip(samples.tokens, samples.lengths, strict=True)
         ]
+        scores = self._scoring.submit(self.score, loaded, texts)
+        if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
+            count = len(loaded) * jax.process_count()
+            none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
+            prompts = to_host(inputs[0].replace(images=None)).replace(images=none)
+        else:
+            prompts = to_host(inputs[0])
         tally.seconds["rollout"] += time.perf_counter() - start
+        return _Round(
+            rollout, loaded, prompts, to_host(embeds) if self._vision_frozen else None, samples, texts, scores
+        )
 
+    def _scored(self, sampled: _Round, tally: Tally, show: bool) -> tuple[list[Group], list[RolloutSample]]:
+        """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""
         start = time.perf_counter()
-        scores = self.score(loaded, texts)
+        scores = sampled.scores.result()
         tally.seconds["reward"] += time.perf_counter() - start
         names = sorted(scores[0][0].parts)
         own = {
-            "orders": orders,
+            "orders": np.asarray([item.order for item in sampled.loaded]),
             "total": np.asarray([[s.total for s in row] for row in scores], np.float32),
             "failures": np.asarray([[s.failure is not None for s in row] for row in scores], np.float32),
             **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
         }
         # Through the mesh, as the samples: its order of rows need not be the order of hosts.
-        everyone, full = to_host(to_global(self._mesh, (own, samples)))
-        if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
-            none = jax.tree.map(lambda x: np.zeros((len(full.tokens), 0, *x.shape[2:]), x.dtype), batch.images)
-            prompts = to_host(inputs[0].replace(images=None)).replace(images=none)
-        else:
-            prompts = to_host(inputs[0])
+        everyone, full = to_host(to_global(self._mesh, (own, sampled.samples)))
         tally.rounds += 1
         for name in ("total", *names, "failures"):
             tally.add(f"reward/{name}", everyone[name])
         tally.add("response/length", full.lengths)
         tally.add("response/truncated", ~full.finished)
-        groups = self._groups(rollout, everyone, prompts, full, to_host(embeds) if self._vision_frozen else None)
-        shown = slice(0, self._config.tracking.rollouts_logged)
+        groups = self._groups(sampled.index, everyone, sampled.prompts, full, sampled.embeds)
         if not (show and is_main() and self._config.tracking.rollouts_every):
             return groups, []
-        return groups, rollout_samples(loaded[shown], texts[shown], scores[shown], lengths, finished)
+        shown, samples = slice(0, self._config.tracking.rollouts_logged), sampled.samples
+        loaded, texts = sampled.loaded[shown], sampled.texts[shown]
+        return groups, rollout_samples(loaded, texts, scores[shown], samples.lengths, samples.finished)
 
     def score(self, loaded: Sequence[LoadedProblem], texts: Sequence[Sequence[str]]) -> list[list[RewardResult]]:
         from mmeureka_jax.rewards.base import RewardRequest
