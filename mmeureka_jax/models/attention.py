@@ -24,7 +24,13 @@ from mmeureka_jax.models.batch import Array
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
 
 
-QUERY_ROWS = 2048  # queries of a prompt (of all its continuations) whose scores exist at one time
+# Scores of a prompt (with all its continuations) and a head that exist at one time, if those are of so many queries.
+SCORES = 2**18
+QUERY_ROWS = 256
+
+
+def _query_rows(keys: int) -> int:
+    return max(QUERY_ROWS, SCORES // max(keys, 1))
 
 
 def split_heads(x: Float[Array, "... d"], head_dim: int) -> Float[Array, "... N h"]:
@@ -43,7 +49,9 @@ def attention(
 ) -> Float[Array, "B T H h"]:
     """Softmax attention with grouped heads: query head i reads key head i // (H / K). `mask` is True where query t
     may see key s."""
-    return _by_query_chunks(lambda q, m: _attention(q, key, value, m), query, mask, axis=1, chunk=QUERY_ROWS)
+    return _by_query_chunks(
+        lambda q, m: _attention(q, key, value, m), query, mask, axis=1, chunk=_query_rows(key.shape[2])
+    )
 
 
 def _attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
@@ -74,7 +82,8 @@ def shared_prefix_attention(
     def attend(query: Array, own_mask: Array) -> Array:
         return _shared_prefix_attention(query, prefix_key, prefix_value, prefix_mask, own_key, own_value, own_mask)
 
-    return _by_query_chunks(attend, query, own_mask, axis=2, chunk=max(1, QUERY_ROWS // query.shape[1]))
+    rows = _query_rows(prefix_key.shape[2] + own_key.shape[3])
+    return _by_query_chunks(attend, query, own_mask, axis=2, chunk=max(1, rows // query.shape[1]))
 
 
 def _shared_prefix_attention(
