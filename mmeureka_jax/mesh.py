@@ -160,9 +160,12 @@ def batch_shards() -> int:
 
 def shard_count(name: str) -> int:
     """Number of parts that a dimension of this logical name is cut into under `jax.set_mesh`; 1 outside."""
-    mesh, axes = jax.sharding.get_abstract_mesh(), RULES[name]
-    if mesh.empty or axes is None:
-        return 1
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else _parts(mesh, name)
+
+
+def _parts(mesh: Mesh | AbstractMesh, name: str) -> int:
+    axes = RULES[name] or ()
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
@@ -177,9 +180,9 @@ def take_in_shards(x: jax.Array, index: jax.Array, *names: str | None) -> jax.Ar
     return constrain(taken, "batch", None, *names).reshape(-1, *x.shape[1:])
 
 
-def batch_divisor(mesh: Mesh | AbstractMesh) -> int:
+def batch_divisor(mesh: Mesh) -> int:
     """Number of shards of the batch dimension; every global batch size must be a multiple of it."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return _parts(mesh, "batch")
 
 
 def tree_shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:

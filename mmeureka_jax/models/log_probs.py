@@ -82,7 +82,8 @@ class _Blocks:
     def is_target(self, targets: Int[Array, "P T"], number: Array) -> Bool[Array, "P T s v"]:
         # A mask, not an index: it shards over the vocabulary, and its gradient needs no scatter.
         entries = jnp.arange(self.shards)[:, None] * self.of_shard + self.start(number) + jnp.arange(self.size)
-        return entries == targets[..., None, None]
+        found = entries == targets[..., None, None]
+        return found if self.even else found & self.fresh(number)
 
     def logits(self, hidden: Array, part: Array, number: Array, temperature: float) -> Float[Array, "P T s v"]:
         part = part.astype(hidden.dtype)
@@ -112,10 +113,7 @@ def _forward(
         correction = jnp.exp(peak - higher)
         total = total * correction + weights.sum(axis=(-2, -1))
         weighted = weighted * correction + jnp.sum(weights * logits, axis=(-2, -1))
-        here = blocks.is_target(targets, number)
-        if not blocks.even:
-            here &= blocks.fresh(number)
-        chosen += jnp.sum(jnp.where(here, logits, 0.0), axis=(-2, -1))
+        chosen += jnp.sum(jnp.where(blocks.is_target(targets, number), logits, 0.0), axis=(-2, -1))
         return (higher, total, weighted, chosen), None
 
     zero = jnp.zeros(targets.shape, jnp.float32)
@@ -138,8 +136,6 @@ def _backward(
         part = blocks.read(split, number)
         logits = blocks.logits(hidden, part, number, temperature)
         residual = blocks.is_target(targets, number) - jnp.exp(logits - normaliser[..., None, None])
-        if not blocks.even:
-            residual = jnp.where(blocks.fresh(number), residual, 0.0)
         of_logits = (residual * scale).astype(hidden.dtype)
         of_part = jnp.einsum(f"ptd,ptsv->{blocks.letters}", hidden, of_logits, preferred_element_type=jnp.float32)
         of_hidden += jnp.einsum(

@@ -240,13 +240,11 @@ class Collector:
         if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
             count = len(loaded) * jax.process_count()
             none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
-            prompts = to_host(inputs[0].replace(images=None)).replace(images=none)
+            prompts, kept = to_host(inputs[0].replace(images=None)).replace(images=none), to_host(embeds)
         else:
-            prompts = to_host(inputs[0])
+            prompts, kept = to_host(inputs[0]), None
         tally.seconds["rollout"] += time.perf_counter() - start
-        return _Round(
-            rollout, loaded, prompts, to_host(embeds) if self._vision_frozen else None, samples, texts, scores
-        )
+        return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
 
     def _scored(self, sampled: _Round, tally: Tally, show: bool) -> tuple[list[Group], list[RolloutSample]]:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""

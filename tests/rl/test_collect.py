@@ -7,10 +7,10 @@ import threading
 import jax
 import numpy as np
 import pytest
+from collect_on_two_hosts import problem
 
 from mmeureka_jax.config import load_config
 from mmeureka_jax.data.loader import LoadedProblem
-from mmeureka_jax.data.problems import Problem
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl import collect
 from mmeureka_jax.rl.collect import Collector
@@ -18,11 +18,6 @@ from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.setup import open_policy, open_processor
 
 PROMPTS = 8  # of a sampler call: the tests have eight devices
-
-
-def problem(order):
-    text = f"how many dots ? {order}"
-    return Problem(str(order), ({"role": "user", "content": [{"type": "text", "text": text}]},), (), "1", {})
 
 
 class Rewards:
