@@ -32,8 +32,9 @@ from benchmarks.common import (
 from benchmarks.update import random_batch
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
+from mmeureka_jax.rl.rollout import split_batch
 from mmeureka_jax.rl.setup import LoadedPolicy
-from mmeureka_jax.rl.update import abstract_state, jit_update, policy_objective, state_shardings
+from mmeureka_jax.rl.update import CompiledUpdate, abstract_state, policy_objective, state_shardings
 
 
 def megabytes(count: int) -> float:
@@ -48,12 +49,11 @@ def update_memory(args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: in
     config = training_config(options, loaded)
     optimizer, frozen = make_optimizer(config.optimizer, 1), config.optimizer.frozen
     shardings = state_shardings(policy, optimizer, frozen, loaded.mesh)
-    program = jit_update(
+    update = CompiledUpdate(
         policy,
         policy_objective(config),
         optimizer,
         make_schedule(config.optimizer, 1),
-        micro_batches=args.micro_batches,
         max_grad_norm=config.optimizer.max_grad_norm,
         shardings=shardings,
     )
@@ -62,14 +62,15 @@ def update_memory(args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: in
         abstract_state(policy, optimizer, frozen),
         shardings,
     )
-    batch = to_global(loaded.mesh, random_batch(options, policy))
-    memory = program.lower(state, batch).compile().memory_analysis()
+    parts = to_global(loaded.mesh, split_batch(random_batch(options, policy), args.micro_batches, packing=0.0))
+    programs = [lowered.compile().memory_analysis() for lowered in update.lower(state, parts).values()]
+    temporary = max(memory.temp_size_in_bytes for memory in programs)
     on_device = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)]
     tables = 1 if text.tie_word_embeddings else 2
     return {
         "vocab": vocab_size,
         "group": group,
-        "temporary_mb": megabytes(memory.temp_size_in_bytes),
+        "temporary_mb": megabytes(temporary),
         "vocab_gradients_mb": megabytes(4 * tables * vocab_size * text.hidden_size // loaded.mesh.size),
         "state_mb": megabytes(sum(on_device)),
     }

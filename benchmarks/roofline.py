@@ -194,7 +194,14 @@ def update_call(loaded: LoadedPolicy, args: argparse.Namespace, calls: int) -> C
     """One update after the other on one batch. Of the options it takes those of `benchmarks.update`."""
     config = training_config(args, loaded)
     batch = random_batch(args, loaded.policy)
-    learner = Learner(config, loaded, policy_objective(config), total_updates=calls, micro_batches=args.micro_batches)
+    learner = Learner(
+        config,
+        loaded,
+        policy_objective(config),
+        total_updates=calls,
+        micro_batches=args.micro_batches,
+        packing=config.rl.packing,
+    )
     state = learner.initial_state()
 
     def call() -> Any:

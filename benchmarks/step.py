@@ -100,7 +100,12 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         stack.callback(loader.close)
         total = WARM_UP + args.steps
         learner = Learner(
-            config, loaded, policy_objective(config), total_updates=total, micro_batches=args.micro_batches
+            config,
+            loaded,
+            policy_objective(config),
+            total_updates=total,
+            micro_batches=args.micro_batches,
+            packing=config.rl.packing,
         )
         collector = Collector(
             config,

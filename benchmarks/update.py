@@ -75,6 +75,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             policy_objective(config),
             total_updates=WARM_UP + args.repeats,
             micro_batches=args.micro_batches,
+            packing=config.rl.packing,
         )
         state, skipped = learner.initial_state(), 0.0
 

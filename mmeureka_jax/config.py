@@ -101,7 +101,6 @@ class SamplerConfig:
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
     max_new_tokens: int = 1024
-    response_buckets: tuple[int, ...] = ()  # padded lengths in the update, ascending, the last = max_new_tokens
     batch_prompts: int = 0  # prompts sampled in one call; 0 = the whole rollout batch
     shrink: float = 0.75  # rows, as a part of those before, that unfinished responses go on in; 0 = all rows to the end
     compile_ahead: bool = True  # all programs that rollouts may need, before the first one
@@ -132,6 +131,7 @@ class RLConfig:
     prompts_per_update: int = 16  # groups per optimiser step; must divide prompts_per_rollout
     epochs_per_rollout: int = 1  # passes of optimiser steps over a rollout batch
     micro_batches: int = 1  # gradient accumulation; must divide prompts_per_update
+    packing: float = 0.8  # widths of rows of packed responses, each as a part of the next; 0 = responses are padded
     clip_epsilon_low: float = 0.2  # the ratio to the sampling policy is clipped to [1 - low, 1 + high]
     clip_epsilon_high: float = 0.2
     ratio_cap: float | None = None  # upstream MM-EUREKA: 3.0, applied to the ratio before both PPO terms
@@ -149,6 +149,7 @@ class SFTConfig:
 
     problems_per_step: int = 64
     micro_batches: int = 1  # gradient accumulation; must divide problems_per_step
+    packing: float = 0.8  # as rl.packing
     max_response_tokens: int = 256
 
 
@@ -322,9 +323,7 @@ def _check_buckets(key: str, buckets: tuple[int, ...], limit_key: str, limit: in
 
 
 def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> list[str]:
-    problems = _check_buckets(
-        "sampler.response_buckets", sampler.response_buckets, "sampler.max_new_tokens", sampler.max_new_tokens
-    )
+    problems = []
     if rl.group_size < 2:
         problems.append(
             f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "
@@ -378,7 +377,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
         (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
         (_WEIGHTS, math.isfinite, "finite"),
         (("sampler.top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        (("sampler.shrink",), lambda x: 0 <= x < 1, "0 or more and below 1"),
+        (("sampler.shrink", "rl.packing", "sft.packing"), lambda x: 0 <= x < 1, "0 or more and below 1"),
         (("optimizer.b1", "optimizer.b2"), lambda x: 0 <= x < 1, "0 or more and below 1"),
     ):
         problems += [f"{key} must be {text}; got {get(key)}" for key in keys if not is_right(get(key))]

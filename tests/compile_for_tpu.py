@@ -36,7 +36,7 @@ from mmeureka_jax.data.shapes import generate  # noqa: E402
 from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
 from mmeureka_jax.rl.job import check_batch_sizes  # noqa: E402
 from mmeureka_jax.rl.learner import Learner  # noqa: E402
-from mmeureka_jax.rl.rollout import UpdateBatch  # noqa: E402
+from mmeureka_jax.rl.rollout import UpdateBatch, split_batch  # noqa: E402
 from mmeureka_jax.rl.sampler import SamplingSettings, cache_sizes, decode, prompt_seeds, repack, start  # noqa: E402
 from mmeureka_jax.rl.setup import open_policy, open_processor  # noqa: E402
 from mmeureka_jax.rl.trainer import recipe  # noqa: E402
@@ -72,6 +72,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         job.objective,
         total_updates=config.steps * job.updates_per_step,
         micro_batches=job.micro_batches,
+        packing=job.packing,
     )
     state = learner.abstract_state()
     sampler = config.sampler
@@ -118,7 +119,9 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         whole, later = (
             decode.lower(loaded.policy, settings, state.params, weights, x, 0).compile() for x in (rows, fewer)
         )
-        update = learner._update.lower(state, abstract(batch))
+        parts = abstract(split_batch(batch, job.micro_batches, packing=0.8))
+        programs = learner.compiled.lower(state, parts)
+        update = programs.get("update") or programs["gradients, part 0"]
     return {
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         "start": describe(started),

@@ -112,7 +112,7 @@ def small_demo(tmp_path) -> list[str]:
     return [
         "steps=2", f"data.train={data}", f"data.validation={data}", "sft.problems_per_step=8", "rl.group_size=2",
         "rl.prompts_per_rollout=8", "rl.prompts_per_update=8", "rl.micro_batches=1", "sft.micro_batches=1",
-        "sampler.max_new_tokens=8", "sampler.response_buckets=[]", "sampler.batch_prompts=0", "data.prompt_buckets=[]",
+        "sampler.max_new_tokens=8", "sampler.batch_prompts=0", "data.prompt_buckets=[]",
         "data.max_prompt_tokens=96", "sft.max_response_tokens=96",
         "checkpoint.every_steps=1", "tracking.validate_every=1", "tracking.validation_batch=8",
         "model.random.vision_full_attention_blocks=[1]",

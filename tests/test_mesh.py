@@ -31,9 +31,9 @@ from mmeureka_jax.mesh import (
     ynn_is_safe,
 )
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
-from mmeureka_jax.rl.rollout import UpdateBatch
+from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
-from mmeureka_jax.rl.update import init_state, jit_update, policy_objective, state_shardings
+from mmeureka_jax.rl.update import CompiledUpdate, init_state, policy_objective, state_shardings
 
 MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 2)]  # (data, fsdp, tensor)
 ROWS, GROUP, LENGTH = 8, 2, 6
@@ -91,12 +91,13 @@ class OnMesh:
             samples, _ = sample(model.policy, settings, "rollout", self.start.params, prompts, seeds, 0, 0, active)
             self.samples = samples
 
-            step = jit_update(
+            step = CompiledUpdate(
                 model.policy, policy_objective(config), optimizer, make_schedule(config.optimizer, 10),
-                micro_batches=1, max_grad_norm=1.0, shardings=self.shardings,
+                max_grad_norm=1.0, shardings=self.shardings,
             )  # fmt: skip
-            batch = to_global(mesh, batch)
-            self.update = lambda: step(jax.tree.map(jnp.copy, self.start), batch)
+            parts = to_global(mesh, split_batch(batch, 1, packing=0.8))
+            assert parts[0].width is not None  # rows of packed responses
+            self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
             self.state, self.metrics = self.update()
 
 

@@ -1,36 +1,35 @@
-"""Attention in the three forms that a policy needs, behind plain functions.
+"""Attention in the two forms that a policy needs, behind plain functions.
+
+`attention` runs whole rows, `decode_attention` one new token of every row. The form that makes the project what it is
+is a row that holds a prompt once and then its responses, one after another; each of them sees the prompt and itself:
+
+    row      [ prompt ][ response 1 ][ 2 ][ response 3    ] padding
+    segment    0 0 0 0   1 1 1 1 1 1  2 2   3 3 3 3 3 3 3 3   -1 -1
 
 Keys and values are laid out [batch, K, positions, h] (heads before positions): every product below is then a batched
 matrix product whose operands need no transposition, which is what XLA's CPU and GPU matrix products like, and a cache
 of that layout is read as it lies. Scores and the softmax are float32.
-
-The form that makes the project what it is: `shared_prefix_attention`. A prompt's keys and values exist once; each of
-its n continuations attends to them and to its own, under one softmax:
-
-            prompt (one copy)        own tokens
-    query -> [ k1 k2 ... kLp ]  +  [ c1 c2 ... ct ]
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
+from mmeureka_jax.mesh import constrain, shard_count
 from mmeureka_jax.models.batch import Array
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
-
-
-# Scores of a prompt (with all its continuations) and a head that exist at one time, if those are of so many queries.
-SCORES = 2**18
-QUERY_ROWS = 256
-
-
-def _query_rows(keys: int) -> int:
-    return max(QUERY_ROWS, SCORES // max(keys, 1))
+PROMPT, PADDING = 0, -1  # segments of a row; any other number is one that sees itself (and the prompt) alone
+_PROMPT_SPANS = 8  # parts of a prompt, none of which meets a key that comes after it
+_FEWEST_QUERIES = 16
 
 
 def split_heads(x: Float[Array, "... d"], head_dim: int) -> Float[Array, "... N h"]:
@@ -41,81 +40,214 @@ def keys_first(x: Float[Array, "B T K h"]) -> Float[Array, "B K T h"]:
     return jnp.swapaxes(x, 1, 2)
 
 
+@dataclass(frozen=True)
+class RowLayout:
+    """What is known of rows before they are run: `prompt` places, then responses of at most `longest` tokens."""
+
+    prompt: int
+    longest: int = 0
+
+
 def attention(
     query: Float[Array, "B T H h"],
-    key: Float[Array, "B K S h"],
-    value: Float[Array, "B K S h"],
-    mask: Bool[Array, "B #T S"],
+    key: Float[Array, "B K T h"],
+    value: Float[Array, "B K T h"],
+    segments: Int[Array, "B T"],
+    layout: RowLayout | None,
 ) -> Float[Array, "B T H h"]:
-    """Softmax attention with grouped heads: query head i reads key head i // (H / K). `mask` is True where query t
-    may see key s."""
-    return _by_query_chunks(
-        lambda q, m: _attention(q, key, value, m), query, mask, axis=1, chunk=_query_rows(key.shape[2])
-    )
+    """Softmax attention with grouped heads: query head i reads key head i // (H / K).
 
+    A query sees the keys of its own segment and those of segment PROMPT. With a `layout` it sees none that comes after
+    it; without one, the order means nothing.
 
-def _attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    batch, length, heads, head_dim = query.shape
-    groups = heads // key.shape[1]
-    query = query.reshape(batch, length, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # B K G T h
-    scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
-    scores = jnp.where(mask[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights, value)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
-
-
-def shared_prefix_attention(
-    query: Float[Array, "P n T H h"],
-    prefix_key: Float[Array, "P K Lp h"],
-    prefix_value: Float[Array, "P K Lp h"],
-    prefix_mask: Bool[Array, "P Lp"],
-    own_key: Float[Array, "P K n S h"],
-    own_value: Float[Array, "P K n S h"],
-    own_mask: Bool[Array, "P n T S"] | Bool[Array, "1 1 T S"],
-) -> Float[Array, "P n T H h"]:
-    """n continuations of one prefix: attention over (shared prefix, own tokens) under one softmax.
-
-    Equal to `attention` over the n repeated sequences; the prefix's keys are read once for all n * T queries.
+    No more than a fixed number of scores exists at one time, in the backward pass too, which computes them again
+    (FlashAttention, arXiv 2205.14135): memory grows with the length and not with its square. Keys that a layout
+    puts out of reach are never met.
     """
+    batch, length, heads, head_dim = query.shape
+    kv_heads = key.shape[1]
+    at_a_time = max(1, _scores_at_a_time() * shard_count("batch") * shard_count("act_heads") // (batch * heads))
+    spans = _causal_spans(layout, length, at_a_time) if layout else (_span(0, length, length, at_a_time),)
+    grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    out = _attention(spans, layout is not None, grouped * head_dim**-0.5, key, value, segments)
+    return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
-    def attend(query: Array, own_mask: Array) -> Array:
-        return _shared_prefix_attention(query, prefix_key, prefix_value, prefix_mask, own_key, own_value, own_mask)
 
-    rows = _query_rows(prefix_key.shape[2] + own_key.shape[3])
-    return _by_query_chunks(attend, query, own_mask, axis=2, chunk=max(1, rows // query.shape[1]))
+def _scores_at_a_time() -> int:
+    """Scores of all rows and heads of a device. A CPU keeps so many in its cache."""
+    return 2**20 if jax.default_backend() == "cpu" else 2**26
 
 
-def _shared_prefix_attention(
-    query: Array,
-    prefix_key: Array,
-    prefix_value: Array,
-    prefix_mask: Array,
-    own_key: Array,
-    own_value: Array,
-    own_mask: Array,
-) -> Array:
-    prompts, n, length, heads, head_dim = query.shape
-    kv_heads = prefix_key.shape[1]
-    # P K n G T h: (n G T) are the rows of one matrix product per prompt and key head.
-    query = query.reshape(prompts, n, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 3, 1, 4, 2, 5)
-    scale = head_dim**-0.5
-    prefix_scores = jnp.einsum("pkngth,pksh->pkngts", query, prefix_key, preferred_element_type=jnp.float32) * scale
-    own_scores = jnp.einsum("pkngth,pknsh->pkngts", query, own_key, preferred_element_type=jnp.float32) * scale
-    prefix_scores = jnp.where(prefix_mask[:, None, None, None, None], prefix_scores, MASKED)
-    own_scores = jnp.where(own_mask[:, None, :, None], own_scores, MASKED)
+@dataclass(frozen=True)
+class _Span:
+    """The queries of places [start, stop), `queries` at a time. Those of turn i meet the keys of places [0, shared) and
+    of `window` places from windows[i] on."""
 
-    # The maximum only guards the exponential, so no gradient goes through it.
-    peak = jax.lax.stop_gradient(jnp.maximum(prefix_scores.max(-1, keepdims=True), own_scores.max(-1, keepdims=True)))
-    prefix_weights, own_weights = jnp.exp(prefix_scores - peak), jnp.exp(own_scores - peak)
-    total = prefix_weights.sum(-1, keepdims=True) + own_weights.sum(-1, keepdims=True)
-    dtype = prefix_value.dtype
-    out = jnp.einsum(
-        "pkngts,pksh->pkngth", prefix_weights.astype(dtype), prefix_value, preferred_element_type=jnp.float32
-    )
-    out += jnp.einsum("pkngts,pknsh->pkngth", own_weights.astype(dtype), own_value, preferred_element_type=jnp.float32)
-    out = (out / total).astype(query.dtype)
-    return out.transpose(0, 2, 4, 1, 3, 5).reshape(prompts, n, length, heads, head_dim)
+    start: int
+    stop: int
+    queries: int
+    shared: int
+    window: int
+    windows: tuple[int, ...]
+
+
+def _span(start: int, stop: int, keys: int, scores: int) -> _Span:
+    """Queries that meet the first `keys` keys, `scores` at a time (of a row and a head)."""
+    queries = _even(stop - start, scores // keys)
+    return _Span(start, stop, queries, keys, 0, (0,) * -(-(stop - start) // queries))
+
+
+def _even(count: int, most: int) -> int:
+    """The size of parts of `count` that are all alike (but the last), and not much larger than `most`."""
+    return -(-count // -(-count // max(most, _FEWEST_QUERIES)))
+
+
+def _causal_spans(layout: RowLayout, length: int, scores: int) -> tuple[_Span, ...]:
+    prompt, places = layout.prompt, length - layout.prompt
+    part = _even(prompt, max(-(-prompt // _PROMPT_SPANS), 4 * _FEWEST_QUERIES))
+    ends = [min(start + part, prompt) for start in range(0, prompt, part)]
+    spans = [_span(start, end, end, scores) for start, end in zip([0, *ends], ends, strict=False)]
+    if places == 0:
+        return tuple(spans)
+    longest = min(layout.longest, places)
+    most = max(longest // 4, 2 * _FEWEST_QUERIES)  # the more at a time, the more keys that few of them see
+    queries = min(_even(places, min(scores // (prompt + longest), most)), places)
+    window = min(longest - 1 + queries, places)
+    last = length - window
+    windows = tuple(min(max(end - window, prompt), last) for end in range(prompt + queries, length + queries, queries))
+    return (*spans, _Span(prompt, length, queries, prompt, window, windows))
+
+
+class _Turns:
+    """One span of a row: which queries, keys and segments meet at turn i."""
+
+    def __init__(self, span: _Span, causal: bool, segments: Int[Array, "B T"]):
+        self.span, self.causal, self.segments = span, causal, segments
+        self.count = len(span.windows)
+        self.windows = np.asarray(span.windows, np.int32)
+        self.places = np.arange(self.count * span.queries, dtype=np.int32).reshape(self.count, -1) + span.start
+
+    def split(self, x: Array, axis: int, fill: int = 0) -> Array:
+        """The places of the span in `x`, by turn: [turns, ..., queries, ...]."""
+        span = self.span
+        x = jax.lax.slice_in_dim(x, span.start, span.stop, axis=axis)
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, -x.shape[axis] % span.queries)
+        x = jnp.pad(x, widths, constant_values=fill)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], self.count, span.queries, *x.shape[axis + 1 :]), axis, 0)
+
+    def join(self, x: Array, axis: int) -> Array:
+        """The inverse of `split`."""
+        x = jnp.moveaxis(x, 0, axis)
+        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        return jax.lax.slice_in_dim(x, 0, self.span.stop - self.span.start, axis=axis)
+
+    def keys(self, x: Array, window: Array, axis: int) -> Array:
+        """What `x` holds for the keys of a turn."""
+        shared = jax.lax.slice_in_dim(x, 0, self.span.shared, axis=axis)
+        if not self.span.window:
+            return shared
+        return jnp.concatenate([shared, jax.lax.dynamic_slice_in_dim(x, window, self.span.window, axis)], axis)
+
+    def add(self, total: Float[Array, "B K h T"], part: Float[Array, "B K h _"], window: Array) -> Array:
+        shared = self.span.shared
+        total = total.at[..., :shared].add(part[..., :shared])
+        if not self.span.window:
+            return total
+        own = jax.lax.dynamic_slice_in_dim(total, window, self.span.window, 3) + part[..., shared:]
+        return jax.lax.dynamic_update_slice_in_dim(total, own, window, 3)
+
+    def scores(self, query: Array, key: Array, segments: Array, places: Array, window: Array) -> Array:
+        """[B, K, G, queries, keys], float32."""
+        scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+        of_keys = self.keys(self.segments, window, 1)[:, None]
+        visible = (of_keys == segments[..., None]) | (of_keys == PROMPT)
+        if self.causal:
+            at = jnp.concatenate([jnp.arange(self.span.shared), window + jnp.arange(self.span.window)])
+            visible &= at <= places[:, None]
+        return jnp.where(visible[:, None, None], scores, MASKED)
+
+    def run(self, body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+        if self.count > 1:
+            return jax.lax.scan(body, carry, xs)
+        carry, out = body(carry, jax.tree.map(lambda x: jnp.asarray(x[0]), xs))
+        return carry, jax.tree.map(lambda x: x[None], out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(
+    spans: tuple[_Span, ...], causal: bool, query: Array, key: Array, value: Array, segments: Array
+) -> Float[Array, "B K G T h"]:
+    return _forward(spans, causal, query, key, value, segments)[0]
+
+
+def _forward(
+    spans: tuple[_Span, ...], causal: bool, query: Array, key: Array, value: Array, segments: Array
+) -> tuple[Array, Any]:
+    parts = []
+    for span in spans:
+        turns = _Turns(span, causal, segments)
+
+        def turn(_: None, xs: Any, turns: _Turns = turns) -> tuple[None, tuple[Array, Array]]:
+            query, segments, places, window = xs
+            scores = turns.scores(query, turns.keys(key, window, 2), segments, places, window)
+            peak = scores.max(-1, keepdims=True)
+            weights = jnp.exp(scores - peak)
+            total = weights.sum(-1, keepdims=True)
+            of_keys = turns.keys(value, window, 2)
+            out = jnp.einsum(
+                "bkgts,bksh->bkgth", weights.astype(value.dtype), of_keys, preferred_element_type=jnp.float32
+            )
+            return None, ((out / total).astype(query.dtype), peak + jnp.log(total))
+
+        xs = (turns.split(query, 3), turns.split(segments, 1, PADDING), turns.places, turns.windows)
+        parts.append(jax.tree.map(functools.partial(turns.join, axis=3), turns.run(turn, None, xs)[1]))
+    out, normaliser = (jnp.concatenate(list(x), axis=3) for x in zip(*parts, strict=True))
+    return out, (query, key, value, segments, out, normaliser)
+
+
+def _backward(
+    spans: tuple[_Span, ...], causal: bool, saved: Any, gradient: Float[Array, "B K G T h"]
+) -> tuple[Array, Array, Array, None]:
+    query, key, value, segments, out, normaliser = saved
+    mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    batch, kv_heads, length, head_dim = key.shape
+    # Transposed: the products below are two to three times as fast on a CPU if their result is as wide as the scores.
+    zero = jnp.zeros((batch, kv_heads, head_dim, length), jnp.float32)
+    totals = (constrain(zero, "batch", "act_heads", None, None),) * 2
+    of_query = []
+    for span in spans:
+        turns = _Turns(span, causal, segments)
+
+        def turn(totals: tuple[Array, Array], xs: Any, turns: _Turns = turns) -> tuple[tuple[Array, Array], Array]:
+            query, gradient, normaliser, mean, segments, places, window = xs
+            of_keys = turns.keys(key, window, 2)
+            scores = turns.scores(query, of_keys, segments, places, window)
+            weights = jnp.exp(scores - normaliser)
+            of_weights = jnp.einsum(
+                "bkgth,bksh->bkgts", gradient, turns.keys(value, window, 2), preferred_element_type=jnp.float32
+            )
+            of_scores = (weights * (of_weights - mean)).astype(query.dtype)
+            more = (
+                jnp.einsum("bkgth,bkgts->bkhs", query, of_scores, preferred_element_type=jnp.float32),
+                jnp.einsum(
+                    "bkgth,bkgts->bkhs", gradient, weights.astype(value.dtype), preferred_element_type=jnp.float32
+                ),
+            )
+            totals = tuple(turns.add(total, part, window) for total, part in zip(totals, more, strict=True))
+            return totals, jnp.einsum("bkgts,bksh->bkgth", of_scores, of_keys)
+
+        xs = (
+            *(turns.split(x, 3) for x in (query, gradient, normaliser, mean)),
+            turns.split(segments, 1, PADDING), turns.places, turns.windows,
+        )  # fmt: skip
+        totals, part = turns.run(turn, totals, xs)
+        of_query.append(turns.join(part, 3))
+    of_key, of_value = (jnp.swapaxes(total, 2, 3).astype(key.dtype) for total in totals)
+    return jnp.concatenate(of_query, axis=3), of_key, of_value, None
+
+
+_attention.defvjp(_forward, _backward)
 
 
 def few_rows_product(left: Float[Array, "B K q s"], right: Float[Array, "B K s r"]) -> Float[Array, "B K q r"]:
@@ -163,31 +295,3 @@ def decode_attention(
         out += few_rows_product(weights[..., start:stop], values)
         start = stop
     return (out / total).astype(query.dtype)
-
-
-def _by_query_chunks(
-    attend: Callable[[Array, Array], Array], query: Array, mask: Array, *, axis: int, chunk: int
-) -> Array:
-    """`attend(query, mask)`, in chunks of queries along `axis` when there are more than `chunk` of them.
-
-    Each chunk's scores are computed again in the backward pass, so memory grows with the chunk times the keys and not
-    with the square of the length.
-    """
-    length = query.shape[axis]
-    if length <= chunk:
-        return attend(query, mask)
-
-    def split(x: Array) -> Array:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, -length % chunk)
-        x = jnp.pad(x, widths)
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :]), axis, 0)
-
-    attend = jax.checkpoint(attend, prevent_cse=False)
-    if mask.shape[axis] == 1:
-        out = jax.lax.map(lambda part: attend(part, mask), split(query))
-    else:
-        out = jax.lax.map(lambda parts: attend(*parts), (split(query), split(mask)))
-    out = jnp.moveaxis(out, 0, axis)
-    out = out.reshape(*out.shape[:axis], -1, *out.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(out, 0, length, axis=axis)

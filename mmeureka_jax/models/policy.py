@@ -22,10 +22,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import batch_shards, constrain, gathered
-from mmeureka_jax.models.attention import attention, decode_attention, keys_first, shared_prefix_attention
+from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, decode_attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
@@ -106,16 +106,12 @@ def insert_images(
     return jnp.where((prompts.image_index >= 0)[..., None], pictured.astype(embeds.dtype), embeds)
 
 
-def prompt_mask(prompts: PromptBatch) -> Bool[Array, "P Lp"]:
-    return jnp.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
+def prompt_segments(prompts: PromptBatch) -> Int[Array, "P Lp"]:
+    return jnp.where(jnp.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None], PROMPT, PADDING)
 
 
 def last_token(x: Float[Array, "P Lp D"], prompts: PromptBatch) -> Float[Array, "P D"]:
     return jnp.take_along_axis(x, (prompts.lengths - 1)[:, None, None], axis=1)[:, 0]
-
-
-def causal_mask(length: int) -> Bool[Array, "T T"]:
-    return jnp.tril(jnp.ones((length, length), bool))
 
 
 def prefill(
@@ -123,11 +119,12 @@ def prefill(
 ) -> tuple[Float[Array, "P D"], tuple[Float[Array, "L P K Lp h"], Float[Array, "L P K Lp h"]]]:
     """Runs the prompts. Returns the final hidden state of each prompt's last token, and all layers' keys and values."""
     model = policy.module(params)
-    mask = causal_mask(prompts.tokens.shape[1]) & prompt_mask(prompts)[:, None, :]
+    segments = prompt_segments(prompts)
+    layout = RowLayout(prompt=segments.shape[1])
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, KeyValue]:
         key, value = keys_first(key), keys_first(value)
-        return attention(query, key, value, mask), (key, value)
+        return attention(query, key, value, segments, layout), (key, value)
 
     x = model.language.embed_tokens(prompts.tokens, jnp.dtype(policy.compute_dtype))
     x = insert_images(x, prompts, image_embeds)
@@ -233,54 +230,91 @@ def decode_step(
     return model.language.norm(x)[:, 0], written
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Which response token stands in each place of a row, after the prompt.
+
+    Attributes:
+        index: of the n * Lr places that the responses have when each of them is padded; n * Lr for padding. None: those
+            are the places.
+    """
+
+    index: Int[Array, "P W"] | None
+    n: int
+    longest: int
+
+    @classmethod
+    def of(cls, responses: Int[Array, "P n Lr"], lengths: Int[Array, "P n"] | None, width: int | None) -> _Places:
+        _, n, longest = responses.shape
+        if width is None:
+            return cls(None, n, longest)
+        if lengths is None:
+            raise ValueError("packing responses into rows of a width takes their lengths")
+        ends = jnp.cumsum(lengths, axis=1)
+        place = jnp.arange(width)
+        number = jnp.sum(place[:, None] >= ends[:, None], axis=-1)  # of the response that stands there
+        start = jnp.take_along_axis(ends - lengths, jnp.minimum(number, n - 1), axis=1)
+        return cls(jnp.where(number < n, number * longest + place - start, n * longest), n, longest)
+
+    def pack(self, x: Array) -> Array:
+        """[P, n, Lr] as [P, W]."""
+        x = x.reshape(x.shape[0], -1)
+        if self.index is None:
+            return x
+        return jnp.take_along_axis(x, jnp.minimum(self.index, x.shape[1] - 1), axis=1)
+
+    def unpack(self, x: Array) -> Array:
+        """[P, W] as [P, n, Lr], with 0 where no token is."""
+        if self.index is not None:
+            empty = jnp.zeros(self.n * self.longest, x.dtype)
+            x = jax.vmap(lambda row, index: empty.at[index].set(row, mode="drop"))(x, self.index)
+        return x.reshape(-1, self.n, self.longest)
+
+    def segments_and_offsets(self) -> tuple[Int[Array, "#P W"], Int[Array, "#P W"]]:
+        """Of each place: its segment (see models/attention.py), and how many tokens of its response precede it."""
+        index = jnp.arange(self.n * self.longest)[None] if self.index is None else self.index
+        segments = jnp.where(index < self.n * self.longest, index // self.longest + 1, PADDING)
+        return segments, index % self.longest
+
+
 def group_hidden(
     policy: Policy,
     params: Params,
     prompts: PromptBatch,
     image_embeds: Float[Array, "P M D"],
     responses: Int[Array, "P n Lr"],
-) -> tuple[Float[Array, "P n Lr D"], Float[Array, "V D"]]:
+    places: _Places,
+) -> tuple[Float[Array, "P W D"], Float[Array, "V D"]]:
     """Final hidden states that predict each response token, with every prompt computed once for its n responses.
 
-    A prompt and its responses travel through the layers as one row [Lp + n * Lr]; only attention tells them apart.
-    Cost grows with Lp + n * Lr, not with n * (Lp + Lr), and the gradients are those of the repeated layout.
+    A prompt and its responses travel through the layers as one row [Lp + W]; only attention tells them apart. Cost
+    grows with Lp + W, not with n * (Lp + Lr), and the gradients are those of the repeated layout.
 
     Returns:
         The hidden states, and the embedding for a head that is tied to it (see `Embedding.with_table`).
     """
     model = policy.module(params)
-    count, n, length = responses.shape
-    prompt_length = prompts.tokens.shape[1]
-    mask = prompt_mask(prompts)
-    prompt_causal = causal_mask(prompt_length) & mask[:, None, :]
-    own_causal = causal_mask(length)[None, None]
+    count, prompt_length = prompts.tokens.shape
+    segments, offsets = places.segments_and_offsets()
+    segments = jnp.concatenate([prompt_segments(prompts), jnp.tile(segments, (count // len(segments), 1))], axis=1)
+    layout = RowLayout(prompt_length, places.longest)
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
-        def own(x: Array) -> Array:  # [P, n*Lr, N, h] -> [P, n, Lr, N, h]
-            return x[:, prompt_length:].reshape(count, n, length, *x.shape[2:])
+        return attention(query, keys_first(key), keys_first(value), segments, layout), None
 
-        prefix_key, prefix_value = keys_first(key[:, :prompt_length]), keys_first(value[:, :prompt_length])
-        of_prompt = attention(query[:, :prompt_length], prefix_key, prefix_value, prompt_causal)
-        own_key, own_value = (own(x).transpose(0, 3, 1, 2, 4) for x in (key, value))
-        of_response = shared_prefix_attention(
-            own(query), prefix_key, prefix_value, mask, own_key, own_value, own_causal
-        )
-        of_response = of_response.reshape(count, n * length, *of_response.shape[3:])
-        return jnp.concatenate([of_prompt, of_response], axis=1), None
-
-    tokens = jnp.concatenate([prompts.tokens, responses.reshape(count, -1)], axis=1)
+    tokens = jnp.concatenate([prompts.tokens, places.pack(responses)], axis=1)
     x, table = model.language.embed_tokens.with_table(tokens, jnp.dtype(policy.compute_dtype))
     of_prompts = insert_images(x[:, :prompt_length], prompts, image_embeds)
     x = jnp.concatenate([of_prompts, x[:, prompt_length:]], axis=1)
-    own_positions = jnp.tile(prompts.next_position[:, None] + jnp.arange(length), (1, n))
-    own_positions = jnp.broadcast_to(own_positions[:, None], (count, 3, n * length))
+    own_positions = prompts.next_position[:, None] + offsets
+    own_positions = jnp.broadcast_to(own_positions[:, None], (count, 3, own_positions.shape[1]))
     rotary = policy.rotary(jnp.concatenate([prompts.positions, own_positions], axis=2))
     x, _ = model.language.scan_layers(constrain(x, "batch", "seq", "act_embed"), rotary, attend, remat=policy.remat)
 
-    # The first response token is predicted by the prompt's last one, token t by response token t - 1.
-    first = jnp.broadcast_to(last_token(x[:, :prompt_length], prompts)[:, None, None], (count, n, 1, x.shape[-1]))
-    rest = x[:, prompt_length:].reshape(count, n, length, -1)[:, :, :-1]
-    return model.language.norm(jnp.concatenate([first, rest], axis=2)), table
+    # The first token of a response is predicted by the prompt's last one, any other by the one before it.
+    first = last_token(x[:, :prompt_length], prompts)[:, None]
+    hidden = jnp.where((offsets == 0)[..., None], first, x[:, prompt_length - 1 : -1])
+    return model.language.norm(hidden), table
 
 
 def token_log_probs(
@@ -291,21 +325,28 @@ def token_log_probs(
     responses: Int[Array, "P n Lr"],
     *,
     temperature: float = 1.0,
+    lengths: Int[Array, "P n"] | None = None,
+    width: int | None = None,
 ) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
     """Natural-log probability of every response token, and the entropy of the distribution that it was drawn from.
 
     The distribution is the policy's at `temperature` with full support (before any top-k or top-p).
+
+    Args:
+        width: W, places for the responses of a prompt. They stand one after another there, as long as `lengths` says,
+            and cost what they are long; what lies beyond a length is 0 in the results. Tokens that do not fit would
+            be lost: W has to be the sum of a prompt's lengths or more. None: each response has Lr places.
     """
-    hidden, table = group_hidden(policy, params, prompts, image_embeds, responses)
-    count, n, length, size = hidden.shape
+    places = _Places.of(responses, lengths, width)
+    hidden, table = group_hidden(policy, params, prompts, image_embeds, responses, places)
     language = policy.module(params).language
     tied = language.lm_head is None
     log_probs, entropy = log_probs_of(
-        hidden.reshape(count, n * length, size),
+        hidden,
         table if tied else language.head_kernel(),
-        responses.reshape(count, -1),
+        places.pack(responses),
         temperature=temperature,
-        block=policy.vocab_block(responses.size),
+        block=policy.vocab_block(hidden.shape[0] * hidden.shape[1]),
         transposed=tied,
     )
-    return log_probs.reshape(responses.shape), entropy.reshape(responses.shape)
+    return places.unpack(log_probs), places.unpack(entropy)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import constrain
-from mmeureka_jax.models.attention import attention, keys_first, split_heads
+from mmeureka_jax.models.attention import PADDING, attention, keys_first, split_heads
 from mmeureka_jax.models.batch import Array, ImageBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.layers import (
@@ -127,11 +127,11 @@ class VisionAttention(nnx.Module):
         self.proj = Linear(size, size, (None, "vision_embed"), bias=True, stack=stack)
         self.num_heads = config.num_heads
 
-    def __call__(self, x: Float[Array, "B T E"], rotary: Rotary, mask: Array) -> Float[Array, "B T E"]:
+    def __call__(self, x: Float[Array, "B T E"], rotary: Rotary, segments: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         qkv = self.qkv(x)
         query, key, value = (split_heads(part, x.shape[-1] // self.num_heads) for part in jnp.split(qkv, 3, axis=-1))
         query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
-        out = attention(query, keys_first(key), keys_first(value), mask)
+        out = attention(query, keys_first(key), keys_first(value), segments, None)
         return self.proj(out.reshape(x.shape))
 
 
@@ -144,8 +144,8 @@ class VisionBlock(nnx.Module):
             config.hidden_size, config.intermediate_size, ("vision_embed", "vision_mlp"), bias=True, stack=stack
         )
 
-    def __call__(self, x: Float[Array, "B T E"], rotary: Rotary, mask: Array) -> Float[Array, "B T E"]:
-        x = x + self.attn(self.norm1(x), rotary, mask)
+    def __call__(self, x: Float[Array, "B T E"], rotary: Rotary, segments: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+        x = x + self.attn(self.norm1(x), rotary, segments)
         return x + self.mlp(self.norm2(x))
 
 
@@ -199,19 +199,18 @@ class VisionTower(nnx.Module):
         def by_prompt(a: Array) -> Array:
             return a.reshape(prompts, windows * places, *a.shape[3:])
 
-        window_mask = by_window(images.patch_mask)[:, None, :]
-        picture = jnp.where(images.patch_mask, images.image_ids[..., None], -1).reshape(prompts, -1)
-        full_mask = (picture[:, :, None] == picture[:, None, :]) & (picture[:, None, :] >= 0)
+        # Patches see those of their own picture, which a number above 0 stands for.
+        pictures = jnp.where(images.patch_mask, images.image_ids[..., None] + 1, PADDING)
         definition, stacked = nnx.split(self.blocks)
 
         def body(x: Array, block_and_kind: tuple[nnx.State, Array]) -> tuple[Array, None]:
             block, is_full = nnx.merge(definition, block_and_kind[0]), block_and_kind[1]
 
             def full(x: Array) -> Array:
-                return block(by_prompt(x), jax.tree.map(by_prompt, rotary), full_mask).reshape(x.shape)
+                return block(by_prompt(x), jax.tree.map(by_prompt, rotary), by_prompt(pictures)).reshape(x.shape)
 
             def window(x: Array) -> Array:
-                return block(by_window(x), jax.tree.map(by_window, rotary), window_mask).reshape(x.shape)
+                return block(by_window(x), jax.tree.map(by_window, rotary), by_window(pictures)).reshape(x.shape)
 
             x = jax.lax.cond(is_full, full, window, x)
             return constrain(x, "batch", None, None, None), None

@@ -51,6 +51,7 @@ class Recipe:
     objective: Objective
     updates_per_step: int
     micro_batches: int
+    packing: float
     prompts_per_batch: int
     batch_sizes: dict[str, int]
     scored: bool
@@ -205,6 +206,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             recipe.objective,
             total_updates=config.steps * recipe.updates_per_step,
             micro_batches=recipe.micro_batches,
+            packing=recipe.packing,
         )
 
         # Where it stands: at the newest checkpoint, or at the beginning.

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -17,17 +16,9 @@ from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.advantages import compute_advantages
-from mmeureka_jax.rl.rollout import Group, UpdateBatch, make_update_batch, rows_of_host
-from mmeureka_jax.rl.setup import LoadedPolicy
-from mmeureka_jax.rl.update import (
-    Objective,
-    TrainState,
-    abstract_state,
-    init_state,
-    jit_update,
-    split_micro_batches,
-    state_shardings,
-)
+from mmeureka_jax.rl.rollout import Group, UpdateBatch, make_update_batch, padding, rows_of_host, split_batch
+from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
+from mmeureka_jax.rl.update import CompiledUpdate, Objective, TrainState, abstract_state, init_state, state_shardings
 
 Metrics = dict[str, Any]
 
@@ -36,21 +27,28 @@ class Learner:
     """Owns the compiled update. `total_updates` sizes the learning-rate schedule."""
 
     def __init__(
-        self, config: Config, loaded: LoadedPolicy, objective: Objective, *, total_updates: int, micro_batches: int
+        self,
+        config: Config,
+        loaded: LoadedPolicy,
+        objective: Objective,
+        *,
+        total_updates: int,
+        micro_batches: int,
+        packing: float,
     ):
         self._loaded = loaded
         self._frozen = config.optimizer.frozen
         self._objective = objective
         self._micro_batches = micro_batches
+        self._packing = packing
         self._optimizer = make_optimizer(config.optimizer, total_updates)
         self.shardings = state_shardings(loaded.policy, self._optimizer, self._frozen, loaded.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
-        self._update = jit_update(
+        self.compiled = CompiledUpdate(
             loaded.policy,
             objective,
             self._optimizer,
             make_schedule(config.optimizer, total_updates),
-            micro_batches=micro_batches,
             max_grad_norm=config.optimizer.max_grad_norm,
             shardings=self.shardings,
         )
@@ -77,32 +75,41 @@ class Learner:
     def update(self, state: TrainState, batch: UpdateBatch) -> tuple[TrainState, Metrics]:
         """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
         donated."""
-        return self.update_from_shares(state, rows_of_host(batch))
+        parts = split_batch(batch, self._micro_batches, self._packing)
+        return self._update(state, [rows_of_host(part) for part in parts], padding(parts))
 
     def update_from_shares(self, state: TrainState, share: UpdateBatch) -> tuple[TrainState, Metrics]:
         """One optimiser step on a batch of which every host holds its own rows."""
-        on_device = to_global(self._loaded.mesh, share)
+        parts = split_batch(share, self._micro_batches, self._packing, longest_of=same_on_all_hosts)
+        return self._update(state, parts, padding(parts))
+
+    def _update(self, state: TrainState, parts: list[UpdateBatch], padded: float) -> tuple[TrainState, Metrics]:
+        on_device = to_global(self._loaded.mesh, parts)
         if self._reference is not None:
-            reference = _reference_log_probs(
-                self._loaded.policy, self._objective.temperature, self._micro_batches, self._reference, on_device
-            )
-            on_device = on_device.replace(reference_log_probs=reference)
-        return self._update(state, on_device)
+            on_device = [self._with_reference(part, self._reference) for part in on_device]
+        state, metrics = self.compiled(state, on_device)
+        return state, metrics | {"update/padding": padded}
+
+    def _with_reference(self, part: Any, params: Params) -> UpdateBatch:
+        log_probs = _reference_log_probs(self._loaded.policy, self._objective.temperature, params, part)
+        return part.replace(reference_log_probs=log_probs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _reference_log_probs(
-    policy: Policy, temperature: float, micro_batches: int, params: Params, batch: UpdateBatch
-) -> Array:
-    """Log-probabilities [P, n, Lr] under another policy's parameters, in as many parts as the update itself."""
-
-    def log_probs(rows: UpdateBatch) -> Array:
-        # That policy may see the pictures differently: its own tower encodes them whenever they are at hand.
-        embeds = rows.image_embeds if rows.has_embeds else encode_images(policy, params, rows.prompts.images)
-        return token_log_probs(policy, params, rows.prompts, embeds, rows.responses, temperature=temperature)[0]
-
-    parts = jax.lax.map(log_probs, split_micro_batches(batch, micro_batches))
-    return jnp.moveaxis(parts, 0, 1).reshape(batch.responses.shape)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _reference_log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
+    """Log-probabilities [P, n, Lr] under another policy's parameters."""
+    # That policy may see the pictures differently: its own tower encodes them whenever they are at hand.
+    embeds = batch.image_embeds if batch.has_embeds else encode_images(policy, params, batch.prompts.images)
+    return token_log_probs(
+        policy,
+        params,
+        batch.prompts,
+        embeds,
+        batch.responses,
+        temperature=temperature,
+        lengths=batch.lengths,
+        width=batch.width,
+    )[0]
 
 
 def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_rollout: int) -> Iterator[UpdateBatch]:
@@ -120,7 +127,6 @@ def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_r
     advantages = np.asarray(compute_advantages(rewards, config.rl))
     current = np.asarray([group.rollout_index >= first_rollout for group in groups])
     prompt_buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
-    response_buckets = config.sampler.response_buckets or (config.sampler.max_new_tokens,)
     size = config.rl.prompts_per_update
     for epoch in range(config.rl.epochs_per_rollout):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(len(groups))
@@ -132,7 +138,7 @@ def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_r
                 advantages[rows],
                 current[rows] & (epoch == 0 and start == 0),
                 prompt_length=pick_bucket(max(group.length for group in chosen), prompt_buckets),
-                response_length=pick_bucket(max(int(group.lengths.max()) for group in chosen), response_buckets),
+                response_length=config.sampler.max_new_tokens,
             )
 
 

@@ -6,7 +6,8 @@ The update reads `UpdateBatch`, made from any list of groups whose number divide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
+from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch, pick_bucket
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,10 @@ def unstack_groups(stacked: dict[str, np.ndarray]) -> list[Group]:
 
 @flax.struct.dataclass
 class UpdateBatch:
-    """What one optimiser step reads. See models/batch.py for the dimension letters."""
+    """What one optimiser step reads, or a part of it. See models/batch.py for the dimension letters.
+
+    `width`: the places that the responses of a prompt are packed into (see `token_log_probs`); None: each is padded.
+    """
 
     prompts: PromptBatch
     image_embeds: Float[Array, "P M D"]
@@ -107,6 +111,11 @@ class UpdateBatch:
         Array, "P"
     ]  # sampled by exactly the parameters that this step starts from: the sampler gap is measured there
     reference_log_probs: Float[Array, "P n Lr"] | None = None
+    width: int | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def lengths(self) -> Int[Array, "P n"]:
+        return self.response_mask.sum(-1, dtype=np.int32)
 
     @property
     def has_embeds(self) -> bool:
@@ -153,6 +162,50 @@ def make_update_batch(
         advantages=np.asarray(advantages, np.float32),
         fresh=np.asarray(fresh, bool),
     )
+
+
+def packed_widths(places: int, packing: float) -> tuple[int, ...]:
+    """The widths, ascending, of packed rows whose responses have `places` if each of them is padded: each `packing`
+    times the next one, rounded up to a multiple of 16. The narrowest is a sixteenth of the widest."""
+    widths = [places]
+    while True:
+        less = -(-math.ceil(widths[-1] * packing) // 16) * 16
+        if less >= widths[-1] or less * 16 < places:
+            return tuple(reversed(widths))
+        widths.append(less)
+
+
+def split_batch(
+    batch: UpdateBatch, parts: int, packing: float, longest_of: Callable[[np.ndarray], np.ndarray] = lambda x: x
+) -> list[UpdateBatch]:
+    """A batch of host arrays in equal parts, those groups together whose responses are about as long.
+
+    Each part is as wide as its longest group needs, or None (padded) if that is the full width.
+
+    Args:
+        packing: see `packed_widths`; 0: all parts are padded.
+        longest_of: called with the tokens of each part's longest group; returns what to go by instead, if other hosts
+            hold other rows of the same batch.
+    """
+    _, n, longest = batch.responses.shape
+    tokens = batch.lengths.sum(1)
+    order = np.argsort(-tokens, kind="stable").reshape(parts, -1)
+    widths = packed_widths(n * longest, packing)
+    chosen = [pick_bucket(int(most), widths) for most in longest_of(tokens[order].max(1))]
+    return [
+        jax.tree.map(lambda x, rows=rows: x[rows], batch).replace(width=width if width < widths[-1] else None)
+        for rows, width in zip(order, chosen, strict=True)
+    ]
+
+
+def padding(parts: Sequence[UpdateBatch]) -> float:
+    """Share of the places in these batches (prompts and responses) that hold no token."""
+    places = tokens = 0
+    for part in parts:
+        prompts, n, longest = part.responses.shape
+        places += prompts * (part.prompts.tokens.shape[1] + (part.width or n * longest))
+        tokens += int(part.prompts.lengths.sum()) + int(part.lengths.sum())
+    return 1 - tokens / places
 
 
 def rows_of_host(batch: UpdateBatch) -> UpdateBatch:

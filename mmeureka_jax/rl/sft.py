@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
 
-_LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped")
+_LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped", "update/padding")
 
 
 def fine_tune(config: Config) -> Path:
@@ -65,6 +65,7 @@ def recipe(config: Config) -> Recipe:
         objective=imitation_objective(),
         updates_per_step=1,
         micro_batches=sft.micro_batches,
+        packing=sft.packing,
         prompts_per_batch=sft.problems_per_step,
         batch_sizes={"sft.problems_per_step / sft.micro_batches": sft.problems_per_step // sft.micro_batches},
         scored=False,

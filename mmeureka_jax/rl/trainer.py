@@ -99,6 +99,7 @@ def recipe(config: Config) -> Recipe:
         objective=policy_objective(config),
         updates_per_step=rl.epochs_per_rollout * rl.prompts_per_rollout // rl.prompts_per_update,
         micro_batches=rl.micro_batches,
+        packing=rl.packing,
         prompts_per_batch=config.sampler.batch_prompts or rl.prompts_per_rollout,
         batch_sizes={
             "rl.prompts_per_rollout": rl.prompts_per_rollout,

@@ -6,7 +6,8 @@ only add up, and their sum is the full batch's loss and gradient exactly (to rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,79 +113,92 @@ def state_shardings(
     return TrainState(updates=replicated, trainable=trainable, frozen=kept, optimizer=moments)
 
 
-def split_micro_batches(tree: Any, count: int) -> Any:
-    """Every array [P, ...] as [count, P / count, ...]; part i holds rows i, i + count, ...
+@flax.struct.dataclass
+class Sums:
+    """What the parts of a batch add up to.
 
-    Each part is then spread over the mesh as the whole batch is: a batch's rows lie in blocks, one for each shard.
+    Attributes:
+        gradients: of the trainable parameters.
+        losses: weighted by token, so that their sum is the loss of the whole batch.
+        tokens: sums over response tokens.
+        peaks: maxima.
     """
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0), tree)
+
+    gradients: Params
+    losses: dict[str, Array]
+    tokens: dict[str, Array]
+    peaks: dict[str, Array]
+
+    def __add__(self, other: Sums) -> Sums:
+        def added(name: str) -> Any:
+            return jax.tree.map(jnp.add, getattr(self, name), getattr(other, name))
+
+        peaks = jax.tree.map(jnp.maximum, self.peaks, other.peaks)
+        return Sums(added("gradients"), added("losses"), added("tokens"), peaks)
 
 
-def update(
-    policy: Policy,
-    objective: Objective,
+def part_sums(
+    policy: Policy, objective: Objective, state: TrainState, part: UpdateBatch, weights: Float[Array, "P n Lr"]
+) -> Sums:
+    """Loss and gradients of a part of a batch, whose tokens count as `weights` says."""
+
+    def loss_and_sums(trainable: Params) -> tuple[Array, Any]:
+        params = merge_params(trainable, state.frozen)
+        embeds = part.image_embeds if part.has_embeds else encode_images(policy, params, part.prompts.images)
+        log_probs, entropy = token_log_probs(
+            policy,
+            params,
+            part.prompts,
+            embeds,
+            part.responses,
+            temperature=objective.temperature,
+            lengths=part.lengths,
+            width=part.width,
+        )
+        token_loss = objective.token_loss(log_probs, part)
+        mask = part.response_mask
+        loss = jnp.sum(weights * jnp.where(mask, token_loss.loss, 0.0))
+
+        def weighted(x: Array) -> Array:
+            return jnp.sum(weights * jnp.where(mask, x, 0.0))
+
+        def summed(x: Array) -> Array:
+            return jnp.sum(jnp.where(mask, x, 0.0))
+
+        gap = jnp.abs(log_probs - part.old_log_probs)
+        losses = {"loss/total": loss} | {f"loss/{name}": weighted(value) for name, value in token_loss.parts.items()}
+        tokens = {f"policy/{name}": summed(value) for name, value in token_loss.diagnostics.items()}
+        tokens |= {"policy/entropy": summed(entropy), "tokens": jnp.sum(mask, dtype=jnp.float32)}
+        fresh = mask & part.fresh[:, None, None]
+        tokens |= {"gap": jnp.sum(jnp.where(fresh, gap, 0.0)), "fresh_tokens": jnp.sum(fresh, dtype=jnp.float32)}
+        peaks = {"policy/sampler_gap_max": jnp.max(jnp.where(fresh, gap, 0.0))}
+        if "ratio" in token_loss.diagnostics:
+            peaks["policy/ratio_max"] = jnp.max(jnp.where(mask, token_loss.diagnostics["ratio"], 0.0))
+        if part.reference_log_probs is not None:
+            penalty = kl_penalty(log_probs, part.reference_log_probs, objective.kl_estimator, response_mask=mask)
+            losses["loss/kl"] = objective.kl_coefficient * weighted(penalty)
+            losses["loss/total"] = loss = loss + losses["loss/kl"]
+            tokens["policy/kl_reference"] = summed(log_probs - part.reference_log_probs)
+        return loss, (losses, tokens, peaks)
+
+    gradients, (losses, tokens, peaks) = jax.grad(loss_and_sums, has_aux=True)(state.trainable)
+    return Sums(gradients, losses, tokens, peaks)
+
+
+def apply_sums(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    micro_batches: int,
     max_grad_norm: float,
     state: TrainState,
-    batch: UpdateBatch,
+    sums: Sums,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimiser step. A loss or gradient that is not finite changes nothing (`optimizer/skipped` is then 1).
 
     Metrics are float32 scalars over the whole batch; means are over response tokens.
     """
-    weights = token_weights(batch.response_mask, objective.averaging, max_length=objective.max_length)
-
-    def loss_and_sums(trainable: Params, part: tuple[UpdateBatch, Array]) -> tuple[Array, Any]:
-        rows, weight = part
-        params = merge_params(trainable, state.frozen)
-        embeds = rows.image_embeds if rows.has_embeds else encode_images(policy, params, rows.prompts.images)
-        log_probs, entropy = token_log_probs(
-            policy, params, rows.prompts, embeds, rows.responses, temperature=objective.temperature
-        )
-        token_loss = objective.token_loss(log_probs, rows)
-        mask = rows.response_mask
-        loss = jnp.sum(weight * jnp.where(mask, token_loss.loss, 0.0))
-
-        def weighted(x: Array) -> Array:
-            return jnp.sum(weight * jnp.where(mask, x, 0.0))
-
-        def summed(x: Array) -> Array:
-            return jnp.sum(jnp.where(mask, x, 0.0))
-
-        gap = jnp.abs(log_probs - rows.old_log_probs)
-        sums = {"loss/total": loss} | {f"loss/{name}": weighted(value) for name, value in token_loss.parts.items()}
-        token_sums = {f"policy/{name}": summed(value) for name, value in token_loss.diagnostics.items()}
-        token_sums["policy/entropy"] = summed(entropy)
-        fresh = mask & rows.fresh[:, None, None]
-        sums["gap"], sums["fresh_tokens"] = jnp.sum(jnp.where(fresh, gap, 0.0)), jnp.sum(fresh, dtype=jnp.float32)
-        peaks = {"policy/sampler_gap_max": jnp.max(jnp.where(fresh, gap, 0.0))}
-        if "ratio" in token_loss.diagnostics:
-            peaks["policy/ratio_max"] = jnp.max(jnp.where(mask, token_loss.diagnostics["ratio"], 0.0))
-        if rows.reference_log_probs is not None:
-            penalty = kl_penalty(log_probs, rows.reference_log_probs, objective.kl_estimator, response_mask=mask)
-            sums["loss/kl"] = objective.kl_coefficient * weighted(penalty)
-            sums["loss/total"] = loss = loss + sums["loss/kl"]
-            token_sums["policy/kl_reference"] = summed(log_probs - rows.reference_log_probs)
-        return loss, (sums, token_sums, peaks)
-
-    def micro_batch(part: tuple[UpdateBatch, Array]) -> tuple[Any, Any]:
-        gradients, (sums, token_sums, peaks) = jax.grad(loss_and_sums, has_aux=True)(state.trainable, part)
-        return (gradients, sums, token_sums), peaks
-
-    def accumulate(carry: Any, part: tuple[UpdateBatch, Array]) -> tuple[Any, None]:
-        (totals, peaks), (more, others) = carry, micro_batch(part)
-        return (jax.tree.map(jnp.add, totals, more), jax.tree.map(jnp.maximum, peaks, others)), None
-
-    parts = split_micro_batches((batch, weights), micro_batches)
-    carry = micro_batch(jax.tree.map(lambda x: x[0], parts))
-    if micro_batches > 1:
-        carry, _ = jax.lax.scan(accumulate, carry, jax.tree.map(lambda x: x[1:], parts))
-    (gradients, sums, token_sums), peaks = carry
-
+    gradients = sums.gradients
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(sums["loss/total"]) & jnp.isfinite(norm)
+    finite = jnp.isfinite(sums.losses["loss/total"]) & jnp.isfinite(norm)
 
     def step() -> tuple[Params, optax.OptState]:
         clipped = clip_by_global_norm(gradients, norm, max_grad_norm)
@@ -196,9 +210,9 @@ def update(
     new_state = TrainState(
         updates=state.updates + finite, trainable=trainable, frozen=state.frozen, optimizer=optimizer_state
     )
-    tokens = jnp.sum(batch.response_mask)
-    gap, fresh_tokens = sums.pop("gap"), sums.pop("fresh_tokens")
-    metrics = sums | peaks | {name: value / tokens for name, value in token_sums.items()}
+    means = dict(sums.tokens)
+    tokens, gap, fresh_tokens = (means.pop(name) for name in ("tokens", "gap", "fresh_tokens"))
+    metrics = sums.losses | sums.peaks | {name: value / tokens for name, value in means.items()}
     metrics |= {
         "policy/sampler_gap_mean": gap / jnp.maximum(fresh_tokens, 1.0),
         "fresh_tokens": fresh_tokens,
@@ -209,20 +223,83 @@ def update(
     return new_state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
-def jit_update(
-    policy: Policy,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    micro_batches: int,
-    max_grad_norm: float,
-    shardings: TrainState,
-) -> Callable[[TrainState, UpdateBatch], tuple[TrainState, dict[str, Array]]]:
-    """The compiled update. The state passed in is donated: use the one returned."""
+class CompiledUpdate:
+    """The optimiser step `(state, parts of a batch) -> (state, metrics)`, compiled for each shape of a part.
 
-    def step(state: TrainState, batch: UpdateBatch) -> tuple[TrainState, dict[str, Array]]:
-        return update(policy, objective, optimizer, schedule, micro_batches, max_grad_norm, state, batch)
+    One part is one program. Several are a program each, that adds to the sums so far, and one that steps: parts may
+    then differ in shape, and their number is free. The state passed in is donated: use the one returned.
+    """
 
-    replicated = NamedSharding(shardings.updates.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        schedule: optax.Schedule,
+        *,
+        max_grad_norm: float,
+        shardings: TrainState,
+    ):
+        replicated = NamedSharding(shardings.updates.mesh, PartitionSpec())
+        everywhere: Any = replicated
+        self._of_sums = Sums(shardings.trainable, everywhere, everywhere, everywhere)
+        self._start: Callable[[], Sums] | None = None
+
+        def token_weights_of(mask: Array) -> Array:
+            return token_weights(mask, objective.averaging, max_length=objective.max_length)
+
+        def sums_of(state: TrainState, part: UpdateBatch, weights: Array) -> Sums:
+            return part_sums(policy, objective, state, part, weights)
+
+        def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, Array]]:
+            return apply_sums(optimizer, schedule, max_grad_norm, state, sums)
+
+        def whole(state: TrainState, batch: UpdateBatch) -> tuple[TrainState, dict[str, Array]]:
+            return apply(state, sums_of(state, batch, token_weights_of(batch.response_mask)))
+
+        def add(sums: Sums, state: TrainState, part: UpdateBatch, weights: Array) -> Sums:
+            return sums + sums_of(state, part, weights)
+
+        def weigh(masks: list[Array]) -> list[Array]:
+            together = jnp.stack(masks, axis=1)  # [P, parts, n, Lr]: rows stay on their devices
+            weights = token_weights_of(together.reshape(-1, *together.shape[2:])).reshape(together.shape)
+            return [weights[:, number] for number in range(len(masks))]
+
+        self._sums_of = sums_of
+        self._weigh = jax.jit(weigh)
+        self._whole = jax.jit(whole, donate_argnums=0, out_shardings=(shardings, replicated))
+        self._add = jax.jit(add, donate_argnums=0, out_shardings=self._of_sums)
+        self._apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated))
+
+    def __call__(self, state: TrainState, parts: Sequence[UpdateBatch]) -> tuple[TrainState, dict[str, Array]]:
+        if len(parts) == 1:
+            return self._whole(state, parts[0])
+        weights = self._weigh([part.response_mask for part in parts])
+        sums = self._zeros(state, parts[0], weights[0])
+        for part, weight in zip(parts, weights, strict=True):
+            sums = self._add(sums, state, part, weight)
+        return self._apply(state, sums)
+
+    def lower(self, state: TrainState, parts: Sequence[UpdateBatch]) -> dict[str, jax.stages.Lowered]:
+        """The programs of these (abstract) arguments, by name."""
+        if len(parts) == 1:
+            return {"update": self._whole.lower(state, parts[0])}
+        weights = jax.eval_shape(self._weigh, [part.response_mask for part in parts])
+        zeros = jax.eval_shape(self._zeros, state, parts[0], weights[0])
+        sums = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            zeros,
+            jax.tree.broadcast(self._of_sums, zeros),
+        )
+        programs = {
+            f"gradients, part {number}": self._add.lower(sums, state, part, weights[number])
+            for number, part in enumerate(parts)
+        }
+        return programs | {"optimiser": self._apply.lower(state, sums)}
+
+    def _zeros(self, state: TrainState, part: UpdateBatch, weights: Array) -> Sums:
+        if self._start is None:
+            shapes = jax.eval_shape(self._sums_of, state, part, weights)
+            start = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            self._start = jax.jit(start, out_shardings=self._of_sums)
+        return self._start()

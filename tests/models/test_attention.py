@@ -1,4 +1,4 @@
-"""Attention against a softmax written out, and against itself in chunks and in the repeated layout."""
+"""Attention against a softmax written out, whatever number of scores it keeps at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from mmeureka_jax.models import attention as module
-from mmeureka_jax.models.attention import attention, shared_prefix_attention
+from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention
 
-P, N, T, H, K, HEAD = 2, 3, 7, 4, 2, 8
-PREFIX = 5
+H, K, HEAD = 4, 2, 8
 
 
 def normal(seed, *shape):
@@ -21,75 +20,86 @@ def normal(seed, *shape):
 def brute_force(query, key, value, mask):
     """query [T, H, h], key and value [K, S, h], mask [T, S]."""
     out = np.zeros(query.shape)
-    for t in range(query.shape[0]):
-        for head in range(query.shape[1]):
-            k, v = key[head // (query.shape[1] // key.shape[0])], value[head // (query.shape[1] // key.shape[0])]
-            scores = np.asarray([query[t, head] @ k[s] for s in range(k.shape[0])]) / np.sqrt(query.shape[2])
-            weights = np.where(mask[t], np.exp(scores - scores[mask[t]].max()), 0)
-            out[t, head] = weights @ v / weights.sum()
+    for t, head in np.ndindex(*query.shape[:2]):
+        k, v = key[head // (H // K)], value[head // (H // K)]
+        scores = k @ query[t, head] / np.sqrt(HEAD)
+        weights = np.where(mask[t], np.exp(scores - scores[mask[t]].max()), 0)
+        out[t, head] = weights @ v / weights.sum()
     return out
 
 
-@pytest.fixture
-def group():
-    """Arguments of `shared_prefix_attention`: the second prompt is shorter than its padding."""
-    lengths = np.array([PREFIX, 3])
-    return (
-        normal(0, P, N, T, H, HEAD),
-        normal(1, P, K, PREFIX, HEAD),
-        normal(2, P, K, PREFIX, HEAD),
-        jnp.asarray(np.arange(PREFIX) < lengths[:, None]),
-        normal(3, P, K, N, T, HEAD),
-        normal(4, P, K, N, T, HEAD),
-        jnp.tril(jnp.ones((T, T), bool))[None, None],
-    )
+def packed_row(prompt, prompt_places, lengths, width):
+    """Segments of a row: a prompt and its padding, responses one after another and the padding after them."""
+    of_prompt = [PROMPT] * prompt + [PADDING] * (prompt_places - prompt)
+    responses = [number + 1 for number, length in enumerate(lengths) for _ in range(length)]
+    return np.asarray(of_prompt + responses + [PADDING] * (width - len(responses)))
 
 
-def test_attention_equals_a_softmax_written_out():
-    query, key, value = normal(0, 1, T, H, HEAD), normal(1, 1, K, T, HEAD), normal(2, 1, K, T, HEAD)
-    mask = np.tril(np.ones((T, T), bool))
-    np.testing.assert_allclose(
-        attention(query, key, value, jnp.asarray(mask)[None])[0],
-        brute_force(query[0], key[0], value[0], mask),
-        atol=1e-5,
-    )
+def visible(segments, causal):
+    mask = (segments == segments[:, None]) | (segments == PROMPT)
+    return mask & np.tri(len(segments), dtype=bool) if causal else mask
 
 
-def test_shared_prefix_equals_the_repeated_sequences(group):
-    query, prefix_key, prefix_value, prefix_mask, own_key, own_value, own_mask = group
-    out = shared_prefix_attention(*group)
-    for p in range(P):
-        for j in range(N):
-            key = np.concatenate([prefix_key[p], own_key[p, :, j]], axis=1)
-            value = np.concatenate([prefix_value[p], own_value[p, :, j]], axis=1)
-            mask = np.concatenate([np.broadcast_to(prefix_mask[p], (T, PREFIX)), own_mask[0, 0]], axis=1)
-            np.testing.assert_allclose(out[p, j], brute_force(query[p, j], key, value, mask), atol=1e-5)
+ROWS = {
+    "a prompt": (np.stack([packed_row(23, 23, (), 0), packed_row(9, 23, (), 0)]), RowLayout(23)),
+    "a long prompt": (packed_row(150, 170, (), 0)[None], RowLayout(170)),
+    "packed responses": (
+        np.stack([packed_row(5, 7, (6, 1, 9, 3), 21), packed_row(7, 7, (9, 9), 21)]),
+        RowLayout(7, longest=9),
+    ),
+    "padded responses": (packed_row(6, 6, (8,) * 5, 40)[None], RowLayout(6, longest=8)),
+    "many short responses": (packed_row(4, 4, (3, 40, 1, 2, 50, 7) * 3, 320)[None], RowLayout(4, longest=50)),
+    "one response, shorter than the longest": (packed_row(3, 3, (10,), 16)[None], RowLayout(3, longest=64)),
+    "pictures, in any order": (np.asarray([[1, 2, 1, 1, PADDING, 2, 2, 3, PADDING], [1] * 9]), None),
+}
 
 
-@pytest.mark.parametrize("rows", [1, 6, 9, 20])
-def test_chunks_of_queries_change_neither_result_nor_gradient(group, rows, monkeypatch):
-    def value_and_gradients():
-        weight = normal(9, P, N, T, H, HEAD)
-
-        def total(query, prefix_key, own_value):
-            return jnp.sum(weight * shared_prefix_attention(query, prefix_key, *group[2:5], own_value, group[6]))
-
-        return jax.value_and_grad(total, argnums=(0, 1, 2))(group[0], group[1], group[5])
-
-    whole = value_and_gradients()
-    monkeypatch.setattr(module, "QUERY_ROWS", rows)
-    monkeypatch.setattr(module, "SCORES", 1)
-    for expected, chunked in zip(jax.tree.leaves(whole), jax.tree.leaves(value_and_gradients()), strict=True):
-        np.testing.assert_allclose(chunked, expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("scores", [1, 600, 2**20])
+@pytest.mark.parametrize("name", ROWS)
+def test_attention_equals_a_softmax_written_out(name, scores, monkeypatch):
+    monkeypatch.setattr(module, "_scores_at_a_time", lambda: scores * H * 2)
+    segments, layout = ROWS[name]
+    rows, length = segments.shape
+    query, key, value = (normal(seed, rows, heads, length, HEAD) for seed, heads in enumerate((H, K, K)))
+    query = query.swapaxes(1, 2)
+    out = jax.jit(attention, static_argnums=4)(query, key, value, jnp.asarray(segments), layout)
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    for row in range(rows):
+        expected = brute_force(query[row], key[row], value[row], visible(segments[row], layout is not None))
+        np.testing.assert_allclose(out[row], expected, atol=1e-5)
 
 
-def test_chunks_with_one_mask_for_all_queries(monkeypatch):
-    """As in window attention, whose mask says only which keys are padding."""
-    query, key, value = normal(0, 2, 10, H, HEAD), normal(1, 2, K, 10, HEAD), normal(2, 2, K, 10, HEAD)
-    mask = jnp.asarray(np.arange(10) < np.array([[10], [6]]))[:, None]
-    whole = attention(query, key, value, mask)
-    monkeypatch.setattr(module, "QUERY_ROWS", 4)
-    monkeypatch.setattr(module, "SCORES", 1)
-    np.testing.assert_allclose(attention(query, key, value, mask), whole, atol=1e-6)
-    expected = brute_force(query[1], key[1], value[1], np.broadcast_to(mask[1], (10, 10)))
-    np.testing.assert_allclose(whole[1], expected, atol=1e-5)
+@pytest.mark.parametrize("scores", [1, 600, 2**20])
+@pytest.mark.parametrize("name", ROWS)
+def test_gradients_equal_those_of_plain_softmax(name, scores, monkeypatch):
+    monkeypatch.setattr(module, "_scores_at_a_time", lambda: scores * H * 2)
+    segments, layout = ROWS[name]
+    rows, length = segments.shape
+    query, key, value = (normal(seed, rows, heads, length, HEAD) for seed, heads in enumerate((H, K, K)))
+    weight = normal(9, rows, length, H, HEAD)
+    mask = jnp.asarray(np.stack([visible(row, layout is not None) for row in segments]))
+
+    def plain(query, key, value):
+        key, value = jnp.repeat(key, H // K, axis=1), jnp.repeat(value, H // K, axis=1)
+        scores = jnp.where(mask[:, None], jnp.einsum("bhtd,bhsd->bhts", query, key) / HEAD**0.5, -jnp.inf)
+        return jnp.sum(weight * jnp.einsum("bhts,bhsd->bthd", jax.nn.softmax(scores), value))
+
+    def ours(query, key, value):
+        return jnp.sum(weight * attention(query.swapaxes(1, 2), key, value, jnp.asarray(segments), layout))
+
+    expected = jax.grad(plain, argnums=(0, 1, 2))(query, key, value)
+    result = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(query, key, value)
+    for x, y in zip(result, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_no_more_scores_exist_at_a_time_than_asked_for(monkeypatch):
+    """Forward and backward, over 2,048 places: the largest array of the compiled program."""
+    monkeypatch.setattr(module, "_scores_at_a_time", lambda: 2**17)
+    length, layout = 2048, RowLayout(1024, longest=256)
+    segments = jnp.asarray(packed_row(1024, 1024, (256,) * 4, 1024))[None]
+    query = normal(0, 1, length, H, HEAD)
+    key, value = normal(1, 1, K, length, HEAD), normal(2, 1, K, length, HEAD)
+    step = jax.jit(jax.grad(lambda *x: attention(*x, segments, layout).sum(), argnums=(0, 1, 2)))
+    memory = step.lower(query, key, value).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * (8 * 2**17 + 12 * query.size)  # the whole square: 4 * 2**24 bytes

@@ -84,30 +84,36 @@ def test_gradients_of_the_summed_log_prob_equal_transformers(both):
             assert np.linalg.norm(one - of_torch) <= 1e-3 * np.linalg.norm(of_torch), name
 
 
-def test_shared_prompt_equals_the_repeated_layout(tied):
-    """Loss and gradients with one prompt for n responses = those with the prompt repeated n times (1e-5 relative)."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_shared_prompt_equals_the_repeated_layout(tied, packed):
+    """Loss and gradients with one prompt for n responses, padded or packed, = those with the prompt repeated n times
+    (1e-5 relative)."""
     items = [PROBLEMS["one window"], PROBLEMS["several pictures"], PROBLEMS["text only"]]
     batch = tied.batch(items)
     n, length = 4, 8
     responses = responses_for(len(items), n, length)
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=responses.shape), jnp.float32)
+    lengths = np.array([[8, 1, 3, 0], [2, 2, 2, 8], [0, 5, 8, 8]]) if packed else np.full((3, n), length)
+    mask = np.arange(length) < lengths[..., None]
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=responses.shape) * mask, jnp.float32)
+    layout = {"lengths": jnp.asarray(lengths), "width": int(lengths.sum(1).max())} if packed else {}
 
     def shared(params):
         embeds = encode_images(tied.policy, params, batch.images)
-        log_probs, _ = token_log_probs(tied.policy, params, batch, embeds, responses)
-        return (weights * log_probs).sum()
+        log_probs, entropy = token_log_probs(tied.policy, params, batch, embeds, responses, **layout)
+        return (weights * log_probs).sum(), jnp.where(mask, entropy, 0.0)
 
     repeated_batch = jax.tree.map(lambda x: np.repeat(x, n, axis=0), batch)
     flat = responses.reshape(-1, 1, length)
 
     def repeated(params):
         embeds = encode_images(tied.policy, params, repeated_batch.images)
-        log_probs, _ = token_log_probs(tied.policy, params, repeated_batch, embeds, flat)
-        return (weights.reshape(flat.shape) * log_probs).sum()
+        log_probs, entropy = token_log_probs(tied.policy, params, repeated_batch, embeds, flat)
+        return (weights.reshape(flat.shape) * log_probs).sum(), entropy.reshape(responses.shape)
 
-    loss, gradient = jax.jit(jax.value_and_grad(shared))(tied.params)
-    other_loss, other_gradient = jax.jit(jax.value_and_grad(repeated))(tied.params)
+    (loss, entropy), gradient = jax.jit(jax.value_and_grad(shared, has_aux=True))(tied.params)
+    (other_loss, other_entropy), other_gradient = jax.jit(jax.value_and_grad(repeated, has_aux=True))(tied.params)
     np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
+    np.testing.assert_allclose(entropy, np.where(mask, other_entropy, 0.0), atol=1e-4)
     for (path, mine), expected in zip(
         jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(other_gradient), strict=True
     ):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import functools
+import itertools
+import operator
+from dataclasses import fields, replace
 
 import jax
 import numpy as np
@@ -10,7 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmeureka_jax.rl.rollout import Group, make_update_batch, rows_of_host, stack_groups, unstack_groups
+from mmeureka_jax.config import RLConfig
+from mmeureka_jax.rl.rollout import (
+    Group,
+    make_update_batch,
+    packed_widths,
+    padding,
+    rows_of_host,
+    split_batch,
+    stack_groups,
+    unstack_groups,
+)
 
 N, PLACES, NUMBERS, WIDTH = 3, 4, 6, 8
 
@@ -141,3 +154,69 @@ def test_the_hosts_shares_make_up_the_batch(monkeypatch):
     assert all(share.responses.shape[0] == 2 for share in shares)
     together = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
     jax.tree.map(np.testing.assert_array_equal, together, batch)
+
+
+@pytest.mark.parametrize("packing", [0.0, 0.01, 0.5, 0.8, 0.97])
+@pytest.mark.parametrize("places", [1, 6, 16, 100, 4096, 8 * 1000])
+def test_packed_widths_go_down_in_steps_of_a_factor(places, packing):
+    widths = packed_widths(places, packing)
+    assert widths[-1] == places and list(widths) == sorted(set(widths))
+    for narrow, wide in itertools.pairwise(widths):
+        assert packing * wide <= narrow < packing * wide + 16 and narrow % 16 == 0
+    assert widths[0] >= places / 16
+    if not packing:
+        assert widths == (places,)
+
+
+def batch_of_lengths(rng, lengths, longest):
+    rows, n = lengths.shape
+    groups = [make_group(rng, response=1, merged=0) for _ in range(rows)]
+    groups = [
+        replace(group, responses=np.ones((n, longest), np.int32), log_probs=np.zeros((n, longest)), lengths=row)
+        for group, row in zip(groups, lengths, strict=True)
+    ]
+    advantages = np.arange(rows * n).reshape(rows, n)  # to know them by
+    return make_update_batch(groups, advantages, np.zeros(rows), prompt_length=8, response_length=longest)
+
+
+@pytest.mark.parametrize("packing", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_parts_hold_every_group_once_and_all_of_its_tokens(parts, packing):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 41, (12, N))
+    batch = batch_of_lengths(rng, lengths, longest=40)
+    split = split_batch(batch, parts, packing)
+    assert len(split) == parts and all(len(part.responses) == 12 // parts for part in split)
+
+    def by_name(part):
+        return {tuple(name): row.tolist() for name, row in zip(part.advantages, part.lengths, strict=True)}
+
+    assert functools.reduce(operator.or_, map(by_name, split)) == by_name(batch)
+    most = [int(part.lengths.sum(1).max()) for part in split]
+    assert most == sorted(most, reverse=True)
+    widths = packed_widths(N * 40, packing)
+    for part, tokens in zip(split, most, strict=True):
+        assert (part.width or N * 40) == min(width for width in widths if width >= tokens)
+    places = sum((8 + (part.width or N * 40)) * len(part.responses) for part in split)
+    assert padding(split) == pytest.approx(1 - (batch.prompts.lengths.sum() + lengths.sum()) / places)
+
+
+def test_hosts_with_rows_of_different_lengths_agree_on_the_widths():
+    rng = np.random.default_rng(0)
+    batch = batch_of_lengths(rng, rng.integers(1, 20, (4, N)), longest=40)
+    alone = split_batch(batch, 2, 0.5)
+    assert all(part.width is not None for part in alone)
+    told = split_batch(batch, 2, 0.5, longest_of=lambda own: np.maximum(own, [N * 40, 0]))
+    assert [part.width for part in told] == [None, alone[1].width]
+
+
+def test_little_of_an_update_is_padding_when_lengths_vary_as_they_do():
+    """128 groups of 8 in 16 micro-batches, log-normal lengths (sigma 1) cut at 8 times the median."""
+    rng = np.random.default_rng(0)
+    median = 32
+    lengths = np.clip(np.round(median * np.exp(rng.standard_normal((128, 8)))), 1, 8 * median).astype(int)
+    batch = batch_of_lengths(rng, lengths, longest=8 * median)
+    prompts = batch.prompts.replace(tokens=np.ones((128, 100), np.int32), lengths=np.full(128, 100, np.int32))
+    batch = batch.replace(prompts=prompts)
+    packed, padded = (padding(split_batch(batch, 16, packing)) for packing in (RLConfig().packing, 0.0))
+    assert packed < 0.15 and padded > 0.7

@@ -18,14 +18,13 @@ from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, S
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.policy import encode_images, token_log_probs
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
-from mmeureka_jax.rl.rollout import UpdateBatch
+from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import (
+    CompiledUpdate,
     imitation_objective,
     init_state,
-    jit_update,
     policy_objective,
     state_shardings,
-    update,
 )
 
 ITEMS = [PROBLEMS[name] for name in ("text only", "one window", "odd sizes", "several pictures")]
@@ -81,16 +80,23 @@ def config_for(**rl):
     return Config(rl=RLConfig(**rl), sampler=SamplerConfig(temperature=TEMPERATURE, max_new_tokens=LENGTH))
 
 
-def gradient_of(model, objective, batch, *, params=None, micro_batches=1, frozen=()):
+def gradient_of(model, objective, batch, *, params=None, micro_batches=1, packing=0.0, frozen=(), max_grad_norm=1e9):
     """Gradients (of the trainable part), metrics and the new state of one update."""
-
-    @jax.jit
-    def step(state, batch):
-        return update(model.policy, objective, KEEP_GRADIENT, lambda count: 0.0, micro_batches, 1e9, state, batch)
-
-    params = model.params if params is None else params
-    state, metrics = step(init_state(params, KEEP_GRADIENT, frozen), batch)
+    step = gradient_update(model, objective, frozen, max_grad_norm)
+    params = jax.tree.map(jnp.copy, model.params if params is None else params)  # the state is donated
+    state = init_state(params, KEEP_GRADIENT, frozen)
+    state, metrics = step(state, split_batch(batch, micro_batches, packing))
     return state.optimizer.trace, jax.device_get(metrics), state
+
+
+def gradient_update(model, objective, frozen=(), max_grad_norm=1e9):
+    """An update that keeps the gradients and changes no parameter."""
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    shardings = state_shardings(model.policy, KEEP_GRADIENT, frozen, mesh)
+    return CompiledUpdate(
+        model.policy, objective, KEEP_GRADIENT, lambda count: jnp.zeros(()),
+        max_grad_norm=max_grad_norm, shardings=shardings,
+    )  # fmt: skip
 
 
 def by_path(tree):
@@ -106,7 +112,8 @@ def assert_gradients_close(ours, expected, tolerance):
 
 @pytest.mark.slow
 def test_micro_batches_add_up_to_the_full_batch(model):
-    """1, 2 and 4 of them: 1e-6 relative, per tensor and for each loss, with responses of unequal lengths in each.
+    """1, 2 and 4 of them: 1e-6 relative, per tensor and for each loss, with responses of unequal lengths in each, which
+    are padded or packed.
 
     On a checkpoint as it is initialised: the log-probabilities of a lively one, of -40 and less, carry a rounding error
     of 1e-5 that depends on which matrix product XLA picks for the size of a micro-batch.
@@ -114,7 +121,8 @@ def test_micro_batches_add_up_to_the_full_batch(model):
     batch = make_batch(model, ITEMS, model.start_params)
     objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
     (expected, of_whole, _), *parts = (
-        gradient_of(model, objective, batch, params=model.start_params, micro_batches=count) for count in (1, 2, 4)
+        gradient_of(model, objective, batch, params=model.start_params, micro_batches=count, packing=packing)
+        for count, packing in ((1, 0), (2, 0), (4, 0.01), (1, 0.01))
     )
     for gradients, metrics, _ in parts:
         assert_gradients_close(gradients, expected, 1e-6)
@@ -223,15 +231,11 @@ def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures_all_the_same(mo
 def test_gradients_are_clipped_to_their_global_norm(model, text_batch):
     objective = policy_objective(config_for(loss="ppo_clip"))
 
-    @jax.jit
-    def clipped_at(limit, batch):
-        state = init_state(model.params, KEEP_GRADIENT, ("vision",))
-        state, metrics = update(model.policy, objective, KEEP_GRADIENT, lambda count: 0.0, 1, limit, state, batch)
-        return state.optimizer.trace, metrics["optimizer/grad_norm"]
-
-    free, norm = clipped_at(1e9, text_batch)
+    free, metrics, _ = gradient_of(model, objective, text_batch, frozen=("vision",))
+    norm = metrics["optimizer/grad_norm"]
     np.testing.assert_allclose(optax.tree.norm(free), norm, rtol=1e-5)
-    clipped, norm_before = clipped_at(norm / 3, text_batch)
+    clipped, metrics, _ = gradient_of(model, objective, text_batch, frozen=("vision",), max_grad_norm=float(norm / 3))
+    norm_before = metrics["optimizer/grad_norm"]
     np.testing.assert_allclose(norm_before, norm, rtol=1e-6)
     assert_gradients_close(clipped, jax.tree.map(lambda x: x / 3, free), 1e-5)
 
@@ -246,10 +250,10 @@ class Compiled:
         mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         self.shardings = state_shardings(model.policy, self.optimizer, self.frozen, mesh)
         objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
-        self.step = jit_update(
-            model.policy, objective, self.optimizer, self.schedule,
-            micro_batches=1, max_grad_norm=1.0, shardings=self.shardings,
-        )  # fmt: skip
+        step = CompiledUpdate(
+            model.policy, objective, self.optimizer, self.schedule, max_grad_norm=1.0, shardings=self.shardings
+        )
+        self.step = lambda state, batch: step(state, [batch])
 
     def state(self):
         params = jax.tree.map(jnp.copy, self.model.params)  # what is passed in is donated
@@ -307,13 +311,7 @@ def choices(name):
 def test_every_objective_of_a_config_can_be_traced(model, text_batch, loss, averaging, estimator):
     config = config_for(loss=loss, token_averaging=averaging, kl_estimator=estimator, kl_coefficient=0.1)
     batch = text_batch.replace(reference_log_probs=text_batch.old_log_probs)
-    _, metrics = jax.eval_shape(
-        lambda params, batch: update(
-            model.policy, policy_objective(config), KEEP_GRADIENT, lambda count: 0.0, 1, 1.0,
-            init_state(params, KEEP_GRADIENT, ("vision",)), batch,
-        ),
-        model.params,
-        batch,
-    )  # fmt: skip
+    step = gradient_update(model, policy_objective(config), ("vision",))
+    _, metrics = jax.eval_shape(step, init_state(model.params, KEEP_GRADIENT, ("vision",)), [batch])
     assert {"loss/total", "loss/policy", "loss/kl", "policy/entropy", "policy/kl_reference"} <= metrics.keys()
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
