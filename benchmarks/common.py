@@ -215,6 +215,15 @@ def training_config(args: argparse.Namespace, loaded: LoadedPolicy) -> Config:
     )
 
 
+LONGEST = 8  # times the median
+
+
+def log_normal_lengths(prompts: int, group: int, median: int, seed: int = 0) -> np.ndarray:
+    """Lengths [prompts, group] of at least 1 and at most LONGEST * median tokens."""
+    drawn = median * np.exp(np.random.default_rng(seed).standard_normal((prompts, group)))
+    return np.clip(np.round(drawn), 1, LONGEST * median).astype(np.int32)
+
+
 def random_prompts(config: Qwen2_5VLConfig, count: int, length: int, side: int) -> PromptBatch:
     """`count` prompts of exactly `length` random tokens, each with a picture of `side` squared pixels (0: without).
 

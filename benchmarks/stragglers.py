@@ -20,8 +20,10 @@ import jax
 import numpy as np
 
 from benchmarks.common import (
+    LONGEST,
     add_group_argument,
     add_prompt_arguments,
+    log_normal_lengths,
     make_parser,
     open_model,
     peak_memory_mb,
@@ -33,14 +35,6 @@ from benchmarks.common import (
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.rl.job import check_batch_sizes
 from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
-
-CAP = 8  # times the median
-
-
-def log_normal_lengths(prompts: int, group: int, median: int, seed: int = 0) -> np.ndarray:
-    """Lengths [prompts, group] of at least 1 and at most CAP * median tokens."""
-    drawn = median * np.exp(np.random.default_rng(seed).standard_normal((prompts, group)))
-    return np.clip(np.round(drawn), 1, CAP * median).astype(np.int32)
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -73,7 +67,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
             return call
 
-        calls = {"ragged": rollout(ragged, CAP * args.median), "equal": rollout(equal, int(equal.max()))}
+        calls = {"ragged": rollout(ragged, LONGEST * args.median), "equal": rollout(equal, int(equal.max()))}
         timings = time_in_turn(calls, args.repeats)
     speed = {"ragged": ragged.sum() / timings["ragged"].median, "equal": equal.sum() / timings["equal"].median}
     return {

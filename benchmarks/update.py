@@ -1,10 +1,11 @@
 """Tokens trained on per second: forward, backward and AdamW of one update.
 
     python -m benchmarks.update --model DIR --prompts 8 --group 8 --prompt 104 --new 64 --train all
+    python -m benchmarks.update --model DIR --prompts 32 --new 256 --median 32 --micro-batches 8
 
 Tokens are logical ones, group * (prompt + response) a prompt: what a layout has to compute in which every response has
-its own copy of the prompt. With `--train language` the frozen tower's embeddings come with the batch, as they do from a
-rollout.
+its own copy of the prompt. `--median` gives responses log-normal lengths; `--packing 0` pads them all. With `--train
+language` the frozen tower's embeddings come with the batch, as they do from a rollout.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.common import (
     add_group_argument,
     add_prompt_arguments,
     add_training_arguments,
+    log_normal_lengths,
     make_parser,
     open_model,
     peak_memory_mb,
@@ -33,6 +35,7 @@ from benchmarks.common import (
     time_calls,
     training_config,
 )
+from mmeureka_jax.config import RLConfig
 from mmeureka_jax.models.policy import Policy, encode_images
 from mmeureka_jax.rl.job import check_batch_sizes
 from mmeureka_jax.rl.learner import Learner
@@ -69,30 +72,35 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = training_config(args, loaded)
     with jax.set_mesh(loaded.mesh):
         batch = random_batch(args, loaded.policy)
+        if args.median:
+            lengths = log_normal_lengths(args.prompts, args.group, args.median)
+            batch = batch.replace(response_mask=np.arange(args.new) < lengths[..., None])
         learner = Learner(
             config,
             loaded,
             policy_objective(config),
             total_updates=WARM_UP + args.repeats,
             micro_batches=args.micro_batches,
-            packing=config.rl.packing,
+            packing=args.packing,
         )
-        state, skipped = learner.initial_state(), 0.0
+        state, skipped, padding = learner.initial_state(), 0.0, 0.0
 
         def update() -> Any:
-            nonlocal state, skipped
+            nonlocal state, skipped, padding
             state, metrics = learner.update(state, batch)
             skipped += float(metrics["optimizer/skipped"])
+            padding = metrics["update/padding"]
             return state
 
         timing = time_calls(update, args.repeats)
-    logical = args.prompts * args.group * (args.prompt + args.new)
+    logical = args.prompts * args.group * args.prompt + int(batch.lengths.sum())
     return {
         "logical_tok_per_s": round(logical / timing.median, 1),
         "s": round(timing.median, 4),
         "peak_memory_mb": peak_memory_mb(),
         "compiles": timing.compiles,
         "logical_tokens": logical,
+        "padding": round(padding, 3),
         "skipped_updates": int(skipped),
         "all": [round(seconds, 4) for seconds in timing.seconds],
     }
@@ -104,6 +112,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_group_argument(parser, default=8)
     add_prompt_arguments(parser, length=104, side=224)
     parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument(
+        "--median", type=positive, help="log-normal lengths around it, none over --new (default: all --new)"
+    )
+    parser.add_argument("--packing", type=float, default=RLConfig.packing, help="rl.packing of a config")
     return parser
 
 

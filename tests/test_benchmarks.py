@@ -259,7 +259,7 @@ def test_stragglers(checkpoint):
 
 
 def test_straggling_lengths_are_log_normal_and_cut_off(benchmark):
-    lengths = benchmark("stragglers").log_normal_lengths(500, 8, 64)
+    lengths = benchmark("common").log_normal_lengths(500, 8, 64)
     assert lengths.shape == (500, 8) and lengths.min() >= 1 and lengths.max() == 8 * 64
     assert np.median(lengths) == pytest.approx(64, rel=0.05)
     assert np.std(np.log(lengths)) == pytest.approx(1, abs=0.05)
