@@ -54,8 +54,9 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params, encode_images, prefill
+from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.learner import Learner
-from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
+from mmeureka_jax.rl.sampler import sample
 from mmeureka_jax.rl.setup import LoadedPolicy
 from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.tracking import progress

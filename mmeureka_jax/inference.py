@@ -24,8 +24,8 @@ from mmeureka_jax.files import atomic_writer
 from mmeureka_jax.mesh import batch_divisor, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
+from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Response, filler_prompt, generate
-from mmeureka_jax.rl.sampler import SamplingSettings
 from mmeureka_jax.rl.setup import LoadedPolicy, open_policy
 from mmeureka_jax.tracking import progress
 

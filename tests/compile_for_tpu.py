@@ -34,10 +34,11 @@ from mmeureka_jax.data.problems import ImageRef, Problem  # noqa: E402
 from mmeureka_jax.data.processor import collate  # noqa: E402
 from mmeureka_jax.data.shapes import generate  # noqa: E402
 from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
+from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds  # noqa: E402
 from mmeureka_jax.rl.job import check_batch_sizes  # noqa: E402
 from mmeureka_jax.rl.learner import Learner  # noqa: E402
 from mmeureka_jax.rl.rollout import UpdateBatch, split_batch  # noqa: E402
-from mmeureka_jax.rl.sampler import SamplingSettings, cache_sizes, decode, prompt_seeds, repack, start  # noqa: E402
+from mmeureka_jax.rl.sampler import cache_sizes, decode, repack, start  # noqa: E402
 from mmeureka_jax.rl.setup import open_policy, open_processor  # noqa: E402
 from mmeureka_jax.rl.trainer import recipe  # noqa: E402
 

@@ -31,8 +31,9 @@ from mmeureka_jax.mesh import (
     ynn_is_safe,
 )
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
+from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
-from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
+from mmeureka_jax.rl.sampler import sample
 from mmeureka_jax.rl.update import CompiledUpdate, init_state, policy_objective, state_shardings
 
 MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 2)]  # (data, fsdp, tensor)

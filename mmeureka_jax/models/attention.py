@@ -69,7 +69,7 @@ def attention(
     at_a_time = max(1, _scores_at_a_time() * shard_count("batch") * shard_count("act_heads") // (batch * heads))
     spans = _causal_spans(layout, length, at_a_time) if layout else (_span(0, length, length, at_a_time),)
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
-    out = _attention(spans, layout is not None, grouped * head_dim**-0.5, key, value, segments)
+    out = _attention(spans, layout is not None, grouped, key, value, segments)
     return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
@@ -160,6 +160,7 @@ class _Turns:
     def scores(self, query: Array, key: Array, segments: Array, places: Array, window: Array) -> Array:
         """[B, K, G, queries, keys], float32."""
         scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+        scores *= query.shape[-1] ** -0.5
         of_keys = self.keys(self.segments, window, 1)[:, None]
         visible = (of_keys == segments[..., None]) | (of_keys == PROMPT)
         if self.causal:
@@ -227,7 +228,7 @@ def _backward(
             of_weights = jnp.einsum(
                 "bkgth,bksh->bkgts", gradient, turns.keys(value, window, 2), preferred_element_type=jnp.float32
             )
-            of_scores = (weights * (of_weights - mean)).astype(query.dtype)
+            of_scores = (weights * (of_weights - mean) * head_dim**-0.5).astype(query.dtype)
             more = (
                 jnp.einsum("bkgth,bkgts->bkhs", query, of_scores, preferred_element_type=jnp.float32),
                 jnp.einsum(

@@ -21,10 +21,11 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
+from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.evaluate import filler_prompt
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.rl.rollout import Group
-from mmeureka_jax.rl.sampler import Samples, SamplingSettings, compile_ahead, program_count, prompt_seeds, sample
+from mmeureka_jax.rl.sampler import Samples, compile_ahead, program_count, sample
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
 from mmeureka_jax.tracking import ResponseSample, RolloutSample, progress
 

@@ -14,7 +14,8 @@ from mmeureka_jax.mesh import batch_divisor, to_global
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.config import VisionConfig
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.rl.sampler import SamplingSettings, prompt_seeds, sample
+from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
+from mmeureka_jax.rl.sampler import sample
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
 
 if TYPE_CHECKING:

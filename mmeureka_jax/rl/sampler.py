@@ -9,20 +9,16 @@
                 |###           |####|########|     start short and grow, so that no step reads (much) more than what
                                                    is filled. A prompt's keys and values stay one copy throughout.
 
-The random key of each drawn token is named by (seed, stream, rollout, name of the prompt, sample index, position),
-where a training run names a prompt by its place in the data stream and its id: a response depends on nothing else, and
-so not on the batch it is drawn in, on the rows it shares a program with, on the mesh, or on an interruption.
+What a token is drawn by has nothing to do with any of this: see drawing.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -44,27 +40,12 @@ from mmeureka_jax.models.policy import (
     prefill,
     prompt_cache,
 )
+from mmeureka_jax.rl.drawing import SamplingSettings, draw, response_keys, token_noise
 
-STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # independent noise for each use of the sampler
 BLOCK = 16  # tokens that are kept apart before they go into the own caches, which a loop would copy for every token
 _CHECK_EVERY = 4  # tokens, divides BLOCK: to count what is still running, devices wait for one another
 _SMALLEST_CACHE = 64  # tokens
 _ROW_MULTIPLE = 8  # of a shard, in a batch that has shrunk
-_VOCAB_PART = 64  # tokens of the vocabulary that are first chosen together
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """Static settings of one compiled sampler. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
-
-    group_size: int
-    max_new_tokens: int
-    eos_token_ids: tuple[int, ...]  # none: every response gets max_new_tokens
-    pad_token_id: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    shrink: float = 0.75  # rows of a batch as a part of those of the batch before it; 0: one batch throughout
 
 
 @flax.struct.dataclass
@@ -77,110 +58,6 @@ class Samples:
     ]  # of each token under the policy at the temperature, full support; 0 after the end
     lengths: Int[Array, "P n"]  # tokens up to and including the end token
     finished: Bool[Array, "P n"]  # an end token was drawn; False: cut off by max_new_tokens
-
-
-def prompt_seeds(ids: Sequence[str]) -> UInt32[np.ndarray, "P 2"]:
-    """64 bits that name each prompt, from its id alone (the same in every process and run)."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids]
-    return np.frombuffer(b"".join(digests), dtype="<u4").reshape(len(ids), 2).astype(np.uint32)
-
-
-def response_keys(
-    seed: Int[Array, ""], stream: str, rollout: Int[Array, ""], seeds: UInt32[Array, "P 2"], group_size: int
-) -> Key[Array, "P n"]:
-    """The random key of every response; `fold_in` the position to get a token's."""
-    base = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAMS[stream]), rollout)
-
-    def of_response(words: UInt32[Array, "2"], index: Int[Array, ""]) -> Key[Array, ""]:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base, words[0]), words[1]), index)
-
-    return jax.vmap(lambda words: jax.vmap(lambda index: of_response(words, index))(jnp.arange(group_size)))(seeds)
-
-
-def token_noise(keys: Key[Array, "R"], positions: Int[Array, "t"]) -> Float[Array, "t R 2"]:
-    """The two uniform numbers in [0, 1) that draw each response's token at each position."""
-
-    def of_token(position: Int[Array, ""], key: Key[Array, ""]) -> Float[Array, "2"]:
-        return jax.random.uniform(jax.random.fold_in(key, position), (2,))
-
-    return jax.vmap(lambda position: jax.vmap(lambda key: of_token(position, key))(keys))(positions)
-
-
-def filter_logits(logits: Float[Array, "... V"], top_k: int, top_p: float) -> Float[Array, "... V"]:
-    """-inf for tokens outside the `top_k` most likely, then outside the smallest set with probability `top_p`.
-
-    Ties at the edge of either set are kept, as transformers' TopKLogitsWarper does for top-k. Nothing is sorted.
-    """
-    if 0 < top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if top_p < 1.0:
-        # A token is kept if those above it have less than top_p together. That holds from some logit on upwards, which
-        # is found bit by bit: floats are in the order of these integers.
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        bits = jax.lax.bitcast_convert_type(logits + 0.0, jnp.int32)
-        order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-        def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = bounds
-            middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
-            above = jnp.sum(jnp.where(order > middle, probabilities, 0.0), axis=-1, keepdims=True)
-            return jnp.where(above < top_p, low, middle + 1), jnp.where(above < top_p, middle, high)
-
-        edges = [jnp.full((*logits.shape[:-1], 1), edge, jnp.int32) for edge in (-(2**31), 2**31 - 1)]
-        threshold = jax.lax.fori_loop(0, 32, halve, tuple(edges))[1]
-        logits = jnp.where(order < threshold, -jnp.inf, logits)
-    return logits
-
-
-def draw(
-    policy: Policy,
-    settings: SamplingSettings,
-    uniform: Float[Array, "R 2"],
-    hidden: Float[Array, "R D"],
-    head: Float[Array, "D V"],
-) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
-    """Draws one token for every response, by two `uniform` numbers in [0, 1), and gives its log-probability.
-
-    The log-probability is the policy's at the temperature (1 when greedy), over the whole vocabulary: what the update
-    computes. Drawn is first a part of the vocabulary and then a token of it (inverse distribution functions): two
-    numbers a token, where Gumbel noise would need one for every entry of the vocabulary.
-    """
-    logits = jnp.einsum("rd,dv->rv", hidden, head, preferred_element_type=jnp.float32)
-    logits = constrain(logits, "batch", "act_vocab")
-    if settings.temperature > 0:
-        logits = logits / settings.temperature
-    vocab = logits.shape[-1]
-    forbidden = np.zeros(vocab, bool)
-    forbidden[list(policy.forbidden_tokens)] = True
-    scores = jnp.where(forbidden, -jnp.inf, logits)
-    peak = scores.max(axis=-1, keepdims=True)
-    if settings.temperature > 0:
-        kept = filter_logits(scores, settings.top_k, settings.top_p)
-        weights = jnp.pad(jnp.exp(kept - peak), ((0, 0), (0, -vocab % _VOCAB_PART)))
-        weights = weights.reshape(len(weights), -1, _VOCAB_PART)
-        part, total = _invert(weights.sum(axis=-1), uniform[:, 0])
-        place, _ = _invert(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 1])
-        tokens = part * _VOCAB_PART + place
-    else:
-        kept, total = scores, jnp.exp(scores - peak).sum(axis=-1)
-        tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    if settings.temperature > 0 and (settings.top_k or settings.top_p < 1.0):
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-    else:  # the sum is there; what is missing is the tokens that are never drawn
-        rest = jax.nn.logsumexp(logits[:, list(policy.forbidden_tokens)], axis=-1)
-        normaliser = jnp.logaddexp(peak[:, 0] + jnp.log(total), rest)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - normaliser
-
-
-def _invert(weights: Float[Array, "R m"], uniform: Float[Array, "R"]) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
-    """Index i with probability weights[i] / total, for a uniform number in [0, 1); and the total. An index of weight 0
-    is never given."""
-    below = jnp.cumsum(weights, axis=-1)
-    total = below[:, -1]
-    target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))  # below the total whatever the rounding
-    return jnp.sum(below <= target[:, None], axis=-1, dtype=jnp.int32), total
 
 
 @flax.struct.dataclass

@@ -21,18 +21,17 @@ from mmeureka_jax.config import MeshConfig
 from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
 from mmeureka_jax.models.policy import encode_images, token_log_probs
 from mmeureka_jax.rl import sampler
-from mmeureka_jax.rl.run_folder import CompileCounter
-from mmeureka_jax.rl.sampler import (
+from mmeureka_jax.rl.drawing import (
+    STREAMS,
     SamplingSettings,
-    compile_ahead,
     draw,
     filter_logits,
-    program_count,
     prompt_seeds,
     response_keys,
-    sample,
     token_noise,
 )
+from mmeureka_jax.rl.run_folder import CompileCounter
+from mmeureka_jax.rl.sampler import compile_ahead, program_count, sample
 
 MIXED = [PROBLEMS[name] for name in ("text only", "one window", "odd sizes", "several pictures")]
 GROUP = 3
@@ -146,10 +145,10 @@ def test_rollouts_and_seeds_have_their_own_noise(model):
 def test_every_response_has_a_key_of_its_own():
     keys = [
         jax.random.key_data(response_keys(seed, stream, rollout, prompt_seeds(["a", "b", "c"]), 4)).reshape(12, -1)
-        for seed, stream, rollout in itertools.product((0, 1), sampler.STREAMS, (0, 1, 2))
+        for seed, stream, rollout in itertools.product((0, 1), STREAMS, (0, 1, 2))
     ]
     keys = np.concatenate(keys)
-    assert len(np.unique(keys, axis=0)) == len(keys) == 2 * len(sampler.STREAMS) * 3 * 12
+    assert len(np.unique(keys, axis=0)) == len(keys) == 2 * len(STREAMS) * 3 * 12
 
 
 def test_picture_placeholders_are_never_sampled(model):
