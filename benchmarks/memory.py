@@ -65,6 +65,8 @@ def update_memory(args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: in
     parts = to_global(loaded.mesh, split_batch(random_batch(options, policy), args.micro_batches, packing=0.0))
     programs = [lowered.compile().memory_analysis() for lowered in update.lower(state, parts).values()]
     temporary = max(memory.temp_size_in_bytes for memory in programs)
+    if len(parts) > 1:  # the gradients so far are an argument then
+        temporary += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.trainable)) // loaded.mesh.size
     on_device = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)]
     tables = 1 if text.tie_word_embeddings else 2
     return {

@@ -95,7 +95,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         prompts=rows(count),
         image_embeds=np.zeros((count, 0, 0), np.float32),
         responses=responses,
-        response_mask=responses > 0,
+        response_mask=responses == 0,
         old_log_probs=responses.astype(np.float32),
         advantages=responses[:, :, 0].astype(np.float32),
         fresh=np.ones(count, bool),
@@ -120,16 +120,16 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         whole, later = (
             decode.lower(loaded.policy, settings, state.params, weights, x, 0).compile() for x in (rows, fewer)
         )
-        parts = abstract(split_batch(batch, job.micro_batches, packing=0.8))
-        programs = learner.compiled.lower(state, parts)
-        update = programs.get("update") or programs["gradients, part 0"]
+        parts = abstract(split_batch(batch, job.micro_batches, job.packing))
+        gradients, optimiser = (x.compile() for x in learner.compiled.lower(state, parts).values())
     return {
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         "start": describe(started),
         "decode": describe(whole),
         "repack": describe(halved),
         "decode_half": describe(later),
-        "update": describe(update.compile()),
+        "gradients": describe(gradients),
+        "optimiser": describe(optimiser),
     }
 
 

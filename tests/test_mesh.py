@@ -37,7 +37,7 @@ from mmeureka_jax.rl.sampler import sample
 from mmeureka_jax.rl.update import CompiledUpdate, init_state, policy_objective, state_shardings
 
 MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 2)]  # (data, fsdp, tensor)
-ROWS, GROUP, LENGTH = 8, 2, 6
+ROWS, GROUP, LENGTH = 16, 2, 12
 
 
 def mesh_of(*sizes):
@@ -62,7 +62,7 @@ def batch(model):
         prompts=prompts,
         image_embeds=np.zeros((ROWS, 0, 0), np.float32),
         responses=rng.integers(5, 250, shape).astype(np.int32),
-        response_mask=np.arange(LENGTH) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
+        response_mask=np.arange(LENGTH) < np.sort(rng.integers(1, LENGTH + 1, shape[:2]), axis=0)[..., None],
         old_log_probs=rng.normal(-7, 1, shape).astype(np.float32),
         advantages=rng.normal(size=shape[:2]).astype(np.float32),
         fresh=np.ones(ROWS, bool),
@@ -96,8 +96,8 @@ class OnMesh:
                 model.policy, policy_objective(config), optimizer, make_schedule(config.optimizer, 10),
                 max_grad_norm=1.0, shardings=self.shardings,
             )  # fmt: skip
-            parts = to_global(mesh, split_batch(batch, 1, packing=0.8))
-            assert parts[0].width is not None  # rows of packed responses
+            parts = to_global(mesh, split_batch(batch, 2, packing=0.8))
+            assert [part.width for part in parts] == [None, 16]  # rows of padded and of packed responses
             self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
             self.state, self.metrics = self.update()
 

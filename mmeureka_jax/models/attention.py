@@ -28,7 +28,7 @@ from mmeureka_jax.models.batch import Array
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
 PROMPT, PADDING = 0, -1  # segments of a row; any other number is one that sees itself (and the prompt) alone
-_PROMPT_SPANS = 8  # parts of a prompt, none of which meets a key that comes after it
+_SPANS = 8
 _FEWEST_QUERIES = 16
 
 
@@ -42,7 +42,8 @@ def keys_first(x: Float[Array, "B T K h"]) -> Float[Array, "B K T h"]:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What is known of rows before they are run: `prompt` places, then responses of at most `longest` tokens."""
+    """Rows of text, as far as they are known before they are run: `prompt` places, then responses of at most `longest`
+    tokens, each of them in places that follow one another."""
 
     prompt: int
     longest: int = 0
@@ -54,22 +55,27 @@ def attention(
     value: Float[Array, "B K T h"],
     segments: Int[Array, "B T"],
     layout: RowLayout | None,
+    heads_axis: str | None = "act_heads",
 ) -> Float[Array, "B T H h"]:
     """Softmax attention with grouped heads: query head i reads key head i // (H / K).
 
-    A query sees the keys of its own segment and those of segment PROMPT. With a `layout` it sees none that comes after
-    it; without one, the order means nothing.
+    A query sees the keys of its own segment and those of segment PROMPT. Rows with a `layout` are text, and it sees
+    none that comes after it; without one the order means nothing (patches of pictures).
 
-    No more than a fixed number of scores exists at one time, in the backward pass too, which computes them again
-    (FlashAttention, arXiv 2205.14135): memory grows with the length and not with its square. Keys that a layout
-    puts out of reach are never met.
+    Scores exist for a few queries at a time, in the backward pass too, which computes them again (FlashAttention,
+    arXiv 2205.14135): memory grows with the length and not with its square. Few keys that a layout puts out of reach
+    are met.
+
+    Args:
+        heads_axis: logical axis of the heads (see mesh.RULES); None: every device has all of them.
     """
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[1]
-    at_a_time = max(1, _scores_at_a_time() * shard_count("batch") * shard_count("act_heads") // (batch * heads))
+    shards = shard_count("batch") * (shard_count(heads_axis) if heads_axis else 1)
+    at_a_time = max(1, _scores_at_a_time() * shards // (batch * heads))
     spans = _causal_spans(layout, length, at_a_time) if layout else (_span(0, length, length, at_a_time),)
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
-    out = _attention(spans, layout is not None, grouped, key, value, segments)
+    out = _attention(spans, layout is not None, heads_axis, grouped, key, value, segments)
     return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
@@ -97,22 +103,29 @@ def _span(start: int, stop: int, keys: int, scores: int) -> _Span:
     return _Span(start, stop, queries, keys, 0, (0,) * -(-(stop - start) // queries))
 
 
+def _triangle(start: int, stop: int, scores: int) -> list[_Span]:
+    """Queries of [start, stop) in a few spans, none of which meets a key that comes after it."""
+    if start == stop:
+        return []
+    part = _even(stop - start, max(-(-(stop - start) // _SPANS), 4 * _FEWEST_QUERIES))
+    ends = [min(end, stop) for end in range(start + part, stop + part, part)]
+    return [_span(first, end, end, scores) for first, end in zip([start, *ends], ends, strict=False)]
+
+
 def _even(count: int, most: int) -> int:
-    """The size of parts of `count` that are all alike (but the last), and not much larger than `most`."""
+    """The size of parts of `count` that are all alike (but the last) and no larger than `most`, or _FEWEST_QUERIES: 100
+    in parts of at most 40 are 34, 34 and 32."""
     return -(-count // -(-count // max(most, _FEWEST_QUERIES)))
 
 
 def _causal_spans(layout: RowLayout, length: int, scores: int) -> tuple[_Span, ...]:
     prompt, places = layout.prompt, length - layout.prompt
-    part = _even(prompt, max(-(-prompt // _PROMPT_SPANS), 4 * _FEWEST_QUERIES))
-    ends = [min(start + part, prompt) for start in range(0, prompt, part)]
-    spans = [_span(start, end, end, scores) for start, end in zip([0, *ends], ends, strict=False)]
-    if places == 0:
-        return tuple(spans)
-    longest = min(layout.longest, places)
-    most = max(longest // 4, 2 * _FEWEST_QUERIES)  # the more at a time, the more keys that few of them see
-    queries = min(_even(places, min(scores // (prompt + longest), most)), places)
-    window = min(longest - 1 + queries, places)
+    spans = _triangle(0, prompt, scores)
+    if places <= layout.longest:
+        return (*spans, *_triangle(prompt, length, scores))
+    most = max(layout.longest // 4, 2 * _FEWEST_QUERIES)  # the more at a time, the more keys that few of them see
+    queries = min(_even(places, min(scores // (prompt + layout.longest + most), most)), places)
+    window = min(layout.longest - 1 + queries, places)
     last = length - window
     windows = tuple(min(max(end - window, prompt), last) for end in range(prompt + queries, length + queries, queries))
     return (*spans, _Span(prompt, length, queries, prompt, window, windows))
@@ -175,15 +188,27 @@ class _Turns:
         return carry, jax.tree.map(lambda x: x[None], out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attention(
-    spans: tuple[_Span, ...], causal: bool, query: Array, key: Array, value: Array, segments: Array
+    spans: tuple[_Span, ...],
+    causal: bool,
+    heads_axis: str | None,
+    query: Float[Array, "B K G T h"],
+    key: Float[Array, "B K T h"],
+    value: Float[Array, "B K T h"],
+    segments: Int[Array, "B T"],
 ) -> Float[Array, "B K G T h"]:
-    return _forward(spans, causal, query, key, value, segments)[0]
+    return _forward(spans, causal, heads_axis, query, key, value, segments)[0]
 
 
 def _forward(
-    spans: tuple[_Span, ...], causal: bool, query: Array, key: Array, value: Array, segments: Array
+    spans: tuple[_Span, ...],
+    causal: bool,
+    heads_axis: str | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    segments: Array,
 ) -> tuple[Array, Any]:
     parts = []
     for span in spans:
@@ -208,14 +233,18 @@ def _forward(
 
 
 def _backward(
-    spans: tuple[_Span, ...], causal: bool, saved: Any, gradient: Float[Array, "B K G T h"]
+    spans: tuple[_Span, ...],
+    causal: bool,
+    heads_axis: str | None,
+    saved: Any,
+    gradient: Float[Array, "B K G T h"],
 ) -> tuple[Array, Array, Array, None]:
     query, key, value, segments, out, normaliser = saved
     mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     batch, kv_heads, length, head_dim = key.shape
     # Transposed: the products below are two to three times as fast on a CPU if their result is as wide as the scores.
     zero = jnp.zeros((batch, kv_heads, head_dim, length), jnp.float32)
-    totals = (constrain(zero, "batch", "act_heads", None, None),) * 2
+    totals = (constrain(zero, "batch", heads_axis, None, None),) * 2
     of_query = []
     for span in spans:
         turns = _Turns(span, causal, segments)

@@ -131,7 +131,7 @@ class VisionAttention(nnx.Module):
         qkv = self.qkv(x)
         query, key, value = (split_heads(part, x.shape[-1] // self.num_heads) for part in jnp.split(qkv, 3, axis=-1))
         query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
-        out = attention(query, keys_first(key), keys_first(value), segments, None)
+        out = attention(query, keys_first(key), keys_first(value), segments, None, heads_axis=None)
         return self.proj(out.reshape(x.shape))
 
 
@@ -199,7 +199,7 @@ class VisionTower(nnx.Module):
         def by_prompt(a: Array) -> Array:
             return a.reshape(prompts, windows * places, *a.shape[3:])
 
-        # Patches see those of their own picture, which a number above 0 stands for.
+        # Patches see those of their own picture. Its number is above 0: segment 0 is one that all see.
         pictures = jnp.where(images.patch_mask, images.image_ids[..., None] + 1, PADDING)
         definition, stacked = nnx.split(self.blocks)
 

@@ -6,7 +6,6 @@ The update reads `UpdateBatch`, made from any list of groups whose number divide
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -104,7 +103,7 @@ class UpdateBatch:
     prompts: PromptBatch
     image_embeds: Float[Array, "P M D"]
     responses: Int[Array, "P n Lr"]
-    response_mask: Bool[Array, "P n Lr"]
+    response_mask: Bool[Array, "P n Lr"]  # True up to a response's length
     old_log_probs: Float[Array, "P n Lr"]
     advantages: Float[Array, "P n"]
     fresh: Bool[
@@ -166,13 +165,12 @@ def make_update_batch(
 
 def packed_widths(places: int, packing: float) -> tuple[int, ...]:
     """The widths, ascending, of packed rows whose responses have `places` if each of them is padded: each `packing`
-    times the next one, rounded up to a multiple of 16. The narrowest is a sixteenth of the widest."""
+    times the next one, rounded down to a multiple of 16. None is less than a sixteenth of the widest; `packing` 0: that
+    alone."""
     widths = [places]
-    while True:
-        less = -(-math.ceil(widths[-1] * packing) // 16) * 16
-        if less >= widths[-1] or less * 16 < places:
-            return tuple(reversed(widths))
+    while (less := int(widths[-1] * packing) // 16 * 16) > 0 and less * 16 >= places:
         widths.append(less)
+    return tuple(reversed(widths))
 
 
 def split_batch(
@@ -188,6 +186,7 @@ def split_batch(
             hold other rows of the same batch.
     """
     _, n, longest = batch.responses.shape
+    assert (np.diff(batch.response_mask.astype(np.int8), axis=-1) <= 0).all(), "a response has a hole in its mask"
     tokens = batch.lengths.sum(1)
     order = np.argsort(-tokens, kind="stable").reshape(parts, -1)
     widths = packed_widths(n * longest, packing)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
 
-_LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped", "update/padding")
+_LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped")
 
 
 def fine_tune(config: Config) -> Path:
@@ -45,10 +45,17 @@ def fine_tune(config: Config) -> Path:
             run.step += 1
             metrics = jax.device_get(on_device)
             job.guard.check([metrics], [batch].__getitem__, run.step)
-            rows, prompt_tokens, response_tokens = sum_over_hosts(
-                [len(batch.responses), batch.prompts.lengths.sum(), batch.response_mask.sum()]
+            rows, prompt_tokens, response_tokens, padding, hosts = sum_over_hosts(
+                [
+                    len(batch.responses),
+                    batch.prompts.lengths.sum(),
+                    batch.response_mask.sum(),
+                    on_device["update/padding"],
+                    1,
+                ]
             )
             row = {"sft/loss": float(metrics["loss/total"])} | {name: float(metrics[name]) for name in _LOGGED}
+            row["update/padding"] = padding / hosts  # hosts have as many places each
             row["response/length"] = response_tokens / rows
             row["time/update"] = time.perf_counter() - start
             row["time/update_tokens_per_s"] = (prompt_tokens + response_tokens) / row["time/update"]

@@ -1,4 +1,4 @@
-"""The update: one pure, jitted function `(state, batch) -> (state, metrics)`, with the state donated.
+"""The update: `(state, parts of a batch) -> (state, metrics)`, compiled, with the state donated.
 
 Everything that averages over tokens is turned into per-token weights on the whole batch first; micro-batches then
 only add up, and their sum is the full batch's loss and gradient exactly (to rounding), whatever their number.
@@ -281,7 +281,7 @@ class CompiledUpdate:
         return self._apply(state, sums)
 
     def lower(self, state: TrainState, parts: Sequence[UpdateBatch]) -> dict[str, jax.stages.Lowered]:
-        """The programs of these (abstract) arguments, by name."""
+        """The programs of these (abstract) arguments, by name; parts of one shape share one."""
         if len(parts) == 1:
             return {"update": self._whole.lower(state, parts[0])}
         weights = jax.eval_shape(self._weigh, [part.response_mask for part in parts])
@@ -291,9 +291,12 @@ class CompiledUpdate:
             zeros,
             jax.tree.broadcast(self._of_sums, zeros),
         )
+        shapes = {
+            str(jax.tree.map(jnp.shape, part)): (part, weight) for part, weight in zip(parts, weights, strict=True)
+        }
         programs = {
-            f"gradients, part {number}": self._add.lower(sums, state, part, weights[number])
-            for number, part in enumerate(parts)
+            f"gradients {number}": self._add.lower(sums, state, *arguments)
+            for number, arguments in enumerate(shapes.values())
         }
         return programs | {"optimiser": self._apply.lower(state, sums)}
 

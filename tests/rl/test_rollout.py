@@ -162,7 +162,7 @@ def test_packed_widths_go_down_in_steps_of_a_factor(places, packing):
     widths = packed_widths(places, packing)
     assert widths[-1] == places and list(widths) == sorted(set(widths))
     for narrow, wide in itertools.pairwise(widths):
-        assert packing * wide <= narrow < packing * wide + 16 and narrow % 16 == 0
+        assert narrow % 16 == 0 and packing * wide - 16 < narrow <= packing * wide
     assert widths[0] >= places / 16
     if not packing:
         assert widths == (places,)
