@@ -207,8 +207,14 @@ def test_update_against_the_program(floors, remat, windows, group, prompt, new):
     depth, number = VISION.depth, len(VISION.full_attention_blocks)
     counted = (window * (depth - number) + full * number) / depth
     floor = floors.update(CONFIG, batch, remat=remat, train_vision=True)["gradients"].flops
-    masked = prompt**2 - floors.causal_pairs(prompt) + group * (new**2 - floors.causal_pairs(new))
-    most = (4 if remat else 3) * floors.layers_flops(TEXT, 0, 2 * masked)
+    # What the program may add: pairs of a query and a key that are masked, and scores and logits computed again.
+    visible = floors.causal_pairs(prompt) + group * floors.causal_pairs(new, before=prompt)
+    met = prompt**2 + group * new * (prompt + group * new)
+    most = (4 if remat else 3) * floors.layers_flops(TEXT, 0, 2 * (met - visible))
+    most += floors.layers_flops(TEXT, 0, 2 * met) // 2  # of the two products of attention one
+    patches = 2 * windows * floors.patches_per_window(VISION)
+    products = floors.blocks_flops(VISION, 2, windows) - 2 * patches * VISION.depth * floors.block_kernels(VISION)
+    most += products // 2
     most += 0 if remat else 2 * batch.rows * new * floors.head_parameters(TEXT)  # logits are always computed again
     assert floor <= counted <= floor + most
 
