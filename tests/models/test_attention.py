@@ -54,7 +54,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("scores", [1, 600, 2**20])
+@pytest.mark.parametrize("scores", [1, 2**20])
 @pytest.mark.parametrize("name", ROWS)
 def test_attention_equals_a_softmax_written_out(name, scores, monkeypatch):
     monkeypatch.setattr(module, "_scores_at_a_time", lambda: scores * H * 2)
@@ -69,7 +69,7 @@ def test_attention_equals_a_softmax_written_out(name, scores, monkeypatch):
         np.testing.assert_allclose(out[row], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("scores", [1, 600, 2**20])
+@pytest.mark.parametrize("scores", [1, 2**20])
 @pytest.mark.parametrize("name", ROWS)
 def test_gradients_equal_those_of_plain_softmax(name, scores, monkeypatch):
     monkeypatch.setattr(module, "_scores_at_a_time", lambda: scores * H * 2)

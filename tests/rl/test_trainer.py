@@ -34,7 +34,7 @@ SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 # The guessing policy answers a few of these problems right now and then, so that the filter has something to decide.
 OVERRIDES = """
     steps=3 model.random=null sampler.max_new_tokens=6 sampler.batch_prompts=8
-    rl.group_size=4 rl.prompts_per_rollout=4 rl.prompts_per_update=2 rl.micro_batches=1
+    rl.group_size=4 rl.prompts_per_rollout=4 rl.prompts_per_update=2 rl.micro_batches=1 rl.packing=0
     rl.filter.lower=0.1 rl.filter.upper=0.9 rl.filter.max_empty_rounds=20
     data.train=tfds:shapes/dots@train[:20] data.validation=tfds:shapes/dots@test[:4]
     checkpoint.keep=3 tracking.validate_every=2 tracking.progress=false tracking.tensorboard=false reward.workers=1
