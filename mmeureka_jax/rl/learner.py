@@ -13,12 +13,20 @@ from jaxtyping import Array
 from mmeureka_jax.config import Config
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.batch import pick_bucket
-from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
+from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.advantages import compute_advantages
 from mmeureka_jax.rl.rollout import Group, UpdateBatch, make_update_batch, padding, rows_of_host, split_batch
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
-from mmeureka_jax.rl.update import CompiledUpdate, Objective, TrainState, abstract_state, init_state, state_shardings
+from mmeureka_jax.rl.update import (
+    CompiledUpdate,
+    Objective,
+    TrainState,
+    abstract_state,
+    batch_log_probs,
+    init_state,
+    state_shardings,
+)
 
 Metrics = dict[str, Any]
 
@@ -99,17 +107,7 @@ class Learner:
 def _reference_log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
     """Log-probabilities [P, n, Lr] under another policy's parameters."""
     # That policy may see the pictures differently: its own tower encodes them whenever they are at hand.
-    embeds = batch.image_embeds if batch.has_embeds else encode_images(policy, params, batch.prompts.images)
-    return token_log_probs(
-        policy,
-        params,
-        batch.prompts,
-        embeds,
-        batch.responses,
-        temperature=temperature,
-        lengths=batch.lengths,
-        width=batch.width,
-    )[0]
+    return batch_log_probs(policy, params, batch, temperature)[0]
 
 
 def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_rollout: int) -> Iterator[UpdateBatch]:

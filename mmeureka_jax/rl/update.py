@@ -137,6 +137,23 @@ class Sums:
         return Sums(added("gradients"), added("losses"), added("tokens"), peaks)
 
 
+def batch_log_probs(
+    policy: Policy, params: Params, batch: UpdateBatch, temperature: float
+) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
+    """`token_log_probs` of a batch, whose pictures are encoded unless their embeddings came with it."""
+    embeds = batch.image_embeds if batch.has_embeds else encode_images(policy, params, batch.prompts.images)
+    return token_log_probs(
+        policy,
+        params,
+        batch.prompts,
+        embeds,
+        batch.responses,
+        temperature=temperature,
+        lengths=batch.lengths,
+        width=batch.width,
+    )
+
+
 def part_sums(
     policy: Policy, objective: Objective, state: TrainState, part: UpdateBatch, weights: Float[Array, "P n Lr"]
 ) -> Sums:
@@ -144,17 +161,7 @@ def part_sums(
 
     def loss_and_sums(trainable: Params) -> tuple[Array, Any]:
         params = merge_params(trainable, state.frozen)
-        embeds = part.image_embeds if part.has_embeds else encode_images(policy, params, part.prompts.images)
-        log_probs, entropy = token_log_probs(
-            policy,
-            params,
-            part.prompts,
-            embeds,
-            part.responses,
-            temperature=objective.temperature,
-            lengths=part.lengths,
-            width=part.width,
-        )
+        log_probs, entropy = batch_log_probs(policy, params, part, objective.temperature)
         token_loss = objective.token_loss(log_probs, part)
         mask = part.response_mask
         loss = jnp.sum(weights * jnp.where(mask, token_loss.loss, 0.0))
