@@ -35,6 +35,7 @@ from benchmarks.common import (
     time_calls,
     training_config,
 )
+from mmeureka_jax.checkpoint import RunState
 from mmeureka_jax.config import validate_config
 from mmeureka_jax.data.loader import ProblemLoader
 from mmeureka_jax.data.problems import ImageRef, Problem
@@ -119,17 +120,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         collector.settings = replace(collector.settings, eos_token_ids=())
         guard = NonFiniteGuard(folder, config.optimizer.max_nonfinite_updates, None)
         buffer: GroupBuffer = GroupBuffer()
-        state, rows = learner.initial_state(), []
+        run, rows = RunState(learner.initial_state()), []
 
         def step() -> Any:
-            nonlocal state
-            number = len(rows)
+            number = run.step
             collected, _ = collector.collect(
-                state.params, buffer, step=number, rollout=number, on_round=lambda count: None
+                run.train.params, buffer, step=number, rollout=number, on_round=lambda count: None
             )
-            state, row = learn(learner, guard, config, state, collected.groups, number, number)
+            row = learn(learner, guard, config, run, collected.groups, number)
+            run.step += 1
             rows.append(row | collected.metrics)
-            return state
+            return run.train
 
         timing = time_calls(step, args.steps)
     timed = rows[WARM_UP:]

@@ -61,7 +61,7 @@ def random_batch(args: argparse.Namespace, policy: Policy) -> UpdateBatch:
         responses=rng.choice(allowed, sizes).astype(np.int32),
         response_mask=np.ones(sizes, bool),
         old_log_probs=np.full(sizes, -np.log(model.text.vocab_size), np.float32),
-        advantages=rng.standard_normal(sizes[:2], np.float32),
+        advantages=np.repeat(rng.standard_normal((*sizes[:2], 1), np.float32), args.new, axis=2),
         fresh=np.ones(args.prompts, bool),
     )
 

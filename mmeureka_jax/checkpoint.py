@@ -64,6 +64,7 @@ class RunState:
         groups: groups kept by the filter and not yet trained on.
         best_accuracy: best validation accuracy so far, -1 before the first.
         counters: whatever else counts over steps (updates skipped, in all and in a row).
+        kl_coefficient: what an adaptive `rl.kl_coefficient` has come to; None before the first step.
     """
 
     train: TrainState
@@ -73,6 +74,7 @@ class RunState:
     groups: tuple[Group, ...] = ()
     best_accuracy: float = -1.0
     counters: dict[str, int] = field(default_factory=dict)
+    kl_coefficient: float | None = None
 
 
 def package_versions() -> dict[str, str]:
@@ -138,6 +140,7 @@ class Checkpointer:
             "best_accuracy": run.best_accuracy,
             "accuracy": accuracy,
             "counters": run.counters,
+            "kl_coefficient": run.kl_coefficient,
             "arrays": describe_arrays(run.train),
             "groups": describe_arrays(groups),
         }
@@ -248,6 +251,7 @@ class Checkpointer:
             groups=tuple(unstack_groups(groups)) if groups else (),
             best_accuracy=progress["best_accuracy"],
             counters=progress["counters"],
+            kl_coefficient=progress.get("kl_coefficient"),
         )
 
     def _set_aside(self, damaged: Mapping[int, str], instead: int) -> None:

@@ -22,7 +22,7 @@ from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, Terminated, Use
 
 PROMPT_STYLES = ("plain", "instruct", "zero", "cpgd")
 ACCURACY_FORMS = ("instruct", "boxed")
-RESUMABLE = ("sft", "train", "demo")
+RESUMABLE = ("sft", "train", "demo", "sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = add_command(commands, "report", run_report, "write RUN/report.html")
     report.add_argument("run_dir", type=Path, metavar="RUN", help="the folder of a run, finished or not")
+    add_sweep_parsers(commands)
     demo = add_command(commands, "demo", run_demo, "imitate, then train, a small policy on the built-in problems")
     demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
     demo.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of both configs of the demo")
@@ -166,6 +167,22 @@ def add_export_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     parser.add_argument("--max-shard-gb", type=positive, default=5.0, metavar="GB", help="default: %(default)s")
     parser.add_argument("--source", type=Path, metavar="DIR", help="checkpoint that the run started from, if it moved")
+
+
+def add_sweep_parsers(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, "sweep", run_sweep, "runs with other settings and seeds, and a comparison of them")
+    parser.add_argument("file", type=Path, help="a YAML file (see configs/ablations/)")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of every run; folder=DIR: of the sweep")
+    parser.add_argument("--index", type=count, metavar="I", help="only this run, for arrays of jobs")
+    parser.add_argument("--list", action="store_true", help="print index, run and state of each, and run nothing")
+    parser.add_argument("--table", action="store_true", help="write page and tables of what is there, and run nothing")
+    parser.add_argument("--retry", action="store_true", help="go on also with runs that stopped with an error")
+    parser = add_command(commands, "compare", run_compare, "draw runs over one another")
+    parser.add_argument("runs", nargs="+", metavar="[KIND=]RUN", help="run folders; those of one KIND are averaged")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder of comparison.html and tables"
+    )
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="what to draw (default: the usual ones)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -262,7 +279,7 @@ def start_jax(args: argparse.Namespace | None = None, cpu_devices: int = 1) -> N
 
 
 def run_train(args: argparse.Namespace) -> int:
-    from mmeureka_jax.config import load_config
+    from mmeureka_jax.config import load_config, stage_configs
 
     config = load_config(args.config, args.overrides)
     start_jax(args, config.mesh.cpu_devices)
@@ -270,9 +287,10 @@ def run_train(args: argparse.Namespace) -> int:
     from mmeureka_jax.report import write_report
     from mmeureka_jax.rl.trainer import train
 
-    run_dir = train(config)
+    train(config)
     if is_main():
-        print(f"report: {write_report(run_dir).resolve()}")
+        for stage in stage_configs(config):
+            print(f"report: {write_report(stage.run_dir).resolve()}")
     return 0
 
 
@@ -379,6 +397,37 @@ def run_report(args: argparse.Namespace) -> int:
     from mmeureka_jax.report import write_report
 
     print(write_report(args.run_dir).resolve())
+    return 0
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    from mmeureka_jax import sweep
+
+    chosen = sweep.load_sweep(args.file, args.overrides)
+    if args.list:
+        for index, member in enumerate(chosen.members):
+            print(f"{index}\t{member.kind}\tseed {member.seed}\t{sweep.state(member)}")
+        return 0
+    if args.table:
+        page = sweep.write_comparison(chosen)
+    else:
+        page = sweep.run_sweep(chosen, only=args.index, retry=args.retry)
+    print(f"comparison: {page.resolve()}")
+    return 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from mmeureka_jax import compare
+    from mmeureka_jax.tracking import read_metrics
+
+    runs = []
+    for text in args.runs:
+        kind, separator, folder = text.partition("=")
+        if not separator or Path(text).exists():  # folders of sweeps have = in their names
+            kind = folder = text
+        runs.append(compare.Run(kind, folder, read_metrics(Path(folder))))
+    page = compare.write_comparison(runs, args.output, title="Comparison", metrics=args.metrics or compare.METRICS)
+    print(f"comparison: {page.resolve()}")
     return 0
 
 

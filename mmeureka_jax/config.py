@@ -10,12 +10,12 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmeureka_jax import config_io
-from mmeureka_jax.config_io import config_diff, to_dict
+from mmeureka_jax.config_io import CustomFunction, Overlay, config_diff, overlaid, to_dict
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 
@@ -24,6 +24,7 @@ __all__ = [
     "config_diff",
     "load_config",
     "save_config",
+    "stage_configs",
     "to_dict",
     "validate_config",
 ]
@@ -72,6 +73,10 @@ class DataConfig:
     max_image_windows: int = 0  # attention windows of all pictures of a prompt; 0 = the largest of the data
     min_pixels: int = 4 * 28 * 28  # pictures are resized to between min_pixels and max_pixels;
     max_pixels: int = 640 * 28 * 28  # 28 x 28 pixels are one token
+    difficulty: str | None = None  # a file of `mmeureka data difficulty`: only problems within the range are used,
+    difficulty_lower: float = 0.0  # of accuracy
+    difficulty_upper: float = 1.0
+    difficulty_copies: int = 1  # how often an epoch has a problem of accuracy 0.5; others less, as a (1 - a), but once
     shuffle: bool = True  # anew each epoch
     workers: int = 0  # processes that read and process problems; 0 = threads in this process
     prefetch: int = 2  # rollout batches prepared ahead
@@ -87,8 +92,10 @@ class RewardConfig:
     format_weight: float = 0.5
     repetition_weight: float = 0.0
     repetition_ngram: int = 10  # words in a row that count as repeated when they come again
-    custom: str | None = None  # "path/to/file.py:function"; see docs/data.md
+    custom: CustomFunction | None = None  # "path/to/file.py:function"; see docs/data.md
     custom_weight: float = 0.0
+    overlong_buffer: int = 0  # tokens before the length limit over which a penalty grows from 0 to 1; 0 = none
+    overlong_weight: float = 1.0
     workers: int = 2  # processes that score answers
     time_limit: float = 5.0  # seconds for one answer
 
@@ -115,6 +122,7 @@ class FilterConfig:
     upper: float = 0.9  # a group above is too easy
     freeze_steps: int = -1  # up to this step every group is kept
     keep_leftovers: bool = True  # groups beyond a full rollout batch wait for the next one
+    if_none_kept: Literal["sample_again", "keep_all"] = "sample_again"  # where not one group of a rollout passes
     max_empty_rounds: int = 8  # rounds in a row in which nothing survives before the run stops with a message
 
 
@@ -122,24 +130,34 @@ class FilterConfig:
 class RLConfig:
     """The algorithm."""
 
-    advantage: Literal["grpo", "cpgd"] = "grpo"
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_baseline", "reinforce_pp", "cpgd"] | CustomFunction = (
+        "grpo"
+    )
+    whiten: Literal["auto", "on", "off"] = "auto"  # advantages, over all tokens of a rollout batch; auto: as the source
+    adora_weight: float | None = None  # of prompts whose right answers are no longer than others; null = all count 1
     cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"  # how advantage cpgd weighs the groups of a batch
     cpgd_weight_cap: float = 3.0  # of clip_filter
-    loss: Literal["ppo_clip", "cpgd"] = "ppo_clip"
+    loss: Literal["ppo_clip", "cpgd", "cpg", "pg", "pg_drift", "gspo", "cispo"] | CustomFunction = "ppo_clip"
     group_size: int = 8  # responses to each prompt
     prompts_per_rollout: int = 128
     prompts_per_update: int = 16  # groups per optimiser step; must divide prompts_per_rollout
     epochs_per_rollout: int = 1  # passes of optimiser steps over a rollout batch
     micro_batches: int = 1  # gradient accumulation; must divide prompts_per_update
     packing: float = 0.8  # widths of rows of packed responses, each as a part of the next; 0 = responses are padded
-    clip_epsilon_low: float = 0.2  # the ratio to the sampling policy is clipped to [1 - low, 1 + high]
-    clip_epsilon_high: float = 0.2
+    clip_epsilon_low: float | None = None  # the ratio to the sampling policy is clipped to [1 - low, 1 + high]; null =
+    clip_epsilon_high: float | None = None  # as the loss's source: 0.2 and 0.2; gspo 3e-4, 4e-4; cispo no bound, 4
+    clip_start: float = 1.0  # losses cpg, cpgd: the epsilons of the first token, as a part of those of the last
     ratio_cap: float | None = None  # upstream MM-EUREKA: 3.0, applied to the ratio before both PPO terms
-    drift_coefficient: float = 0.001  # loss cpgd: weight of the policy drift
-    drift_cap: float = 2.0  # loss cpgd: cap of (ratio - 1) in the gradient of the drift
+    drift_coefficient: float = 0.001  # losses cpgd, pg_drift: weight of the policy drift
+    drift_cap: float = 2.0  # losses cpgd, pg_drift: cap of (ratio - 1) in the gradient of the drift
     token_averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"] = "sequence_mean"
+    entropy_coefficient: float = 0.0  # weight of the entropy that the loss rewards
+    importance_cap: float | None = None  # weights tokens by min(ratio to the policy that sampled them, cap), see docs
     kl_coefficient: float = 0.0  # weight of the KL to the initial policy; 0 = no reference policy
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_place: Literal["loss", "reward"] = "loss"
+    kl_target: float | None = None  # KL per token that kl_coefficient adapts to; null = it stays
+    kl_horizon: int = 10_000  # responses in which it adapts
     filter: FilterConfig = field(default_factory=FilterConfig)
 
 
@@ -220,6 +238,37 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    stages: tuple[Overlay, ...] = ()  # runs one after another, each with these keys over the others; see docs/resume.md
+
+
+def stage_configs(config: Config) -> list[Config]:
+    """The config of each stage, in RUN/stage1 and so on; `config` itself where it has no stages.
+
+    From the second on, `model.checkpoint` is where the stage before is exported to: that policy is what the stage
+    starts from, and its reference.
+
+    Raises:
+      UserError: a stage with an unknown key or a value of the wrong type.
+    """
+    if not config.stages:
+        return [config]
+    whole = replace(config, stages=())
+    configs: list[Config] = []
+    for number, overlay in enumerate(config.stages, start=1):
+        origin = f"stage {number}"
+        given = [key for key in ("run_dir", "stages") if key in overlay]
+        if given:
+            raise UserError(f"{origin}: {given[0]} cannot be set for a stage; it is that of the whole config")
+        stage = overlaid(whole, overlay, origin)
+        if configs:
+            if "model" in overlay and {"checkpoint", "random"} & set(overlay["model"] or {}):
+                raise UserError(
+                    f"{origin}: it starts from the policy of stage {number - 1}; take its model.checkpoint out"
+                )
+            before = Path(configs[-1].run_dir) / EXPORT_FOLDER
+            stage = replace(stage, model=replace(stage.model, checkpoint=str(before), random=None))
+        configs.append(replace(stage, run_dir=str(Path(config.run_dir) / f"stage{number}")))
+    return configs
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -243,27 +292,38 @@ def save_config(config: Config, path: str | Path) -> None:
     write_atomic(Path(path), config_io.dump_yaml(to_dict(config)).encode())
 
 
+EXPORT_FOLDER = "export"  # of a stage's run folder: the policy that the next one starts from
 MAX_SEED = 2**31  # seeds are 32-bit integers on devices
 
 _POSITIVE = """
-    steps model.logits_mb data.max_prompt_tokens data.min_pixels reward.repetition_ngram reward.workers
-    reward.time_limit sampler.max_new_tokens rl.filter.max_empty_rounds rl.prompts_per_rollout rl.prompts_per_update
-    rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap rl.clip_epsilon_low rl.clip_epsilon_high rl.drift_cap
+    steps model.logits_mb data.difficulty_copies data.max_prompt_tokens data.min_pixels reward.repetition_ngram
+    reward.workers reward.time_limit sampler.max_new_tokens rl.filter.max_empty_rounds rl.prompts_per_rollout
+    rl.prompts_per_update rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap rl.drift_cap rl.kl_horizon
     sft.problems_per_step sft.micro_batches sft.max_response_tokens optimizer.learning_rate optimizer.eps
     optimizer.max_grad_norm optimizer.max_nonfinite_updates checkpoint.every_steps checkpoint.keep
     tracking.validation_batch
 """.split()
 _NOT_NEGATIVE = """
-    data.max_image_windows data.workers data.prefetch sampler.temperature sampler.top_k sampler.batch_prompts
-    rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best tracking.validate_every
-    tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
+    data.max_image_windows data.workers reward.overlong_buffer data.prefetch sampler.temperature sampler.top_k
+    sampler.batch_prompts rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best
+    tracking.validate_every tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
 """.split()
-_FRACTIONS = "optimizer.warmup_fraction optimizer.final_fraction".split()
-_WEIGHTS = "reward.accuracy_weight reward.format_weight reward.repetition_weight reward.custom_weight".split()
+_POSITIVE_OR_NULL = """
+    rl.clip_epsilon_low rl.clip_epsilon_high rl.importance_cap rl.kl_target rl.adora_weight
+""".split()
+_FRACTIONS = "optimizer.warmup_fraction optimizer.final_fraction rl.clip_start".split()
+_WEIGHTS = """
+    reward.accuracy_weight reward.format_weight reward.repetition_weight reward.custom_weight reward.overlong_weight
+    rl.entropy_coefficient
+""".split()
 _RANDOM_MODEL_POSITIVE = """
     hidden_size intermediate_size num_layers num_heads num_kv_heads vision_hidden_size vision_intermediate_size
     vision_depth vision_num_heads
 """.split()
+
+
+_COMPARES = ("grpo", "dr_grpo", "rloo", "reinforce_baseline", "cpgd")  # advantages that need several responses
+_LARGEST_SEQUENCE_EPSILON = 0.1
 
 
 def _check_model(model: ModelConfig) -> list[str]:
@@ -306,8 +366,19 @@ def _check_model(model: ModelConfig) -> list[str]:
 
 def _check_data(data: DataConfig) -> list[str]:
     problems = []
+    if not data.train.strip():
+        problems.append("data.train is empty; name a file, folder or glob, or tfds:NAME[/CONFIG]@SPLIT")
     if data.min_pixels > data.max_pixels:
         problems.append(f"data.min_pixels ({data.min_pixels}) must not exceed data.max_pixels ({data.max_pixels})")
+    if not 0 <= data.difficulty_lower <= data.difficulty_upper <= 1:
+        problems.append(
+            f"data needs 0 <= difficulty_lower <= difficulty_upper <= 1; got {data.difficulty_lower:g}, "
+            f"{data.difficulty_upper:g}"
+        )
+    if data.difficulty is None and (data.difficulty_lower, data.difficulty_upper, data.difficulty_copies) != (0, 1, 1):
+        problems.append(
+            "data.difficulty_lower, _upper and _copies need data.difficulty, a file of `mmeureka data difficulty`"
+        )
     return problems + _check_buckets(
         "data.prompt_buckets", data.prompt_buckets, "data.max_prompt_tokens", data.max_prompt_tokens
     )
@@ -324,10 +395,16 @@ def _check_buckets(key: str, buckets: tuple[int, ...], limit_key: str, limit: in
 
 def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> list[str]:
     problems = []
-    if rl.group_size < 2:
+    if rl.group_size < 1:
+        problems.append(f"rl.group_size must be positive; got {rl.group_size}")
+    if rl.group_size == 1 and rl.advantage in _COMPARES:
         problems.append(
             f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "
-            f"prompt; got {rl.group_size}"
+            f"prompt; got 1. Of the estimators, only reinforce_pp works with one response"
+        )
+    if rl.whiten == "off" and rl.advantage == "reinforce_pp":
+        problems.append(
+            "rl.whiten must not be off for rl.advantage reinforce_pp: without it rewards have no baseline at all"
         )
     if sampler.temperature == 0:
         problems.append(
@@ -342,8 +419,24 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
         problems.append(
             f"rl.micro_batches ({rl.micro_batches}) must divide rl.prompts_per_update ({rl.prompts_per_update})"
         )
-    if rl.clip_epsilon_low >= 1:
+    if rl.clip_epsilon_low is not None and rl.clip_epsilon_low >= 1 and rl.loss != "cispo":
         problems.append(f"rl.clip_epsilon_low must be below 1: ratios are positive; got {rl.clip_epsilon_low:g}")
+    if rl.loss == "gspo" and max(rl.clip_epsilon_low or 0, rl.clip_epsilon_high or 0) > _LARGEST_SEQUENCE_EPSILON:
+        problems.append(
+            f"rl.clip_epsilon_low and rl.clip_epsilon_high of rl.loss gspo clip the mean log-ratio of a whole response "
+            f"and must be at most {_LARGEST_SEQUENCE_EPSILON}; got {rl.clip_epsilon_low}, {rl.clip_epsilon_high}. Its "
+            "source has 3e-4 and 4e-4, as null means"
+        )
+    if rl.kl_coefficient == 0 and (rl.kl_place == "reward" or rl.kl_target is not None):
+        problems.append(
+            "rl.kl_place: reward and rl.kl_target need a KL: set rl.kl_coefficient above 0 (where it begins, if it "
+            "adapts)"
+        )
+    if reward.overlong_buffer > sampler.max_new_tokens:
+        problems.append(
+            f"reward.overlong_buffer ({reward.overlong_buffer}) must not exceed sampler.max_new_tokens "
+            f"({sampler.max_new_tokens}), before which it lies"
+        )
     if rl.ratio_cap is not None and not rl.ratio_cap > 1:
         problems.append(f"rl.ratio_cap must be above 1, or null for none; got {rl.ratio_cap:g}")
     if not 0 <= rl.filter.lower <= rl.filter.upper <= 1:
@@ -354,8 +447,6 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
         problems.append(
             "reward.custom_weight is set but reward.custom is not; give reward.custom=path/to/file.py:function"
         )
-    if reward.custom is not None and not all(reward.custom.rpartition(":")[::2]):
-        problems.append(f"reward.custom must be path/to/file.py:function; got {reward.custom!r}")
     return problems
 
 
@@ -366,12 +457,23 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
       UserError: every problem, one a line.
     """
 
+    if config.stages:
+        if command == "sft":
+            raise UserError("stages are of reinforcement learning; run `mmeureka sft` once for each, or take them out")
+        for number, stage in enumerate(stage_configs(config), start=1):
+            try:
+                validate_config(stage, command=command)
+            except UserError as error:
+                raise UserError("\n".join(f"stage {number}: {line}" for line in str(error).splitlines())) from None
+        return
+
     def get(key: str) -> Any:
         return functools.reduce(getattr, key.split("."), config)
 
     problems = []
     for keys, is_right, text in (
         (_POSITIVE, lambda x: x > 0, "positive"),
+        (_POSITIVE_OR_NULL, lambda x: x is None or x > 0, "positive or null"),
         (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
         (("seed",), lambda x: 0 <= x < MAX_SEED, f"0 or more and below {MAX_SEED}"),
         (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),

@@ -6,6 +6,7 @@ unknown key or a wrong type is reported with its file and line (or its override)
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -15,7 +16,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, NewType, TypeVar, Union
 
 import yaml
 
@@ -23,6 +24,8 @@ from mmeureka_jax.errors import UserError
 
 T = TypeVar("T")
 BASE_KEY = "base"
+Overlay = NewType("Overlay", dict)  # some keys of the tree itself, to be laid over it
+CustomFunction = NewType("CustomFunction", str)  # "path/to/file.py:function", a function of the user's own
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,10 +240,12 @@ def _describe(value: Any) -> str:
 
 def _expected(annotation: Any) -> str:
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    names |= {CustomFunction: "path/to/file.py:function", Overlay: "sections"}
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(annotation)))
     if typing.get_origin(annotation) is tuple:
         items = {int: "integers such as [1, 2]", float: "numbers such as [0.5, 1]", str: "texts such as [a, b]"}
+        items |= {Overlay: "sections such as - {steps: 10, rl: {loss: cpgd}}"}
         return f"a list of {items[typing.get_args(annotation)[0]]}"
     if dataclasses.is_dataclass(annotation):
         return "a section (`key: value` lines, or {})"
@@ -252,8 +257,17 @@ def _convert(annotation: Any, value: Any) -> Any:
     options = _alternatives(annotation)
     if value is None and types.NoneType in options:
         return None
-    annotation = next(a for a in options if a is not types.NoneType)
+    annotation, *others = (a for a in options if a is not types.NoneType)
+    if others:
+        for option in (annotation, *others):
+            with contextlib.suppress(_Mismatch):
+                return _convert(option, value)
+        raise _Mismatch
     if typing.get_origin(annotation) is Literal and value in typing.get_args(annotation):
+        return value
+    if annotation is Overlay and isinstance(value, dict):
+        return value
+    if annotation is CustomFunction and isinstance(value, str) and all(value.rpartition(".py:")[::2]):
         return value
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
         return tuple(_convert(typing.get_args(annotation)[0], item) for item in value)
@@ -316,6 +330,26 @@ def load_tree(cls: type[T], path: str | Path | None, overrides: Sequence[str] = 
     if problems:
         raise UserError("\n".join(problems))
     return config
+
+
+def overlaid(tree: T, overlay: Mapping[str, Any], origin: str) -> T:
+    """`tree` with what `overlay` says over it, merged as an override is.
+
+    Raises:
+      UserError: an unknown key, or a value of the wrong type; one line each, that begins with `origin`.
+    """
+
+    def located(value: Any, where: str) -> _Located:
+        if isinstance(value, Mapping):
+            return _Located({key: located(below, where) for key, below in value.items()}, where)
+        return _Located(value, where)
+
+    problems: list[str] = []
+    cls = type(tree)
+    built = _build(cls, _merge(located(to_dict(tree), "config"), located(overlay, origin)), "", cls, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    return built
 
 
 # ---------------------------------------------------------------------------------------------------------------------

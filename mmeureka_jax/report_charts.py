@@ -78,6 +78,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                         "reward/accuracy": "accuracy",
                         "reward/format": "format",
                         "reward/repetition": "repetition",
+                        "reward/overlong": "overlong",
                         "reward/custom": "custom",
                     },
                     from_zero=False,
@@ -89,6 +90,16 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             (
                 Panel("tokens", {"response/length": "sampled", "validation/response_length": "validation, greedy"}),
                 Panel("%", {"response/truncated": "truncated at the limit"}, scale=100),
+            ),
+        ),
+        Chart(
+            "Solved by at least one of k answers",
+            (
+                Panel(
+                    "% of problems",
+                    {f"reward/pass_at_{k}": f"k = {k}" for k in (1, 2, 4, 8, 16, 32)},
+                    scale=100,
+                ),
             ),
         ),
         Chart("Imitation loss", (Panel("nats per token", {"sft/loss": "loss"}),)),
@@ -138,7 +149,24 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                 ),
             ),
         ),
-        Chart("Largest ratio to the sampling policy", (Panel("ratio", {"policy/ratio_max": "max"}, log=True),)),
+        Chart(
+            "Ratio to the sampling policy",
+            (
+                Panel(
+                    "ratio",
+                    {
+                        "policy/ratio_max": "largest",
+                        "policy/ratio_p999": "99.9th percentile",
+                        "policy/ratio_p01": "1st percentile",
+                    },
+                    log=True,
+                ),
+            ),
+        ),
+        Chart(
+            "Tokens that count",
+            (Panel("%", {"policy/effective_sample_size": "effective sample size"}, scale=100, from_zero=False),),
+        ),
         Chart("Entropy", (Panel("nats per token", {"policy/entropy": "entropy"}),)),
         Chart(
             "Log-prob gap, sampler to trainer",
@@ -157,7 +185,13 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             (
                 Panel(
                     "loss",
-                    {"loss/total": "total", "loss/policy": "policy", "loss/drift": "drift", "loss/kl": "KL"},
+                    {
+                        "loss/total": "total",
+                        "loss/policy": "policy",
+                        "loss/drift": "drift",
+                        "loss/kl": "KL",
+                        "loss/entropy": "entropy bonus",
+                    },
                     from_zero=False,
                 ),
             ),
@@ -261,7 +295,7 @@ def _draw(chart: Chart, rows: Rows) -> str | None:
                 descriptions.append(_describe(label, steps, values, panel.unit))
         grid[-1, 0].set_xlabel("step")
         grid[-1, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        svg = _svg(figure, chart.title)
+        svg = to_svg(figure, chart.title)
     alternative = html.escape(f"Chart of {chart.title} by step. " + " ".join(descriptions), quote=True)
     return (
         f'<figure class="chart"><h4>{html.escape(chart.title)}</h4>'
@@ -272,12 +306,12 @@ def _draw(chart: Chart, rows: Rows) -> str | None:
 
 def _draw_lines(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.ndarray]], colors: list[str]) -> None:
     for (steps, values), color in zip(data.values(), colors, strict=True):
-        steps, values = _thin(steps, values)
+        steps, values = thin(steps, values)
         if panel.kind == "points" or len(steps) < 2:
             axes.plot(steps, values, color=color, marker="o", markersize=3)
         elif panel.smooth and len(steps) >= SMOOTH_FROM:
             axes.plot(steps, values, color=color, alpha=0.28, linewidth=0.9)
-            axes.plot(steps, _smooth(values), color=color)
+            axes.plot(steps, smooth(values), color=color)
         else:
             axes.plot(steps, values, color=color)
     everything = np.concatenate([values for _, values in data.values()])
@@ -292,7 +326,7 @@ def _draw_lines(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.n
 
 def _draw_areas(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.ndarray]], colors: list[str]) -> None:
     steps = np.unique(np.concatenate([steps for steps, _ in data.values()]))
-    centers, _ = _thin(steps, steps)
+    centers, _ = thin(steps, steps)
     middles = (centers[1:] + centers[:-1]) / 2
     width = centers[-1] - centers[-2] if len(centers) > 1 else 1.0
     edges = np.concatenate([[centers[0] - width / 2], middles, [centers[-1] + width / 2]])
@@ -300,7 +334,7 @@ def _draw_areas(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.n
     for (at, values), color in zip(data.values(), colors, strict=True):
         whole = np.zeros(len(steps))  # a step without the entry spent nothing on it
         whole[np.searchsorted(steps, at)] = values
-        top = bottom + _thin(steps, whole)[1]
+        top = bottom + thin(steps, whole)[1]
         axes.stairs(top, edges, baseline=bottom, fill=True, color=color, linewidth=0)
         bottom = top
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=panel.kind == "count", min_n_ticks=1))
@@ -308,14 +342,15 @@ def _draw_areas(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.n
     axes.grid(False, axis="x")
 
 
-def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A line of at most MAX_POINTS points."""
     if len(steps) <= MAX_POINTS:
         return steps, values
     parts = np.array_split(np.arange(len(steps)), MAX_POINTS)
     return np.array([steps[p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Centred moving average over a fifteenth of the line; shorter at the ends, so that they are not bent."""
     half = max(1, len(values) // 30)
     return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
@@ -329,7 +364,7 @@ def _describe(label: str, steps: np.ndarray, values: np.ndarray, unit: str) -> s
     )
 
 
-def _svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element that fills its container, with ids of its own in the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -97,7 +97,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         responses=responses,
         response_mask=responses == 0,
         old_log_probs=responses.astype(np.float32),
-        advantages=responses[:, :, 0].astype(np.float32),
+        advantages=responses.astype(np.float32),
         fresh=np.ones(count, bool),
     )
     with jax.set_mesh(loaded.mesh):  # around the lowering alone: nothing can be executed on devices that are not there

@@ -17,7 +17,7 @@ from mmeureka_jax.config import (
     to_dict,
     validate_config,
 )
-from mmeureka_jax.config_io import dotted_keys, dump_yaml
+from mmeureka_jax.config_io import CustomFunction, Overlay, dotted_keys, dump_yaml
 from mmeureka_jax.errors import UserError
 
 
@@ -132,7 +132,11 @@ def test_all_mistakes_of_a_file_with_their_lines(write):
     lines = refusal(path).splitlines()
     expected = [
         (f"{base}:3", "'rl.los'", "'rl.loss'"),
-        (f"{path}:3", "rl.advantage must be one of grpo, cpgd; got 'gpro' (did you mean grpo?)"),
+        (
+            f"{path}:3",
+            "rl.advantage must be one of grpo, ",
+            "path/to/file.py:function; got 'gpro' (did you mean grpo?)",
+        ),
         (f"{path}:4", "rl.group_size must be an integer; got 2.5"),
         (f"{path}:6", "model.random must be a section"),
         (f"{path}:8", "optimizer.frozen must be a list of texts", "got 'vision'"),
@@ -213,6 +217,8 @@ def values_of(annotation) -> st.SearchStrategy:
         bool: st.booleans(),
         str: st.text() | st.sampled_from(["1e-5", "null", "~", "yes", "0x10", "a: b", "- a", "1_0", ".inf", "é\n#"]),
         type(None): st.none(),
+        CustomFunction: st.sampled_from(["a.py:f", "é/b c.py:g"]),
+        Overlay: st.dictionaries(st.sampled_from(["steps", "rl"]), st.integers() | st.just({"loss": "pg"}), max_size=2),
     }[annotation]
 
 
@@ -288,6 +294,25 @@ def test_default_recipe_with_a_model_is_valid():
         (["rl.filter.lower=.nan"], ["lower <= upper"]),
         (["rl.clip_epsilon_low=1"], ["rl.clip_epsilon_low", "below 1"]),
         (["rl.ratio_cap=0.5"], ["rl.ratio_cap"]),
+        (["rl.advantage=rloo", "rl.group_size=1"], ["rl.group_size", "rloo", "reinforce_pp works with one"]),
+        (["rl.advantage=reinforce_pp", "rl.whiten=off"], ["rl.whiten", "no baseline"]),
+        (["rl.loss=gspo", "rl.clip_epsilon_high=0.2"], ["rl.loss gspo", "at most 0.1", "3e-4"]),
+        (["rl.kl_place=reward"], ["rl.kl_place", "rl.kl_coefficient above 0"]),
+        (["rl.kl_target=0.1"], ["rl.kl_target", "rl.kl_coefficient above 0"]),
+        (["rl.importance_cap=0"], ["rl.importance_cap", "positive or null"]),
+        (["rl.clip_start=1.5"], ["rl.clip_start", "between 0 and 1"]),
+        (["rl.advantage=gropo"], ["rl.advantage must be one of grpo, dr_grpo", "did you mean grpo?"]),
+        (["rl.loss=cpgdd"], ["rl.loss must be one of ppo_clip, cpgd", "did you mean cpgd?"]),
+        (["reward.overlong_buffer=2000"], ["reward.overlong_buffer (2000)", "sampler.max_new_tokens (1024)"]),
+        (["data.train=''"], ["data.train is empty"]),
+        (["data.difficulty_upper=0.9"], ["need data.difficulty"]),
+        (["data.difficulty=a.jsonl", "data.difficulty_lower=2"], ["0 <= difficulty_lower"]),
+        (["stages=[{steps: 0}]"], ["stage 1: steps must be positive"]),
+        (["stages=[{steps: 1}, {rl: {los: pg}}]"], ["stage 2: unknown key 'rl.los'", "'rl.loss'"]),
+        (["stages=[{steps: 1}, {data: {train: ''}}]"], ["stage 2: data.train is empty"]),
+        (["stages=[{steps: 1}, {model: {checkpoint: a}}]"], ["stage 2", "starts from the policy of stage 1"]),
+        (["stages=[{run_dir: a}]"], ["stage 1: run_dir cannot be set for a stage"]),
+        (["stages=[1]"], ["stages must be a list of sections"]),
         (["data.prompt_buckets=[512,256,1024]"], ["ascending"]),
         (["data.prompt_buckets=[256,512]"], ["data.max_prompt_tokens (1024)"]),
         (["rl.packing=1"], ["rl.packing", "below 1"]),

@@ -64,7 +64,7 @@ def batch(model):
         responses=rng.integers(5, 250, shape).astype(np.int32),
         response_mask=np.arange(LENGTH) < np.sort(rng.integers(1, LENGTH + 1, shape[:2]), axis=0)[..., None],
         old_log_probs=rng.normal(-7, 1, shape).astype(np.float32),
-        advantages=rng.normal(size=shape[:2]).astype(np.float32),
+        advantages=rng.normal(size=(*shape[:2], 1)).astype(np.float32).repeat(LENGTH, axis=2),
         fresh=np.ones(ROWS, bool),
     )
 

@@ -1,4 +1,5 @@
-"""`mmeureka data build|check|show`: look at problems, find the rows that cannot be used, prepare a TFDS dataset."""
+"""`mmeureka data build|check|show|difficulty`: look at problems, find the rows that cannot be used, prepare a TFDS
+dataset, measure how hard problems are for a model."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import html
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from mmeureka_jax.config import DataConfig
@@ -34,7 +36,7 @@ img {{ max-width: 100%; border: 1px solid #eee }} .dim {{ color: #666 }} .error 
 def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `data` with its three commands to a parser; each sets `run`, a function of the parsed arguments."""
     parser = subparsers.add_parser("data", help="build, check and show data sets", description=__doc__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="build|check|show")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="build|check|show|difficulty")
     defaults = DataConfig()
 
     build = commands.add_parser("build", help="write problems as a TFDS dataset (ArrayRecord, no TensorFlow)")
@@ -63,11 +65,61 @@ def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
     check.add_argument("--json", metavar="FILE", help="write the report there")
     check.set_defaults(run=check_command)
 
+    add_difficulty_parser(commands)
+
     show = commands.add_parser("show", help="print some rows, or write them as a page with their pictures")
     _add_source_arguments(show)
     show.add_argument("--rows", default="0:4", metavar="A:B", help="which rows (default: 0:4)")
     show.add_argument("--output", metavar="PAGE.html", help="write a page with the pictures there")
     show.set_defaults(run=show_command)
+
+
+def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("difficulty", help="a model's accuracy on each problem, over several answers")
+    _add_source_arguments(parser)
+    parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
+    parser.add_argument("--output", type=Path, required=True, metavar="D.jsonl", help="goes on with one that is there")
+    parser.add_argument("--n", type=int, default=8, metavar="N", help="answers to each problem (default: 8)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N usable problems")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems at a time (default: 16)")
+    group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
+    group.add_argument("--prompt-style", choices=("plain", "instruct", "zero", "cpgd"))
+    group.add_argument("--accuracy", choices=("instruct", "boxed"))
+    for name in ("--max-new-tokens", "--max-prompt-tokens", "--min-pixels", "--max-pixels"):
+        group.add_argument(name, type=int, metavar="N")
+    parser.set_defaults(run=difficulty_command)
+
+
+def difficulty_command(args: argparse.Namespace) -> int:
+    """Samples, grades and writes; prints how many problems there are of each accuracy."""
+    from mmeureka_jax.cli import start_jax
+
+    for name in ("n", "batch_size", "limit", "max_new_tokens", "max_prompt_tokens", "min_pixels", "max_pixels"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be positive; got {value}")
+    if args.temperature <= 0:
+        raise UserError(f"--temperature must be positive: greedy answers are all the same; got {args.temperature}")
+    start_jax()
+    from mmeureka_jax.difficulty import measure_difficulty
+    from mmeureka_jax.eval_command import EvalOptions
+    from mmeureka_jax.inference import ModelOptions
+
+    options = EvalOptions(
+        data=args.spec, root=args.root, allow_outside_root=args.allow_outside_root, limit=args.limit,
+        prompt_style=args.prompt_style, min_pixels=args.min_pixels, max_pixels=args.max_pixels,
+        max_prompt_tokens=args.max_prompt_tokens, accuracy=args.accuracy, max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+    )  # fmt: skip
+    rows = measure_difficulty(
+        ModelOptions(args.model), options, args.output, n=args.n, temperature=args.temperature, seed=args.seed
+    )
+    counts = Counter(round(row["accuracy"] * args.n) for row in rows)
+    for right in range(args.n + 1):
+        print(f"{right} of {args.n} right: {counts[right]} problems")
+    print(f"{args.output.resolve()}")
+    return 0
 
 
 def _add_source_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,16 +29,18 @@ def log_probs_of(
     temperature: float,
     block: int,
     transposed: bool = False,
+    entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
     """Log-probability of each target and entropy of its distribution, softmax(hidden @ head / temperature), in float32.
 
-    The largest array with a vocabulary dimension is [P, T, block]. No gradient flows through the entropy.
+    The largest array with a vocabulary dimension is [P, T, block].
 
     Args:
         block: entries of the vocabulary at a time, of those that one device holds.
         transposed: the head is [V, D], as an embedding lies. It and its gradient stay so: neither is copied.
+        entropy_gradient: whether a gradient flows through the entropy, which costs a pass over the logits.
     """
-    return _log_probs(temperature, block, transposed, hidden, head, targets)
+    return _log_probs(temperature, block, transposed, entropy_gradient, hidden, head, targets)
 
 
 class _Blocks:
@@ -92,15 +94,27 @@ class _Blocks:
         return logits if self.even else jnp.where(self.fresh(number), logits, MASKED)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _log_probs(
-    temperature: float, block: int, transposed: bool, hidden: Array, head: Array, targets: Array
+    temperature: float,
+    block: int,
+    transposed: bool,
+    entropy_gradient: bool,
+    hidden: Array,
+    head: Array,
+    targets: Array,
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
-    return _forward(temperature, block, transposed, hidden, head, targets)[0]
+    return _forward(temperature, block, transposed, entropy_gradient, hidden, head, targets)[0]
 
 
 def _forward(
-    temperature: float, block: int, transposed: bool, hidden: Array, head: Array, targets: Array
+    temperature: float,
+    block: int,
+    transposed: bool,
+    entropy_gradient: bool,
+    hidden: Array,
+    head: Array,
+    targets: Array,
 ) -> tuple[Any, Any]:
     blocks = _Blocks(head.shape, block, transposed)
     split = head.reshape(blocks.shape)
@@ -121,22 +135,33 @@ def _forward(
         body, (jnp.full_like(zero, MASKED), zero, zero, zero), jnp.arange(blocks.count)
     )
     normaliser = peak + jnp.log(total)
-    return (chosen - normaliser, normaliser - weighted / total), (hidden, head, targets, normaliser)
+    entropy = normaliser - weighted / total
+    return (chosen - normaliser, entropy), (hidden, head, targets, normaliser, entropy if entropy_gradient else None)
 
 
 def _backward(
-    temperature: float, block: int, transposed: bool, saved: Any, gradients: tuple[Array, Array]
+    temperature: float,
+    block: int,
+    transposed: bool,
+    entropy_gradient: bool,
+    saved: Any,
+    gradients: tuple[Array, Array],
 ) -> tuple[Array, Array, None]:
-    hidden, head, targets, normaliser = saved
+    hidden, head, targets, normaliser, entropy = saved
     blocks = _Blocks(head.shape, block, transposed)
-    split, scale = head.reshape(blocks.shape), (gradients[0] / temperature)[..., None, None]
+    split = head.reshape(blocks.shape)
+    scale, entropy_scale = ((gradient / temperature)[..., None, None] for gradient in gradients)
 
     def body(carry: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         of_head, of_hidden = carry
         part = blocks.read(split, number)
         logits = blocks.logits(hidden, part, number, temperature)
-        residual = blocks.is_target(targets, number) - jnp.exp(logits - normaliser[..., None, None])
-        of_logits = (residual * scale).astype(hidden.dtype)
+        log_probs = logits - normaliser[..., None, None]
+        probs = jnp.exp(log_probs)
+        of_logits = (blocks.is_target(targets, number) - probs) * scale
+        if entropy_gradient:  # dH/dlogit = -p (log p + H)
+            of_logits -= entropy_scale * probs * (log_probs + entropy[..., None, None])
+        of_logits = of_logits.astype(hidden.dtype)
         of_part = jnp.einsum(f"ptd,ptsv->{blocks.letters}", hidden, of_logits, preferred_element_type=jnp.float32)
         of_hidden += jnp.einsum(
             f"ptsv,{blocks.letters}->ptd", of_logits, part.astype(hidden.dtype), preferred_element_type=jnp.float32

@@ -327,6 +327,7 @@ def token_log_probs(
     temperature: float = 1.0,
     lengths: Int[Array, "P n"] | None = None,
     width: int | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
     """Natural-log probability of every response token, and the entropy of the distribution that it was drawn from.
 
@@ -336,6 +337,7 @@ def token_log_probs(
         width: W, places for the responses of a prompt. They stand one after another there, as long as `lengths` says,
             and cost what they are long; what lies beyond a length is 0 in the results. Tokens that do not fit would
             be lost: W has to be the sum of a prompt's lengths or more. None: each response has Lr places.
+        entropy_gradient: whether a gradient flows through the entropy.
     """
     places = _Places.of(responses, lengths, width)
     hidden, table = group_hidden(policy, params, prompts, image_embeds, responses, places)
@@ -348,5 +350,6 @@ def token_log_probs(
         temperature=temperature,
         block=policy.vocab_block(hidden.shape[0] * hidden.shape[1]),
         transposed=tied,
+        entropy_gradient=entropy_gradient,
     )
     return places.unpack(log_probs), places.unpack(entropy)

@@ -29,6 +29,7 @@ from mmeureka_jax.rewards import answer_text, base, custom
 from mmeureka_jax.rewards.base import RewardRequest, RewardResult
 from mmeureka_jax.rewards.format import follows_format
 from mmeureka_jax.rewards.repetition import repetition_penalty
+from mmeureka_jax.user_code import parse_spec
 
 STARTUP_LIMIT = 120.0  # seconds until a new worker must be ready; a custom rule may import something large
 STARTUP_ATTEMPTS = 3  # failed starts in a row after which the machine is at fault and not bad luck
@@ -54,7 +55,7 @@ class RewardWorkers:
         if not config.time_limit > 0:
             raise UserError(f"reward.time_limit={config.time_limit} must be a positive number of seconds")
         if config.custom is not None:
-            custom.parse_spec(config.custom)
+            parse_spec(custom.KEY, config.custom)
         self.config = config
         self._weights = base.rule_weights(config)
         self._lock = threading.Lock()

@@ -1,85 +1,237 @@
-"""Advantages: the rewards of each group [P, n] turned into one advantage per response [P, n].
+"""Advantages: the rewards of each group [P, n] turned into an advantage for every token [P, n, T].
 
-A response is judged against the other answers to the same prompt, so no critic is needed. The value is the same for all
-tokens of a response; the losses (rl/losses.py) spread it over them.
+In three stages, on the host, over all the groups that are trained on together:
+
+    1. rewards [P, n] -> one advantage per response: the estimator that `rl.advantage` names, times ADORA's weight
+    2. spread over the response's tokens; a KL penalty in the reward makes what is still to come count at each of them
+    3. whitened over all tokens of the batch, where the estimator's source does so
+
+The first is a plain function (rewards, *, settings) -> advantages; its settings are config keys, as in losses.py. All
+hosts hold all groups and compute the same numbers, in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import jax.numpy as jnp
-from jaxtyping import Bool, Float
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.config import RLConfig
-from mmeureka_jax.models.batch import Array
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.rl.losses import settings_of
+from mmeureka_jax.rl.rollout import Group
+from mmeureka_jax.user_code import load_function
+
+SIGNATURE = "function(rewards) -> advantages"  # of an estimator; both [P, n]
+_REWARD_LIMIT = 10.0  # of a response's reward where a KL penalty is added to it, as in MM-EUREKA's code
+_ADORA_CORRECT = 0.5  # accuracy above which an answer counts as right
 
 
-def _centre(rewards: Float[Array, "P n"]) -> tuple[Float[Array, "P n"], Bool[Array, "P 1"]]:
+def _centre(rewards: Float[np.ndarray, "P n"]) -> tuple[Float[np.ndarray, "P n"], Bool[np.ndarray, "P 1"]]:
     """Rewards minus their group's mean, and whether a group's rewards differ at all.
 
-    Where they do not, the result is set to 0: the float32 mean of eight times 0.9 is not 0.9, and the rounding error
+    Where they do not, the result is set to 0: the mean of eight times 0.9 need not be 0.9, and the rounding error
     divided by its own standard deviation would be an advantage of order 1.
     """
-    varied = jnp.any(rewards != rewards[:, :1], axis=1, keepdims=True)
-    centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-    return jnp.where(varied, centred, 0.0), varied
+    rewards = np.asarray(rewards, np.float64)
+    varied = np.any(rewards != rewards[:, :1], axis=1, keepdims=True)
+    return np.where(varied, rewards - rewards.mean(axis=1, keepdims=True), 0.0), varied
 
 
-def _standard_deviation(centred: Float[Array, "P n"]) -> Float[Array, "P 1"]:
+def _standard_deviation(centred: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P 1"]:
     """The sample standard deviation (ddof = 1) of each group; 0 for a group of one."""
-    n = centred.shape[1]
-    return jnp.sqrt(jnp.sum(centred**2, axis=1, keepdims=True) / max(n - 1, 1))
+    return np.sqrt(np.sum(centred**2, axis=1, keepdims=True) / max(centred.shape[1] - 1, 1))
 
 
-def grpo(rewards: Float[Array, "P n"]) -> Float[Array, "P n"]:
-    """Group-relative advantages, (R - mean) / (std + 1e-9), in float32.
+def grpo(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """Group-relative advantages, (R - mean) / (std + 1e-9).
 
     The standard deviation has ddof = 1, as in MM-EUREKA's code (`group_norm` there). A group whose rewards are
     all equal has advantage exactly 0.
 
     Source: DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision; MM-EUREKA (arXiv 2503.07365).
     """
-    centred, _ = _centre(jnp.asarray(rewards, jnp.float32))
+    centred, _ = _centre(rewards)
     return centred / (_standard_deviation(centred) + 1e-9)
 
 
+def mean_baseline(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """R - mean of the group: `dr_grpo`, and `reinforce_baseline`, which is whitened afterwards. Exactly 0 where all
+    rewards of a group are equal.
+
+    Source: Dr. GRPO (arXiv 2503.20783), section 3.2, which goes with `token_averaging: constant`; REINFORCE++-baseline
+    (arXiv 2501.03262).
+    """
+    return _centre(rewards)[0]
+
+
+def rloo(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """R minus the mean reward of the other n - 1 responses. Exactly 0 where all rewards of a group are equal.
+
+    Source: RLOO (arXiv 2402.14740), equation 8. MM-EUREKA's code whitens the result, and so does `rl.whiten: auto`.
+    """
+    n = rewards.shape[1]
+    return _centre(rewards)[0] * (n / (n - 1))
+
+
+def raw_rewards(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """R itself: `reinforce_pp`, whose only baseline is the mean that whitening takes off.
+
+    Source: REINFORCE++ (arXiv 2501.03262).
+    """
+    return np.asarray(rewards, np.float64)
+
+
 def cpgd(
-    rewards: Float[Array, "P n"], weight: Literal["equal", "std", "clip_filter"], cap: float = 3.0
-) -> Float[Array, "P n"]:
-    """CPGD's weighted advantages, w(x) * (R - mean), in float32.
+    rewards: Float[np.ndarray, "P n"],
+    *,
+    cpgd_weight: Literal["equal", "std", "clip_filter"] = "std",
+    cpgd_weight_cap: float = 3.0,
+) -> Float[np.ndarray, "P n"]:
+    """CPGD's weighted advantages, w(x) * (R - mean).
 
     A group whose rewards are all equal has advantage exactly 0.
 
     Args:
-        weight: how much a prompt x counts.
+        cpgd_weight: how much a prompt x counts.
             `equal`: w = 1.
             `std`: w = 1 / (std + 1e-6), with ddof = 1; prompts that are nearly solved or nearly hopeless count as much
             as the others.
             `clip_filter`: w = min(cap, #prompts / #prompts with std > 0), the same for all prompts; makes up for the
             prompts that teach nothing. It counts the rows given, so give it all the groups that are trained on
             together (every host's, every micro-batch's), not a share of them.
-        cap: the largest weight of `clip_filter`; the other two ignore it.
+        cpgd_weight_cap: the largest weight of `clip_filter`; the other two ignore it.
 
     Source: CPGD (arXiv 2505.12504), the weighting factor of the advantage.
     """
-    centred, varied = _centre(jnp.asarray(rewards, jnp.float32))
-    if weight == "equal":
+    centred, varied = _centre(rewards)
+    if cpgd_weight == "equal":
         return centred
-    if weight == "std":
+    if cpgd_weight == "std":
         return centred / (_standard_deviation(centred) + 1e-6)
-    if weight == "clip_filter":
-        return centred * jnp.minimum(cap, rewards.shape[0] / jnp.maximum(jnp.sum(varied), 1))
-    raise ValueError(f"CPGD weights are equal, std and clip_filter; got {weight!r}")
+    if cpgd_weight == "clip_filter":
+        return centred * min(cpgd_weight_cap, len(rewards) / max(varied.sum(), 1))
+    raise ValueError(f"CPGD weights are equal, std and clip_filter; got {cpgd_weight!r}")
 
 
-ADVANTAGES: Mapping[str, Callable[[Float[Array, "P n"], RLConfig], Float[Array, "P n"]]] = {
-    "grpo": lambda rewards, config: grpo(rewards),
-    "cpgd": lambda rewards, config: cpgd(rewards, config.cpgd_weight, config.cpgd_weight_cap),
+ADVANTAGES: Mapping[str, Callable[..., Float[np.ndarray, "P n"]]] = {
+    "grpo": grpo,
+    "dr_grpo": mean_baseline,
+    "rloo": rloo,
+    "reinforce_baseline": mean_baseline,
+    "reinforce_pp": raw_rewards,
+    "cpgd": cpgd,
 }
+WHITENED = frozenset({"rloo", "reinforce_baseline", "reinforce_pp"})  # by their sources, hence by `rl.whiten: auto`
 
 
-def compute_advantages(rewards: Float[Array, "P n"], config: RLConfig) -> Float[Array, "P n"]:
-    """The advantages that `rl.advantage` names. Give it all the groups that are trained on together (see `cpgd`)."""
-    return ADVANTAGES[config.advantage](rewards, config)
+def make_estimator(config: RLConfig) -> Callable[[Float[np.ndarray, "P n"]], Float[np.ndarray, "P n"]]:
+    """The estimator that `rl.advantage` names, with its settings.
+
+    Raises:
+        UserError: `rl.advantage` names a function of a file that is not there or does not fit.
+    """
+    function = ADVANTAGES.get(config.advantage) or load_function(
+        "rl.advantage", config.advantage, SIGNATURE, with_settings=True
+    )
+    return partial(function, **settings_of(function, config))
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What rollouts came to, of all the groups that are trained on together.
+
+    Attributes:
+        rewards: of each response, all rules together.
+        accuracies: the accuracy rule alone, 0 to 1.
+        lengths: tokens, the end token included.
+        finished: it ended by itself, before the length limit.
+    """
+
+    rewards: Float[np.ndarray, "P n"]
+    accuracies: Float[np.ndarray, "P n"]
+    lengths: Int[np.ndarray, "P n"]
+    finished: Bool[np.ndarray, "P n"]
+
+    @staticmethod
+    def of(groups: Sequence[Group]) -> Outcomes:
+        return Outcomes(
+            rewards=np.stack([group.rewards for group in groups]),
+            accuracies=np.stack([group.accuracies for group in groups]),
+            lengths=np.stack([group.lengths for group in groups]),
+            finished=np.stack([group.finished for group in groups]),
+        )
+
+    def mask(self, length: int) -> Bool[np.ndarray, "P n T"]:
+        return np.arange(length) < self.lengths[..., None]
+
+
+def adora_weights(outcomes: Outcomes, reduced: float) -> Float[np.ndarray, "P 1"]:
+    """ADORA's weight of each prompt: `reduced` where length does not help, else 1.
+
+    L+ is the longest right answer, L- the mean length of the wrong ones that ended before the limit (infinite without
+    any). The weight is 1 where L+ > L-, and where nothing was right.
+
+    Source: ADORA ("Training Reasoning Model with Dynamic Advantage Estimation"), as MM-EUREKA's code has it.
+    """
+    right = outcomes.accuracies > _ADORA_CORRECT
+    wrong = ~right & outcomes.finished
+    longest = np.max(np.where(right, outcomes.lengths, 0), axis=1, keepdims=True)
+    count = wrong.sum(axis=1, keepdims=True)
+    mean = np.sum(np.where(wrong, outcomes.lengths, 0), axis=1, keepdims=True) / np.maximum(count, 1)
+    mean = np.where(count > 0, mean, np.inf)
+    return np.where((longest > mean) | ~right.any(axis=1, keepdims=True), 1.0, reduced)
+
+
+def returns_to_go(per_token: Float[np.ndarray, "P n T"]) -> Float[np.ndarray, "P n T"]:
+    """The sum from each token to the last one (no discount)."""
+    return np.cumsum(per_token[..., ::-1], axis=-1)[..., ::-1]
+
+
+def whiten(
+    advantages: Float[np.ndarray, "P n T"], mask: Bool[np.ndarray, "P n T"], smallest_variance: float = 1e-8
+) -> Float[np.ndarray, "P n T"]:
+    """(A - mean) / std over all tokens of the batch (ddof = 0); 0 where there is none.
+
+    A long response counts as often as it has tokens. Advantages of 0 do not stay 0: the mean is taken off them too.
+
+    Source: OpenRLHF's replay buffer, which MM-EUREKA uses for every estimator but `group_norm`.
+    """
+    values = advantages[mask]
+    if not values.size or np.ptp(values) == 0:
+        return np.zeros_like(advantages)
+    return np.where(mask, (advantages - values.mean()) / np.sqrt(max(values.var(), smallest_variance)), 0.0)
+
+
+def compute_advantages(
+    outcomes: Outcomes, config: RLConfig, length: int, kl_penalties: Float[np.ndarray, "P n T"] | None = None
+) -> Float[np.ndarray, "P n T"]:
+    """The advantage of every token, 0 after a response's end, in float32.
+
+    Give it all the groups that are trained on together: `cpgd` and whitening look at the whole batch.
+
+    Args:
+        length: T.
+        kl_penalties: what `rl.kl_place: reward` takes off the reward at each token.
+    """
+    mask, rewards = outcomes.mask(length), np.asarray(outcomes.rewards, np.float64)
+    if kl_penalties is not None:
+        rewards = np.clip(rewards, -_REWARD_LIMIT, _REWARD_LIMIT)
+    per_response = np.asarray(make_estimator(config)(rewards), np.float64)
+    if per_response.shape != rewards.shape:
+        raise UserError(
+            f"rl.advantage={config.advantage} returned shape {per_response.shape}; expected {rewards.shape}, "
+            "an advantage for each response"
+        )
+    if config.adora_weight is not None:
+        per_response = per_response * adora_weights(outcomes, config.adora_weight)
+    advantages = np.where(mask, per_response[..., None], 0.0)
+    if kl_penalties is not None:
+        advantages = np.where(mask, advantages - returns_to_go(np.where(mask, kl_penalties, 0.0)), 0.0)
+    if config.whiten == "on" or (config.whiten == "auto" and config.advantage in WHITENED):
+        advantages = whiten(advantages, mask)
+    return advantages.astype(np.float32)

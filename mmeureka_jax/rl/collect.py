@@ -6,6 +6,8 @@ the same groups in the same order and take the same decisions.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
+from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.evaluate import filler_prompt
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
@@ -54,6 +57,7 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     outcomes: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
+    kept_all: int = 0  # rounds whose groups were all kept because none had passed
 
     def add(self, name: str, values: np.ndarray) -> None:
         self.values[name].append(np.asarray(values).ravel())
@@ -71,10 +75,23 @@ class Tally:
         tokens = float(np.sum(self.all("response/length")))
         return means | {
             "filter/rounds": float(self.rounds),
+            "filter/kept_all": float(self.kept_all),
             "time/rollout": self.seconds["rollout"],
             "time/reward": self.seconds["reward"],
             "time/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
         }
+
+
+def pass_at_k(right: np.ndarray) -> dict[int, np.ndarray]:
+    """k -> for each group [P, n] the chance that k of its n answers, drawn at random, hold a right one.
+
+    For k = 1, 2, 4, ... n. 1 - C(n - c, k) / C(n, k) with c right ones: an unbiased estimate of pass@k.
+
+    Source: Chen et al. (arXiv 2107.03374), equation 1.
+    """
+    n, wrong = right.shape[1], (~right).sum(axis=1)
+    sizes = [2**power for power in range(n.bit_length()) if 2**power <= n]
+    return {k: np.asarray([1 - math.comb(int(count), k) / math.comb(n, k) for count in wrong]) for k in sizes}
 
 
 def rollout_samples(
@@ -198,6 +215,8 @@ class Collector:
             outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
             tally.outcomes.update(outcomes.tolist())
             kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == KEPT]
+            if not kept and self._config.rl.filter.if_none_kept == "keep_all":
+                kept, tally.kept_all = groups, tally.kept_all + 1
             buffer.add(kept)
             samples = samples or shown
             empty = 0 if kept else empty + 1
@@ -250,7 +269,7 @@ class Collector:
     def _scored(self, sampled: _Round, tally: Tally, show: bool) -> tuple[list[Group], list[RolloutSample]]:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""
         start = time.perf_counter()
-        scores = sampled.scores.result()
+        scores = self._with_length_penalty(sampled.scores.result(), sampled.samples.lengths)
         tally.seconds["reward"] += time.perf_counter() - start
         names = sorted(scores[0][0].parts)
         own = {
@@ -264,6 +283,8 @@ class Collector:
         tally.rounds += 1
         for name in ("total", *names, "failures"):
             tally.add(f"reward/{name}", everyone[name])
+        for k, rates in pass_at_k(everyone["accuracy"] > 0.5).items():
+            tally.add(f"reward/pass_at_{k}", rates)
         tally.add("response/length", full.lengths)
         tally.add("response/truncated", ~full.finished)
         groups = self._groups(sampled.index, everyone, sampled.prompts, full, sampled.embeds)
@@ -272,6 +293,22 @@ class Collector:
         shown, samples = slice(0, self._config.tracking.rollouts_logged), sampled.samples
         loaded, texts = sampled.loaded[shown], sampled.texts[shown]
         return groups, rollout_samples(loaded, texts, scores[shown], samples.lengths, samples.finished)
+
+    def _with_length_penalty(self, scores: list[list[RewardResult]], lengths: np.ndarray) -> list[list[RewardResult]]:
+        reward = self._config.reward
+        if not reward.overlong_buffer:
+            return scores
+        limit = self._config.sampler.max_new_tokens
+
+        def penalised(score: RewardResult, length: int) -> RewardResult:
+            penalty = overlong_penalty(length, limit, reward.overlong_buffer)
+            total = score.total + reward.overlong_weight * penalty
+            return dataclasses.replace(score, total=total, parts=score.parts | {"overlong": penalty})
+
+        return [
+            [penalised(*pair) for pair in zip(row, counts.tolist(), strict=True)]
+            for row, counts in zip(scores, lengths, strict=True)
+        ]
 
     def score(self, loaded: Sequence[LoadedProblem], texts: Sequence[Sequence[str]]) -> list[list[RewardResult]]:
         from mmeureka_jax.rewards.base import RewardRequest

@@ -44,6 +44,7 @@ class Recipe:
         prompts_per_batch: problems that the loader gives at a time, over all hosts.
         batch_sizes: config key -> number of prompts that the mesh has to divide.
         scored: problems need gold answers, and responses are scored while training.
+        with_reference: the policy that the run starts from is kept, to compare with.
         also_check: see `open_checked`.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     prompts_per_batch: int
     batch_sizes: dict[str, int]
     scored: bool
+    with_reference: bool = False
     also_check: Callable[[Problem, Processor], object] | None = None
 
 
@@ -174,6 +176,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         UserError: anything about the config, the data, the checkpoint or the mesh that cannot work.
     """
     from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.difficulty import rows_by_difficulty
     from mmeureka_jax.rewards.workers import RewardWorkers
 
     run_dir = Path(config.run_dir)
@@ -207,6 +210,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             total_updates=config.steps * recipe.updates_per_step,
             micro_batches=recipe.micro_batches,
             packing=recipe.packing,
+            with_reference=recipe.with_reference,
         )
 
         # Where it stands: at the newest checkpoint, or at the beginning.
@@ -222,7 +226,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         run = checkpointer.restore_latest(learner.abstract_state()) or RunState(learner.initial_state())
         loader = ProblemLoader(
             problems.source,
-            problems.indices,
+            rows_by_difficulty(config.data, problems),
             processor,
             batch_size=recipe.prompts_per_batch // jax.process_count(),
             seed=config.seed,

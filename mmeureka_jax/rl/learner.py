@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from mmeureka_jax.config import Config
-from mmeureka_jax.mesh import to_global
+from mmeureka_jax.mesh import to_global, to_host
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
-from mmeureka_jax.rl.advantages import compute_advantages
-from mmeureka_jax.rl.rollout import Group, UpdateBatch, make_update_batch, padding, rows_of_host, split_batch
+from mmeureka_jax.rl.advantages import Outcomes, compute_advantages
+from mmeureka_jax.rl.kl import kl_penalty
+from mmeureka_jax.rl.rollout import (
+    Group,
+    UpdateBatch,
+    make_update_batch,
+    padding,
+    rows_of_host,
+    sampled_log_probs,
+    split_batch,
+)
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
 from mmeureka_jax.rl.update import (
     CompiledUpdate,
@@ -43,7 +53,9 @@ class Learner:
         total_updates: int,
         micro_batches: int,
         packing: float,
+        with_reference: bool = False,
     ):
+        """`with_reference`: keep the checkpoint's parameters for `reference_log_probs`."""
         self._loaded = loaded
         self._frozen = config.optimizer.frozen
         self._objective = objective
@@ -60,7 +72,7 @@ class Learner:
             max_grad_norm=config.optimizer.max_grad_norm,
             shardings=self.shardings,
         )
-        self._reference: Params | None = loaded.load_params() if objective.kl_coefficient else None
+        self._reference: Params | None = loaded.load_params() if with_reference else None
 
     def initial_state(self) -> TrainState:
         """The checkpoint's parameters and a fresh optimiser."""
@@ -80,63 +92,148 @@ class Learner:
 
         return jax.tree.map(leaf, shapes, self.shardings)
 
-    def update(self, state: TrainState, batch: UpdateBatch) -> tuple[TrainState, Metrics]:
+    def update(self, state: TrainState, batch: UpdateBatch, kl_coefficient: float = 0.0) -> tuple[TrainState, Metrics]:
         """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
         donated."""
         parts = split_batch(batch, self._micro_batches, self._packing)
-        return self._update(state, [rows_of_host(part) for part in parts], padding(parts))
+        return self._update(state, [rows_of_host(part) for part in parts], padding(parts), kl_coefficient)
 
     def update_from_shares(self, state: TrainState, share: UpdateBatch) -> tuple[TrainState, Metrics]:
         """One optimiser step on a batch of which every host holds its own rows."""
         parts = split_batch(share, self._micro_batches, self._packing, longest_of=same_on_all_hosts)
-        return self._update(state, parts, padding(parts))
+        return self._update(state, parts, padding(parts), 0.0)
 
-    def _update(self, state: TrainState, parts: list[UpdateBatch], padded: float) -> tuple[TrainState, Metrics]:
-        on_device = to_global(self._loaded.mesh, parts)
-        if self._reference is not None:
-            on_device = [self._with_reference(part, self._reference) for part in on_device]
-        state, metrics = self.compiled(state, on_device)
+    def _update(
+        self, state: TrainState, parts: list[UpdateBatch], padded: float, kl_coefficient: float
+    ) -> tuple[TrainState, Metrics]:
+        state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
         return state, metrics | {"update/padding": padded}
 
-    def _with_reference(self, part: Any, params: Params) -> UpdateBatch:
-        log_probs = _reference_log_probs(self._loaded.policy, self._objective.temperature, params, part)
-        return part.replace(reference_log_probs=log_probs)
+    def log_probs(self, params: Params, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"]:
+        """Log-probabilities of the groups' responses under some parameters; 0 after their ends. On every host, whole.
+
+        As many prompts at a time as in a micro-batch.
+        """
+        shape = len(groups), len(groups[0].lengths), config.sampler.max_new_tokens
+        result, none = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        order = np.argsort([-int(group.lengths.sum()) for group in groups], kind="stable")
+        size = config.rl.prompts_per_update // self._micro_batches
+        for start in range(0, len(groups), size):
+            rows = order[start : start + size]
+            batch = _batch_of([groups[row] for row in rows], config, none[rows], np.zeros(len(rows)))
+            (part,) = split_batch(batch, 1, self._packing)
+            # Through the mesh with their numbers: its order of rows need not be the order of hosts.
+            on_device, numbers = to_global(self._loaded.mesh, rows_of_host((part, rows.astype(np.int32))))
+            values = _log_probs(self._loaded.policy, self._objective.temperature, params, on_device)
+            values, numbers = to_host((values, numbers))
+            result[numbers] = values
+        return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
+
+    def reference_log_probs(self, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"] | None:
+        """`log_probs` under the reference policy; None without one."""
+        return None if self._reference is None else self.log_probs(self._reference, config, groups)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _reference_log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
-    """Log-probabilities [P, n, Lr] under another policy's parameters."""
-    # That policy may see the pictures differently: its own tower encodes them whenever they are at hand.
+def _log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
+    # A reference policy may see the pictures differently: its own tower encodes them whenever they are at hand.
     return batch_log_probs(policy, params, batch, temperature)[0]
 
 
-def group_batches(config: Config, groups: Sequence[Group], *, step: int, first_rollout: int) -> Iterator[UpdateBatch]:
-    """The optimiser steps' batches for one rollout batch: `epochs_per_rollout` passes over the groups, each in its
-    own order.
+@dataclass(frozen=True)
+class Experience:
+    """The groups of a rollout batch with all that their updates need, token by token; 0 after a response's end.
 
-    Advantages are computed over all the groups at once. Orders come from (seed, step, epoch) alone.
+    Attributes:
+        old_log_probs: of the policy that the loss compares with: the one that sampled, or with `importance` the one at
+            the beginning of the step.
+        reference_log_probs: of the reference policy, if there is one.
+        importance: weights of the policy loss, if `rl.importance_cap` is set.
+        first_rollout: sampler calls from this index on were made with the parameters that the step starts from.
+        metrics: of what was computed here, for the step's row.
+    """
+
+    groups: Sequence[Group]
+    advantages: Float[np.ndarray, "G n Lr"]
+    old_log_probs: Float[np.ndarray, "G n Lr"]
+    reference_log_probs: Float[np.ndarray, "G n Lr"] | None
+    importance: Float[np.ndarray, "G n Lr"] | None
+    first_rollout: int
+    metrics: dict[str, float]
+
+
+def make_experience(
+    learner: Learner,
+    config: Config,
+    params: Params,
+    groups: Sequence[Group],
+    *,
+    first_rollout: int,
+    kl_coefficient: float,
+) -> Experience:
+    """Log-probabilities that the updates need, then advantages, over all the groups at once.
 
     Args:
-        first_rollout: sampler calls from this index on were made with the present parameters; only the first batch of
-        the first pass
-            meets those parameters unchanged, so only its groups from such calls are `fresh`.
+        params: those at the beginning of the step.
+        first_rollout: see `Experience`.
     """
-    rewards = np.stack([group.rewards for group in groups])
-    advantages = np.asarray(compute_advantages(rewards, config.rl))
-    current = np.asarray([group.rollout_index >= first_rollout for group in groups])
+    rl, length = config.rl, config.sampler.max_new_tokens
+    outcomes = Outcomes.of(groups)
+    mask = outcomes.mask(length)
+    sampled = sampled_log_probs(groups, length)
+    reference = learner.reference_log_probs(config, groups)
+    old, importance, penalties, metrics = sampled, None, None, {}
+    if rl.importance_cap is not None:
+        old = learner.log_probs(params, config, groups)
+        importance = np.where(mask, np.minimum(np.exp(old - sampled), rl.importance_cap), 0.0).astype(np.float32)
+        # Updates compare with `old` then, and could not tell a sampler that has gone astray.
+        fresh = mask & np.asarray([group.rollout_index >= first_rollout for group in groups])[:, None, None]
+        if fresh.any():
+            gap = np.abs(old - sampled)[fresh]
+            metrics = {"policy/sampler_gap_mean": float(gap.mean()), "policy/sampler_gap_max": float(gap.max())}
+    if reference is not None and rl.kl_place == "reward":
+        penalties = kl_coefficient * np.asarray(kl_penalty(old, reference, rl.kl_estimator), np.float64)
+    advantages = compute_advantages(outcomes, rl, length, penalties)
+    return Experience(groups, advantages, old, reference, importance, first_rollout, metrics)
+
+
+def _batch_of(
+    groups: Sequence[Group], config: Config, advantages: np.ndarray, fresh: np.ndarray, **others: np.ndarray | None
+) -> UpdateBatch:
     prompt_buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
-    size = config.rl.prompts_per_update
+    return make_update_batch(
+        groups,
+        advantages,
+        fresh,
+        prompt_length=pick_bucket(max(group.length for group in groups), prompt_buckets),
+        response_length=config.sampler.max_new_tokens,
+        **others,
+    )
+
+
+def group_batches(config: Config, experience: Experience, *, step: int) -> Iterator[UpdateBatch]:
+    """The optimiser steps' batches for one rollout batch: `epochs_per_rollout` passes over the groups, each in its
+    own order, which comes from (seed, step, epoch) alone.
+
+    Only the first batch of the first pass meets the parameters that the step starts from, so only its groups that
+    those parameters sampled are `fresh`.
+    """
+    groups, size = experience.groups, config.rl.prompts_per_update
+    current = np.asarray([group.rollout_index >= experience.first_rollout for group in groups])
     for epoch in range(config.rl.epochs_per_rollout):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(len(groups))
         for start in range(0, len(groups), size):
             rows = order[start : start + size]
-            chosen = [groups[row] for row in rows]
-            yield make_update_batch(
-                chosen,
-                advantages[rows],
+            per_token = {
+                name: None if (values := getattr(experience, name)) is None else values[rows]
+                for name in ("old_log_probs", "reference_log_probs", "importance")
+            }
+            yield _batch_of(
+                [groups[row] for row in rows],
+                config,
+                experience.advantages[rows],
                 current[rows] & (epoch == 0 and start == 0),
-                prompt_length=pick_bucket(max(group.length for group in chosen), prompt_buckets),
-                response_length=config.sampler.max_new_tokens,
+                **per_token,
             )
 
 

@@ -1,19 +1,23 @@
-"""Policy losses: log-probabilities and advantages turned into a loss per token, and how tokens are averaged.
+"""Policy losses: log-probabilities and advantages turned into a loss per token.
 
-    loss of a batch = sum over tokens of token_weights(...) * token loss
-
-The weights hold every denominator and are computed on the whole batch first, so that micro-batches only add up.
+    loss of a batch = sum over tokens of token_weights(...) * token loss          (rl/averaging.py has the weights)
 
 Notation, as in the papers: l = log-probability of a sampled token now, l_old = when it was sampled, d = l - l_old,
-r = exp(d) the probability ratio, A = the advantage of the token's response. Arrays are float32; losses are minimised.
+r = exp(d) the probability ratio, A = the advantage of the token. Arrays are float32; losses are minimised.
+
+A loss is a plain function (log_probs, old_log_probs, advantages, response_mask, *, settings) -> TokenLoss. Its settings
+are the keys of the config's `rl` section with the same names; a key that is null leaves the function's own default.
+Masked positions hold zeros.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import flax.struct
 import jax
@@ -21,11 +25,16 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from mmeureka_jax.config import RLConfig
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import Array
+from mmeureka_jax.user_code import load_function
 
 # exp() overflows float32 just above 88. A sampled token's d is at most -l_old, far below this: the limit only keeps a
 # broken token from turning the whole batch into inf * 0.
-_LARGEST_LOG_RATIO = 80.0
+LARGEST_LOG_RATIO = 80.0
+
+
+SIGNATURE = "function(log_probs, old_log_probs, advantages, response_mask) -> TokenLoss"  # of a loss
 
 
 @flax.struct.dataclass
@@ -37,10 +46,9 @@ class TokenLoss:
         parts: its addends by name ("policy", "drift"); they sum to `loss`.
         diagnostics: per-token quantities without gradient, named so that their mean over response tokens is the metric
             `policy/<name>`:
-            `ratio`: r, after no cap or clip.
-            `clip_fraction_low`, `clip_fraction_high`: 1 where the token has no policy gradient because its ratio is
-            already too low (A < 0) or too high (A > 0, or above the ratio cap), else 0.
-            `drift`: the k3 estimate r - 1 - ln r of KL(pi_old || pi), uncapped; 0 or more.
+            `clip_fraction_low`, `clip_fraction_high`: 1 where the clip took the token's policy gradient away (CISPO:
+            where it cut the token's weight), because its ratio is too low (A < 0) or too high (A > 0, or above the
+            ratio cap), else 0.
     """
 
     loss: Float[Array, "P n T"]
@@ -49,35 +57,47 @@ class TokenLoss:
 
 
 PolicyLoss = Callable[
-    [Float[Array, "P n T"], Float[Array, "P n T"], Float[Array, "P n"], Bool[Array, "P n T"]], TokenLoss
+    [Float[Array, "P n T"], Float[Array, "P n T"], Float[Array, "P n T"], Bool[Array, "P n T"]], TokenLoss
 ]
 
 
-def _diagnostics(
-    log_ratio: Float[Array, "P n T"], clipped_low: Bool[Array, "P n T"], clipped_high: Bool[Array, "P n T"]
-) -> dict[str, Float[Array, "P n T"]]:
-    d = jax.lax.stop_gradient(jnp.minimum(log_ratio, _LARGEST_LOG_RATIO))
-    return {
-        "ratio": jnp.exp(d),
-        "clip_fraction_low": clipped_low.astype(d.dtype),
-        "clip_fraction_high": clipped_high.astype(d.dtype),
-        "drift": jnp.expm1(d) - d,
-    }
+def _ratio(log_ratio: Array) -> Array:
+    return jnp.exp(jnp.minimum(log_ratio, LARGEST_LOG_RATIO))
+
+
+def _clipped(x: Array, advantages: Array, low: Array | float, high: Array | float) -> tuple[Array, Array, Array]:
+    """min(x A, clip(x, low, high) A) / A, and where it is clipped at either side.
+
+    Bounds are set by where(), not by min() and clip(), whose derivative at a tie is not that of the unclipped branch.
+    """
+    clipped_low, clipped_high = (advantages < 0) & (x < low), (advantages > 0) & (x > high)
+    return jnp.where(clipped_low, low, jnp.where(clipped_high, high, x)), clipped_low, clipped_high
+
+
+def _result(policy: Array, clipped_low: Array, clipped_high: Array, **parts: Array) -> TokenLoss:
+    diagnostics = {"clip_fraction_low": clipped_low, "clip_fraction_high": clipped_high}
+    return TokenLoss(
+        loss=sum(parts.values(), start=policy),
+        parts={"policy": policy} | parts,
+        diagnostics={name: x.astype(policy.dtype) for name, x in diagnostics.items()},
+    )
 
 
 def ppo_clip(
     log_probs: Float[Array, "P n T"],
     old_log_probs: Float[Array, "P n T"],
-    advantages: Float[Array, "P n"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
     *,
-    epsilon_low: float,
-    epsilon_high: float,
+    clip_epsilon_low: float = 0.2,
+    clip_epsilon_high: float = 0.2,
     ratio_cap: float | None = None,
 ) -> TokenLoss:
-    """PPO's clipped surrogate, the loss of GRPO: -min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A).
+    """PPO's clipped surrogate, the loss of GRPO: -min(r A, clip(r, 1 - clip_epsilon_low, 1 + clip_epsilon_high) A).
 
-    dLoss/dl = -r A, or 0 where clipped: (A > 0 and r > 1 + epsilon_high) or (A < 0 and r < 1 - epsilon_low). A ratio on
-    the boundary is not clipped. With A < 0 and r >> 1 the gradient is unbounded, which is what `ratio_cap` is for.
+    dLoss/dl = -r A, or 0 where clipped: (A > 0 and r > 1 + clip_epsilon_high) or (A < 0 and r < 1 - clip_epsilon_low).
+    A ratio on the boundary is not clipped. With A < 0 and r >> 1 the gradient is unbounded, which is what `ratio_cap`
+    is for.
 
     Args:
         ratio_cap: replaces r by min(r, ratio_cap) before both terms, so that a token above it has no gradient at all
@@ -86,76 +106,188 @@ def ppo_clip(
     Source: PPO (arXiv 1707.06347), equation 7; DAPO (arXiv 2503.14476), section 3.1, for two epsilons; the cap is in
     MM-EUREKA's code, where it plays the part of dual-clip PPO (arXiv 1912.09729).
     """
-    advantages = advantages[..., None]
-    log_ratio = log_probs - old_log_probs
-    ratio = jnp.exp(jnp.minimum(log_ratio, _LARGEST_LOG_RATIO))
-
-    # Bounds are set by where(), not by min() and clip(), whose derivative at a tie is not that of the unclipped branch.
+    ratio = _ratio(log_probs - old_log_probs)
     cap = math.inf if ratio_cap is None else ratio_cap
     capped = ratio > cap
     ratio = jnp.where(capped, cap, ratio)
-    clipped_low = (advantages < 0) & (ratio < 1 - epsilon_low)
-    clipped_high = (advantages > 0) & (ratio > 1 + epsilon_high)
-    ratio = jnp.where(clipped_low, 1 - epsilon_low, jnp.where(clipped_high, 1 + epsilon_high, ratio))
-    clipped_high |= capped & (advantages != 0)
-    loss = -ratio * advantages
-    return TokenLoss(loss=loss, parts={"policy": loss}, diagnostics=_diagnostics(log_ratio, clipped_low, clipped_high))
+    ratio, low, high = _clipped(ratio, advantages, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+    return _result(-ratio * advantages, low, high | (capped & (advantages != 0)))
+
+
+def gspo(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    clip_epsilon_low: float = 3e-4,
+    clip_epsilon_high: float = 4e-4,
+) -> TokenLoss:
+    """PPO's clipped surrogate with the ratio of a whole response, s = exp(mean over its tokens of d), in place of r.
+
+    All tokens of a response are clipped together. dLoss/dl = -s A / |y|, summed over the response's tokens: with
+    advantages that do not differ within a response (the usual case) that is -s A for each token.
+
+    Source: GSPO (arXiv 2507.18071), equations 5 to 7; its clip range, section 5.1.
+    """
+    lengths = jnp.maximum(jnp.sum(response_mask, axis=-1, keepdims=True), 1)
+    log_ratio = jnp.sum(log_probs - old_log_probs, axis=-1, keepdims=True) / lengths
+    ratio = jnp.broadcast_to(_ratio(log_ratio), log_probs.shape)
+    ratio, low, high = _clipped(ratio, advantages, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+    return _result(-ratio * advantages, low, high)
+
+
+def cispo(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    clip_epsilon_low: float = 1.0,
+    clip_epsilon_high: float = 4.0,
+) -> TokenLoss:
+    """REINFORCE with a clipped importance weight: -stop_gradient(clip(r, 1 - low, 1 + high)) A l.
+
+    dLoss/dl = -clip(r, ...) A: no token loses its gradient. The lower bound is off by default (r > 0 always); the upper
+    one lets weights go up to 5.
+
+    Source: CISPO, MiniMax-M1 (arXiv 2506.13585), equations 4 and 5, without a lower bound as there; the upper bound
+    is that of ScaleRL (arXiv 2510.13786).
+    """
+    ratio = jax.lax.stop_gradient(_ratio(log_probs - old_log_probs))
+    weight = jnp.clip(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+    there = advantages != 0
+    return _result(-weight * advantages * log_probs, there & (ratio < weight), there & (ratio > weight))
+
+
+def pg(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+) -> TokenLoss:
+    """The plain policy gradient, -A l, on whatever tokens there are: neither ratio nor clip.
+
+    Source: REINFORCE (Williams, 1992); "PG" in CPGD's ablations (arXiv 2505.12504).
+    """
+    none = jnp.zeros(log_probs.shape, bool)
+    return _result(-advantages * log_probs, none, none)
+
+
+def pg_drift(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    drift_coefficient: float = 0.001,
+    drift_cap: float = 2.0,
+) -> TokenLoss:
+    """`pg` with the policy drift of `cpgd`.
+
+    Source: "PGD" in CPGD's ablations (arXiv 2505.12504).
+    """
+    none = jnp.zeros(log_probs.shape, bool)
+    drift = drift_coefficient * _drift(log_probs, old_log_probs, drift_cap)
+    return _result(-advantages * log_probs, none, none, drift=drift)
+
+
+def cpg(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    clip_epsilon_low: float = 0.2,
+    clip_epsilon_high: float = 0.2,
+    clip_start: float = 1.0,
+) -> TokenLoss:
+    """Clipped policy gradient: -min(d A, clip(d, lo, hi) A) with lo = ln(1 - epsilon_low), hi = ln(1 + epsilon_high).
+
+    dLoss/dl = -A, or 0 where clipped as in `ppo_clip`: free of the ratio, hence bounded.
+
+    Args:
+        clip_start: the epsilons of a response's first token, as a part of those of its last; in between they grow
+            linearly: token i = 1...|y| has epsilon (clip_start + (1 - clip_start) i / |y|). 1: the same for all.
+
+    Source: CPGD (arXiv 2505.12504), the clipped objective Phi in its per-token form; "tight-to-loose" there.
+    """
+    lengths = jnp.sum(response_mask, axis=-1, keepdims=True)
+    through = jnp.minimum((1 + jnp.arange(log_probs.shape[-1])) / jnp.maximum(lengths, 1), 1.0)
+    share = clip_start + (1 - clip_start) * through
+    low, high = jnp.log1p(-clip_epsilon_low * share), jnp.log1p(clip_epsilon_high * share)
+    log_ratio, clipped_low, clipped_high = _clipped(log_probs - old_log_probs, advantages, low, high)
+    return _result(-advantages * log_ratio, clipped_low, clipped_high)
 
 
 def cpgd(
     log_probs: Float[Array, "P n T"],
     old_log_probs: Float[Array, "P n T"],
-    advantages: Float[Array, "P n"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
     *,
-    epsilon_low: float,
-    epsilon_high: float,
-    drift_coefficient: float,
-    drift_cap: float,
+    clip_epsilon_low: float = 0.2,
+    clip_epsilon_high: float = 0.2,
+    clip_start: float = 1.0,
+    drift_coefficient: float = 0.001,
+    drift_cap: float = 2.0,
 ) -> TokenLoss:
-    """Clipped policy gradient with policy drift: -min(d A, clip(d, lo, hi) A) + drift_coefficient * E.
+    """Clipped policy gradient with policy drift: the loss of `cpg` plus drift_coefficient * E, with
 
-    lo = ln(1 - epsilon_low), hi = ln(1 + epsilon_high), E = stop_gradient(min(r - 1, drift_cap)) * l, and so
+        E = stop_gradient(min(r - 1, drift_cap)) * l,      dE/dl = min(r - 1, drift_cap)
 
-        dLoss/dl = -A [not clipped] + drift_coefficient * min(r - 1, drift_cap)
-
-    with clipped as in `ppo_clip`. The policy's gradient is free of the ratio, hence bounded. r - 1 is the gradient of
-    the k3 estimate of KL(pi_old || pi); only the gradient is capped (capping k3 itself would leave -dl and push r up).
-    For the same reason the value of E says nothing: watch the diagnostic `drift`.
+    r - 1 is the gradient of the k3 estimate of KL(pi_old || pi); only the gradient is capped (capping k3 itself would
+    leave -dl and push r up). For the same reason the value of E says nothing: watch the metric `policy/drift`.
 
     Source: CPGD (arXiv 2505.12504), the clipped objective Phi and the policy drift with its clipped gradient, in their
     per-token form.
     """
-    advantages = advantages[..., None]
-    low, high = math.log1p(-epsilon_low), math.log1p(epsilon_high)
-    log_ratio = log_probs - old_log_probs
-    clipped_low = (advantages < 0) & (log_ratio < low)
-    clipped_high = (advantages > 0) & (log_ratio > high)
-    policy = -advantages * jnp.where(clipped_low, low, jnp.where(clipped_high, high, log_ratio))
-
-    slope = jnp.minimum(jnp.expm1(jnp.minimum(log_ratio, _LARGEST_LOG_RATIO)), drift_cap)
-    drift = drift_coefficient * jax.lax.stop_gradient(slope) * log_probs
-    return TokenLoss(
-        loss=policy + drift,
-        parts={"policy": policy, "drift": drift},
-        diagnostics=_diagnostics(log_ratio, clipped_low, clipped_high),
+    clipped = cpg(
+        log_probs,
+        old_log_probs,
+        advantages,
+        response_mask,
+        clip_epsilon_low=clip_epsilon_low,
+        clip_epsilon_high=clip_epsilon_high,
+        clip_start=clip_start,
     )
+    drift = drift_coefficient * _drift(log_probs, old_log_probs, drift_cap)
+    return dataclasses.replace(clipped, loss=clipped.loss + drift, parts=clipped.parts | {"drift": drift})
 
 
-LOSSES: Mapping[str, Callable[[RLConfig], Callable[..., TokenLoss]]] = {
-    "ppo_clip": lambda config: partial(
-        ppo_clip,
-        epsilon_low=config.clip_epsilon_low,
-        epsilon_high=config.clip_epsilon_high,
-        ratio_cap=config.ratio_cap,
-    ),
-    "cpgd": lambda config: partial(
-        cpgd,
-        epsilon_low=config.clip_epsilon_low,
-        epsilon_high=config.clip_epsilon_high,
-        drift_coefficient=config.drift_coefficient,
-        drift_cap=config.drift_cap,
-    ),
+def _drift(log_probs: Array, old_log_probs: Array, cap: float) -> Array:
+    slope = jnp.minimum(jnp.expm1(jnp.minimum(log_probs - old_log_probs, LARGEST_LOG_RATIO)), cap)
+    return jax.lax.stop_gradient(slope) * log_probs
+
+
+LOSSES: Mapping[str, Callable[..., TokenLoss]] = {
+    "ppo_clip": ppo_clip,
+    "cpgd": cpgd,
+    "cpg": cpg,
+    "pg": pg,
+    "pg_drift": pg_drift,
+    "gspo": gspo,
+    "cispo": cispo,
 }
+
+
+def settings_of(function: Callable[..., Any], config: RLConfig) -> dict[str, Any]:
+    """The keyword-only arguments of a function, from the config's keys of the same names; those that are null are left
+    to the function.
+
+    Raises:
+        UserError: the function needs a setting that the config does not have.
+    """
+    settings = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if not hasattr(config, name):
+            if parameter.default is parameter.empty:
+                raise UserError(f"{function.__qualname__} needs a setting {name!r}, which is no key of rl")
+        elif getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
+    return settings
 
 
 def make_policy_loss(config: RLConfig) -> PolicyLoss:
@@ -163,99 +295,26 @@ def make_policy_loss(config: RLConfig) -> PolicyLoss:
 
     Whatever stands at masked positions (inf and NaN included) reaches neither the result, which is 0 there, nor the
     gradient. Log-probabilities of real tokens are taken as they are: a NaN there stays visible.
+
+    Raises:
+        UserError: `rl.loss` names a function of a file that is not there or does not fit.
     """
-    token_loss = LOSSES[config.loss](config)
+    function = LOSSES.get(config.loss) or load_function("rl.loss", config.loss, SIGNATURE, with_settings=True)
+    token_loss = partial(function, **settings_of(function, config))
 
     def policy_loss(
         log_probs: Float[Array, "P n T"],
         old_log_probs: Float[Array, "P n T"],
-        advantages: Float[Array, "P n"],
+        advantages: Float[Array, "P n T"],
         response_mask: Bool[Array, "P n T"],
     ) -> TokenLoss:
         # Blanked before exp(): afterwards it would be too late, as the gradient of where() is 0 * inf = NaN.
-        result = token_loss(_blank(log_probs, response_mask), _blank(old_log_probs, response_mask), advantages)
-        return jax.tree.map(lambda x: _blank(x, response_mask), result)
+        values = (blank(x, response_mask) for x in (log_probs, old_log_probs, advantages))
+        result = token_loss(*values, response_mask)
+        return jax.tree.map(lambda x: blank(x, response_mask), result)
 
     return policy_loss
 
 
-def _blank(x: Float[Array, "P n T"], mask: Bool[Array, "P n T"]) -> Float[Array, "P n T"]:
+def blank(x: Float[Array, "P n T"], mask: Bool[Array, "P n T"]) -> Float[Array, "P n T"]:
     return jnp.where(mask, x, 0.0)
-
-
-KL_ESTIMATORS: Mapping[str, Callable[[Array], Array]] = {
-    "k1": lambda d: d,
-    "k2": lambda d: d**2 / 2,
-    "k3": lambda d: jnp.expm1(jnp.minimum(-d, _LARGEST_LOG_RATIO)) + d,
-}
-
-
-def kl_penalty(
-    log_probs: Float[Array, "P n T"],
-    reference_log_probs: Float[Array, "P n T"],
-    estimator: Literal["k1", "k2", "k3"],
-    *,
-    response_mask: Bool[Array, "P n T"] | None = None,
-) -> Float[Array, "P n T"]:
-    """A per-token estimate of KL(pi || pi_ref) for the loss, with d = l - l_ref: k1 = d, k2 = d^2/2, k3 = e^-d - 1 + d.
-
-    All three estimate the same number from on-policy samples (k1 without bias and with the largest variance, k3 without
-    bias and never negative), but as addends of a loss their gradients differ:
-
-    - k1 gives dl, whose mean under the policy is 0: it pulls towards nothing, and only adds noise. Its place is in
-      the reward; in the loss it is there for comparison.
-    - k2 gives d * dl, on policy the exact gradient of KL(pi || pi_ref).
-    - k3 gives (1 - e^-d) dl, on policy the exact gradient of the reverse, KL(pi_ref || pi).
-
-    Args:
-        response_mask: where given, masked positions are 0, and whatever stands there cannot reach the gradient.
-
-    Source: Schulman, "Approximating KL divergence" (2020); k3 as a loss: DeepSeekMath (arXiv 2402.03300), equation 4.
-    """
-    difference = log_probs - reference_log_probs
-    if response_mask is not None:
-        difference = _blank(difference, response_mask)
-    return KL_ESTIMATORS[estimator](difference)
-
-
-def token_weights(
-    response_mask: Bool[Array, "P n T"],
-    averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"],
-    *,
-    max_length: int | None = None,
-) -> Float[Array, "P n T"]:
-    """The weight of every token in the loss, so that loss = sum(weights * token_loss). 0 for masked tokens.
-
-    `sequence_mean`: the mean over a response's tokens, then over the responses (GRPO, arXiv 2402.03300, equation 3).
-    `token_mean`: the mean over all tokens (DAPO, arXiv 2503.14476, section 3.3).
-    `prompt_token_mean`: the mean over the tokens of a prompt's group, then over the prompts (CPGD, arXiv 2505.12504).
-    `constant`: the sum over tokens / (P * n * max_length) (Dr. GRPO, arXiv 2503.20783), with no bias by length.
-
-    Responses and groups without a token count neither above nor below the line, except for `constant`, whose
-    denominator is fixed. Computed on the whole batch of an optimiser step, the weights make micro-batches and devices
-    add up to the full batch's loss by plain sums.
-
-    Args:
-        max_length: for `constant` (and needed by it): the longest response that the sampler may draw. Not the padded
-            length T, which differs from batch to batch.
-    """
-    weights = jnp.asarray(response_mask, jnp.float32)
-    lengths = jnp.sum(response_mask, axis=-1, dtype=jnp.int32)  # counted in integers: float32 is exact up to 2**24 only
-
-    def mean_over(counts: Array) -> Array:
-        """1 / (tokens of this unit) / (units that have any)."""
-        return 1.0 / (jnp.maximum(counts, 1) * jnp.maximum(jnp.sum(counts > 0), 1).astype(jnp.float32))
-
-    if averaging == "sequence_mean":
-        return weights * mean_over(lengths)[:, :, None]
-    if averaging == "token_mean":
-        return weights / jnp.maximum(jnp.sum(lengths), 1)
-    if averaging == "prompt_token_mean":
-        return weights * mean_over(jnp.sum(lengths, axis=1))[:, None, None]
-    if averaging == "constant":
-        if max_length is None:
-            raise ValueError("token averaging `constant` divides by max_length, which was not given")
-        return weights / float(lengths.size * max_length)
-    raise ValueError(
-        f"token averagings are sequence_mean, token_mean, prompt_token_mean and constant; got {averaging!r}"
-    )

@@ -6,9 +6,10 @@ The update reads `UpdateBatch`, made from any list of groups whose number divide
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch, pick_bucket
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,16 @@ def stack_groups(groups: Sequence[Group], sizes: dict[str, int] | None = None) -
     return stacked
 
 
+def sampled_log_probs(groups: Sequence[Group], length: int) -> Float[np.ndarray, "P n Lr"]:
+    """The log-probabilities that the groups were sampled with; 0 after a response's end."""
+    return np.stack(
+        [
+            np.where(np.arange(length) < group.lengths[:, None], _fit(group.log_probs, 1, length, 0), 0.0)
+            for group in groups
+        ]
+    )
+
+
 def unstack_groups(stacked: dict[str, np.ndarray]) -> list[Group]:
     """The inverse of `stack_groups`, up to padding."""
     scalars = {field.name for field in fields(Group) if field.type == "int"}
@@ -105,11 +118,12 @@ class UpdateBatch:
     responses: Int[Array, "P n Lr"]
     response_mask: Bool[Array, "P n Lr"]  # True up to a response's length
     old_log_probs: Float[Array, "P n Lr"]
-    advantages: Float[Array, "P n"]
+    advantages: Float[Array, "P n Lr"]
     fresh: Bool[
         Array, "P"
     ]  # sampled by exactly the parameters that this step starts from: the sampler gap is measured there
     reference_log_probs: Float[Array, "P n Lr"] | None = None
+    importance: Float[Array, "P n Lr"] | None = None  # what each token's policy loss is multiplied by
     width: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
@@ -124,13 +138,18 @@ class UpdateBatch:
 
 def make_update_batch(
     groups: Sequence[Group],
-    advantages: Float[np.ndarray, "P n"],
+    advantages: Float[np.ndarray, "P n Lr"],
     fresh: Bool[np.ndarray, "P"],
     *,
     prompt_length: int,
     response_length: int,
+    **others: Any,
 ) -> UpdateBatch:
     """Stacks groups at static sizes (host arrays).
+
+    Args:
+        others: fields [P, n, Lr] of the batch by name: those that no group holds, or that take the place of what it
+            holds.
 
     Raises:
         ValueError: a prompt or response is longer than the given size (nothing is ever cut off).
@@ -145,7 +164,7 @@ def make_update_batch(
     sizes = dict.fromkeys(("tokens", "positions", "image_index"), prompt_length)
     sizes |= dict.fromkeys(("responses", "log_probs"), response_length)
     x = stack_groups(groups, sizes)
-    return UpdateBatch(
+    batch = UpdateBatch(
         prompts=PromptBatch(
             tokens=x["tokens"],
             positions=x["positions"],
@@ -161,6 +180,7 @@ def make_update_batch(
         advantages=np.asarray(advantages, np.float32),
         fresh=np.asarray(fresh, bool),
     )
+    return dataclasses.replace(batch, **others)
 
 
 def packed_widths(places: int, packing: float) -> tuple[int, ...]:
@@ -207,8 +227,8 @@ def padding(parts: Sequence[UpdateBatch]) -> float:
     return 1 - tokens / places
 
 
-def rows_of_host(batch: UpdateBatch) -> UpdateBatch:
-    """This host's share of a batch that every host holds whole."""
+def rows_of_host(batch: T) -> T:
+    """This host's share of a batch (or any tree of arrays) that every host holds whole."""
     hosts, index = jax.process_count(), jax.process_index()
     if hosts == 1:
         return batch

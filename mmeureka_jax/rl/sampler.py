@@ -44,7 +44,7 @@ from mmeureka_jax.rl.drawing import SamplingSettings, draw, response_keys, token
 
 BLOCK = 16  # tokens that are kept apart before they go into the own caches, which a loop would copy for every token
 _CHECK_EVERY = 4  # tokens, divides BLOCK: to count what is still running, devices wait for one another
-_SMALLEST_CACHE = 64  # tokens
+_SMALLEST_CACHE = 32  # tokens
 _ROW_MULTIPLE = 8  # of a shard, in a batch that has shrunk
 
 
@@ -331,14 +331,11 @@ def row_sizes(rows: int, shrink: float) -> list[int]:
 
 
 def cache_sizes(limit: int) -> list[int]:
-    """Tokens that the own caches hold: each twice the one before, then up to what `limit` tokens need in a last step
-    of half."""
+    """Tokens that the own caches hold: 1, 2, 3, 4, 6, 8, 12... times the smallest, then what `limit` tokens need."""
     last = -(-limit // BLOCK) * BLOCK + BLOCK
-    sizes = [max(_SMALLEST_CACHE, limit // 16 // BLOCK * BLOCK)]
-    while 3 * sizes[-1] <= last:
-        sizes.append(2 * sizes[-1])
-    middle = (sizes[-1] + sizes[-1] // 2) // BLOCK * BLOCK
-    return sorted({*(size for size in (*sizes, middle) if size + 2 * BLOCK < last), last})
+    smallest = max(_SMALLEST_CACHE, limit // 16 // BLOCK * BLOCK)
+    sizes = {smallest * factor * 2**power for factor in (1, 3) for power in range(limit.bit_length())}
+    return [*sorted(size for size in sizes if size + 2 * BLOCK < last), last]
 
 
 def program_count(settings: SamplingSettings, rows: int) -> int:

@@ -107,7 +107,7 @@ class ImitationBatches:
             responses=tokens,
             response_mask=mask,
             old_log_probs=np.zeros(tokens.shape, np.float32),
-            advantages=np.ones((rows, 1), np.float32),
+            advantages=np.ones(tokens.shape, np.float32),
             fresh=np.zeros(rows, bool),
         )
 

@@ -7,6 +7,9 @@ prompts, everything after that is the same everywhere, and one host writes.
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,14 +17,20 @@ from pathlib import Path
 
 import jax
 
-from mmeureka_jax.config import Config, validate_config
+from mmeureka_jax.checkpoint import RunState
+from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs, validate_config
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.export import PROVENANCE_FILE
+from mmeureka_jax.mesh import barrier, is_main
+from mmeureka_jax.rl.advantages import make_estimator
 from mmeureka_jax.rl.collect import Collected, Collector
 from mmeureka_jax.rl.job import Recipe, due, open_job
-from mmeureka_jax.rl.learner import Learner, Metrics, group_batches, summarise_updates
+from mmeureka_jax.rl.kl import next_kl_coefficient
+from mmeureka_jax.rl.learner import Learner, Metrics, group_batches, make_experience, summarise_updates
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.rollout import Group, UpdateBatch
 from mmeureka_jax.rl.run_folder import NonFiniteGuard
-from mmeureka_jax.rl.update import TrainState, policy_objective
+from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -30,8 +39,11 @@ logger = logging.getLogger(__name__)
 def train(config: Config) -> Path:
     """Trains by reinforcement learning into `config.run_dir`, or goes on with the run that is there.
 
+    The stages of a config are runs of their own, one after the other: each starts from the policy that the one before
+    came to, with a fresh optimiser and learning-rate schedule, and that policy is its reference.
+
     Returns:
-        The run folder.
+        The run folder; of a config with stages, that of the last.
 
     Raises:
         UserError: anything about the config, the data, the checkpoint or the mesh that cannot work, before step 0 where
@@ -40,6 +52,33 @@ def train(config: Config) -> Path:
         Terminated: SIGTERM came; the run can be resumed.
     """
     validate_config(config)
+    folders: list[Path] = []
+    for stage in stage_configs(config):
+        if folders:
+            export_policy(folders[-1])
+        folders.append(train_stage(stage))
+    return folders[-1]
+
+
+def export_policy(run_dir: Path) -> None:
+    """Writes the policy of a finished stage for the next one, unless it is there. The main process does so.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    output = run_dir / EXPORT_FOLDER
+    if is_main() and not (output / PROVENANCE_FILE).exists():
+        # A process of its own, on the host: the devices are those of the run, and all hosts share them.
+        environment = {name: value for name, value in os.environ.items() if name != "MMEUREKA_DISTRIBUTED"}
+        command = [sys.executable, "-m", "mmeureka_jax.cli", "export", str(run_dir), f"--output={output}"]
+        done = subprocess.run(command, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{run_dir}: the policy cannot be written for the next stage: {done.stderr.strip()}")
+    barrier(f"policy of {run_dir} exported")
+
+
+def train_stage(config: Config) -> Path:
+    """One run of `train`, in its folder."""
     with open_job(config, recipe(config)) as job:
         run, learner = job.run, job.learner
         assert job.rewards is not None
@@ -65,7 +104,7 @@ def train(config: Config) -> Path:
                 rollout=run.rollout,
                 on_round=lambda count: job.bar.set_postfix_str(f"groups {count}/{config.rl.prompts_per_rollout}"),
             )
-            run.train, row = learn(learner, job.guard, config, run.train, collected.groups, run.step, first_rollout)
+            row = learn(learner, job.guard, config, run, collected.groups, first_rollout)
             run.step, run.groups = run.step + 1, tuple(buffer.groups)
             row |= collected.metrics | job.validate_if_due()
             log_responses(job.tracker, config, run.step, collected)
@@ -94,6 +133,7 @@ def fitting_groups(groups: Sequence[Group], config: Config) -> list[Group]:
 
 def recipe(config: Config) -> Recipe:
     rl = config.rl
+    make_estimator(rl)  # a function of the user's own that cannot be used is found here
     return Recipe(
         kind="rl",
         objective=policy_objective(config),
@@ -107,6 +147,7 @@ def recipe(config: Config) -> Recipe:
             "rl.prompts_per_update / rl.micro_batches": rl.prompts_per_update // rl.micro_batches,
         },
         scored=True,
+        with_reference=rl.kl_coefficient > 0,
     )
 
 
@@ -114,31 +155,40 @@ def learn(
     learner: Learner,
     guard: NonFiniteGuard,
     config: Config,
-    state: TrainState,
+    run: RunState,
     groups: Sequence[Group],
-    step: int,
     first_rollout: int,
-) -> tuple[TrainState, dict[str, float]]:
-    """All optimiser steps on one rollout batch. Metrics are read once, at the end: nothing waits for the device before.
+) -> dict[str, float]:
+    """All optimiser steps on one rollout batch, which change `run`. Metrics are read once, at the end: nothing waits
+    for the device before.
 
     Args:
-        step, first_rollout: see `group_batches`.
+        first_rollout: see `Experience`.
     """
     start = time.perf_counter()
-    rows: list[Metrics] = []
+    kl_coefficient = config.rl.kl_coefficient if run.kl_coefficient is None else run.kl_coefficient
+    experience = make_experience(
+        learner, config, run.train.params, groups, first_rollout=first_rollout, kl_coefficient=kl_coefficient
+    )
+    on_device: list[Metrics] = []
 
     def batches() -> Iterator[UpdateBatch]:
-        return group_batches(config, groups, step=step, first_rollout=first_rollout)
+        return group_batches(config, experience, step=run.step)
 
     for batch in batches():
-        state, row = learner.update(state, batch)
-        rows.append(row)
-    rows = jax.device_get(rows)
-    guard.check(rows, lambda number: next(islice(batches(), number, None)), step + 1)
+        run.train, metrics = learner.update(run.train, batch, kl_coefficient)
+        on_device.append(metrics)
+    rows = jax.device_get(on_device)
+    guard.check(rows, lambda number: next(islice(batches(), number, None)), run.step + 1)
+    row = summarise_updates(rows) | experience.metrics
+    if config.rl.kl_target is not None:
+        row["policy/kl_coefficient"] = kl_coefficient
+        samples = len(groups) * config.rl.group_size
+        run.kl_coefficient = next_kl_coefficient(kl_coefficient, row["policy/kl_reference"], samples, config.rl)
     seconds = time.perf_counter() - start
     tokens = sum(group.length * len(group.lengths) + int(group.lengths.sum()) for group in groups)
     tokens *= config.rl.epochs_per_rollout
-    return state, summarise_updates(rows) | {"time/update": seconds, "time/update_tokens_per_s": tokens / seconds}
+    return row | {"time/update": seconds, "time/update_tokens_per_s": tokens / seconds}
 
 
 def describe(row: dict[str, float]) -> str:

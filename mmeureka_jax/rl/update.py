@@ -14,6 +14,7 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
@@ -23,7 +24,10 @@ from mmeureka_jax.mesh import tree_shardings
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.optimizer import clip_by_global_norm, merge_params, split_frozen
-from mmeureka_jax.rl.losses import TokenLoss, kl_penalty, make_policy_loss, token_weights
+from mmeureka_jax.rl.averaging import token_weights
+from mmeureka_jax.rl.kl import kl_penalty
+from mmeureka_jax.rl.losses import LARGEST_LOG_RATIO, TokenLoss, make_policy_loss
+from mmeureka_jax.rl.ratios import ratio_metrics, ratio_sums
 from mmeureka_jax.rl.rollout import UpdateBatch
 
 
@@ -49,28 +53,39 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: a per-token loss, how it is averaged, and a penalty towards the reference policy.
+    """What is minimised: a per-token loss, how it is averaged, and what is added to it.
 
-    `max_length` is what averaging `constant` divides by: the longest response that the sampler may draw.
+    Attributes:
+        max_length: what averaging `constant` divides by: the longest response that the sampler may draw.
+        entropy_coefficient: the mean entropy times this is taken off the loss.
+        kl_estimator: of the penalty towards the reference policy, for batches with reference log-probabilities; None:
+            they are for the metric alone.
+        sampled: the responses come from an earlier state of the policy, with which it is compared.
     """
 
     token_loss: Callable[[Array, UpdateBatch], TokenLoss]
     averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"]
     max_length: int | None = None
-    kl_coefficient: float = 0.0
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coefficient: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
     temperature: float = 1.0
+    sampled: bool = True
 
 
 def policy_objective(config: Config) -> Objective:
-    """The reinforcement-learning objective of a config."""
-    loss = make_policy_loss(config.rl)
+    """The reinforcement-learning objective of a config.
+
+    Raises:
+        UserError: `rl.loss` names a function of a file that is not there or does not fit.
+    """
+    rl = config.rl
+    loss = make_policy_loss(rl)
     return Objective(
         token_loss=lambda log_probs, batch: loss(log_probs, batch.old_log_probs, batch.advantages, batch.response_mask),
-        averaging=config.rl.token_averaging,
+        averaging=rl.token_averaging,
         max_length=config.sampler.max_new_tokens,
-        kl_coefficient=config.rl.kl_coefficient,
-        kl_estimator=config.rl.kl_estimator,
+        entropy_coefficient=rl.entropy_coefficient,
+        kl_estimator=rl.kl_estimator if rl.kl_place == "loss" else None,
         temperature=config.sampler.temperature,
     )
 
@@ -82,7 +97,7 @@ def imitation_objective() -> Objective:
         loss = jnp.where(batch.response_mask, -log_probs, 0.0)
         return TokenLoss(loss=loss, parts={}, diagnostics={})
 
-    return Objective(token_loss=negative_log_likelihood, averaging="token_mean")
+    return Objective(token_loss=negative_log_likelihood, averaging="token_mean", sampled=False)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]) -> TrainState:
@@ -121,12 +136,14 @@ class Sums:
         gradients: of the trainable parameters.
         losses: weighted by token, so that their sum is the loss of the whole batch.
         tokens: sums over response tokens.
+        ratios: see `ratio_sums`.
         peaks: maxima.
     """
 
     gradients: Params
     losses: dict[str, Array]
     tokens: dict[str, Array]
+    ratios: dict[str, Array]
     peaks: dict[str, Array]
 
     def __add__(self, other: Sums) -> Sums:
@@ -134,11 +151,11 @@ class Sums:
             return jax.tree.map(jnp.add, getattr(self, name), getattr(other, name))
 
         peaks = jax.tree.map(jnp.maximum, self.peaks, other.peaks)
-        return Sums(added("gradients"), added("losses"), added("tokens"), peaks)
+        return Sums(added("gradients"), added("losses"), added("tokens"), added("ratios"), peaks)
 
 
 def batch_log_probs(
-    policy: Policy, params: Params, batch: UpdateBatch, temperature: float
+    policy: Policy, params: Params, batch: UpdateBatch, temperature: float, entropy_gradient: bool = False
 ) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
     """`token_log_probs` of a batch, whose pictures are encoded unless their embeddings came with it."""
     embeds = batch.image_embeds if batch.has_embeds else encode_images(policy, params, batch.prompts.images)
@@ -151,20 +168,26 @@ def batch_log_probs(
         temperature=temperature,
         lengths=batch.lengths,
         width=batch.width,
+        entropy_gradient=entropy_gradient,
     )
 
 
 def part_sums(
-    policy: Policy, objective: Objective, state: TrainState, part: UpdateBatch, weights: Float[Array, "P n Lr"]
+    policy: Policy,
+    objective: Objective,
+    state: TrainState,
+    part: UpdateBatch,
+    weights: Float[Array, "P n Lr"],
+    kl_coefficient: Float[Array, ""],
 ) -> Sums:
     """Loss and gradients of a part of a batch, whose tokens count as `weights` says."""
 
     def loss_and_sums(trainable: Params) -> tuple[Array, Any]:
         params = merge_params(trainable, state.frozen)
-        log_probs, entropy = batch_log_probs(policy, params, part, objective.temperature)
-        token_loss = objective.token_loss(log_probs, part)
-        mask = part.response_mask
-        loss = jnp.sum(weights * jnp.where(mask, token_loss.loss, 0.0))
+        log_probs, entropy = batch_log_probs(
+            policy, params, part, objective.temperature, entropy_gradient=objective.entropy_coefficient != 0
+        )
+        token_loss, mask = objective.token_loss(log_probs, part), part.response_mask
 
         def weighted(x: Array) -> Array:
             return jnp.sum(weights * jnp.where(mask, x, 0.0))
@@ -172,24 +195,46 @@ def part_sums(
         def summed(x: Array) -> Array:
             return jnp.sum(jnp.where(mask, x, 0.0))
 
-        gap = jnp.abs(log_probs - part.old_log_probs)
-        losses = {"loss/total": loss} | {f"loss/{name}": weighted(value) for name, value in token_loss.parts.items()}
+        def of_loss(x: Array) -> Array:
+            return weighted(x if part.importance is None else part.importance * x)
+
+        loss = of_loss(token_loss.loss)
+        losses = {f"loss/{name}": of_loss(value) for name, value in token_loss.parts.items()}
         tokens = {f"policy/{name}": summed(value) for name, value in token_loss.diagnostics.items()}
         tokens |= {"policy/entropy": summed(entropy), "tokens": jnp.sum(mask, dtype=jnp.float32)}
+        ratios, peaks = {}, {}
+        if objective.sampled:
+            ratios = ratio_sums(log_probs, part.old_log_probs, mask)
+            furthest = jnp.max(jnp.where(mask, log_probs - part.old_log_probs, -jnp.inf))
+            peaks["policy/ratio_max"] = jnp.exp(jnp.minimum(furthest, LARGEST_LOG_RATIO))
         fresh = mask & part.fresh[:, None, None]
-        tokens |= {"gap": jnp.sum(jnp.where(fresh, gap, 0.0)), "fresh_tokens": jnp.sum(fresh, dtype=jnp.float32)}
-        peaks = {"policy/sampler_gap_max": jnp.max(jnp.where(fresh, gap, 0.0))}
-        if "ratio" in token_loss.diagnostics:
-            peaks["policy/ratio_max"] = jnp.max(jnp.where(mask, token_loss.diagnostics["ratio"], 0.0))
+        gap = jnp.where(fresh, jnp.abs(log_probs - part.old_log_probs), 0.0)
+        tokens |= {"gap": jnp.sum(gap), "fresh_tokens": jnp.sum(fresh, dtype=jnp.float32)}
+        peaks["policy/sampler_gap_max"] = jnp.max(gap)
+        if objective.entropy_coefficient:
+            losses["loss/entropy"] = -objective.entropy_coefficient * weighted(entropy)
+            loss += losses["loss/entropy"]
+        if part.importance is not None:
+            tokens["policy/importance"] = summed(part.importance)
         if part.reference_log_probs is not None:
-            penalty = kl_penalty(log_probs, part.reference_log_probs, objective.kl_estimator, response_mask=mask)
-            losses["loss/kl"] = objective.kl_coefficient * weighted(penalty)
-            losses["loss/total"] = loss = loss + losses["loss/kl"]
             tokens["policy/kl_reference"] = summed(log_probs - part.reference_log_probs)
-        return loss, (losses, tokens, peaks)
+            if objective.kl_estimator is not None:
+                penalty = kl_penalty(log_probs, part.reference_log_probs, objective.kl_estimator, response_mask=mask)
+                losses["loss/kl"] = kl_coefficient * weighted(penalty)
+                loss += losses["loss/kl"]
+        return loss, (losses | {"loss/total": loss}, tokens, ratios, peaks)
 
-    gradients, (losses, tokens, peaks) = jax.grad(loss_and_sums, has_aux=True)(state.trainable)
-    return Sums(gradients, losses, tokens, peaks)
+    gradients, (losses, tokens, ratios, peaks) = jax.grad(loss_and_sums, has_aux=True)(state.trainable)
+    return Sums(gradients, losses, tokens, ratios, peaks)
+
+
+def _module_norms(gradients: Params) -> dict[str, Float[Array, ""]]:
+    """The gradient's norm by module: each branch of the tree, and of the language model each of its own."""
+    modules: dict[str, Any] = {}
+    for name, branch in gradients.items():
+        split = isinstance(branch, dict) and name == "language"
+        modules |= {f"{name}/{child}": below for child, below in branch.items()} if split else {name: branch}
+    return {f"optimizer/grad_norm/{name}": optax.tree.norm(branch) for name, branch in modules.items()}
 
 
 def apply_sums(
@@ -220,7 +265,8 @@ def apply_sums(
     means = dict(sums.tokens)
     tokens, gap, fresh_tokens = (means.pop(name) for name in ("tokens", "gap", "fresh_tokens"))
     metrics = sums.losses | sums.peaks | {name: value / tokens for name, value in means.items()}
-    metrics |= {
+    metrics |= ratio_metrics(sums.ratios, tokens) if sums.ratios else {}
+    metrics |= _module_norms(gradients) | {
         "policy/sampler_gap_mean": gap / jnp.maximum(fresh_tokens, 1.0),
         "fresh_tokens": fresh_tokens,
         "optimizer/grad_norm": norm,
@@ -249,23 +295,23 @@ class CompiledUpdate:
     ):
         replicated = NamedSharding(shardings.updates.mesh, PartitionSpec())
         everywhere: Any = replicated
-        self._of_sums = Sums(shardings.trainable, everywhere, everywhere, everywhere)
+        self._of_sums = Sums(shardings.trainable, everywhere, everywhere, everywhere, everywhere)
         self._start: Callable[[], Sums] | None = None
 
         def token_weights_of(mask: Array) -> Array:
             return token_weights(mask, objective.averaging, max_length=objective.max_length)
 
-        def sums_of(state: TrainState, part: UpdateBatch, weights: Array) -> Sums:
-            return part_sums(policy, objective, state, part, weights)
+        def sums_of(state: TrainState, part: UpdateBatch, weights: Array, kl_coefficient: Array) -> Sums:
+            return part_sums(policy, objective, state, part, weights, kl_coefficient)
 
         def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, Array]]:
             return apply_sums(optimizer, schedule, max_grad_norm, state, sums)
 
-        def whole(state: TrainState, batch: UpdateBatch) -> tuple[TrainState, dict[str, Array]]:
-            return apply(state, sums_of(state, batch, token_weights_of(batch.response_mask)))
+        def whole(state: TrainState, batch: UpdateBatch, kl_coefficient: Array) -> tuple[TrainState, dict[str, Array]]:
+            return apply(state, sums_of(state, batch, token_weights_of(batch.response_mask), kl_coefficient))
 
-        def add(sums: Sums, state: TrainState, part: UpdateBatch, weights: Array) -> Sums:
-            return sums + sums_of(state, part, weights)
+        def add(sums: Sums, state: TrainState, part: UpdateBatch, weights: Array, kl_coefficient: Array) -> Sums:
+            return sums + sums_of(state, part, weights, kl_coefficient)
 
         def weigh(masks: list[Array]) -> list[Array]:
             together = jnp.stack(masks, axis=1)  # [P, parts, n, Lr]: rows stay on their devices
@@ -278,21 +324,29 @@ class CompiledUpdate:
         self._add = jax.jit(add, donate_argnums=0, out_shardings=self._of_sums)
         self._apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated))
 
-    def __call__(self, state: TrainState, parts: Sequence[UpdateBatch]) -> tuple[TrainState, dict[str, Array]]:
+    def __call__(
+        self, state: TrainState, parts: Sequence[UpdateBatch], kl_coefficient: float = 0.0
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """
+        Args:
+            kl_coefficient: weight of the KL penalty of an objective that has one.
+        """
+        coefficient = np.float32(kl_coefficient)
         if len(parts) == 1:
-            return self._whole(state, parts[0])
+            return self._whole(state, parts[0], coefficient)
         weights = self._weigh([part.response_mask for part in parts])
-        sums = self._zeros(state, parts[0], weights[0])
+        sums = self._zeros(state, parts[0], weights[0], coefficient)
         for part, weight in zip(parts, weights, strict=True):
-            sums = self._add(sums, state, part, weight)
+            sums = self._add(sums, state, part, weight, coefficient)
         return self._apply(state, sums)
 
     def lower(self, state: TrainState, parts: Sequence[UpdateBatch]) -> dict[str, jax.stages.Lowered]:
         """The programs of these (abstract) arguments, by name; parts of one shape share one."""
+        coefficient = jax.ShapeDtypeStruct((), jnp.float32)
         if len(parts) == 1:
-            return {"update": self._whole.lower(state, parts[0])}
+            return {"update": self._whole.lower(state, parts[0], coefficient)}
         weights = jax.eval_shape(self._weigh, [part.response_mask for part in parts])
-        zeros = jax.eval_shape(self._zeros, state, parts[0], weights[0])
+        zeros = jax.eval_shape(self._zeros, state, parts[0], weights[0], coefficient)
         sums = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             zeros,
@@ -302,14 +356,14 @@ class CompiledUpdate:
             str(jax.tree.map(jnp.shape, part)): (part, weight) for part, weight in zip(parts, weights, strict=True)
         }
         programs = {
-            f"gradients {number}": self._add.lower(sums, state, *arguments)
+            f"gradients {number}": self._add.lower(sums, state, *arguments, coefficient)
             for number, arguments in enumerate(shapes.values())
         }
         return programs | {"optimiser": self._apply.lower(state, sums)}
 
-    def _zeros(self, state: TrainState, part: UpdateBatch, weights: Array) -> Sums:
+    def _zeros(self, state: TrainState, part: UpdateBatch, weights: Array, coefficient: Any) -> Sums:
         if self._start is None:
-            shapes = jax.eval_shape(self._sums_of, state, part, weights)
+            shapes = jax.eval_shape(self._sums_of, state, part, weights, coefficient)
             start = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             self._start = jax.jit(start, out_shardings=self._of_sums)
         return self._start()

@@ -133,9 +133,17 @@ def test_log_probs_by_any_block_equal_the_full_softmax(block, transposed):
         table = jax.nn.log_softmax(hidden @ head / 0.7, axis=-1)
         return jnp.take_along_axis(table, targets[..., None], -1)[..., 0], -(jnp.exp(table) * table).sum(-1)
 
-    def ours(hidden, head):
+    def ours(hidden, head, entropy_gradient=False):
         head = head.T if transposed else head
-        return log_probs_of(hidden, head, targets, temperature=0.7, block=block, transposed=transposed)
+        return log_probs_of(
+            hidden,
+            head,
+            targets,
+            temperature=0.7,
+            block=block,
+            transposed=transposed,
+            entropy_gradient=entropy_gradient,
+        )
 
     for mine, expected in zip(ours(hidden, head), plain(hidden, head), strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-5)
@@ -145,6 +153,14 @@ def test_log_probs_by_any_block_equal_the_full_softmax(block, transposed):
     ]
     for mine, expected in zip(*gradients, strict=True):
         np.testing.assert_allclose(mine, expected, atol=1e-4)
+
+    def of_both(function, *arguments):
+        log_probs, entropy = function(*arguments)
+        return (weight * (log_probs + weight * entropy)).sum()
+
+    expected = jax.grad(lambda *a: of_both(plain, *a), argnums=(0, 1))(hidden, head)
+    mine = jax.grad(lambda *a: of_both(ours, *a, True), argnums=(0, 1))(hidden, head)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), mine, expected)
 
 
 def test_gradients_of_bfloat16_add_up_in_float32_over_blocks():

@@ -7,6 +7,7 @@ import pytest
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import custom
+from mmeureka_jax.user_code import parse_spec
 
 
 def write(tmp_path, text):
@@ -60,9 +61,9 @@ def test_bad_files_are_named(tmp_path, text, message):
 @pytest.mark.parametrize("spec", ["rule.py", "rule:score", "rule.py:", "rule.py:a b", ":score"])
 def test_bad_forms(spec):
     with pytest.raises(UserError, match="path/to/file.py:function"):
-        custom.parse_spec(spec)
+        parse_spec(custom.KEY, spec)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="there is no file .*nowhere.py"):
-        custom.parse_spec(f"{tmp_path}/nowhere.py:score")
+        parse_spec(custom.KEY, f"{tmp_path}/nowhere.py:score")

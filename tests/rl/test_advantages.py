@@ -1,41 +1,64 @@
-"""Advantages against loops written straight from the definitions, in float64."""
+"""Advantages against loops written straight from the definitions."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import get_args, get_type_hints
 
 import hypothesis.strategies as st
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from mmeureka_jax.config import RLConfig
-from mmeureka_jax.rl.advantages import ADVANTAGES, compute_advantages, cpgd, grpo
+from mmeureka_jax.config import RLConfig, load_config
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.rl.advantages import (
+    ADVANTAGES,
+    WHITENED,
+    Outcomes,
+    adora_weights,
+    compute_advantages,
+    cpgd,
+    grpo,
+    make_estimator,
+    mean_baseline,
+    rloo,
+)
 
 WEIGHTS = get_args(get_type_hints(RLConfig)["cpgd_weight"])
+CONFIGS = {name: RLConfig(advantage=name, whiten="off") for name in ADVANTAGES if name != "cpgd"}
+CONFIGS |= {
+    f"cpgd {weight}": RLConfig(advantage="cpgd", cpgd_weight=weight, cpgd_weight_cap=1.5, whiten="off")
+    for weight in WEIGHTS
+}
+each_estimator = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
-def brute_force(rewards, name: str, weight: str = "equal", cap: float = 3.0) -> np.ndarray:
+def brute_force(rewards, config: RLConfig) -> np.ndarray:
     rows = [[float(reward) for reward in row] for row in rewards]
     useful = sum(len(set(row)) > 1 for row in rows)
     result = []
     for row in rows:
-        if len(set(row)) == 1:
-            result.append([0.0] * len(row))
-            continue
-        mean, std = statistics.mean(row), statistics.stdev(row)
-        if name == "grpo":
-            factor = 1 / (std + 1e-9)
-        elif weight == "equal":
-            factor = 1.0
-        elif weight == "std":
-            factor = 1 / (std + 1e-6)
+        n, name = len(row), config.advantage
+        if name == "reinforce_pp":
+            result.append(row)
+        elif len(set(row)) == 1:
+            result.append([0.0] * n)
+        elif name == "rloo":
+            result.append([row[i] - statistics.mean(row[:i] + row[i + 1 :]) for i in range(n)])
         else:
-            factor = min(cap, len(rows) / useful)
-        result.append([factor * (reward - mean) for reward in row])
+            mean, std = statistics.mean(row), statistics.stdev(row)
+            if name == "grpo":
+                factor = 1 / (std + 1e-9)
+            elif name == "cpgd" and config.cpgd_weight == "std":
+                factor = 1 / (std + 1e-6)
+            elif name == "cpgd" and config.cpgd_weight == "clip_filter":
+                factor = min(config.cpgd_weight_cap, len(rows) / useful)
+            else:
+                factor = 1.0
+            result.append([factor * (reward - mean) for reward in row])
     return np.array(result)
 
 
@@ -47,14 +70,13 @@ rewards_strategy = hnp.arrays(
 )
 
 
+@each_estimator
 @settings(max_examples=25, deadline=None)
-@given(rewards_strategy, st.sampled_from([1.0, 1.5, 3.0]))
-def test_equals_brute_force(rewards, cap):
+@given(rewards_strategy)
+def test_equals_brute_force(config, rewards):
     before = rewards.copy()
-    np.testing.assert_allclose(grpo(rewards), brute_force(rewards, "grpo"), rtol=2e-5, atol=2e-6)
-    for weight in WEIGHTS:
-        expected = brute_force(rewards, "cpgd", weight, cap)
-        np.testing.assert_allclose(cpgd(rewards, weight, cap), expected, rtol=2e-5, atol=2e-6)
+    expected = brute_force(rewards, config)
+    np.testing.assert_allclose(make_estimator(config)(rewards), expected, rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(rewards, before)
 
 
@@ -62,68 +84,193 @@ def test_hand_worked_group():
     # mean 0.25, sample variance 3 * (0.25**2) / 3 + 0.75**2 / 3 = 0.25
     rewards = np.array([[1.0, 0.0, 0.0, 0.0]], np.float32)
     np.testing.assert_allclose(grpo(rewards), [[1.5, -0.5, -0.5, -0.5]], rtol=1e-6)
-    np.testing.assert_allclose(cpgd(rewards, "equal"), [[0.75, -0.25, -0.25, -0.25]], rtol=1e-6)
+    np.testing.assert_allclose(mean_baseline(rewards), [[0.75, -0.25, -0.25, -0.25]])
+    np.testing.assert_allclose(cpgd(rewards, cpgd_weight="equal"), [[0.75, -0.25, -0.25, -0.25]])
+    np.testing.assert_allclose(rloo(rewards), [[1.0, -1 / 3, -1 / 3, -1 / 3]])
 
 
 def equal_rewards_with_rounding() -> tuple[np.ndarray, np.ndarray]:
-    """Groups of equal rewards whose float32 mean is not that reward, and which rows of a batch they are."""
-    for value in np.linspace(0.01, 1.99, 199, dtype=np.float32):
-        group = np.full(7, value, np.float32)
-        if np.any(group - np.asarray(jax.numpy.mean(group)) != 0):
-            mixed = np.linspace(0, 1, 7, dtype=np.float32)
+    """Groups of equal rewards whose mean is not that reward, and which rows of a batch they are."""
+    for value in np.linspace(0.01, 1.99, 199):
+        group = np.full(7, value)
+        if np.any(group - np.mean(group) != 0):
+            mixed = np.linspace(0, 1, 7)
             return np.stack([group, mixed, group]), np.array([True, False, True])
     raise AssertionError("no such value: the test has lost its point")
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize(("name", "weight"), [("grpo", "equal"), *(("cpgd", weight) for weight in WEIGHTS)])
-def test_equal_rewards_give_exactly_zero(name, weight, jit):
+@each_estimator
+def test_equal_rewards_give_exactly_zero(config):
     rewards, equal = equal_rewards_with_rounding()
-    config = RLConfig(advantage=name, cpgd_weight=weight)
-    compute = jax.jit(compute_advantages, static_argnums=1) if jit else compute_advantages
-    advantages = np.asarray(compute(rewards, config))
-    np.testing.assert_array_equal(advantages[equal], 0.0)
+    advantages = make_estimator(config)(rewards)
+    if config.advantage != "reinforce_pp":  # whose baseline is the whole batch's mean
+        np.testing.assert_array_equal(advantages[equal], 0.0)
+        np.testing.assert_array_equal(make_estimator(config)(np.full((3, 4), 0.9, np.float32)), 0.0)
     assert np.abs(advantages[~equal]).max() > 0.1
-    assert advantages.dtype == np.float32
-
-
-@pytest.mark.parametrize("weight", WEIGHTS)
-def test_a_batch_without_any_difference(weight):
-    rewards = np.full((3, 4), 0.9, np.float32)
-    np.testing.assert_array_equal(cpgd(rewards, weight), 0.0)
-    np.testing.assert_array_equal(grpo(rewards), 0.0)
 
 
 def test_a_group_of_one_has_nothing_to_be_compared_with():
     rewards = np.array([[1.0], [0.0]], np.float32)
     np.testing.assert_array_equal(grpo(rewards), 0.0)
-    np.testing.assert_array_equal(cpgd(rewards, "std"), 0.0)
+    np.testing.assert_array_equal(cpgd(rewards, cpgd_weight="std"), 0.0)
 
 
 def test_clip_filter_weight_counts_the_rows_given_and_is_capped():
     useful, useless = [1.0, 0.0], [1.0, 1.0]
     rewards = np.array([useful, useless, useful, useless], np.float32)
-    np.testing.assert_allclose(cpgd(rewards, "clip_filter", 3.0)[0], [1.0, -1.0])  # 4 / 2 times 0.5
-    np.testing.assert_allclose(cpgd(rewards, "clip_filter", 1.5)[0], [0.75, -0.75])
-    np.testing.assert_allclose(cpgd(rewards[:1], "clip_filter", 3.0)[0], [0.5, -0.5])  # a share is not the batch
+
+    def first(rows, cap):
+        return cpgd(rows, cpgd_weight="clip_filter", cpgd_weight_cap=cap)[0]
+
+    np.testing.assert_allclose(first(rewards, 3.0), [1.0, -1.0])  # 4 / 2 times 0.5
+    np.testing.assert_allclose(first(rewards, 1.5), [0.75, -0.75])
+    np.testing.assert_allclose(first(rewards[:1], 3.0), [0.5, -0.5])  # a share is not the batch
 
 
 @settings(max_examples=20, deadline=None)
 @given(rewards_strategy, st.permutations(range(8)), st.sampled_from([0.5, 2.0]), st.sampled_from([-1.0, 0.25]))
 def test_grpo_sees_neither_scale_nor_shift_nor_order(rewards, permutation, scale, shift):
     order = [i for i in permutation if i < rewards.shape[1]]
-    expected = np.asarray(grpo(rewards))[:, order]
-    np.testing.assert_allclose(grpo((scale * rewards + shift)[:, order]), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(grpo((scale * rewards + shift)[:, order]), grpo(rewards)[:, order], rtol=1e-3, atol=1e-4)
+
+
+# --- token by token
+
+
+def make_outcomes(seed=0, prompts=4, n=5, longest=7) -> Outcomes:
+    """Rewards of a few values; lengths from 0 to the longest, an equal group, and unfinished ones."""
+    rng = np.random.default_rng(seed)
+    accuracies = rng.integers(0, 2, (prompts, n)).astype(np.float32)
+    accuracies[0] = 1.0
+    lengths = rng.integers(0, longest + 1, (prompts, n))
+    return Outcomes(
+        rewards=accuracies + 0.5 * (accuracies > 0) * (lengths > 2),
+        accuracies=accuracies,
+        lengths=lengths,
+        finished=lengths < longest,
+    )
+
+
+def brute_force_tokens(outcomes: Outcomes, config: RLConfig, length: int, kl=None) -> np.ndarray:
+    rewards = np.asarray(outcomes.rewards, np.float64)
+    if kl is not None:
+        rewards = np.clip(rewards, -10, 10)
+    per_response = brute_force(rewards, config)
+    result = np.zeros((*rewards.shape, length))
+    for i, j in np.ndindex(rewards.shape):
+        for t in range(outcomes.lengths[i, j]):
+            result[i, j, t] = per_response[i, j]
+            if kl is not None:
+                result[i, j, t] -= sum(kl[i, j, later] for later in range(t, outcomes.lengths[i, j]))
+    if config.whiten == "on" or (config.whiten == "auto" and config.advantage in WHITENED):
+        real = [result[i, j, t] for i, j in np.ndindex(rewards.shape) for t in range(outcomes.lengths[i, j])]
+        mean = sum(real) / len(real)
+        deviation = math.sqrt(max(sum((x - mean) ** 2 for x in real) / len(real), 1e-8))
+        for i, j in np.ndindex(rewards.shape):
+            for t in range(outcomes.lengths[i, j]):
+                result[i, j, t] = (result[i, j, t] - mean) / deviation
+    return result
+
+
+@each_estimator
+@pytest.mark.parametrize("whiten", get_args(get_type_hints(RLConfig)["whiten"]))
+@pytest.mark.parametrize("with_kl", [False, True])
+def test_advantages_of_tokens_equal_brute_force(config, whiten, with_kl):
+    config = RLConfig(advantage=config.advantage, cpgd_weight=config.cpgd_weight, cpgd_weight_cap=1.5, whiten=whiten)
+    outcomes, length = make_outcomes(), 9
+    kl = np.random.default_rng(1).normal(size=(4, 5, length)) if with_kl else None
+    advantages = compute_advantages(outcomes, config, length, kl)
+    assert advantages.dtype == np.float32 and (advantages[~outcomes.mask(length)] == 0).all()
+    np.testing.assert_allclose(advantages, brute_force_tokens(outcomes, config, length, kl), rtol=1e-6, atol=1e-6)
+
+
+@each_estimator
+def test_neither_order_nor_padding_nor_garbage_matters(config):
+    """Of prompts, of responses; however long the arrays; whatever the penalties are after a response's end."""
+    config = RLConfig(advantage=config.advantage, cpgd_weight=config.cpgd_weight)
+    outcomes, kl = make_outcomes(), np.random.default_rng(1).normal(size=(4, 5, 7))
+    expected = compute_advantages(outcomes, config, 7, kl)
+    rows, columns = np.array([2, 0, 3, 1]), np.array([4, 1, 0, 3, 2])
+    moved = Outcomes(
+        **{name: getattr(outcomes, name)[rows][:, columns] for name in ("rewards", "accuracies", "lengths", "finished")}
+    )
+    padded = np.pad(kl, ((0, 0), (0, 0), (0, 4)), constant_values=np.nan)
+    padded = np.where(outcomes.mask(11), padded, np.nan)[rows][:, columns]
+    result = compute_advantages(moved, config, 11, padded)
+    np.testing.assert_allclose(result[..., :7], expected[rows][:, columns], rtol=1e-6, atol=1e-7)
+
+
+def test_rewards_are_limited_only_where_a_penalty_is_added():
+    outcomes = Outcomes(
+        rewards=np.array([[50.0, 0.0]]), accuracies=np.zeros((1, 2)), lengths=np.ones((1, 2), int),
+        finished=np.ones((1, 2), bool),
+    )  # fmt: skip
+    config = RLConfig(advantage="dr_grpo")
+    np.testing.assert_allclose(compute_advantages(outcomes, config, 1)[0, :, 0], [25, -25])
+    np.testing.assert_allclose(compute_advantages(outcomes, config, 1, np.zeros((1, 2, 1)))[0, :, 0], [5, -5])
+
+
+def test_a_batch_without_a_token_or_without_a_difference():
+    outcomes = make_outcomes()
+    empty = Outcomes(outcomes.rewards, outcomes.accuracies, np.zeros((4, 5), int), outcomes.finished)
+    equal = Outcomes(np.ones((4, 5)), outcomes.accuracies, np.full((4, 5), 3), outcomes.finished)
+    for name in ADVANTAGES:
+        for outcome in (empty, equal):
+            np.testing.assert_array_equal(compute_advantages(outcome, RLConfig(advantage=name), 6), 0.0)
+
+
+def test_adora_weights_by_hand():
+    def weight(accuracies, lengths, finished):
+        rows = (np.array([x]) for x in (accuracies, accuracies, lengths, finished))
+        return adora_weights(Outcomes(*rows), 0.1).item()
+
+    done = [True] * 4
+    assert weight([1, 0, 0, 0], [9, 5, 4, 6], done) == 1.0  # the right one is longer than wrong ones are on average
+    assert weight([1, 0, 0, 0], [5, 5, 4, 6], done) == 0.1  # no longer: 5 is not above 5
+    assert weight([1, 1, 0, 0], [2, 7, 4, 6], done) == 1.0  # the longest right one counts
+    assert weight([0, 0, 0, 0], [2, 7, 4, 6], done) == 1.0  # nothing right
+    assert weight([1, 1, 1, 1], [2, 7, 4, 6], done) == 0.1  # no wrong one
+    assert weight([1, 0, 0, 0], [5, 9, 4, 4], [True, False, True, True]) == 1.0  # cut-off answers do not count
+    assert weight([1, 0, 0, 0], [9, 5, 4, 6], [True, False, False, False]) == 0.1
+
+
+def test_adora_multiplies_the_advantage_before_whitening():
+    outcomes = make_outcomes(seed=3)
+    plain = compute_advantages(outcomes, RLConfig(advantage="grpo"), 7)
+    weighted = compute_advantages(outcomes, RLConfig(advantage="grpo", adora_weight=0.25), 7)
+    weights = adora_weights(outcomes, 0.25)
+    assert set(weights.ravel()) == {0.25, 1.0}
+    np.testing.assert_allclose(weighted, plain * weights[..., None], rtol=1e-6)
+    whitened = compute_advantages(outcomes, RLConfig(advantage="grpo", adora_weight=0.25, whiten="on"), 7)
+    values = weighted[outcomes.mask(7)].astype(np.float64)
+    np.testing.assert_allclose(
+        whitened[outcomes.mask(7)], (values - values.mean()) / values.std(), rtol=1e-5, atol=1e-6
+    )
+
+
+# --- names
 
 
 def test_the_table_holds_what_the_config_allows():
-    assert set(ADVANTAGES) == set(get_args(get_type_hints(RLConfig)["advantage"]))
-    rewards = np.array([[1.0, 0.0, 0.5]], np.float32)
-    np.testing.assert_array_equal(compute_advantages(rewards, RLConfig(advantage="grpo")), grpo(rewards))
-    config = RLConfig(advantage="cpgd", cpgd_weight="clip_filter", cpgd_weight_cap=0.5)
-    np.testing.assert_array_equal(compute_advantages(rewards, config), cpgd(rewards, "clip_filter", 0.5))
+    for name in ADVANTAGES:
+        assert load_config(None, [f"rl.advantage={name}"]).rl.advantage == name
+    with pytest.raises(UserError, match="rl.advantage must be one of grpo, .*; got 'gropo' .did you mean grpo"):
+        load_config(None, ["rl.advantage=gropo"])
+    assert WHITENED < ADVANTAGES.keys()
+
+
+def test_an_estimator_from_a_file(tmp_path):
+    (tmp_path / "own_advantage.py").write_text(
+        "def best(rewards, *, cpgd_weight_cap):\n"
+        "    return cpgd_weight_cap * (rewards == rewards.max(1, keepdims=True))\n"
+    )
+    config = RLConfig(advantage=f"{tmp_path}/own_advantage.py:best", cpgd_weight_cap=2.0)
+    outcomes = make_outcomes()
+    best = outcomes.rewards == outcomes.rewards.max(1, keepdims=True)
+    expected = np.where(outcomes.mask(7), 2.0 * best[..., None], 0.0)
+    np.testing.assert_array_equal(compute_advantages(outcomes, config, 7), expected)
 
 
 def test_an_unknown_weight_is_named():
     with pytest.raises(ValueError, match="halved"):
-        cpgd(np.zeros((1, 2), np.float32), "halved")
+        cpgd(np.zeros((1, 2), np.float32), cpgd_weight="halved")

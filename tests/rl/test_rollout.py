@@ -97,7 +97,7 @@ def test_unstacking_gives_the_groups_back_up_to_padding(sizes, seed):
 def test_a_batch_holds_every_group_at_the_sizes_asked_for():
     rng = np.random.default_rng(0)
     groups = [make_group(rng, prompt=p, response=r, windows=w) for p, r, w in ((5, 4, 2), (3, 6, 0), (7, 1, 3))]
-    advantages = rng.normal(size=(3, N))
+    advantages = rng.normal(size=(3, N, 6))
     batch = make_update_batch(groups, advantages, np.array([1, 0, 1]), prompt_length=8, response_length=6)
 
     assert batch.prompts.tokens.shape == (3, 8) and batch.responses.shape == (3, N, 6)
@@ -126,7 +126,7 @@ def test_a_batch_holds_every_group_at_the_sizes_asked_for():
 def test_image_embeddings_of_a_frozen_tower_go_along():
     rng = np.random.default_rng(0)
     groups = [make_group(rng, windows=0, merged=size) for size in (4, 2)]
-    batch = make_update_batch(groups, np.zeros((2, N)), np.zeros(2), prompt_length=8, response_length=8)
+    batch = make_update_batch(groups, np.zeros((2, N, 8)), np.zeros(2), prompt_length=8, response_length=8)
     assert batch.has_embeds and batch.image_embeds.shape == (2, 4, WIDTH)
     np.testing.assert_array_equal(batch.image_embeds[1, :2], groups[1].image_embeds)
     assert batch.prompts.images.patches.shape[1] == 0
@@ -137,14 +137,14 @@ def test_nothing_is_ever_cut_off(prompt_length, response_length):
     groups = [make_group(np.random.default_rng(0), prompt=5, response=4)]
     with pytest.raises(ValueError, match="5 prompt and 4 response tokens do not fit"):
         make_update_batch(
-            groups, np.zeros((1, N)), np.zeros(1), prompt_length=prompt_length, response_length=response_length
+            groups, np.zeros((1, N, 4)), np.zeros(1), prompt_length=prompt_length, response_length=response_length
         )
 
 
 def test_the_hosts_shares_make_up_the_batch(monkeypatch):
     rng = np.random.default_rng(0)
     groups = [make_group(rng) for _ in range(6)]
-    batch = make_update_batch(groups, np.zeros((6, N)), np.zeros(6), prompt_length=8, response_length=8)
+    batch = make_update_batch(groups, np.zeros((6, N, 8)), np.zeros(6), prompt_length=8, response_length=8)
     assert rows_of_host(batch) is batch
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     shares = []
@@ -175,7 +175,7 @@ def batch_of_lengths(rng, lengths, longest):
         replace(group, responses=np.ones((n, longest), np.int32), log_probs=np.zeros((n, longest)), lengths=row)
         for group, row in zip(groups, lengths, strict=True)
     ]
-    advantages = np.arange(rows * n).reshape(rows, n)  # to know them by
+    advantages = np.arange(rows * n).reshape(rows, n, 1).repeat(longest, axis=2)  # to know them by
     return make_update_batch(groups, advantages, np.zeros(rows), prompt_length=8, response_length=longest)
 
 
@@ -189,7 +189,7 @@ def test_parts_hold_every_group_once_and_all_of_its_tokens(parts, packing):
     assert len(split) == parts and all(len(part.responses) == 12 // parts for part in split)
 
     def by_name(part):
-        return {tuple(name): row.tolist() for name, row in zip(part.advantages, part.lengths, strict=True)}
+        return {tuple(name): row.tolist() for name, row in zip(part.advantages[..., 0], part.lengths, strict=True)}
 
     assert functools.reduce(operator.or_, map(by_name, split)) == by_name(batch)
     most = [int(part.lengths.sum(1).max()) for part in split]

@@ -245,7 +245,6 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
     lengths = np.sort(expected.lengths.ravel())
     assert lengths[0] < 10 and lengths[16] < 60 and lengths[-1] == 80, lengths
 
-    monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
     monkeypatch.setattr(sampler, "_ROW_MULTIPLE", 1)
     assert sampler.row_sizes(32, 0.75) == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1] and sampler.cache_sizes(80) == [
         32,
@@ -298,7 +297,8 @@ def test_sizes_of_batches_and_caches():
     for rows, shrink in itertools.product((1, 7, 8, 9, 100, 1024), (0.01, 0.3, 0.75, 0.99)):
         sizes = sampler.row_sizes(rows, shrink)
         assert sizes == sorted(set(sizes), reverse=True) and sizes[0] == rows and (sizes[-1] == 8 or rows <= 8)
-    assert sampler.cache_sizes(1024) == [64, 128, 256, 512, 768, 1040] and sampler.cache_sizes(64) == [80]
+    assert sampler.cache_sizes(1024) == [64, 128, 192, 256, 384, 512, 768, 1040]
+    assert sampler.cache_sizes(64) == [32, 80] and sampler.cache_sizes(40) == [64]
     for limit in (*range(1, 200), 1024, 3001):
         sizes = sampler.cache_sizes(limit)
         assert sizes == sorted(set(sizes)) and sizes[-1] >= limit - 1 + sampler.BLOCK

@@ -168,6 +168,37 @@ def test_a_filter_that_turns_everything_away_stops_the_run(make_config):
 
 
 @pytest.mark.slow
+def test_log_probs_of_the_reference_and_of_the_step_s_own_policy(make_config, tmp_path):
+    """KL in the reward with a coefficient that adapts, importance weights of groups that waited, an entropy bonus; and
+    all of it again after a resume."""
+    config = make_config(
+        "rl.advantage=reinforce_pp", "rl.loss=cispo", "rl.kl_coefficient=0.1", "rl.kl_place=reward",
+        "rl.kl_target=0.01", "rl.kl_horizon=100", "rl.importance_cap=1.5", "rl.entropy_coefficient=0.01",
+        "rl.packing=0.8", "rl.filter.if_none_kept=keep_all", "reward.overlong_buffer=4", "optimizer.learning_rate=1e-3",
+        "checkpoint.every_steps=1", "tracking.validate_every=0",
+    )  # fmt: skip
+    rows = read_metrics(train(config))
+    for row in rows:
+        assert row["policy/sampler_gap_max"] < 1e-4
+        assert {"loss/entropy", "policy/kl_reference", "policy/ratio_p99"} <= row.keys() and "loss/kl" not in row
+        assert row["optimizer/grad_norm/language/layers"] <= row["optimizer/grad_norm"]
+        assert row["reward/overlong"] == -0.5  # all answers have 4 tokens, two of the 4 before the limit of 6
+        assert row["reward/total"] == pytest.approx(row["reward/accuracy"] + row["reward/repetition"] - 0.5)
+    assert rows[0]["policy/importance"] == pytest.approx(1, abs=1e-4) and rows[0]["filter/staleness"] == 0
+    stale = [row for row in rows if row["filter/staleness"] > 0]
+    assert stale and all(abs(row["policy/importance"] - 1) > 1e-4 for row in stale)
+    assert rows[0]["policy/kl_coefficient"] == 0.1
+    for before, after in zip(rows, rows[1:], strict=False):
+        error = np.clip(before["policy/kl_reference"] / 0.01 - 1, -0.2, 0.2)
+        assert after["policy/kl_coefficient"] == pytest.approx(before["policy/kl_coefficient"] * (1 + error * 16 / 100))
+
+    whole = without_times(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
+    train(config)
+    assert without_times(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
 def test_imitation(make_config, caplog):
     run_dir = train_run = fine_tune(make_config("sft.problems_per_step=8", "sft.max_response_tokens=96"))
     rows = read_metrics(run_dir)
@@ -272,6 +303,28 @@ def test_a_run_goes_on_over_another_mesh(make_config, monkeypatch, tmp_path):
         assert np.linalg.norm(found - expected) <= 1e-2 * change + 1e-6
 
     jax.tree.map(compare, start["trainable"], one["trainable"], eight["trainable"])
+
+
+@pytest.mark.slow
+def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
+    """Inside the first stage, at the boundary, inside the second: the same to the bit."""
+    config = make_config(
+        "rl.packing=0.8", "tracking.validate_every=0", "checkpoint.every_steps=1", "optimizer.learning_rate=1e-3",
+        "stages=[{steps: 2}, {steps: 2, data: {train: 'tfds:shapes/dots@train[20:40]'}, "
+        "rl: {kl_coefficient: 0.1}, optimizer: {learning_rate: 5.0e-4}}]",
+    )  # fmt: skip
+    first, second = tmp_path / "run" / "stage1", tmp_path / "run" / "stage2"
+    assert train(config) == second
+    assert [row["step"] for row in read_metrics(first)] == [1, 2] == [row["step"] for row in read_metrics(second)]
+    assert "policy/kl_reference" not in read_metrics(first)[0]
+    assert read_metrics(second)[0]["policy/kl_reference"] == pytest.approx(0, abs=1e-3)  # to its own start
+    metrics, state = [without_times(folder) for folder in (first, second)], state_of(second, 2)
+    for lost in (["stage1/checkpoints/2", "stage2"], ["stage1/export", "stage2"], ["stage2/checkpoints/2"]):
+        for folder in lost:
+            shutil.rmtree(tmp_path / "run" / folder)
+        train(config)
+        assert [without_times(folder) for folder in (first, second)] == metrics
+        jax.tree.map(np.testing.assert_array_equal, state_of(second, 2), state)
 
 
 def test_what_begins_a_run_is_compared(make_config, tmp_path):

@@ -18,6 +18,8 @@ from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, S
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.policy import encode_images, token_log_probs
 from mmeureka_jax.optimizer import make_optimizer, make_schedule
+from mmeureka_jax.rl.kl import KL_ESTIMATORS
+from mmeureka_jax.rl.losses import LOSSES
 from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import (
     CompiledUpdate,
@@ -61,7 +63,7 @@ def make_batch(model, items, params=None, seed=0, places=LENGTH):
         responses=responses,
         response_mask=np.arange(places) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
         old_log_probs=now - rng.normal(scale=0.4, size=shape).astype(np.float32),
-        advantages=rng.normal(size=shape[:2]).astype(np.float32),
+        advantages=rng.normal(size=(*shape[:2], 1)).astype(np.float32).repeat(places, axis=2),
         fresh=np.arange(len(items)) % 2 == 0,
     )
 
@@ -160,7 +162,7 @@ def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
     loss, penalty, clipped, ratios, drift, gaps, tokens = 0.0, 0.0, [0, 0], [], [], [], 0
     for row, item in enumerate(ITEMS):
         for j in range(GROUP):
-            length, advantage = int(batch.response_mask[row, j].sum()), float(batch.advantages[row, j])
+            length, advantage = int(batch.response_mask[row, j].sum()), float(batch.advantages[row, j, 0])
             _, table = model.torch_log_probs(item, batch.responses[row, j, :length], temperature=TEMPERATURE)
             of_response, of_penalty = 0.0, 0.0
             for t in range(length):
@@ -196,6 +198,37 @@ def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=2e-4, err_msg=name)
     assert min(clipped) > 2 and metrics["optimizer/skipped"] == 0
+
+
+@pytest.mark.slow
+def test_entropy_bonus_and_importance_weights(model, batch):
+    """The bonus is the mean entropy, by the same weights as the loss, and its gradient that of the entropy; importance
+    multiplies each token's policy loss and nothing else."""
+    importance = np.random.default_rng(3).uniform(0.5, 2, batch.old_log_probs.shape).astype(np.float32)
+    with_bonus = policy_objective(config_for(loss="pg", entropy_coefficient=0.25, token_averaging="token_mean"))
+    plain = policy_objective(config_for(loss="pg", token_averaging="token_mean"))
+    embeds = encode_images(model.policy, model.params, batch.prompts.images)
+    tokens = batch.response_mask.sum()
+
+    @jax.jit
+    @jax.grad
+    def expected(params):
+        log_probs, entropy = token_log_probs(
+            model.policy, params, batch.prompts, embeds, batch.responses,
+            temperature=TEMPERATURE, entropy_gradient=True,
+        )  # fmt: skip
+        loss = -importance * batch.advantages * log_probs - 0.25 * entropy
+        return jnp.where(batch.response_mask, loss, 0).sum() / tokens
+
+    weighted = batch.replace(importance=importance)
+    gradients, metrics, _ = gradient_of(model, with_bonus, weighted, frozen=("vision",))
+    assert_gradients_close(gradients, {"language": expected(model.params)["language"]}, 1e-4)
+    np.testing.assert_allclose(metrics["loss/entropy"], -0.25 * metrics["policy/entropy"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss/total"], metrics["loss/policy"] + metrics["loss/entropy"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["policy/importance"], importance[batch.response_mask].mean(), rtol=1e-5)
+    _, unweighted, _ = gradient_of(model, plain, batch.replace(importance=np.ones_like(importance)), frozen=("vision",))
+    _, without, _ = gradient_of(model, plain, batch, frozen=("vision",))
+    np.testing.assert_allclose(unweighted["loss/total"], without["loss/total"], rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -246,6 +279,8 @@ def test_gradients_are_clipped_to_their_global_norm(model, text_batch):
     free, metrics, _ = gradient_of(model, objective, text_batch, frozen=("vision",))
     norm = metrics["optimizer/grad_norm"]
     np.testing.assert_allclose(optax.tree.norm(free), norm, rtol=1e-5)
+    for name, branch in free["language"].items():
+        np.testing.assert_allclose(metrics[f"optimizer/grad_norm/language/{name}"], optax.tree.norm(branch), rtol=1e-5)
     clipped, metrics, _ = gradient_of(model, objective, text_batch, frozen=("vision",), max_grad_norm=float(norm / 3))
     norm_before = metrics["optimizer/grad_norm"]
     np.testing.assert_allclose(norm_before, norm, rtol=1e-6)
@@ -318,7 +353,10 @@ def choices(name):
 
 @pytest.mark.parametrize(
     ("loss", "averaging", "estimator"),
-    list(itertools.product(choices("loss"), choices("token_averaging"), choices("kl_estimator"))),
+    [
+        *itertools.product(LOSSES, ["token_mean"], ["k3"]),
+        *itertools.product(["ppo_clip"], choices("token_averaging"), KL_ESTIMATORS),
+    ],
 )
 def test_every_objective_of_a_config_can_be_traced(model, text_batch, loss, averaging, estimator):
     config = config_for(loss=loss, token_averaging=averaging, kl_estimator=estimator, kl_coefficient=0.1)

@@ -1,0 +1,255 @@
+"""Runs drawn over one another: mean and spread of each metric over the runs of a kind, as one page and as tables.
+
+COMPARISON/comparison.html   curves, and the summary      summary.md, summary.csv   a row for each kind of run
+                                                          runs.csv                  a row for each run
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import write_atomic
+from mmeureka_jax.report_charts import STYLE, Rows, format_number, series_of, smooth, thin, to_svg
+
+PAGE_FILE, SUMMARY_FILE, RUNS_FILE = "comparison.html", "summary", "runs.csv"
+COLORS = (
+    "#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785", "#b59a2c", "#2a9aa0", "#c2589f", "#7a5230",
+)  # fmt: skip
+DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))  # for more kinds than colours
+METRICS = (
+    "validation/accuracy",
+    "reward/accuracy",
+    "response/length",
+    "policy/entropy",
+    "policy/ratio_max",
+    "policy/clip_fraction_high",
+    "policy/clip_fraction_low",
+    "policy/drift",
+    "optimizer/grad_norm",
+)
+SUMMARY = ("last validation/accuracy", "max validation/accuracy", "end reward/accuracy", "end response/length")
+REDUCERS: Mapping[str, Callable[[list[float]], float]] = {
+    "first": lambda values: values[0],
+    "last": lambda values: values[-1],
+    "end": lambda values: float(np.mean(values[-max(1, len(values) // 10) :])),  # the last tenth
+    "max": max,
+    "min": min,
+    "mean": lambda values: float(np.mean(values)),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to be compared.
+
+    Attributes:
+        kind: what it is a repetition of; runs of one kind are averaged.
+        name: what tells it from the others of its kind, such as its seed.
+        rows: its metrics.
+        state: "done", or what stopped it.
+        settings: in what the kind differs from others, for the tables.
+    """
+
+    kind: str
+    name: str
+    rows: Rows
+    state: str = "done"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_summary(text: str) -> tuple[str, str]:
+    """`last validation/accuracy` -> its two words.
+
+    Raises:
+        UserError: it is not a reducer and a metric.
+    """
+    reducer, _, metric = text.partition(" ")
+    if reducer not in REDUCERS or not metric.strip():
+        raise UserError(
+            f"summary entry {text!r}: expected one of {', '.join(REDUCERS)} and a metric, such as 'last reward/total'"
+        )
+    return reducer, metric.strip()
+
+
+def write_comparison(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    title: str,
+    metrics: Sequence[str] = METRICS,
+    summary: Sequence[str] = SUMMARY,
+) -> Path:
+    """Writes the page and the tables into `folder`, and returns the page's path.
+
+    Raises:
+        UserError: nothing to draw, a bad summary entry, or the folder cannot be written.
+    """
+    if not any(run.rows for run in runs):
+        raise UserError(f"{title}: no run has logged a step yet; let one finish a step")
+    entries = [parse_summary(text) for text in summary]
+    kinds = _by_kind(runs)
+    table = [_summary_row(kind, members, entries) for kind, members in kinds.items()]
+    header = ["kind", "runs", *(f"{reducer} {metric}" for reducer, metric in entries), "state"]
+    figures = [figure for metric in metrics if (figure := draw(kinds, metric))]
+    write_atomic(folder / RUNS_FILE, _runs_csv(runs, entries).encode())
+    write_atomic(folder / f"{SUMMARY_FILE}.csv", _csv([header, *table]).encode())
+    write_atomic(folder / f"{SUMMARY_FILE}.md", _markdown(header, table).encode())
+    template = Template((Path(__file__).parent / "report_template.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=html.escape(title),
+        subtitle=f"{len(runs)} runs of {len(kinds)} kinds: mean, and one standard deviation over the runs of a kind",
+        tiles="",
+        nav='<a href="#curves">Curves</a><a href="#summary">Summary</a>',
+        sections=f'<h2 id="curves">Curves</h2><div class="charts">{"".join(figures)}</div>'
+        f'<h2 id="summary">Summary</h2>{_html_table(header, table)}',
+        footer=f"Tables: {SUMMARY_FILE}.md, {SUMMARY_FILE}.csv, {RUNS_FILE} beside this page.",
+    )
+    path = folder / PAGE_FILE
+    write_atomic(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def _by_kind(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    kinds: dict[str, list[Run]] = {}
+    for run in runs:
+        kinds.setdefault(run.kind, []).append(run)
+    return kinds
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables.
+
+
+def reduce(rows: Rows, reducer: str, metric: str) -> float | None:
+    """The one number of a run's metric; None where it has none."""
+    values = series_of(rows, metric)[1].tolist()
+    return float(REDUCERS[reducer](values)) if values else None
+
+
+def _summary_row(kind: str, members: Sequence[Run], entries: Sequence[tuple[str, str]]) -> list[str]:
+    cells = []
+    for reducer, metric in entries:
+        values = [value for run in members if (value := reduce(run.rows, reducer, metric)) is not None]
+        cells.append(_mean_and_spread(values))
+    states = [run.state for run in members]
+    state = (
+        "done" if set(states) == {"done"} else "; ".join(f"{r.name}: {r.state}" for r in members if r.state != "done")
+    )
+    return [kind, str(len(members)), *cells, state]
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.4g}"
+    return f"{mean:.4g} ± {statistics.stdev(values):.2g}"
+
+
+def _runs_csv(runs: Sequence[Run], entries: Sequence[tuple[str, str]]) -> str:
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    header = ["kind", "run", *keys, "steps", *(f"{reducer} {metric}" for reducer, metric in entries), "state"]
+    body = []
+    for run in runs:
+        numbers = (reduce(run.rows, *entry) for entry in entries)
+        cells = ["" if number is None else repr(number) for number in numbers]
+        settings = [str(run.settings.get(key, "")) for key in keys]
+        steps = str(run.rows[-1]["step"]) if run.rows else "0"
+        body.append([run.kind, run.name, *settings, steps, *cells, run.state])
+    return _csv([header, *body])
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        f"<tr><th scope='row'>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in row[1:])}</tr>"
+        for row in rows
+    )
+    return f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Curves.
+
+
+def mean_and_spread(runs: Sequence[Rows], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps, mean, standard deviation) over the runs that have a value at a step; 0 deviation where one has."""
+    by_step: dict[float, list[float]] = {}
+    for rows in runs:
+        for step, value in zip(*series_of(rows, metric), strict=True):
+            by_step.setdefault(float(step), []).append(float(value))
+    steps = np.array(sorted(by_step))
+    mean = np.array([np.mean(by_step[step]) for step in steps])
+    spread = np.array([np.std(by_step[step], ddof=1) if len(by_step[step]) > 1 else 0.0 for step in steps])
+    return steps, mean, spread
+
+
+def draw(kinds: Mapping[str, Sequence[Run]], metric: str) -> str | None:
+    """An HTML figure of one metric: a line for each kind, and a band of one standard deviation. None without data."""
+    curves = {kind: mean_and_spread([run.rows for run in members], metric) for kind, members in kinds.items()}
+    if not any(len(steps) for steps, _, _ in curves.values()):
+        return None
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": metric}):
+        figure = Figure(figsize=(4.3, 2.6), layout="constrained")
+        axes = figure.subplots()
+        legends, descriptions, everything = [], [], []
+        for number, (kind, (steps, mean, spread)) in enumerate(curves.items()):
+            if not len(steps):
+                continue
+            color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+            dense = len(steps) > 30
+            at, line = thin(steps, smooth(mean) if dense else mean)
+            _, band = thin(steps, smooth(spread) if dense else spread)
+            axes.plot(at, line, color=color, linestyle=dash, marker=None if len(at) > 12 else "o", markersize=2.5)
+            if band.any():
+                axes.fill_between(at, line - band, line + band, color=color, alpha=0.14, linewidth=0)
+            everything.append(line)
+            legends.append(
+                f'<span class="key"><i style="background:{color}"></i>{html.escape(kind)} '
+                f"<b>{format_number(mean[-1])}</b></span>"
+            )
+            descriptions.append(
+                f"{kind}: first {format_number(mean[0])}, last {format_number(mean[-1])} (step {steps[-1]:.0f})."
+            )
+        values = np.concatenate(everything)
+        if values.min() > 0 and values.max() > 50 * values.min():
+            axes.set_yscale("log")
+        elif values.min() >= 0:
+            axes.set_ylim(bottom=0, top=None if values.max() > 0 else 1)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        svg = to_svg(figure, f"compare {metric}")
+    alternative = html.escape(f"Chart of {metric} by step. " + " ".join(descriptions), quote=True)
+    return (
+        f'<figure class="chart"><h4>{html.escape(metric)}</h4>'
+        f'<div role="img" aria-label="{alternative}">{svg}</div>'
+        f"<figcaption>{''.join(legends)}</figcaption></figure>"
+    )

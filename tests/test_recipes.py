@@ -1,0 +1,60 @@
+"""Every recipe in configs/, made as small as a test, trains two steps; every sweep is of valid runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from guessing import write_guessing_checkpoint
+
+from mmeureka_jax.config import load_config, stage_configs
+from mmeureka_jax.rl import job
+from mmeureka_jax.rl.setup import open_policy
+from mmeureka_jax.rl.trainer import train
+from mmeureka_jax.sweep import load_sweep
+from mmeureka_jax.tracking import read_metrics
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem.endswith(("7b", "8b", "32b", "38b")))
+
+# Sizes alone; what a recipe says of its algorithm stays.
+SMALL = """
+    steps=2 data.train=tfds:shapes/dots@train[:20] data.validation=null data.max_prompt_tokens=160
+    data.prompt_buckets=[] data.min_pixels=3136 data.max_pixels=12544 data.workers=0
+    reward.accuracy=instruct sampler.max_new_tokens=6 sampler.batch_prompts=8 sampler.compile_ahead=false
+    reward.workers=1 rl.group_size=4 rl.prompts_per_rollout=4 rl.prompts_per_update=2 rl.micro_batches=1 rl.packing=0
+    rl.filter.max_empty_rounds=20 mesh.tensor=1 tracking.progress=false tracking.tensorboard=false
+""".split()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy") / "model"
+    write_guessing_checkpoint(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains(path, policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "open_policy", lambda *a: open_policy(*a, devices=jax.devices()[:1]))
+    overrides, recipe = [f"run_dir={tmp_path / 'run'}", f"model.checkpoint={policy}", *SMALL], load_config(path)
+    if recipe.reward.overlong_buffer:
+        overrides.append("reward.overlong_buffer=4")
+    if recipe.stages:
+        overrides.append(f"stages={json.dumps([stage | {'steps': 1, 'data': {}} for stage in recipe.stages])}")
+    config = load_config(path, overrides)
+    train(config)
+    rows = [row for stage in stage_configs(config) for row in read_metrics(Path(stage.run_dir))]
+    assert [row["step"] for row in rows] == ([1, 1] if recipe.stages else [1, 2])
+    for row in rows:
+        assert row["optimizer/skipped"] == 0 and row["optimizer/grad_norm"] > 0
+        assert row.get("policy/sampler_gap_max", 0.0) < 1e-4  # none where all groups had waited
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablations/*.yaml")), ids=lambda path: path.stem)
+def test_every_run_of_a_sweep_is_valid(path):
+    sweep = load_sweep(path)
+    assert len({member.folder for member in sweep.members}) == len(sweep.members) > 1

@@ -1,0 +1,186 @@
+"""Sweeps: what a file expands to, what is refused, and that an interrupted one ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import environment, mmeureka
+from guessing import write_guessing_checkpoint
+
+from mmeureka_jax import sweep
+from mmeureka_jax.checkpoint import write_metadata
+from mmeureka_jax.config import to_dict
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.sweep import load_sweep, run_sweep, state
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TREE = {
+    "config": str(CONFIGS / "smoke.yaml"),
+    "seeds": [3, 5],
+    "overrides": {"steps": 2, "rl.loss": "cpg"},
+    "variants": {"plain": {"rl.loss": "pg"}, "clipped": {}},
+    "grid": {"optimizer.learning_rate": [1e-3, 2e-3], "rl.group_size": [4]},
+}
+
+
+def write(folder: Path, tree: dict) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({"folder": str(folder / "out"), **tree}, sort_keys=False))
+    return path
+
+
+def test_a_file_is_variants_times_the_grid_times_seeds(tmp_path):
+    members = load_sweep(write(tmp_path, TREE)).members
+    found = [(m.kind, m.seed, m.config.rl.loss, m.config.optimizer.learning_rate, m.config.steps) for m in members]
+    assert found == [
+        (f"{name}_learning_rate={rate}_group_size=4", seed, loss, rate, 2)
+        for name, loss in (("plain", "pg"), ("clipped", "cpg"))
+        for rate in (1e-3, 2e-3)
+        for seed in (3, 5)
+    ]
+    assert all(m.config.seed == m.seed and m.folder == tmp_path / "out" / m.kind / f"seed{m.seed}" for m in members)
+    changed = load_sweep(write(tmp_path, TREE), ["rl.loss=cpgd", f"folder={tmp_path / 'other'}"])
+    assert changed.folder == tmp_path / "other" and {m.config.rl.loss for m in changed.members} == {"cpgd"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": [1]}, "mine.yaml: unknown keys ..seed..; a sweep has config, folder"),
+        ({"seeds": [1, 1]}, "mine.yaml: seeds must be different integers"),
+        ({"seeds": 1}, "mine.yaml: seeds must be a list; got 1"),
+        ({"grid": {"rl.loss": "pg"}}, "mine.yaml: grid: rl.loss must be a list of values; got 'pg'"),
+        ({"variants": {"a": "pg"}}, "mine.yaml: settings of a.* must be config keys"),
+        ({"variants": {"a": {"rl.los": "pg"}}}, "unknown key 'rl.los'; the nearest key is 'rl.loss'"),
+        ({"variants": {"a b": {}, "a_b": {}}, "grid": {}}, "two kinds of run would be called 'a_b'"),
+        ({"variants": {"a": {"rl.group_size": 1}}, "grid": {}}, "mine.yaml: a: rl.group_size must be at least 2"),
+        ({"overrides": {"stages": [{"steps": 1}]}}, "smoke.yaml has stages, which a sweep cannot compare"),
+        ({"summary": ["best accuracy"]}, "summary entry 'best accuracy': expected one of first, last"),
+        ({"config": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
+        ({"config": None}, "mine.yaml: config must be text"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_runs(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        load_sweep(write(tmp_path, TREE | change))
+
+
+def test_a_missing_file_and_a_run_that_is_not_there(tmp_path, capsys):
+    assert mmeureka("sweep", str(tmp_path / "no.yaml")) == 2
+    assert "no.yaml: cannot read the sweep file" in capsys.readouterr().err
+    assert mmeureka("sweep", str(write(tmp_path, TREE)), "--index", "8") == 2
+    assert "there is no run 8; their indices are 0 to 7" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """In place of the process of a run: writes what a run leaves behind. Runs of seed 5 stop with an error."""
+    folders = []
+
+    def run(command, config, *options):
+        folder = Path(config.run_dir)
+        folders.append(folder)
+        rows = [{"step": s, "validation/accuracy": config.seed + s * config.optimizer.learning_rate} for s in range(3)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        write_metadata(folder, {"config": to_dict(config)})
+        if config.seed == 5:
+            (folder / sweep.STOPPED_FILE).write_text(json.dumps({"message": "no group survived"}))
+        else:
+            (folder / "checkpoints" / str(config.steps)).mkdir(parents=True)
+
+    monkeypatch.setattr(sweep, "_run", run)
+    return folders
+
+
+def test_each_run_is_made_once_and_counts_also_where_it_stopped(tmp_path, ran):
+    chosen = load_sweep(write(tmp_path, TREE | {"variants": {"plain": {}}, "summary": ["last validation/accuracy"]}))
+    assert [state(member) for member in chosen.members] == ["not begun"] * 4
+    run_sweep(chosen, only=2, show=False)
+    assert ran == [chosen.members[2].folder]
+    run_sweep(chosen, show=False)
+    run_sweep(chosen, show=False)
+    assert sorted(ran) == sorted(member.folder for member in chosen.members)
+    assert state(chosen.members[0]) == "done" and state(chosen.members[1]) == "stopped at step 2: no group survived"
+    table = (chosen.folder / "summary.md").read_text().splitlines()
+    assert table[0] == "| kind | runs | last validation/accuracy | state |"
+    first = (
+        "| plain_learning_rate=0.001_group_size=4 | 2 | 4.002 ± 1.4 | seed 5: stopped at step 2: no group survived |"
+    )
+    assert table[2] == first and len(table) == 4
+    rows = (chosen.folder / "runs.csv").read_text().splitlines()
+    assert rows[0] == "kind,run,optimizer.learning_rate,rl.group_size,steps,last validation/accuracy,state"
+    assert rows[1] == "plain_learning_rate=0.001_group_size=4,seed 3,0.001,4,2,3.002,done"
+    run_sweep(chosen, retry=True, show=False)
+    assert len(ran) == 6
+
+
+def test_a_run_with_other_settings_is_in_the_way(tmp_path, ran, capsys):
+    chosen = load_sweep(write(tmp_path, TREE))
+    run_sweep(chosen, only=0, show=False)
+    changed = load_sweep(write(tmp_path, TREE | {"overrides": {"steps": 4}}))
+    with pytest.raises(UserError, match=r"seed3 holds a run with other settings:\n  steps: 2 -> 4"):
+        run_sweep(changed, show=False)
+    assert mmeureka("sweep", str(tmp_path / "mine.yaml"), "--list") == 2
+    write(tmp_path, TREE)
+    assert mmeureka("sweep", str(tmp_path / "mine.yaml"), "--list") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "0\tplain_learning_rate=0.001_group_size=4\tseed 3\tdone"
+
+
+def test_runs_are_compared_by_kind(tmp_path, ran, capsys):
+    run_sweep(load_sweep(write(tmp_path, TREE)), show=False)
+    folder = tmp_path / "out" / "plain_learning_rate=0.001_group_size=4"
+    output = tmp_path / "comparison"
+    assert (
+        mmeureka("compare", f"a={folder}/seed3", f"a={folder}/seed5", f"{folder}/seed3", "--output", str(output)) == 0
+    )
+    assert capsys.readouterr().out == f"comparison: {output}/comparison.html\n"
+    page = (output / "comparison.html").read_text()
+    assert "3 runs of 2 kinds" in page and page.count("<svg") == 1
+    assert mmeureka("compare", str(tmp_path / "nowhere"), "--output", str(output)) == 2
+    assert "nowhere/metrics.jsonl: no metrics here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path):
+    write_guessing_checkpoint(tmp_path / "model")
+    tree = {
+        "config": str(CONFIGS / "smoke.yaml"),
+        "overrides": {
+            "model.random": None, "model.checkpoint": str(tmp_path / "model"), "steps": 2, "data.validation": None,
+            "reward.workers": 1, "rl.filter.enabled": False, "rl.micro_batches": 1, "rl.packing": 0,
+        },
+        "seeds": [0, 1],
+        "variants": {"pg": {"rl.loss": "pg"}},
+        "summary": ["last reward/accuracy", "end loss/total", "last optimizer/grad_norm"],
+    }  # fmt: skip
+    path = write(tmp_path, tree)
+    tables = []
+    for name, killed in (("whole", False), ("killed", True)):
+        command = [sys.executable, "-m", "mmeureka_jax.cli", "sweep", str(path), f"folder={tmp_path / name}"]
+        if killed:
+            shutil.copytree(tmp_path / "whole" / "pg" / "seed0", tmp_path / name / "pg" / "seed0")  # saves its time
+            process = subprocess.Popen(command, env=environment(), start_new_session=True)
+            second = tmp_path / name / "pg" / "seed1" / "checkpoints" / "1"
+            deadline = time.monotonic() + 300
+            while not second.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert state(load_sweep(path, [f"folder={tmp_path / name}"]).members[1]) != "done"
+        subprocess.run(command, env=environment(), check=True, timeout=600)
+        files = ("runs.csv", "summary.csv", "summary.md")
+        tables.append([(tmp_path / name / file).read_text() for file in files])
+    assert tables[0] == tables[1]
+    assert tables[0][1].splitlines()[0] == "kind,runs," + ",".join(tree["summary"]) + ",state"
+    assert [line.split(",")[:2] for line in tables[0][0].splitlines()[1:]] == [["pg", "seed 0"], ["pg", "seed 1"]]
+    assert "<svg" in (tmp_path / "killed" / "comparison.html").read_text()
