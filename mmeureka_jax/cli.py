@@ -6,6 +6,7 @@ A mistake of the user's ends with one message on stderr and exit code 2, without
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -18,7 +19,14 @@ from types import TracebackType
 from typing import Any
 
 from mmeureka_jax import __version__
-from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, Terminated, UserError
+from mmeureka_jax.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_STOPPED,
+    EXIT_TERMINATED,
+    RunStopped,
+    Terminated,
+    UserError,
+)
 
 PROMPT_STYLES = ("plain", "instruct", "zero", "cpgd")
 ACCURACY_FORMS = ("instruct", "boxed")
@@ -34,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"mmeureka: error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_STOPPED if isinstance(error, RunStopped) else EXIT_BAD_INPUT
     except Terminated as stop:
         print(f"mmeureka: {stop}", file=sys.stderr)
         return EXIT_TERMINATED
@@ -176,7 +184,7 @@ def add_sweep_parsers(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--index", type=count, metavar="I", help="only this run, for arrays of jobs")
     parser.add_argument("--list", action="store_true", help="print index, run and state of each, and run nothing")
     parser.add_argument("--table", action="store_true", help="write page and tables of what is there, and run nothing")
-    parser.add_argument("--retry", action="store_true", help="go on also with runs that stopped with an error")
+    parser.add_argument("--retry", action="store_true", help="go on also with runs that stopped")
     parser = add_command(commands, "compare", run_compare, "draw runs over one another")
     parser.add_argument("runs", nargs="+", metavar="[KIND=]RUN", help="run folders; those of one KIND are averaged")
     parser.add_argument(
@@ -408,11 +416,12 @@ def run_sweep(args: argparse.Namespace) -> int:
         for index, member in enumerate(chosen.members):
             print(f"{index}\t{member.kind}\tseed {member.seed}\t{sweep.state(member)}")
         return 0
-    if args.table:
-        page = sweep.write_comparison(chosen)
-    else:
-        page = sweep.run_sweep(chosen, only=args.index, retry=args.retry)
-    print(f"comparison: {page.resolve()}")
+    run = (
+        sweep.write_comparison if args.table else functools.partial(sweep.run_sweep, only=args.index, retry=args.retry)
+    )
+    page = run(chosen)
+    if page is not None:
+        print(f"comparison: {page.resolve()}")
     return 0
 
 
@@ -425,7 +434,8 @@ def run_compare(args: argparse.Namespace) -> int:
         kind, separator, folder = text.partition("=")
         if not separator or Path(text).exists():  # folders of sweeps have = in their names
             kind = folder = text
-        runs.append(compare.Run(kind, folder, read_metrics(Path(folder))))
+        rows = read_metrics(Path(folder))
+        runs.append(compare.Run(kind, folder, rows, compare.state_of(Path(folder), rows)))
     page = compare.write_comparison(runs, args.output, title="Comparison", metrics=args.metrics or compare.METRICS)
     print(f"comparison: {page.resolve()}")
     return 0

@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.report_charts import STYLE, Rows, format_number, series_of, smooth, thin, to_svg
@@ -28,6 +29,7 @@ from mmeureka_jax.report_charts import STYLE, Rows, format_number, series_of, sm
 PAGE_FILE, SUMMARY_FILE, RUNS_FILE = "comparison.html", "summary", "runs.csv"
 COLORS = (
     "#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785", "#b59a2c", "#2a9aa0", "#c2589f", "#7a5230",
+    "#8fb8e0", "#e3b98a", "#9ccfae", "#1f2933",
 )  # fmt: skip
 DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))  # for more kinds than colours
 METRICS = (
@@ -67,8 +69,17 @@ class Run:
     kind: str
     name: str
     rows: Rows
-    state: str = "done"
+    state: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def state_of(run_dir: Path, rows: Rows) -> str:
+    """ "done", or how far a run has come, by its metadata; "unknown" without."""
+    metadata, step = read_metadata(run_dir), int(rows[-1]["step"]) if rows else 0
+    if metadata is None:
+        return "unknown"
+    steps = metadata["config"]["steps"]
+    return "done" if step >= steps else f"at step {step} of {steps}"
 
 
 def parse_summary(text: str) -> tuple[str, str]:
@@ -111,7 +122,8 @@ def write_comparison(
     template = Template((Path(__file__).parent / "report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=html.escape(title),
-        subtitle=f"{len(runs)} runs of {len(kinds)} kinds: mean, and one standard deviation over the runs of a kind",
+        subtitle=f"{len(runs)} runs of {len(kinds)} kinds: mean, and one standard deviation over "
+        "the runs of a kind that have come so far",
         tiles="",
         nav='<a href="#curves">Curves</a><a href="#summary">Summary</a>',
         sections=f'<h2 id="curves">Curves</h2><div class="charts">{"".join(figures)}</div>'
@@ -144,7 +156,8 @@ def _summary_row(kind: str, members: Sequence[Run], entries: Sequence[tuple[str,
     cells = []
     for reducer, metric in entries:
         values = [value for run in members if (value := reduce(run.rows, reducer, metric)) is not None]
-        cells.append(_mean_and_spread(values))
+        of = f" (of {len(values)})" if 0 < len(values) < len(members) else ""  # the others have no value
+        cells.append(_mean_and_spread(values) + of)
     states = [run.state for run in members]
     state = (
         "done" if set(states) == {"done"} else "; ".join(f"{r.name}: {r.state}" for r in members if r.state != "done")

@@ -137,7 +137,9 @@ class RLConfig:
     adora_weight: float | None = None  # of prompts whose right answers are no longer than others; null = all count 1
     cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"  # how advantage cpgd weighs the groups of a batch
     cpgd_weight_cap: float = 3.0  # of clip_filter
-    loss: Literal["ppo_clip", "cpgd", "cpg", "pg", "pg_drift", "gspo", "cispo"] | CustomFunction = "ppo_clip"
+    loss: Literal["ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "pg", "pg_drift", "gspo", "cispo"] | CustomFunction = (
+        "ppo_clip"
+    )
     group_size: int = 8  # responses to each prompt
     prompts_per_rollout: int = 128
     prompts_per_update: int = 16  # groups per optimiser step; must divide prompts_per_rollout
@@ -148,8 +150,8 @@ class RLConfig:
     clip_epsilon_high: float | None = None  # as the loss's source: 0.2 and 0.2; gspo 3e-4, 4e-4; cispo no bound, 4
     clip_start: float = 1.0  # losses cpg, cpgd: the epsilons of the first token, as a part of those of the last
     ratio_cap: float | None = None  # upstream MM-EUREKA: 3.0, applied to the ratio before both PPO terms
-    drift_coefficient: float = 0.001  # losses cpgd, pg_drift: weight of the policy drift
-    drift_cap: float = 2.0  # losses cpgd, pg_drift: cap of (ratio - 1) in the gradient of the drift
+    drift_coefficient: float = 0.001  # losses cpgd, ..._drift: weight of the policy drift
+    drift_cap: float = 2.0  # losses cpgd, ..._drift: cap of (ratio - 1) in the gradient of the drift
     token_averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"] = "sequence_mean"
     entropy_coefficient: float = 0.0  # weight of the entropy that the loss rewards
     importance_cap: float | None = None  # weights tokens by min(ratio to the policy that sampled them, cap), see docs
@@ -261,7 +263,10 @@ def stage_configs(config: Config) -> list[Config]:
             raise UserError(f"{origin}: {given[0]} cannot be set for a stage; it is that of the whole config")
         stage = overlaid(whole, overlay, origin)
         if configs:
-            if "model" in overlay and {"checkpoint", "random"} & set(overlay["model"] or {}):
+            if {"model.checkpoint", "model.random"} & {
+                *overlay,
+                *(f"model.{key}" for key in overlay.get("model") or {}),
+            }:
                 raise UserError(
                     f"{origin}: it starts from the policy of stage {number - 1}; take its model.checkpoint out"
                 )
@@ -324,6 +329,9 @@ _RANDOM_MODEL_POSITIVE = """
 
 _COMPARES = ("grpo", "dr_grpo", "rloo", "reinforce_baseline", "cpgd")  # advantages that need several responses
 _LARGEST_SEQUENCE_EPSILON = 0.1
+_LOSSES = ("ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "pg", "pg_drift", "gspo", "cispo")
+_CLIPS_LOW = ("ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "gspo")  # cispo may have no lower bound
+_ONLY_FOR = {"ratio_cap": ("ppo_clip", "ppo_clip_drift"), "clip_start": ("cpg", "cpgd")}
 
 
 def _check_model(model: ModelConfig) -> list[str]:
@@ -402,9 +410,10 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
             f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "
             f"prompt; got 1. Of the estimators, only reinforce_pp works with one response"
         )
-    if rl.whiten == "off" and rl.advantage == "reinforce_pp":
+    if rl.adora_weight is not None and rl.advantage == "reinforce_pp":
         problems.append(
-            "rl.whiten must not be off for rl.advantage reinforce_pp: without it rewards have no baseline at all"
+            "rl.adora_weight multiplies advantages, and those of rl.advantage reinforce_pp have no baseline before "
+            "they are whitened: right answers would count less than wrong ones of other prompts; use reinforce_baseline"
         )
     if sampler.temperature == 0:
         problems.append(
@@ -419,7 +428,7 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
         problems.append(
             f"rl.micro_batches ({rl.micro_batches}) must divide rl.prompts_per_update ({rl.prompts_per_update})"
         )
-    if rl.clip_epsilon_low is not None and rl.clip_epsilon_low >= 1 and rl.loss != "cispo":
+    if rl.clip_epsilon_low is not None and rl.clip_epsilon_low >= 1 and rl.loss in _CLIPS_LOW:
         problems.append(f"rl.clip_epsilon_low must be below 1: ratios are positive; got {rl.clip_epsilon_low:g}")
     if rl.loss == "gspo" and max(rl.clip_epsilon_low or 0, rl.clip_epsilon_high or 0) > _LARGEST_SEQUENCE_EPSILON:
         problems.append(
@@ -432,6 +441,28 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
             "rl.kl_place: reward and rl.kl_target need a KL: set rl.kl_coefficient above 0 (where it begins, if it "
             "adapts)"
         )
+    samples = rl.prompts_per_rollout * rl.group_size
+    if rl.kl_target is not None and rl.kl_horizon <= 0.2 * samples:
+        problems.append(
+            f"rl.kl_horizon ({rl.kl_horizon}) must be above a fifth of the responses of a step ({samples}), or the "
+            "coefficient could fall to 0 in one step"
+        )
+    possible = [right / max(rl.group_size, 1) for right in range(rl.group_size + 1)]
+    if (
+        rl.filter.enabled
+        and rl.filter.if_none_kept == "sample_again"
+        and (rl.group_size > 1 or rl.advantage not in _COMPARES)
+        and 0 <= rl.filter.lower <= rl.filter.upper <= 1
+        and not any(rl.filter.lower <= accuracy <= rl.filter.upper for accuracy in possible)
+    ):
+        problems.append(
+            f"rl.filter keeps no group of {rl.group_size} responses: none of their mean accuracies (k / "
+            f"{rl.group_size}) is from {rl.filter.lower:g} to {rl.filter.upper:g}; widen it, or set "
+            "rl.filter.enabled=false"
+        )
+    for name, losses in _ONLY_FOR.items():
+        if getattr(rl, name) != getattr(RLConfig, name) and rl.loss in _LOSSES and rl.loss not in losses:
+            problems.append(f"rl.{name} is a setting of rl.loss {', '.join(losses)}; {rl.loss} has none such")
     if reward.overlong_buffer > sampler.max_new_tokens:
         problems.append(
             f"reward.overlong_buffer ({reward.overlong_buffer}) must not exceed sampler.max_new_tokens "

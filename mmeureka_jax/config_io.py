@@ -96,6 +96,8 @@ class _Located:
 
 def _from_node(loader: _Loader, node: yaml.Node, path: Path) -> _Located:
     origin = f"{path}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+        return _Located([_plain(_from_node(loader, item, path)) for item in node.value], origin)
     if not isinstance(node, yaml.MappingNode):
         return _Located(loader.construct_object(node, deep=True), origin)
     values: dict[str, _Located] = {}
@@ -108,6 +110,23 @@ def _from_node(loader: _Loader, node: yaml.Node, path: Path) -> _Located:
             raise UserError(f"{path}:{line}: the key {key!r} is given twice (first at {values[key].origin})")
         values[key] = dataclasses.replace(_from_node(loader, value_node, path), origin=f"{path}:{line}")
     return _Located(values, origin)
+
+
+def _plain(located: _Located) -> Any:
+    return {key: _plain(value) for key, value in located.value.items()} if _is_section(located) else located.value
+
+
+def _is_section(located: _Located) -> bool:
+    return isinstance(located.value, dict) and all(isinstance(value, _Located) for value in located.value.values())
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of `key: value` lines, over the chain of files that its `base:` names, as plain dicts and lists.
+
+    Raises:
+      UserError: a file that is missing or malformed, or a key that is given twice; with file and line.
+    """
+    return _plain(_read_file(path))
 
 
 def _parse_yaml(text: str, path: Path) -> _Located | None:
@@ -332,21 +351,30 @@ def load_tree(cls: type[T], path: str | Path | None, overrides: Sequence[str] = 
     return config
 
 
-def overlaid(tree: T, overlay: Mapping[str, Any], origin: str) -> T:
-    """`tree` with what `overlay` says over it, merged as an override is.
+def overlaid(tree: T, overlay: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> T:
+    """`tree` with what `overlay` says over it, and `overrides` over that. Keys of the overlay may be dotted.
 
     Raises:
       UserError: an unknown key, or a value of the wrong type; one line each, that begins with `origin`.
     """
 
     def located(value: Any, where: str) -> _Located:
-        if isinstance(value, Mapping):
-            return _Located({key: located(below, where) for key, below in value.items()}, where)
-        return _Located(value, where)
+        if not isinstance(value, Mapping):
+            return _Located(value, where)
+        merged = _Located({}, where)
+        for key, below in value.items():
+            entry = located(below, where)
+            for part in reversed(str(key).split(".")):
+                entry = _Located({part: entry}, where)
+            merged = _merge(merged, entry)
+        return merged
 
+    whole = _merge(located(to_dict(tree), "config"), located(overlay, origin))
+    for override in overrides:
+        whole = _merge(whole, _read_override(override))
     problems: list[str] = []
     cls = type(tree)
-    built = _build(cls, _merge(located(to_dict(tree), "config"), located(overlay, origin)), "", cls, problems)
+    built = _build(cls, whole, "", cls, problems)
     if problems:
         raise UserError("\n".join(problems))
     return built

@@ -44,7 +44,7 @@ def measure_difficulty(
     is added: an answer's noise is named by the seed, its problem and its number, not by the others of a batch.
 
     Returns:
-        All rows.
+        The rows of the problems that were asked for; the file keeps those of others.
 
     Raises:
         UserError: anything about the checkpoint, the data or the output that cannot work, before the first answer; a
@@ -94,7 +94,9 @@ def measure_difficulty(
             return {"id": problem.id, "accuracy": accuracy, "n": n, "length": length}
 
         stack.enter_context(jax.set_mesh(loaded.mesh))
-        bar = stack.enter_context(progress(len(problems), "difficulty", unit="problem", initial=len(done)))
+        bar = stack.enter_context(
+            progress(len(problems), "difficulty", unit="problem", initial=len(problems) - len(left))
+        )
         answered = generate(
             loaded, loaded.load_params(), processor, left, settings,
             stream="sample", batch_size=options.batch_size, buckets=length_buckets(checked.report.max_tokens),
@@ -106,18 +108,20 @@ def measure_difficulty(
                 file.write(json.dumps(done[problem.id], ensure_ascii=False) + "\n")
                 file.flush()
                 bar.update(1)
-    rows = [done[problem.id] for problem in problems]
-    write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    return rows
+    everything = [done[one] for row in checked.indices if (one := checked.source[row].id) in done]
+    write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in everything).encode())
+    return [done[problem.id] for problem in problems]
 
 
 def _rows_so_far(output: Path, made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of an earlier start, by id; the file then ends with a whole row, and its settings are beside it."""
     record = output.with_name(output.name + ".settings.json")
     if output.exists():
-        old = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
+        if not record.exists():
+            raise UserError(f"{record} is missing, so nothing says what {output} was made with; give another file")
+        old = json.loads(record.read_text(encoding="utf-8"))
         if old != made_with:
-            differences = [key for key in made_with if old is None or old.get(key) != made_with[key]]
+            differences = [key for key in made_with if old.get(key) != made_with[key]]
             raise UserError(
                 f"{output} was made with other settings ({', '.join(differences)}); give another file or remove it"
             )

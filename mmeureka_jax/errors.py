@@ -7,11 +7,17 @@ the message alone (no traceback) and exits with `EXIT_BAD_INPUT`.
 from __future__ import annotations
 
 EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 3
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it: a script does not take the run for a finished one
 
 
 class UserError(ValueError):
     """Bad input from the user: a file, a row, a config key, a checkpoint or a mesh that cannot be used as given."""
+
+
+class RunStopped(UserError):
+    """A run cannot go on for what its policy or its problems have become, and would stop there again: nothing is wrong
+    with a file or the machine."""
 
 
 class Terminated(Exception):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmeureka_jax.errors import UserError
 
+LOCK_FILE = ".lock"
 _AND_THEN = "and start the same command again; a run goes on from its newest checkpoint"
 _WHAT_TO_DO = {
     errno.ENOSPC: f"free some space {_AND_THEN}",
@@ -41,7 +43,7 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
     Raises:
       UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a kill left here is overwritten
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.ExitStack() as stack:
         with explain_write_errors(path):
             if path.is_dir():
@@ -62,6 +64,31 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
             os.fsync(file.fileno())
             file.close()
             temporary.replace(path)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds `folder` for this process; a killed one lets go of it. No-op where the file system has no locks.
+
+    Args:
+        wait: for a process that holds it, instead of an error.
+
+    Raises:
+      UserError: another process holds it, or the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / LOCK_FILE).open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is running in this folder; wait for it, stop it, or use another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 def _quietly(call: Callable[[], object]) -> None:

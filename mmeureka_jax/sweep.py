@@ -1,7 +1,8 @@
 """`mmeureka sweep FILE`: the same run with different settings and seeds, one after another or by index,
 and a comparison of them.
 
-    config: ../demo_rl.yaml              # what every run starts from; paths are relative to this file
+    config: ../demo_rl.yaml              # what every run starts from; this path and that of `imitation` are relative
+                                         # to this file
     folder: runs/ablations/losses        # FOLDER/KIND/seedN are the runs, FOLDER/comparison.html what came of them
     imitation: ../demo_sft.yaml          # optional: a supervised run whose export all runs start from
     overrides: {steps: 60}               # of every run
@@ -14,8 +15,8 @@ and a comparison of them.
     summary: [last validation/accuracy]  # optional: columns of the tables (first, last, end, max, min, mean)
 
 Each run is a process of its own. What is done is not done again, so an interrupted sweep goes on with the same command.
-A run that stops with an error (answers that all score alike, updates that are not finite) is a result too: its row says
-so.
+A run that stops because of what its policy has become (answers that all score alike, updates that are not finite) is a
+result too: its row says so.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from mmeureka_jax import compare
 from mmeureka_jax.checkpoint import read_metadata
-from mmeureka_jax.config import Config, config_diff, load_config, save_config, to_dict, validate_config
-from mmeureka_jax.config_io import load_yaml
-from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, Terminated, UserError
-from mmeureka_jax.files import write_atomic
+from mmeureka_jax.config import EXPORT_FOLDER, Config, config_diff, load_config, save_config, to_dict, validate_config
+from mmeureka_jax.config_io import overlaid, read_yaml
+from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserError
+from mmeureka_jax.export import read_provenance
+from mmeureka_jax.files import exclusive, explain_write_errors, write_atomic
 from mmeureka_jax.rl.run_folder import comparable
 from mmeureka_jax.tracking import METRICS_FILE, progress, read_metrics
 
 CONFIG_FILE, LOG_FILE, STOPPED_FILE = "run.yaml", "log.txt", "stopped.json"
+IMITATION_FOLDER = "imitation"
 _KEYS = ("config", "folder", "imitation", "overrides", "variants", "grid", "seeds", "metrics", "summary")
 
 
@@ -66,7 +68,7 @@ class Sweep:
     """A sweep file, read and expanded.
 
     Attributes:
-        imitation: the config of the supervised run that all members start from, and where its policy is exported to.
+        imitation: the config of the supervised run that all members start from.
         metrics, summary: see `compare.write_comparison`.
     """
 
@@ -76,10 +78,6 @@ class Sweep:
     imitation: Config | None
     metrics: tuple[str, ...]
     summary: tuple[str, ...]
-
-    @property
-    def start(self) -> Path:
-        return self.folder / "imitation" / "export"
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -91,58 +89,43 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         UserError: a file that cannot be read, an unknown key, a value of another form, or a run whose config is wrong.
     """
-    tree = _read(path)
+    tree = read_yaml(path)
+    unknown = [key for key in tree if key not in _KEYS]
+    if unknown:
+        raise UserError(f"{path}: unknown keys {unknown}; a sweep has {', '.join(_KEYS)}")
     folders = [text.partition("=")[2] for text in overrides if text.startswith("folder=")]
     overrides = [text for text in overrides if not text.startswith("folder=")]
     folder = Path(folders[-1] if folders else _get(path, tree, "folder", str))
-    base = path.parent / _get(path, tree, "config", str)
-    shared = _texts(path, "overrides", _get(path, tree, "overrides", dict, {}))
     seeds = _get(path, tree, "seeds", list, [0])
     if not seeds or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds must be different integers, such as [0, 1, 2]; got {seeds}")
-    metrics, summary = (tuple(_get(path, tree, name, list, list(default))) for name, default in (
-        ("metrics", compare.METRICS), ("summary", compare.SUMMARY)
-    ))  # fmt: skip
+    metrics = _texts(path, tree, "metrics", compare.METRICS)
+    summary = _texts(path, tree, "summary", compare.SUMMARY)
     for text in summary:
-        compare.parse_summary(str(text))
+        compare.parse_summary(text)
 
-    imitation = None
+    shared: dict[str, Any] = _settings(path, "overrides", _get(path, tree, "overrides", dict, {}))
+    _settings(path, "the command line", {text.partition("=")[0].strip(): None for text in overrides})
+    imitation, start = None, {}
     if "imitation" in tree:
         imitation = load_config(path.parent / _get(path, tree, "imitation", str))
-        imitation = replace(imitation, run_dir=str(folder / "imitation"))
-    sweep = Sweep(path.stem, folder, (), imitation, metrics, summary)
+        imitation = replace(imitation, run_dir=str(folder / IMITATION_FOLDER))
+        validate_config(imitation, command="sft")
+        start = {"model.checkpoint": str(folder / IMITATION_FOLDER / EXPORT_FOLDER), "model.random": None}
+    base = load_config(path.parent / _get(path, tree, "config", str))
     members = []
     for kind, settings in _kinds(path, tree).items():
         for seed in seeds:
-            run_dir = folder / kind / f"seed{seed}"
-            own = _texts(path, f"settings of {kind}", settings)
-            start = [f"model.checkpoint={sweep.start}", "model.random=null"] if imitation else []
-            config = load_config(
-                base, [*shared, *start, *own, *overrides, f"seed={seed}", f"run_dir={json.dumps(str(run_dir))}"]
-            )
+            own = {"seed": seed, "run_dir": str(folder / kind / f"seed{seed}")}
+            config = overlaid(base, {**shared, **start, **settings, **own}, f"{path}: {kind}", overrides)
             if config.stages:
-                raise UserError(f"{path}: {base} has stages, which a sweep cannot compare; take them out")
+                raise UserError(f"{path}: {kind} has stages, which a sweep cannot compare; take them out")
             try:
                 validate_config(config)
             except UserError as error:
                 raise UserError(f"{path}: {kind}: {error}") from None
             members.append(Member(kind, seed, settings, config))
-    return replace(sweep, members=tuple(members))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the sweep file: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a sweep file holds `key: value` lines; the keys are {', '.join(_KEYS)}")
-    unknown = [key for key in tree if key not in _KEYS]
-    if unknown:
-        raise UserError(f"{path}: unknown keys {unknown}; a sweep has {', '.join(_KEYS)}")
-    return tree
+    return Sweep(path.stem, folder, tuple(members), imitation, metrics, summary)
 
 
 def _get(path: Path, tree: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
@@ -153,29 +136,40 @@ def _get(path: Path, tree: Mapping[str, Any], key: str, kind: type, default: Any
     return value
 
 
-def _texts(path: Path, where: str, settings: Any) -> list[str]:
-    """Settings as overrides of a config."""
+def _texts(path: Path, tree: Mapping[str, Any], key: str, default: Sequence[str]) -> tuple[str, ...]:
+    values = _get(path, tree, key, list, list(default))
+    if not all(isinstance(value, str) for value in values):
+        raise UserError(f"{path}: {key} must be a list of texts; got {values}")
+    return tuple(values)
+
+
+def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
+    """Config keys with their values, as they were given."""
     if not isinstance(settings, Mapping):
         raise UserError(f"{path}: {where} must be config keys with their values, as rl.loss: cpgd; got {settings!r}")
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    for key, instead in (("seed", "seeds: [...]"), ("run_dir", "folder: DIR"), ("stages", "single runs")):
+        if key in settings:
+            raise UserError(f"{path}: {where}: {key} cannot be set for a run of a sweep, which has {instead}")
+    return dict(settings)
 
 
 def _kinds(path: Path, tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The name and the settings of every kind of run: variants times combinations of the grid."""
     variants, grid = (_get(path, tree, key, dict, {}) for key in ("variants", "grid"))
+    _settings(path, "grid", grid)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: grid: {key} must be a list of values; got {values!r}")
     kinds: dict[str, dict[str, Any]] = {}
     for name, settings in (variants or {"": {}}).items():
-        _texts(path, f"settings of {name}", settings or {})
+        settings = _settings(path, f"settings of {name}", {} if settings is None else settings)
         for point in itertools.product(*grid.values()):
             chosen = dict(zip(grid, point, strict=True))
             parts = [str(name), *(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items())]
             kind = re.sub(r"[^\w.=+-]+", "_", " ".join(part for part in parts if part)) or "run"
-            if kind in kinds:
+            if kind in kinds or kind == IMITATION_FOLDER:
                 raise UserError(f"{path}: two kinds of run would be called {kind!r}; name them as variants")
-            kinds[kind] = {**(settings or {}), **chosen}
+            kinds[kind] = {**settings, **chosen}
     return kinds
 
 
@@ -184,16 +178,12 @@ def _kinds(path: Path, tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def state(member: Member) -> str:
-    """ "done", "stopped at step N: why" (it ended with an error), "at step N" or "not begun".
+    """ "done", "stopped at step N: why" (its policy or problems let it go no further), "at step N" or "not begun".
 
     Raises:
         UserError: what is in its folder was made with another config.
     """
     metadata, stopped = read_metadata(member.folder), member.folder / STOPPED_FILE
-    rows = read_metrics(member.folder) if (member.folder / METRICS_FILE).exists() else []
-    steps = int(rows[-1]["step"]) if rows else 0
-    if stopped.exists():
-        return f"stopped at step {steps}: {json.loads(stopped.read_text(encoding='utf-8'))['message']}"
     if metadata is None:
         return "not begun"
     differences = config_diff(comparable(metadata["config"]), comparable(to_dict(member.config)))
@@ -203,111 +193,165 @@ def state(member: Member) -> str:
             + "\n  ".join(differences)
             + "\nGive the sweep another folder, or remove that run"
         )
-    return "done" if (member.folder / "checkpoints" / str(member.config.steps)).is_dir() else f"at step {steps}"
+    if (member.folder / "checkpoints" / str(member.config.steps)).is_dir():
+        return "done"
+    rows = rows_of(member)
+    at = f"at step {rows[-1]['step'] if rows else 0}"
+    if stopped.exists():
+        return f"stopped {at}: {json.loads(stopped.read_text(encoding='utf-8'))['message']}"
+    return at
+
+
+def rows_of(member: Member) -> list[dict[str, Any]]:
+    return read_metrics(member.folder) if (member.folder / METRICS_FILE).exists() else []
 
 
 def is_over(text: str) -> bool:
     return text == "done" or text.startswith("stopped")
 
 
-def run_sweep(sweep: Sweep, *, only: int | None = None, retry: bool = False, show: bool = True) -> Path:
-    """Runs what is not yet done, and writes the comparison; returns its page.
+def run_sweep(sweep: Sweep, *, only: int | None = None, retry: bool = False, show: bool = True) -> Path | None:
+    """Runs what is not yet done, and writes the comparison (but not where only one run was asked for).
 
     Args:
         only: the index of the one run to make, for arrays of jobs; None: all of them, in turn.
-        retry: also runs that stopped with an error go on.
+        retry: also runs that stopped go on.
+
+    Returns:
+        The comparison's page.
 
     Raises:
-        UserError: no such index, or a run's folder is in the way.
+        UserError: no such index, a run's folder is in the way, a run cannot be made (its message), or some crashed.
         Terminated: SIGTERM came; the run under way has written a checkpoint.
     """
     if only is not None and not 0 <= only < len(sweep.members):
         raise UserError(f"{sweep.name}: there is no run {only}; their indices are 0 to {len(sweep.members) - 1}")
     chosen = sweep.members if only is None else sweep.members[only : only + 1]
-    if sweep.imitation is not None:
-        _imitate(sweep, sweep.imitation)
-    with progress(len(chosen), sweep.name, unit="run", enabled=show) as bar:
+    for member in chosen:
+        state(member)  # a folder that is in the way is found before anything runs
+    crashed = []
+    with _Processes() as processes, progress(len(chosen), sweep.name, unit="run", enabled=show) as bar:
+        if sweep.imitation is not None:
+            with exclusive(sweep.folder, wait=True):  # jobs of an array: one makes it, the others wait
+                _imitate(sweep, sweep.imitation, processes)
         for member in chosen:
             bar.set_postfix_str(f"{member.kind} seed {member.seed}")
             if retry:
                 (member.folder / STOPPED_FILE).unlink(missing_ok=True)
             if not is_over(state(member)):
-                _run("train", member.config)
-                if only is None:
+                try:
+                    stopped = processes.run("train", member.config)
+                except Crashed as error:
+                    crashed.append(str(error))
+                else:
+                    if stopped:
+                        bar.write(f"{member.kind} seed {member.seed} {state(member)}", file=sys.stderr)
+                if only is None and any(rows_of(one) for one in sweep.members):
                     write_comparison(sweep)
             bar.update()
-    return write_comparison(sweep)
+    if crashed:
+        raise UserError("\n".join([*crashed, "the same command tries them again"]))
+    return write_comparison(sweep) if only is None else None
 
 
 def write_comparison(sweep: Sweep) -> Path:
     """The page and tables of what the sweep's runs have come to so far."""
-    runs = []
-    for member in sweep.members:
-        rows = read_metrics(member.folder) if (member.folder / METRICS_FILE).exists() else []
-        runs.append(compare.Run(member.kind, f"seed {member.seed}", rows, state(member), member.settings))
+    runs = [compare.Run(m.kind, f"seed {m.seed}", rows_of(m), state(m), m.settings) for m in sweep.members]
     return compare.write_comparison(runs, sweep.folder, title=sweep.name, metrics=sweep.metrics, summary=sweep.summary)
 
 
-def _imitate(sweep: Sweep, config: Config) -> None:
-    """The supervised run and its export, unless they are there."""
-    from mmeureka_jax.export import PROVENANCE_FILE
-
-    if (sweep.start / PROVENANCE_FILE).exists():
-        return
-    stopped = Path(config.run_dir) / STOPPED_FILE
-    stopped.unlink(missing_ok=True)
-    _run("sft", config)
-    if not stopped.exists():
-        _run("export", config, f"--output={sweep.start}")
-    if stopped.exists():
-        message = json.loads(stopped.read_text(encoding="utf-8"))["message"]
-        raise UserError(f"{sweep.name}: the imitation that all runs start from stopped: {message}")
-
-
-def _run(command: str, config: Config, *options: str) -> None:
-    """A command of ours on a run, as a process of its own. Its output goes to a file; an error is noted in the folder.
-
-    Raises:
-        UserError: the process crashed; the next start tries it again.
-        Terminated: SIGTERM came, and was passed on.
-    """
+def _imitate(sweep: Sweep, config: Config, processes: _Processes) -> None:
+    """The supervised run that all others start from, and its export, unless they are there."""
     folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / CONFIG_FILE)
-    target, log = folder if command == "export" else folder / CONFIG_FILE, folder / LOG_FILE
-    with log.open("ab") as output:
-        start = output.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mmeureka_jax.cli", command, str(target), *options],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-        )  # fmt: skip
-        code = _wait(process)
-    if code == 0:
+    metadata, exported = read_metadata(folder), read_provenance(folder / EXPORT_FOLDER)
+    differences = config_diff(comparable(metadata["config"]), comparable(to_dict(config))) if metadata else []
+    if differences:
+        raise UserError(
+            f"{folder}: the imitation that all runs start from was made with other settings:\n  "
+            + "\n  ".join(differences)
+            + "\nGive the sweep another folder"
+        )
+    if exported.get("step") == config.steps:
         return
-    said = log.read_bytes()[start:].decode("utf-8", "replace")
-    if code == EXIT_BAD_INPUT:
+    if processes.run("sft", config):
+        message = json.loads((folder / STOPPED_FILE).read_text(encoding="utf-8"))["message"]
+        (folder / STOPPED_FILE).unlink()
+        raise UserError(f"{sweep.name}: the imitation that all runs start from stopped: {message}")
+    processes.run("export", config, f"--output={folder / EXPORT_FOLDER}")
+
+
+class Crashed(Exception):
+    """A run's process ended otherwise than a run ends."""
+
+
+class _Processes:
+    """Runs our commands as processes of their own, one at a time, and passes SIGTERM on to the one that runs."""
+
+    def __init__(self) -> None:
+        self._current: subprocess.Popen | None = None
+        self._terminated = False
+        self._previous: Any = None
+
+    def __enter__(self) -> _Processes:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._pass_on) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._terminated = True
+        if self._current is not None:
+            self._current.terminate()
+
+    def run(self, command: str, config: Config, *options: str) -> bool:
+        """Runs `mmeureka COMMAND` on a run. Its output goes to LOG_FILE in the run's folder.
+
+        Returns:
+            Whether it stopped because its policy or problems let it go no further; STOPPED_FILE then says why.
+
+        Raises:
+            UserError: it says that its input is wrong, with its message.
+            Crashed: it ended in any other way.
+            Terminated: SIGTERM came.
+        """
+        folder = Path(config.run_dir)
+        target, log = folder if command == "export" else folder / CONFIG_FILE, folder / LOG_FILE
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(config, folder / CONFIG_FILE)
+            output = log.open("ab")
+        with output:
+            start = output.tell()
+            if not self._terminated:
+                self._current = subprocess.Popen(
+                    [sys.executable, "-m", "mmeureka_jax.cli", command, str(target), *options],
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                )  # fmt: skip
+                if self._terminated:  # it came while the process was made
+                    self._current.terminate()
+                code = self._wait(self._current)
+        if self._terminated:
+            raise Terminated(f"stopped by SIGTERM during {folder}; the same command goes on from there")
+        said = log.read_bytes()[start:].decode("utf-8", "replace")
         message = said.rpartition("mmeureka: error: ")[2].strip()
-        write_atomic(folder / STOPPED_FILE, json.dumps({"message": message}, indent=1).encode())
-    elif code in (EXIT_TERMINATED, -signal.SIGTERM):
-        raise Terminated(f"stopped by SIGTERM during {folder}; the same command goes on from there")
-    elif code in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    else:
-        last = "\n".join(said.strip().splitlines()[-5:])
-        raise UserError(f"{folder}: the run crashed (exit code {code}); {log} has its output, which ends\n{last}")
+        if code == EXIT_STOPPED:
+            write_atomic(folder / STOPPED_FILE, json.dumps({"message": message}, indent=1).encode())
+        elif code == EXIT_BAD_INPUT:
+            raise UserError(f"{folder}: {message}")
+        elif code in (130, -signal.SIGINT):
+            raise KeyboardInterrupt
+        elif code != 0:
+            last = "\n".join(said.strip().splitlines()[-5:])
+            raise Crashed(f"{folder}: the run crashed (exit code {code}); {log} has its output, which ends\n{last}")
+        return code == EXIT_STOPPED
 
-
-def _wait(process: subprocess.Popen) -> int:
-    """Waits for the process, and passes SIGTERM on to it."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        process.terminate()
-
-    previous = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        return process.wait()
-    except BaseException:
-        process.wait()  # an interrupt from the keyboard has reached it too
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    @staticmethod
+    def _wait(process: subprocess.Popen) -> int:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal has sent it to both
+            process.wait()
+            raise

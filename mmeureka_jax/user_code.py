@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,17 @@ def load_function(key: str, spec: str, signature: str, *, with_settings: bool = 
         UserError: the file does not import, has no such function, or the function does not take the arguments.
     """
     file, name = parse_spec(key, spec)
-    sys.path.insert(0, str(file.parent))
-    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # at the end: a random.py there is not to be everybody's
+    module_name = f"_user_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
+    module_spec = importlib.util.spec_from_file_location(module_name, file)
     assert module_spec is not None and module_spec.loader is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[file.stem] = module
+    sys.modules[module_name] = module
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module_name]
         raise UserError(f"{key}: {file} does not import: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -36,7 +36,10 @@ def test_reducers():
 
 def test_names_are_escaped_and_long_series_drawn(tmp_path):
     walk = np.random.default_rng(0).normal(size=(3, 700)).cumsum(1)
-    runs = [Run(f"<kind {i % 2}>|", f"seed {i}", rows(*walk[i].tolist(), metric="reward/accuracy")) for i in range(3)]
+    runs = [
+        Run(f"<kind {i % 2}>|", f"seed {i}", rows(*walk[i].tolist(), metric="reward/accuracy"), "done")
+        for i in range(3)
+    ]
     page = write_comparison(runs, tmp_path, title="<b>", summary=["last reward/accuracy"]).read_text()
     assert "<kind" not in page and "&lt;kind 0&gt;|" in page and "<title>&lt;b&gt;</title>" in page
     table = (tmp_path / "summary.md").read_text()
@@ -46,5 +49,10 @@ def test_names_are_escaped_and_long_series_drawn(tmp_path):
 
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(UserError, match="mine: no run has logged a step yet"):
-        write_comparison([Run("a", "b", [])], tmp_path, title="mine")
-    write_comparison([Run("a", "b", [])] + [Run("c", "d", rows(math.inf, 1.0))], tmp_path, title="mine", metrics=["x"])
+        write_comparison([Run("a", "b", [], "not begun")], tmp_path, title="mine")
+    write_comparison(
+        [Run("a", "b", [], "not begun")] + [Run("c", "d", rows(math.inf, 1.0), "done")],
+        tmp_path,
+        title="mine",
+        metrics=["x"],
+    )

@@ -48,6 +48,8 @@ def test_an_interrupted_measurement_goes_on(tmp_path, capsys):
     output.write_text("".join(text.splitlines(keepends=True)[:2]) + '{"id": "cut')
     assert mmeureka(*command, *options) == 0
     assert output.read_text() == text
+    assert mmeureka(*command, *options, "--limit", 2) == 0
+    assert output.read_text() == text
     assert mmeureka(*command, *options, "--seed", 1) == 2
     assert "d.jsonl was made with other settings (seed)" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from guessing import write_guessing_checkpoint
 from mmeureka_jax import sweep
 from mmeureka_jax.checkpoint import write_metadata
 from mmeureka_jax.config import to_dict
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import Terminated, UserError
+from mmeureka_jax.export import PROVENANCE_FILE
 from mmeureka_jax.sweep import load_sweep, run_sweep, state
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -63,7 +65,11 @@ def test_a_file_is_variants_times_the_grid_times_seeds(tmp_path):
         ({"variants": {"a": {"rl.los": "pg"}}}, "unknown key 'rl.los'; the nearest key is 'rl.loss'"),
         ({"variants": {"a b": {}, "a_b": {}}, "grid": {}}, "two kinds of run would be called 'a_b'"),
         ({"variants": {"a": {"rl.group_size": 1}}, "grid": {}}, "mine.yaml: a: rl.group_size must be at least 2"),
-        ({"overrides": {"stages": [{"steps": 1}]}}, "smoke.yaml has stages, which a sweep cannot compare"),
+        ({"overrides": {"stages": [{"steps": 1}]}}, "mine.yaml: overrides: stages cannot be set for a run of a sweep"),
+        ({"config": str(CONFIGS / "mm_eureka_qwen_32b.yaml")}, "mine.yaml: plain.* has stages, which a sweep cannot"),
+        ({"grid": {"seed": [0, 1]}}, "mine.yaml: grid: seed cannot be set for a run of a sweep, which has seeds"),
+        ({"variants": {"a": {"run_dir": "x"}}}, "settings of a: run_dir cannot be set .* which has folder"),
+        ({"metrics": [{"validation/accuracy": "x"}]}, "mine.yaml: metrics must be a list of texts"),
         ({"summary": ["best accuracy"]}, "summary entry 'best accuracy': expected one of first, last"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
         ({"config": None}, "mine.yaml: config must be text"),
@@ -76,7 +82,7 @@ def test_what_is_wrong_is_named_before_anything_runs(tmp_path, change, message):
 
 def test_a_missing_file_and_a_run_that_is_not_there(tmp_path, capsys):
     assert mmeureka("sweep", str(tmp_path / "no.yaml")) == 2
-    assert "no.yaml: cannot read the sweep file" in capsys.readouterr().err
+    assert "no.yaml: no such config file" in capsys.readouterr().err
     assert mmeureka("sweep", str(write(tmp_path, TREE)), "--index", "8") == 2
     assert "there is no run 8; their indices are 0 to 7" in capsys.readouterr().err
 
@@ -86,7 +92,7 @@ def ran(monkeypatch):
     """In place of the process of a run: writes what a run leaves behind. Runs of seed 5 stop with an error."""
     folders = []
 
-    def run(command, config, *options):
+    def run(processes, command, config, *options):
         folder = Path(config.run_dir)
         folders.append(folder)
         rows = [{"step": s, "validation/accuracy": config.seed + s * config.optimizer.learning_rate} for s in range(3)]
@@ -97,8 +103,9 @@ def ran(monkeypatch):
             (folder / sweep.STOPPED_FILE).write_text(json.dumps({"message": "no group survived"}))
         else:
             (folder / "checkpoints" / str(config.steps)).mkdir(parents=True)
+        return config.seed == 5
 
-    monkeypatch.setattr(sweep, "_run", run)
+    monkeypatch.setattr(sweep._Processes, "run", run)
     return folders
 
 
@@ -148,6 +155,83 @@ def test_runs_are_compared_by_kind(tmp_path, ran, capsys):
     assert "3 runs of 2 kinds" in page and page.count("<svg") == 1
     assert mmeureka("compare", str(tmp_path / "nowhere"), "--output", str(output)) == 2
     assert "nowhere/metrics.jsonl: no metrics here" in capsys.readouterr().err
+
+
+def program(tmp_path, monkeypatch, script):
+    """In place of `python -m mmeureka_jax.cli`."""
+    path = tmp_path / "program"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sweep.sys, "executable", str(path))
+
+
+def test_what_a_process_says_by_its_exit_code(tmp_path, monkeypatch):
+    config = load_sweep(write(tmp_path, TREE)).members[0].config
+    with sweep._Processes() as processes:
+        program(tmp_path, monkeypatch, "echo fine")
+        assert processes.run("train", config) is False
+        program(tmp_path, monkeypatch, "echo 'mmeureka: error: all alike' >&2; exit 3")
+        assert processes.run("train", config) is True
+        assert json.loads((Path(config.run_dir) / sweep.STOPPED_FILE).read_text()) == {"message": "all alike"}
+        program(tmp_path, monkeypatch, "echo 'mmeureka: error: disk full' >&2; exit 2")
+        with pytest.raises(UserError, match="seed3: disk full"):
+            processes.run("train", config)
+        program(tmp_path, monkeypatch, "echo Killed >&2; exit 137")
+        with pytest.raises(
+            sweep.Crashed, match=r"seed3: the run crashed \(exit code 137\); .*log.txt has .*ends\nKilled"
+        ):
+            processes.run("train", config)
+        assert (Path(config.run_dir) / sweep.LOG_FILE).read_text().startswith("fine\nmmeureka: error: all alike\n")
+
+
+def test_sigterm_is_passed_on_and_ends_the_sweep(tmp_path, monkeypatch):
+    chosen = load_sweep(write(tmp_path, TREE))
+    program(tmp_path, monkeypatch, "trap 'echo noted; exit 143' TERM; touch begun; sleep 60 & wait")
+    monkeypatch.chdir(tmp_path)
+
+    def send():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(Terminated, match="stopped by SIGTERM during .*seed3"):
+        run_sweep(chosen, show=False)
+    assert (chosen.members[0].folder / sweep.LOG_FILE).read_text() == "noted\n"
+    assert not chosen.members[1].folder.exists()
+
+
+def test_a_crash_does_not_keep_the_others_from_running(tmp_path, monkeypatch):
+    chosen = load_sweep(write(tmp_path, TREE))
+    program(tmp_path, monkeypatch, "exit 1")
+    with pytest.raises(UserError, match="the same command tries them again") as error:
+        run_sweep(chosen, show=False)
+    assert str(error.value).count("the run crashed (exit code 1)") == 8
+
+
+def test_runs_start_from_an_imitation_that_is_made_once(tmp_path, monkeypatch):
+    commands = []
+
+    def run(processes, command, config, *options):
+        commands.append((command, Path(config.run_dir).name, *options))
+        write_metadata(Path(config.run_dir), {"config": to_dict(config)})
+        if command == "export":
+            export = Path(config.run_dir) / "export"
+            export.mkdir()
+            (export / PROVENANCE_FILE).write_text(json.dumps({"step": config.steps}))
+        return False
+
+    monkeypatch.setattr(sweep._Processes, "run", run)
+    path = write(tmp_path, TREE | {"imitation": str(CONFIGS / "demo_sft.yaml"), "seeds": [0]})
+    export = tmp_path / "out" / "imitation" / "export"
+    for _ in range(2):
+        run_sweep(load_sweep(path), only=0, show=False)
+    assert commands[:3] == [("sft", "imitation"), ("export", "imitation", f"--output={export}"), ("train", "seed0")]
+    assert [command for command, *_ in commands].count("sft") == 1
+    assert {member.config.model.checkpoint for member in load_sweep(path).members} == {str(export)}
+    write(tmp_path, TREE | {"imitation": str(CONFIGS / "smoke.yaml"), "seeds": [0]})
+    with pytest.raises(UserError, match="the imitation that all runs start from was made with other settings"):
+        run_sweep(load_sweep(path), only=0, show=False)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from mmeureka_jax.config import Config
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
@@ -201,7 +201,7 @@ class Collector:
             on_round: called with the number of groups in the buffer after each sampler call (progress).
 
         Raises:
-            UserError: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter.
+            RunStopped: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter.
         """
         wanted, first_rollout, empty, tally = self._config.rl.prompts_per_rollout, rollout, 0, Tally()
         samples: list[RolloutSample] = []
@@ -222,7 +222,7 @@ class Collector:
             empty = 0 if kept else empty + 1
             if empty >= self._config.rl.filter.max_empty_rounds:
                 easy, hard = tally.outcomes["too_easy"], tally.outcomes["too_hard"]
-                raise UserError(
+                raise RunStopped(
                     f"step {step + 1}: {empty} rollouts in a row left no group between the filter's bounds "
                     f"({easy} groups too easy, {hard} too hard). Use easier or harder problems, widen rl.filter.lower "
                     "and rl.filter.upper, or raise rl.filter.max_empty_rounds"

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from mmeureka_jax.checkpoint import Checkpointer, RunState
 from mmeureka_jax.config import Config
 from mmeureka_jax.errors import Terminated, UserError
+from mmeureka_jax.files import exclusive
 from mmeureka_jax.mesh import batch_divisor, is_main
 from mmeureka_jax.rl.evaluate import Evaluator, summarise
 from mmeureka_jax.rl.learner import Learner
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.rewards.workers import RewardWorkers
+
+
+_SAME_SIGNAL = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
     with ExitStack() as stack:
         termination = stack.enter_context(TerminationSignal())
         compiles = stack.enter_context(CompileCounter())
+        if is_main():
+            stack.enter_context(exclusive(run_dir))
 
         # What the job needs. Every mistake that can be known is found here, before step 0.
         loaded = open_policy(config, run_dir)
@@ -300,12 +306,13 @@ def open_evaluator(config: Config, loaded: LoadedPolicy, processor: Processor, r
 class TerminationSignal:
     """Notes SIGTERM, which a scheduler sends before it takes a machine away, so that the step under way can end.
 
-    A second one ends the process at once. In threads other than the main one, where Python allows no handlers, nothing
-    is noted.
+    A second one, some seconds later, ends the process at once; those that come together are one (a scheduler may tell a
+    group of processes, and each of them its children). In threads other than the main one, where Python allows no
+    handlers, nothing is noted.
     """
 
     def __init__(self) -> None:
-        self._noted = False
+        self._noted: float | None = None
         self._previous: Any = None
 
     def __enter__(self) -> TerminationSignal:
@@ -314,8 +321,12 @@ class TerminationSignal:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._noted is None:
+            self._noted = now
+        elif now - self._noted > _SAME_SIGNAL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -325,4 +336,4 @@ class TerminationSignal:
 
     def on_any_host(self) -> bool:
         """Whether it came, to this process or to another. All call it together."""
-        return bool(same_on_all_hosts(int(self._noted)))
+        return bool(same_on_all_hosts(int(self._noted is not None)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -50,11 +51,12 @@ def kl_penalty(
 def next_kl_coefficient(coefficient: float, kl: float, samples: int, config: RLConfig) -> float:
     """The weight of the KL for the next step, after `samples` responses whose mean KL per token was `kl`.
 
-    b * (1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon), or b itself without `rl.kl_target`.
+    b * (1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon), or b itself without `rl.kl_target`, and where
+    the KL is not finite.
 
     Source: Ziegler et al. (arXiv 1909.08593), section 2.2.
     """
-    if config.kl_target is None:
+    if config.kl_target is None or not math.isfinite(kl):
         return coefficient
     error = min(max(kl / config.kl_target - 1.0, -0.2), 0.2)
     return coefficient * (1.0 + error * samples / config.kl_horizon)

@@ -74,11 +74,11 @@ def _clipped(x: Array, advantages: Array, low: Array | float, high: Array | floa
     return jnp.where(clipped_low, low, jnp.where(clipped_high, high, x)), clipped_low, clipped_high
 
 
-def _result(policy: Array, clipped_low: Array, clipped_high: Array, **parts: Array) -> TokenLoss:
+def _result(policy: Array, clipped_low: Array, clipped_high: Array) -> TokenLoss:
     diagnostics = {"clip_fraction_low": clipped_low, "clip_fraction_high": clipped_high}
     return TokenLoss(
-        loss=sum(parts.values(), start=policy),
-        parts={"policy": policy} | parts,
+        loss=policy,
+        parts={"policy": policy},
         diagnostics={name: x.astype(policy.dtype) for name, x in diagnostics.items()},
     )
 
@@ -112,6 +112,34 @@ def ppo_clip(
     ratio = jnp.where(capped, cap, ratio)
     ratio, low, high = _clipped(ratio, advantages, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
     return _result(-ratio * advantages, low, high | (capped & (advantages != 0)))
+
+
+def ppo_clip_drift(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    clip_epsilon_low: float = 0.2,
+    clip_epsilon_high: float = 0.2,
+    ratio_cap: float | None = None,
+    drift_coefficient: float = 0.001,
+    drift_cap: float = 2.0,
+) -> TokenLoss:
+    """`ppo_clip` with the policy drift of `cpgd`.
+
+    Source: "GRPO with policy drift" in CPGD's comparison (arXiv 2505.12504).
+    """
+    clipped = ppo_clip(
+        log_probs,
+        old_log_probs,
+        advantages,
+        response_mask,
+        clip_epsilon_low=clip_epsilon_low,
+        clip_epsilon_high=clip_epsilon_high,
+        ratio_cap=ratio_cap,
+    )
+    return _with_drift(clipped, log_probs, old_log_probs, drift_coefficient, drift_cap)
 
 
 def gspo(
@@ -187,9 +215,8 @@ def pg_drift(
 
     Source: "PGD" in CPGD's ablations (arXiv 2505.12504).
     """
-    none = jnp.zeros(log_probs.shape, bool)
-    drift = drift_coefficient * _drift(log_probs, old_log_probs, drift_cap)
-    return _result(-advantages * log_probs, none, none, drift=drift)
+    plain = pg(log_probs, old_log_probs, advantages, response_mask)
+    return _with_drift(plain, log_probs, old_log_probs, drift_coefficient, drift_cap)
 
 
 def cpg(
@@ -251,17 +278,18 @@ def cpgd(
         clip_epsilon_high=clip_epsilon_high,
         clip_start=clip_start,
     )
-    drift = drift_coefficient * _drift(log_probs, old_log_probs, drift_cap)
-    return dataclasses.replace(clipped, loss=clipped.loss + drift, parts=clipped.parts | {"drift": drift})
+    return _with_drift(clipped, log_probs, old_log_probs, drift_coefficient, drift_cap)
 
 
-def _drift(log_probs: Array, old_log_probs: Array, cap: float) -> Array:
+def _with_drift(result: TokenLoss, log_probs: Array, old_log_probs: Array, coefficient: float, cap: float) -> TokenLoss:
     slope = jnp.minimum(jnp.expm1(jnp.minimum(log_probs - old_log_probs, LARGEST_LOG_RATIO)), cap)
-    return jax.lax.stop_gradient(slope) * log_probs
+    drift = coefficient * jax.lax.stop_gradient(slope) * log_probs
+    return dataclasses.replace(result, loss=result.loss + drift, parts=result.parts | {"drift": drift})
 
 
 LOSSES: Mapping[str, Callable[..., TokenLoss]] = {
     "ppo_clip": ppo_clip,
+    "ppo_clip_drift": ppo_clip_drift,
     "cpgd": cpgd,
     "cpg": cpg,
     "pg": pg,
@@ -276,17 +304,20 @@ def settings_of(function: Callable[..., Any], config: RLConfig) -> dict[str, Any
     to the function.
 
     Raises:
-        UserError: the function needs a setting that the config does not have.
+        UserError: the function needs a setting that the config does not have, or has as null.
     """
     settings = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        if not hasattr(config, name):
-            if parameter.default is parameter.empty:
-                raise UserError(f"{function.__qualname__} needs a setting {name!r}, which is no key of rl")
-        elif getattr(config, name) is not None:
-            settings[name] = getattr(config, name)
+        value = getattr(config, name, None)
+        if value is not None:
+            settings[name] = value
+        elif parameter.default is parameter.empty:
+            problem = "is null; set it" if hasattr(config, name) else "is no key of rl"
+            raise UserError(
+                f"{function.__qualname__} needs a setting {name!r}: rl.{name} {problem}, or give the argument a default"
+            )
     return settings
 
 

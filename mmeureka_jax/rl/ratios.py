@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.rl.losses import blank
 
-_LIMIT = 40.0  # of ln r: what is further off counts as this, so that squares and their sums stay finite
+_LIMIT = 30.0  # of ln r: what is further off counts as this, so that squares and their sums stay finite
 _SIDE = np.geomspace(1e-4, _LIMIT, 165)
 _EDGES = np.concatenate([-_SIDE[::-1], _SIDE])  # of ln r; the bin in the middle holds what is within 1e-4 of 0
 _CENTRES = np.concatenate([[-_LIMIT], (_EDGES[:-1] + _EDGES[1:]) / 2, [_LIMIT]])
@@ -41,8 +41,8 @@ def ratio_sums(
 def ratio_metrics(sums: dict[str, Array], tokens: Array) -> dict[str, Array]:
     """Metrics of `sums` over so many tokens:
 
-    `policy/ratio`: the mean of r; `policy/ratio_p01`, `_p99`, `_p999`: its percentiles, to a twelfth of their distance
-    from 1; `policy/drift`: the mean of r - 1 - ln r, an estimate of KL(pi_old || pi) that is 0 or more;
+    `policy/ratio`: the mean of r; `policy/ratio_p01`, `_p99`, `_p999`: its percentiles, their logarithms to a twelfth;
+    `policy/drift`: the mean of r - 1 - ln r, an estimate of KL(pi_old || pi) that is 0 or more;
     `policy/effective_sample_size`: (sum of r)^2 / (tokens * sum of r^2), 1 where all tokens weigh the same.
     """
     counts = jnp.cumsum(sums[_HISTOGRAM])
@@ -53,5 +53,5 @@ def ratio_metrics(sums: dict[str, Array], tokens: Array) -> dict[str, Array]:
     return metrics | {
         "policy/ratio": sums["ratio"] / tokens,
         "policy/drift": sums["drift"] / tokens,
-        "policy/effective_sample_size": sums["ratio"] ** 2 / (tokens * sums["ratio_squared"]),
+        "policy/effective_sample_size": (sums["ratio"] / tokens) ** 2 / (sums["ratio_squared"] / tokens),
     }

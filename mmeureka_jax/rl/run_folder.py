@@ -18,7 +18,7 @@ import numpy as np
 
 from mmeureka_jax.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
 from mmeureka_jax.config import Config, config_diff, save_config, to_dict
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import RunStopped, UserError
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.mesh import is_main
 from mmeureka_jax.rl.rollout import UpdateBatch
@@ -128,9 +128,9 @@ class NonFiniteGuard:
                     np.savez_compressed(path, **_flat(batch_of(number)))
 
     def stop_if_too_many(self) -> None:
-        """Raises a UserError once `optimizer.max_nonfinite_updates` updates in a row were skipped."""
+        """Raises RunStopped once `optimizer.max_nonfinite_updates` updates in a row were skipped."""
         if self._stop:
-            raise UserError(
+            raise RunStopped(
                 f"{self._limit} updates in a row had a loss or gradient that is not finite; the "
                 f"parameters are those before them, and their batches are in {self._folder}. Lower "
                 "optimizer.learning_rate or look at those batches; the same command goes on from the last checkpoint"

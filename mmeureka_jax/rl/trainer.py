@@ -7,7 +7,8 @@ prompts, everything after that is the same everywhere, and one host writes.
 from __future__ import annotations
 
 import logging
-import os
+import math
+import shutil
 import subprocess
 import sys
 import time
@@ -17,11 +18,11 @@ from pathlib import Path
 
 import jax
 
-from mmeureka_jax.checkpoint import RunState
-from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs, validate_config
-from mmeureka_jax.errors import UserError
-from mmeureka_jax.export import PROVENANCE_FILE
-from mmeureka_jax.mesh import barrier, is_main
+from mmeureka_jax.checkpoint import RunState, read_metadata
+from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs, to_dict, validate_config
+from mmeureka_jax.errors import Terminated, UserError
+from mmeureka_jax.export import PROVENANCE_FILE, read_provenance
+from mmeureka_jax.mesh import is_main
 from mmeureka_jax.rl.advantages import make_estimator
 from mmeureka_jax.rl.collect import Collected, Collector
 from mmeureka_jax.rl.job import Recipe, due, open_job
@@ -29,7 +30,8 @@ from mmeureka_jax.rl.kl import next_kl_coefficient
 from mmeureka_jax.rl.learner import Learner, Metrics, group_batches, make_experience, summarise_updates
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.rollout import Group, UpdateBatch
-from mmeureka_jax.rl.run_folder import NonFiniteGuard
+from mmeureka_jax.rl.run_folder import NonFiniteGuard, comparable
+from mmeureka_jax.rl.setup import same_on_all_hosts
 from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.tracking import Tracker
 
@@ -52,33 +54,49 @@ def train(config: Config) -> Path:
         Terminated: SIGTERM came; the run can be resumed.
     """
     validate_config(config)
-    folders: list[Path] = []
-    for stage in stage_configs(config):
-        if folders:
-            export_policy(folders[-1])
-        folders.append(train_stage(stage))
-    return folders[-1]
+    *stages, last = stage_configs(config)
+    for number, stage in enumerate(stages, start=1):
+        if is_exported(stage):
+            continue
+        if train_stage(stage):
+            raise Terminated(f"stopped by SIGTERM after stage {number}; the same command goes on from there")
+        export_policy(stage)
+    train_stage(last)
+    return Path(last.run_dir)
 
 
-def export_policy(run_dir: Path) -> None:
-    """Writes the policy of a finished stage for the next one, unless it is there. The main process does so.
+def is_exported(config: Config) -> bool:
+    """Whether a stage is over and the policy that it came to is there for the next one."""
+    run_dir = Path(config.run_dir)
+    metadata, exported = read_metadata(run_dir), read_provenance(run_dir / EXPORT_FOLDER)
+    return (
+        metadata is not None
+        and comparable(metadata["config"]) == comparable(to_dict(config))
+        and exported.get("step") == config.steps
+    )
+
+
+def export_policy(config: Config) -> None:
+    """Writes the policy of a finished stage for the next one. The main process does so; all call it together.
 
     Raises:
         UserError: it cannot be written.
     """
+    run_dir, said = Path(config.run_dir), ""
     output = run_dir / EXPORT_FOLDER
-    if is_main() and not (output / PROVENANCE_FILE).exists():
+    if is_main():
+        if (output / PROVENANCE_FILE).exists():  # of an earlier step, or of another config: it was made here
+            shutil.rmtree(output)
         # A process of its own, on the host: the devices are those of the run, and all hosts share them.
-        environment = {name: value for name, value in os.environ.items() if name != "MMEUREKA_DISTRIBUTED"}
         command = [sys.executable, "-m", "mmeureka_jax.cli", "export", str(run_dir), f"--output={output}"]
-        done = subprocess.run(command, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{run_dir}: the policy cannot be written for the next stage: {done.stderr.strip()}")
-    barrier(f"policy of {run_dir} exported")
+        done = subprocess.run(command, capture_output=True, text=True)
+        said = done.stderr.strip() if done.returncode else ""
+    if same_on_all_hosts(int(bool(said))):
+        raise UserError(f"{run_dir}: the policy cannot be written for the next stage: {said or 'see the first host'}")
 
 
-def train_stage(config: Config) -> Path:
-    """One run of `train`, in its folder."""
+def train_stage(config: Config) -> bool:
+    """One run of `train`, in its folder. Returns whether SIGTERM came during its last step."""
     with open_job(config, recipe(config)) as job:
         run, learner = job.run, job.learner
         assert job.rewards is not None
@@ -110,7 +128,7 @@ def train_stage(config: Config) -> Path:
             log_responses(job.tracker, config, run.step, collected)
             job.log(row, describe(row))
             job.save_if_due()
-    return Path(config.run_dir)
+        return job.termination.on_any_host()
 
 
 def fitting_groups(groups: Sequence[Group], config: Config) -> list[Group]:
@@ -166,10 +184,12 @@ def learn(
         first_rollout: see `Experience`.
     """
     start = time.perf_counter()
-    kl_coefficient = config.rl.kl_coefficient if run.kl_coefficient is None else run.kl_coefficient
+    adapted = run.kl_coefficient if config.rl.kl_target is not None else None
+    kl_coefficient = config.rl.kl_coefficient if adapted is None else adapted
     experience = make_experience(
         learner, config, run.train.params, groups, first_rollout=first_rollout, kl_coefficient=kl_coefficient
     )
+    began = time.perf_counter()
     on_device: list[Metrics] = []
 
     def batches() -> Iterator[UpdateBatch]:
@@ -181,11 +201,13 @@ def learn(
     rows = jax.device_get(on_device)
     guard.check(rows, lambda number: next(islice(batches(), number, None)), run.step + 1)
     row = summarise_updates(rows) | experience.metrics
-    if config.rl.kl_target is not None:
+    if config.rl.kl_coefficient:
         row["policy/kl_coefficient"] = kl_coefficient
+    if config.rl.kl_target is not None:
+        seen = [float(one["policy/kl_reference"]) for one in rows if not one["optimizer/skipped"]] or [math.nan]
         samples = len(groups) * config.rl.group_size
-        run.kl_coefficient = next_kl_coefficient(kl_coefficient, row["policy/kl_reference"], samples, config.rl)
-    seconds = time.perf_counter() - start
+        run.kl_coefficient = next_kl_coefficient(kl_coefficient, sum(seen) / len(seen), samples, config.rl)
+    row["time/experience"], seconds = began - start, time.perf_counter() - began
     tokens = sum(group.length * len(group.lengths) + int(group.lengths.sum()) for group in groups)
     tokens *= config.rl.epochs_per_rollout
     return row | {"time/update": seconds, "time/update_tokens_per_s": tokens / seconds}

@@ -60,7 +60,7 @@ class Runs:
         """Starts the run, or goes on with it; the rows of its metrics.jsonl."""
         run_dir = self.folder / name
         command = [
-            "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={run_dir}", "steps=3",
+            "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={run_dir}", "steps=3", "rl.packing=0",
             "tracking.progress=false", "reward.workers=1",
         ]  # fmt: skip
         commands = [command]

@@ -63,4 +63,4 @@ def test_the_coefficient_follows_the_kl():
     assert next_kl_coefficient(0.5, 9.0, 100, config) == pytest.approx(0.5 * (1 + 0.2 * 0.1))
     assert next_kl_coefficient(0.5, 0.0, 100, config) == pytest.approx(0.5 * (1 - 0.2 * 0.1))
     assert next_kl_coefficient(0.5, 0.1, 100, config) == 0.5
-    assert next_kl_coefficient(0.5, 9.0, 100, RLConfig()) == 0.5
+    assert next_kl_coefficient(0.5, 9.0, 100, RLConfig()) == next_kl_coefficient(0.5, np.nan, 100, config) == 0.5

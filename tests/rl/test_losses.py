@@ -22,6 +22,7 @@ CONFIGS = {
     "ppo": RLConfig(loss="ppo_clip", clip_epsilon_low=0.2, clip_epsilon_high=0.28),
     "ppo_capped": RLConfig(loss="ppo_clip", ratio_cap=3.0),
     "ppo_tightly_capped": RLConfig(loss="ppo_clip", ratio_cap=1.1),
+    "ppo_drift": RLConfig(loss="ppo_clip_drift", ratio_cap=3.0, drift_coefficient=0.3),
     "cpgd": RLConfig(loss="cpgd", drift_coefficient=0.01),
     "cpgd_asymmetric": RLConfig(
         loss="cpgd", clip_epsilon_low=0.1, clip_epsilon_high=0.3, drift_coefficient=0.5, drift_cap=0.4
@@ -35,7 +36,7 @@ CONFIGS = {
     "cispo": RLConfig(loss="cispo"),
     "cispo_two_bounds": RLConfig(loss="cispo", clip_epsilon_low=0.2, clip_epsilon_high=0.3),
 }
-NO_CLIP = ("pg", "pg_drift")
+NO_CLIP, WITH_DRIFT = ("pg", "pg_drift"), ("cpgd", "pg_drift", "ppo_clip_drift")
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
@@ -58,9 +59,9 @@ def brute_force_response(config: RLConfig, l, old, advantages):  # noqa: E741
     for t, token in enumerate(tokens):
         advantage, d = advantages[t], l[t] - old[t]
         ratio = math.exp(mean if loss == "gspo" else d)
-        if loss in ("ppo_clip", "gspo"):
+        if loss in ("ppo_clip", "ppo_clip_drift", "gspo"):
             low, high = 1 - setting(config, "clip_epsilon_low"), 1 + setting(config, "clip_epsilon_high")
-            cap = config.ratio_cap if loss == "ppo_clip" and config.ratio_cap else math.inf
+            cap = config.ratio_cap if loss != "gspo" and config.ratio_cap else math.inf
             r = min(ratio, cap)
             token["policy"] = -min(r * advantage, clip(r, low, high) * advantage)
             token["low"] = advantage < 0 and r < low
@@ -81,7 +82,7 @@ def brute_force_response(config: RLConfig, l, old, advantages):  # noqa: E741
             token["low"], token["high"] = advantage < 0 and d < lo, advantage > 0 and d > hi
             token["policy"] = -surrogate
             token["gradient"] = 0.0 if token["low"] or token["high"] else -advantage
-        if loss in ("cpgd", "pg_drift"):
+        if loss in WITH_DRIFT:
             slope = config.drift_coefficient * min(math.exp(d) - 1, config.drift_cap)
             token["drift"], token["drift_gradient"] = slope * l[t], slope
     if loss == "gspo":  # every token moves the ratio of all
@@ -118,7 +119,7 @@ def test_value_and_gradient_equal_brute_force(config, spread):
     np.testing.assert_allclose(result.loss, expected["policy"] + expected["drift"], rtol=3e-6, atol=2e-6)
     np.testing.assert_allclose(sum(result.parts.values()), result.loss, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(gradient, expected["gradient"] + expected["drift_gradient"], rtol=3e-6, atol=2e-6)
-    assert ("drift" in result.parts) == (config.loss in ("cpgd", "pg_drift"))
+    assert ("drift" in result.parts) == (config.loss in WITH_DRIFT)
 
 
 @each_config
@@ -132,7 +133,9 @@ def test_clipped_tokens_are_counted(config):
     assert expected["low"].any() == (config.loss not in NO_CLIP and config is not CONFIGS["cispo"])
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS.values() if c.loss in ("ppo_clip", "cpg", "cpgd")])
+@pytest.mark.parametrize(
+    "config", [c for c in CONFIGS.values() if c.loss in ("ppo_clip", "ppo_clip_drift", "cpg", "cpgd")]
+)
 def test_a_clipped_token_has_no_policy_gradient_and_is_counted(config):
     log_probs, old, advantages, mask = random_batch(seed=3, spread=0.8)
     loss = make_policy_loss(config)
@@ -303,6 +306,7 @@ def scaled(log_probs, old_log_probs, advantages, response_mask, *, drift_cap, mi
     return TokenLoss(loss=loss, parts={"policy": loss}, diagnostics={})
 
 def needs(log_probs, old_log_probs, advantages, response_mask, *, nothing_of_the_kind): ...
+def null(log_probs, old_log_probs, advantages, response_mask, *, clip_epsilon_low): ...
 def too_few(log_probs, old_log_probs): ...
 """
 
@@ -318,7 +322,8 @@ def test_a_loss_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_loss.py:needs", "needs a setting 'nothing_of_the_kind', which is no key of rl"),
+        ("own_loss.py:needs", "needs a setting 'nothing_of_the_kind': rl.nothing_of_the_kind is no key of rl"),
+        ("own_loss.py:null", "needs a setting 'clip_epsilon_low': rl.clip_epsilon_low is null; set it, or give"),
         ("own_loss.py:too_few", "rl.loss: too_few of .*own_loss.py: too many positional arguments; expected function"),
         ("own_loss.py:nowhere", "rl.loss: .*own_loss.py has no function 'nowhere'"),
         ("other.py:scaled", "rl.loss=.* there is no file .*other.py"),

@@ -28,8 +28,8 @@ RL = """
 """.split()
 # 20 problems in batches of 8: no epoch ends with a step.
 SFT = """
-    steps=9 sft.problems_per_step=8 sft.max_response_tokens=96 sampler.max_new_tokens=6 tracking.validate_every=4
-    data.train=tfds:shapes/dots@train[:20] data.validation=tfds:shapes/dots@test[:4]
+    steps=6 sft.packing=0 sft.problems_per_step=8 sft.max_response_tokens=96 sampler.max_new_tokens=6
+    tracking.validate_every=4 data.train=tfds:shapes/dots@train[:20] data.validation=tfds:shapes/dots@test[:4]
 """.split()
 
 
@@ -148,9 +148,8 @@ def test_kill_and_resume(make_job, uninterrupted):
     moments = random.Random(0)
     job = make_job("killed", "train", RL)
     job.kill_when(lambda: job.last_step() >= 0)  # before there is a checkpoint
-    job.kill_when(lambda: job.last_step() >= 2 and job.is_writing_checkpoint())
-    job.kill_when(lambda: job.last_step() >= 4, delay=moments.uniform(0.0, 0.3))
-    job.kill_when(lambda: job.last_step() >= 6 and job.is_writing_checkpoint(), delay=moments.uniform(0.0, 0.02))
+    job.kill_when(lambda: job.last_step() >= 3 and job.is_writing_checkpoint(), delay=moments.uniform(0.0, 0.02))
+    job.kill_when(lambda: job.last_step() >= 5, delay=moments.uniform(0.0, 0.3))
     job.finish()
     assert_equal(job, uninterrupted, 9)
 
@@ -182,7 +181,6 @@ def test_kill_and_resume_imitation(make_job):
     reference = make_job("sft_uninterrupted", "sft", SFT)
     reference.finish()
     job = make_job("sft_killed", "sft", SFT)
-    job.kill_when(lambda: job.last_step() >= 2 and job.is_writing_checkpoint())
-    job.kill_when(lambda: job.last_step() >= 5, delay=random.Random(1).uniform(0.0, 0.2))
+    job.kill_when(lambda: job.last_step() >= 2, delay=random.Random(1).uniform(0.0, 0.2))
     job.finish()
-    assert_equal(job, reference, 9)
+    assert_equal(job, reference, 6)

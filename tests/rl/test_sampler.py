@@ -267,7 +267,7 @@ def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch, dev
     monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
     monkeypatch.setattr(sampler, "_ROW_MULTIPLE", 4)
     model = Lively(tmp_path / "model", tied=True)
-    settings = settings_for(model, group_size=4, max_new_tokens=56, eos_token_ids=())
+    settings = settings_for(model, group_size=4, max_new_tokens=56, eos_token_ids=(), shrink=0.5)
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
     names = [item.id for item in MIXED]
     with jax.set_mesh(mesh), CompileCounter() as compiles:

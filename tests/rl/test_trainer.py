@@ -309,7 +309,7 @@ def test_a_run_goes_on_over_another_mesh(make_config, monkeypatch, tmp_path):
 def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
     """Inside the first stage, at the boundary, inside the second: the same to the bit."""
     config = make_config(
-        "rl.packing=0.8", "tracking.validate_every=0", "checkpoint.every_steps=1", "optimizer.learning_rate=1e-3",
+        "tracking.validate_every=0", "checkpoint.every_steps=1", "optimizer.learning_rate=1e-3",
         "stages=[{steps: 2}, {steps: 2, data: {train: 'tfds:shapes/dots@train[20:40]'}, "
         "rl: {kl_coefficient: 0.1}, optimizer: {learning_rate: 5.0e-4}}]",
     )  # fmt: skip
@@ -319,7 +319,11 @@ def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
     assert "policy/kl_reference" not in read_metrics(first)[0]
     assert read_metrics(second)[0]["policy/kl_reference"] == pytest.approx(0, abs=1e-3)  # to its own start
     metrics, state = [without_times(folder) for folder in (first, second)], state_of(second, 2)
-    for lost in (["stage1/checkpoints/2", "stage2"], ["stage1/export", "stage2"], ["stage2/checkpoints/2"]):
+    for lost in (
+        ["stage1/checkpoints/2", "stage1/export", "stage2"],
+        ["stage1/export", "stage2"],
+        ["stage2/checkpoints/2"],
+    ):
         for folder in lost:
             shutil.rmtree(tmp_path / "run" / folder)
         train(config)
