@@ -20,7 +20,7 @@ from guessing import write_guessing_checkpoint
 
 from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.config import Config, load_config, to_dict
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import EXIT_STOPPED, UserError
 from mmeureka_jax.rl import job, trainer
 from mmeureka_jax.rl.rollout import UpdateBatch
 from mmeureka_jax.rl.run_folder import NonFiniteGuard, begin_run, restore_position
@@ -369,7 +369,7 @@ def test_a_run_that_only_skips_updates_stops(make_config, tmp_path, capsys):
     overrides = [*OVERRIDES, f"run_dir={tmp_path / 'run'}", f"model.checkpoint={make_config().model.checkpoint}"]
     overrides += ["optimizer.learning_rate=1e30", "optimizer.max_nonfinite_updates=2", "optimizer.warmup_fraction=0"]
     overrides += ["rl.filter.enabled=false", "tracking.validate_every=0"]
-    assert mmeureka("train", SMOKE, *overrides) == 2
+    assert mmeureka("train", SMOKE, *overrides) == EXIT_STOPPED
     error = capsys.readouterr().err
     assert "updates in a row had a loss or gradient that is not finite" in error and "Traceback" not in error
     rows = read_metrics(tmp_path / "run")

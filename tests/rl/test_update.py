@@ -82,12 +82,23 @@ def config_for(**rl):
     return Config(rl=RLConfig(**rl), sampler=SamplerConfig(temperature=TEMPERATURE, max_new_tokens=LENGTH))
 
 
-def gradient_of(model, objective, batch, *, params=None, micro_batches=1, packing=0.0, frozen=(), max_grad_norm=1e9):
+def gradient_of(
+    model,
+    objective,
+    batch,
+    *,
+    params=None,
+    micro_batches=1,
+    packing=0.0,
+    frozen=(),
+    max_grad_norm=1e9,
+    kl_coefficient=0.0,
+):
     """Gradients (of the trainable part), metrics and the new state of one update."""
     step = gradient_update(model, objective, frozen, max_grad_norm)
     params = jax.tree.map(jnp.copy, model.params if params is None else params)  # the state is donated
     state = init_state(params, KEEP_GRADIENT, frozen)
-    state, metrics = step(state, split_batch(batch, micro_batches, packing))
+    state, metrics = step(state, split_batch(batch, micro_batches, packing), kl_coefficient)
     return state.optimizer.trace, jax.device_get(metrics), state
 
 
@@ -155,7 +166,7 @@ def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
         loss="ppo_clip", clip_epsilon_low=low, clip_epsilon_high=high, kl_coefficient=coefficient, kl_estimator="k3"
     )
     gradients, metrics, _ = gradient_of(
-        model, policy_objective(config), batch.replace(reference_log_probs=reference)
+        model, policy_objective(config), batch.replace(reference_log_probs=reference), kl_coefficient=coefficient
     )  # fmt: skip
 
     model.torch.zero_grad()
