@@ -36,12 +36,12 @@ from typing import Any
 
 from mmeureka_jax import compare
 from mmeureka_jax.checkpoint import read_metadata
-from mmeureka_jax.config import EXPORT_FOLDER, Config, config_diff, load_config, save_config, to_dict, validate_config
+from mmeureka_jax.config import EXPORT_FOLDER, Config, load_config, save_config, validate_config
 from mmeureka_jax.config_io import overlaid, read_yaml
 from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserError
 from mmeureka_jax.export import read_provenance
 from mmeureka_jax.files import exclusive, explain_write_errors, write_atomic
-from mmeureka_jax.rl.run_folder import comparable
+from mmeureka_jax.rl.run_folder import config_changes
 from mmeureka_jax.tracking import METRICS_FILE, progress, read_metrics
 
 CONFIG_FILE, LOG_FILE, STOPPED_FILE = "run.yaml", "log.txt", "stopped.json"
@@ -186,7 +186,7 @@ def state(member: Member) -> str:
     metadata, stopped = read_metadata(member.folder), member.folder / STOPPED_FILE
     if metadata is None:
         return "not begun"
-    differences = config_diff(comparable(metadata["config"]), comparable(to_dict(member.config)))
+    differences = config_changes(metadata, member.config)
     if differences:
         raise UserError(
             f"{member.folder} holds a run with other settings:\n  "
@@ -264,7 +264,7 @@ def _imitate(sweep: Sweep, config: Config, processes: _Processes) -> None:
     """The supervised run that all others start from, and its export, unless they are there."""
     folder = Path(config.run_dir)
     metadata, exported = read_metadata(folder), read_provenance(folder / EXPORT_FOLDER)
-    differences = config_diff(comparable(metadata["config"]), comparable(to_dict(config))) if metadata else []
+    differences = config_changes(metadata, config) if metadata else []
     if differences:
         raise UserError(
             f"{folder}: the imitation that all runs start from was made with other settings:\n  "

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmeureka_jax.config import Config
 from mmeureka_jax.mesh import to_global, to_host
@@ -149,7 +149,7 @@ class Experience:
             the beginning of the step.
         reference_log_probs: of the reference policy, if there is one.
         importance: weights of the policy loss, if `rl.importance_cap` is set.
-        first_rollout: sampler calls from this index on were made with the parameters that the step starts from.
+        current: which groups were sampled with the parameters that the step starts from.
         metrics: of what was computed here, for the step's row.
     """
 
@@ -158,7 +158,7 @@ class Experience:
     old_log_probs: Float[np.ndarray, "G n Lr"]
     reference_log_probs: Float[np.ndarray, "G n Lr"] | None
     importance: Float[np.ndarray, "G n Lr"] | None
-    first_rollout: int
+    current: Bool[np.ndarray, "G"]
     metrics: dict[str, float]
 
 
@@ -175,9 +175,10 @@ def make_experience(
 
     Args:
         params: those at the beginning of the step.
-        first_rollout: see `Experience`.
+        first_rollout: sampler calls from this index on were made with `params`.
     """
     rl, length = config.rl, config.sampler.max_new_tokens
+    current = np.asarray([group.rollout_index >= first_rollout for group in groups])
     outcomes = Outcomes.of(groups)
     mask = outcomes.mask(length)
     sampled = sampled_log_probs(groups, length)
@@ -187,14 +188,14 @@ def make_experience(
         old = learner.log_probs(params, config, groups)
         importance = np.where(mask, np.minimum(np.exp(old - sampled), rl.importance_cap), 0.0).astype(np.float32)
         # Updates compare with `old` then, and could not tell a sampler that has gone astray.
-        fresh = mask & np.asarray([group.rollout_index >= first_rollout for group in groups])[:, None, None]
+        fresh = mask & current[:, None, None]
         if fresh.any():
             gap = np.abs(old - sampled)[fresh]
             metrics = {"policy/sampler_gap_mean": float(gap.mean()), "policy/sampler_gap_max": float(gap.max())}
     if reference is not None and rl.kl_place == "reward":
         penalties = kl_coefficient * np.asarray(kl_penalty(old, reference, rl.kl_estimator), np.float64)
     advantages = compute_advantages(outcomes, rl, length, penalties)
-    return Experience(groups, advantages, old, reference, importance, first_rollout, metrics)
+    return Experience(groups, advantages, old, reference, importance, current, metrics)
 
 
 def _batch_of(
@@ -219,7 +220,6 @@ def group_batches(config: Config, experience: Experience, *, step: int) -> Itera
     those parameters sampled are `fresh`.
     """
     groups, size = experience.groups, config.rl.prompts_per_update
-    current = np.asarray([group.rollout_index >= experience.first_rollout for group in groups])
     for epoch in range(config.rl.epochs_per_rollout):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(len(groups))
         for start in range(0, len(groups), size):
@@ -232,7 +232,7 @@ def group_batches(config: Config, experience: Experience, *, step: int) -> Itera
                 [groups[row] for row in rows],
                 config,
                 experience.advantages[rows],
-                current[rows] & (epoch == 0 and start == 0),
+                experience.current[rows] & (epoch == 0 and start == 0),
                 **per_token,
             )
 

@@ -40,6 +40,11 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
+def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
+    """In what `config` differs from the one that a run was made with, of the keys that may not change freely."""
+    return config_diff(comparable(metadata["config"]), comparable(to_dict(config)))
+
+
 def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, resuming: bool) -> None:
     """Compares the run's metadata with what is about to run, and writes it for a new run.
 
@@ -55,7 +60,7 @@ def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, 
                 f"{run_dir} has checkpoints but no {METADATA_FILE}, so nothing says what they were made with; put it "
                 "back, or set checkpoint.allow_config_change=true to go on all the same"
             )
-        differences = config_diff(comparable(old["config"]), comparable(to_dict(config)))
+        differences = config_changes(old, config)
         if old["kind"] != kind:
             differences.append(f"kind of run: {old['kind']} -> {kind}")
         if old["data_fingerprint"] != fingerprint:

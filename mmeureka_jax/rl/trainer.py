@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 
 from mmeureka_jax.checkpoint import RunState, read_metadata
-from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs, to_dict, validate_config
+from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs, validate_config
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.export import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.mesh import is_main
@@ -30,7 +30,7 @@ from mmeureka_jax.rl.kl import next_kl_coefficient
 from mmeureka_jax.rl.learner import Learner, Metrics, group_batches, make_experience, summarise_updates
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.rollout import Group, UpdateBatch
-from mmeureka_jax.rl.run_folder import NonFiniteGuard, comparable
+from mmeureka_jax.rl.run_folder import NonFiniteGuard, config_changes
 from mmeureka_jax.rl.setup import same_on_all_hosts
 from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.tracking import Tracker
@@ -69,11 +69,7 @@ def is_exported(config: Config) -> bool:
     """Whether a stage is over and the policy that it came to is there for the next one."""
     run_dir = Path(config.run_dir)
     metadata, exported = read_metadata(run_dir), read_provenance(run_dir / EXPORT_FOLDER)
-    return (
-        metadata is not None
-        and comparable(metadata["config"]) == comparable(to_dict(config))
-        and exported.get("step") == config.steps
-    )
+    return metadata is not None and not config_changes(metadata, config) and exported.get("step") == config.steps
 
 
 def export_policy(config: Config) -> None:
@@ -181,7 +177,7 @@ def learn(
     for the device before.
 
     Args:
-        first_rollout: see `Experience`.
+        first_rollout: see `make_experience`.
     """
     start = time.perf_counter()
     adapted = run.kl_coefficient if config.rl.kl_target is not None else None
