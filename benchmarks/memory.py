@@ -31,10 +31,9 @@ from benchmarks.common import (
 )
 from benchmarks.update import random_batch
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.rollout import split_batch
 from mmeureka_jax.rl.setup import LoadedPolicy
-from mmeureka_jax.rl.update import CompiledUpdate, abstract_state, policy_objective, state_shardings
+from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
 
 
 def megabytes(count: int) -> float:
@@ -47,19 +46,12 @@ def update_memory(args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: in
     policy = replace(loaded.policy, config=replace(loaded.policy.config, text=text))
     options = argparse.Namespace(**vars(args) | {"group": group})
     config = training_config(options, loaded)
-    optimizer, frozen = make_optimizer(config.optimizer, 1), config.optimizer.frozen
-    shardings = state_shardings(policy, optimizer, frozen, loaded.mesh)
-    update = CompiledUpdate(
-        policy,
-        policy_objective(config),
-        optimizer,
-        make_schedule(config.optimizer, 1),
-        max_grad_norm=config.optimizer.max_grad_norm,
-        shardings=shardings,
-    )
+    training = make_training(config, 1)
+    shardings = training.shardings(policy, loaded.mesh)
+    update = CompiledUpdate(policy, policy_objective(config), training, shardings)
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_state(policy, optimizer, frozen),
+        training.abstract_state(policy),
         shardings,
     )
     parts = to_global(loaded.mesh, split_batch(random_batch(options, policy), args.micro_batches, packing=0.0))

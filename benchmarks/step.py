@@ -36,7 +36,7 @@ from benchmarks.common import (
     training_config,
 )
 from mmeureka_jax.checkpoint import RunState
-from mmeureka_jax.config import validate_config
+from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.data.loader import ProblemLoader
 from mmeureka_jax.data.problems import ImageRef, Problem
 from mmeureka_jax.rewards.workers import RewardWorkers

@@ -18,7 +18,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ PACKAGES = (
     "math-verify",
     "sympy",
 )
+_OPTIONAL = ("critic", "critic_optimizer", "average")  # parts of a train state
 # Signs of it in what Orbax and TensorStore raise; the last is TensorStore's own word, where it gives no other.
 _NO_SPACE = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
 
@@ -145,7 +146,7 @@ class Checkpointer:
             "groups": describe_arrays(groups),
         }
         items: dict[str, Any] = {
-            "state": ocp.args.StandardSave(run.train),
+            "state": ocp.args.StandardSave(_stored(run.train)),
             "progress": ocp.args.JsonSave(progress | {"checksum": _text_checksum(progress)}),
         }
         if groups:  # Orbax takes no empty arrays; their shapes are in the manifest
@@ -231,20 +232,21 @@ class Checkpointer:
         """
         progress = _read_progress(self._manager, step)
         check_same_arrays(progress["arrays"], target, self.folder / str(step))
-        items = {"state": ocp.args.StandardRestore(target)}
+        items = {"state": ocp.args.StandardRestore(_stored(target))}
         stored = {
             name: np.empty(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items() if 0 not in shape
         }
         if stored:
             items["groups"] = ocp.args.StandardRestore(stored)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        verify_arrays(restored["state"], progress["arrays"])
+        state = TrainState(**restored["state"])
+        verify_arrays(state, progress["arrays"])
         groups = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items()}
         if stored:
             groups |= restored["groups"]
         verify_arrays(groups, progress["groups"])
         return RunState(
-            train=restored["state"],
+            train=state,
             step=progress["step"],
             rollout=progress["rollout"],
             data=progress["data"],
@@ -275,6 +277,12 @@ class Checkpointer:
         with contextlib.suppress(*[Exception] * self._failed):
             self.wait()
             self._manager.close()
+
+
+def _stored(state: TrainState) -> dict[str, Any]:
+    """The parts of a state, without those that it does not have: older versions did not know them."""
+    parts = {field.name: getattr(state, field.name) for field in fields(state)}
+    return {name: part for name, part in parts.items() if name not in _OPTIONAL or jax.tree.leaves(part)}
 
 
 def _read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

@@ -172,6 +172,7 @@ def add_export_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the folder of a run, finished or not")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--step", type=step, default="latest", metavar="N|best|latest", help="default: %(default)s")
+    parser.add_argument("--average", action="store_true", help="the average that optimizer.ema_decay kept")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     parser.add_argument("--max-shard-gb", type=positive, default=5.0, metavar="GB", help="default: %(default)s")
     parser.add_argument("--source", type=Path, metavar="DIR", help="checkpoint that the run started from, if it moved")
@@ -395,7 +396,13 @@ def run_export(args: argparse.Namespace) -> int:
 
     shard_bytes = int(args.max_shard_gb * 1e9)
     step = export_run(
-        args.run_dir, args.output, step=args.step, dtype=args.dtype, max_shard_bytes=shard_bytes, source=args.source
+        args.run_dir,
+        args.output,
+        step=args.step,
+        average=args.average,
+        dtype=args.dtype,
+        max_shard_bytes=shard_bytes,
+        source=args.source,
     )
     print(f"step {step}: {args.output.resolve()}")
     return 0

@@ -1,7 +1,7 @@
 """Runs drawn over one another: mean and spread of each metric over the runs of a kind, as one page and as tables.
 
 COMPARISON/comparison.html   curves, and the summary      summary.md, summary.csv   a row for each kind of run
-                                                          runs.csv                  a row for each run
+           comparison.svg    the curves, one picture      runs.csv                  a row for each run
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mmeureka_jax.checkpoint import read_metadata
@@ -26,7 +28,8 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.report_charts import STYLE, Rows, format_number, series_of, smooth, thin, to_svg
 
-PAGE_FILE, SUMMARY_FILE, RUNS_FILE = "comparison.html", "summary", "runs.csv"
+PAGE_FILE, PICTURE_FILE, SUMMARY_FILE, RUNS_FILE = "comparison.html", "comparison.svg", "summary", "runs.csv"
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, mean, standard deviation
 COLORS = (
     "#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785", "#b59a2c", "#2a9aa0", "#c2589f", "#7a5230",
     "#8fb8e0", "#e3b98a", "#9ccfae", "#1f2933",
@@ -116,6 +119,8 @@ def write_comparison(
     table = [_summary_row(kind, members, entries) for kind, members in kinds.items()]
     header = ["kind", "runs", *(f"{reducer} {metric}" for reducer, metric in entries), "state"]
     figures = [figure for metric in metrics if (figure := draw(kinds, metric))]
+    if figures:
+        write_atomic(folder / PICTURE_FILE, draw_all(kinds, metrics))
     write_atomic(folder / RUNS_FILE, _runs_csv(runs, entries).encode())
     write_atomic(folder / f"{SUMMARY_FILE}.csv", _csv([header, *table]).encode())
     write_atomic(folder / f"{SUMMARY_FILE}.md", _markdown(header, table).encode())
@@ -128,7 +133,8 @@ def write_comparison(
         nav='<a href="#curves">Curves</a><a href="#summary">Summary</a>',
         sections=f'<h2 id="curves">Curves</h2><div class="charts">{"".join(figures)}</div>'
         f'<h2 id="summary">Summary</h2>{_html_table(header, table)}',
-        footer=f"Tables: {SUMMARY_FILE}.md, {SUMMARY_FILE}.csv, {RUNS_FILE} beside this page.",
+        footer=f"Beside this page: {PICTURE_FILE}, the curves as one picture; tables {SUMMARY_FILE}.md, "
+        f"{SUMMARY_FILE}.csv, {RUNS_FILE}.",
     )
     path = folder / PAGE_FILE
     write_atomic(path, page.encode("utf-8", "replace"))
@@ -213,7 +219,7 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # Curves.
 
 
-def mean_and_spread(runs: Sequence[Rows], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_and_spread(runs: Sequence[Rows], metric: str) -> Curve:
     """(steps, mean, standard deviation) over the runs that have a value at a step; 0 deviation where one has."""
     by_step: dict[float, list[float]] = {}
     for rows in runs:
@@ -225,44 +231,79 @@ def mean_and_spread(runs: Sequence[Rows], metric: str) -> tuple[np.ndarray, np.n
     return steps, mean, spread
 
 
-def draw(kinds: Mapping[str, Sequence[Run]], metric: str) -> str | None:
-    """An HTML figure of one metric: a line for each kind, and a band of one standard deviation. None without data."""
+def _curves(kinds: Mapping[str, Sequence[Run]], metric: str) -> dict[str, Curve]:
+    """Of the kinds that have this metric."""
     curves = {kind: mean_and_spread([run.rows for run in members], metric) for kind, members in kinds.items()}
-    if not any(len(steps) for steps, _, _ in curves.values()):
+    return {kind: curve for kind, curve in curves.items() if len(curve[0])}
+
+
+def _style(number: int) -> tuple[str, Any]:
+    """Colour and dash of the kind of this number."""
+    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+
+
+def _plot(axes: Axes, curves: Mapping[str, Curve], kinds: Sequence[str]) -> None:
+    """A line for each kind, and a band of one standard deviation."""
+    everything = []
+    for kind, (steps, mean, spread) in curves.items():
+        color, dash = _style(kinds.index(kind))
+        dense = len(steps) > 30
+        at, line = thin(steps, smooth(mean) if dense else mean)
+        _, band = thin(steps, smooth(spread) if dense else spread)
+        axes.plot(at, line, color=color, linestyle=dash, marker=None if len(at) > 12 else "o", markersize=2.5)
+        if band.any():
+            axes.fill_between(at, line - band, line + band, color=color, alpha=0.14, linewidth=0)
+        everything.append(line)
+    values = np.concatenate(everything)
+    if values.min() > 0 and values.max() > 50 * values.min():
+        axes.set_yscale("log")
+    elif values.min() >= 0:
+        axes.set_ylim(bottom=0, top=None if values.max() > 0 else 1)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def draw(kinds: Mapping[str, Sequence[Run]], metric: str) -> str | None:
+    """An HTML figure of one metric. None without data."""
+    curves, names = _curves(kinds, metric), list(kinds)
+    if not curves:
         return None
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": metric}):
         figure = Figure(figsize=(4.3, 2.6), layout="constrained")
-        axes = figure.subplots()
-        legends, descriptions, everything = [], [], []
-        for number, (kind, (steps, mean, spread)) in enumerate(curves.items()):
-            if not len(steps):
-                continue
-            color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
-            dense = len(steps) > 30
-            at, line = thin(steps, smooth(mean) if dense else mean)
-            _, band = thin(steps, smooth(spread) if dense else spread)
-            axes.plot(at, line, color=color, linestyle=dash, marker=None if len(at) > 12 else "o", markersize=2.5)
-            if band.any():
-                axes.fill_between(at, line - band, line + band, color=color, alpha=0.14, linewidth=0)
-            everything.append(line)
-            legends.append(
-                f'<span class="key"><i style="background:{color}"></i>{html.escape(kind)} '
-                f"<b>{format_number(mean[-1])}</b></span>"
-            )
-            descriptions.append(
-                f"{kind}: first {format_number(mean[0])}, last {format_number(mean[-1])} (step {steps[-1]:.0f})."
-            )
-        values = np.concatenate(everything)
-        if values.min() > 0 and values.max() > 50 * values.min():
-            axes.set_yscale("log")
-        elif values.min() >= 0:
-            axes.set_ylim(bottom=0, top=None if values.max() > 0 else 1)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        _plot(figure.subplots(), curves, names)
         svg = to_svg(figure, f"compare {metric}")
+    legends = [
+        f'<span class="key"><i style="background:{_style(names.index(kind))[0]}"></i>{html.escape(kind)} '
+        f"<b>{format_number(mean[-1])}</b></span>"
+        for kind, (_, mean, _) in curves.items()
+    ]
+    descriptions = [
+        f"{kind}: first {format_number(mean[0])}, last {format_number(mean[-1])} (step {steps[-1]:.0f})."
+        for kind, (steps, mean, _) in curves.items()
+    ]
     alternative = html.escape(f"Chart of {metric} by step. " + " ".join(descriptions), quote=True)
     return (
         f'<figure class="chart"><h4>{html.escape(metric)}</h4>'
         f'<div role="img" aria-label="{alternative}">{svg}</div>'
         f"<figcaption>{''.join(legends)}</figcaption></figure>"
     )
+
+
+def draw_all(kinds: Mapping[str, Sequence[Run]], metrics: Sequence[str]) -> bytes:
+    """All metrics that have data in one SVG picture with one legend, to put into a text."""
+    present = {metric: curves for metric in metrics if (curves := _curves(kinds, metric))}
+    columns = min(3, len(present))
+    rows = -(-len(present) // columns)
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "compare", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(3.4 * columns, 2.3 * rows + 0.5), layout="constrained", facecolor="white")
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, (metric, curves) in zip(grid, present.items(), strict=False):
+            _plot(axes, curves, list(kinds))
+            axes.set_title(metric, loc="left", fontsize=9)
+        for axes in grid[len(present) :]:
+            axes.set_axis_off()
+        lines = [Line2D([], [], color=_style(number)[0], linestyle=_style(number)[1]) for number in range(len(kinds))]
+        figure.legend(lines, list(kinds), loc="outside lower center", ncols=min(5, len(kinds)), frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -242,11 +242,12 @@ def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest_key(cls: type, key: str) -> str:
-    """The key of the tree most like `key`; one with the same last name wins over one spelled alike."""
+    """The key of the tree most like `key`; one with the same last name wins over one spelled alike, and of those one in
+    an outer section."""
 
     def likeness(candidate: str) -> float:
         same_leaf = candidate.rpartition(".")[2] == key.rpartition(".")[2]
-        return difflib.SequenceMatcher(None, key, candidate).ratio() + same_leaf
+        return difflib.SequenceMatcher(None, key, candidate).ratio() + same_leaf - 0.15 * candidate.count(".")
 
     return max(dotted_keys(cls), key=likeness)
 

@@ -23,6 +23,7 @@ def export_run(
     output: Path,
     *,
     step: int | Literal["latest", "best"] = "latest",
+    average: bool = False,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
     source: Path | None = None,
@@ -35,12 +36,13 @@ def export_run(
 
     Args:
         step: a step, the newest checkpoint, or the one of the best validation accuracy.
+        average: the parameters averaged over the updates (`optimizer.ema_decay`) instead of the last ones.
         dtype: of the stored tensors: float32 (what was trained), bfloat16 or float16.
         source: the folder of the checkpoint that the run started from, if it is no longer where it was.
 
     Raises:
-        UserError: not a run, no such checkpoint or a damaged one, `source` is gone, or `output` is taken or cannot be
-            written (nothing is then left there).
+        UserError: not a run, no such checkpoint or a damaged one, a run without averages, `source` is gone, or `output`
+            is taken or cannot be written (nothing is then left there).
     """
     check_is_new(output)
     metadata = read_metadata(run_dir) if run_dir.is_dir() else None
@@ -51,14 +53,18 @@ def export_run(
     source = _find_source(run_dir, metadata, source)
     model = read_config(source)
     config = metadata["config"]
+    if average and config["optimizer"].get("ema_decay") is None:
+        raise UserError(
+            f"{run_dir}: the run kept no average of its parameters; train with optimizer.ema_decay=0.99 or so"
+        )
     save_params(
-        _restore(saved, step, Policy(model), tuple(config["optimizer"]["frozen"])),
+        _restore(saved, step, Policy(model), tuple(config["optimizer"]["frozen"]), average),
         model,
         output,
         source=source,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
-        files={PROVENANCE_FILE: _provenance(metadata, step)},
+        files={PROVENANCE_FILE: _provenance(metadata, step, average)},
     )
     return step
 
@@ -78,11 +84,12 @@ def read_provenance(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a JSON object ({error}); export the run again, or remove the file") from None
 
 
-def _provenance(metadata: dict[str, Any], step: int) -> bytes:
+def _provenance(metadata: dict[str, Any], step: int, average: bool) -> bytes:
     config = metadata["config"]
     content = {
         "kind": metadata["kind"],
         "step": step,
+        "average": average,
         "data": config["data"]["train"],
         "data_fingerprint": metadata["data_fingerprint"],
         "prompt_style": config["data"]["prompt_style"],
@@ -107,11 +114,13 @@ def _find_source(run_dir: Path, metadata: dict[str, Any], given: Path | None) ->
     )
 
 
-def _restore(saved: SavedParams, step: int, policy: Policy, frozen: tuple[str, ...]) -> Params:
+def _restore(saved: SavedParams, step: int, policy: Policy, frozen: tuple[str, ...], average: bool) -> Params:
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
-    parts = dict(zip(("trainable", "frozen"), split_frozen(policy.abstract_params(), frozen), strict=True))
+    names = ("average" if average else "trainable", "frozen")
+    parts = dict(zip(names, split_frozen(policy.abstract_params(), frozen), strict=True))
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parts)
-    return merge_params(**saved.restore(step, target))
+    restored = saved.restore(step, target)
+    return merge_params(*(restored[name] for name in names))
 
 
 def _host_device() -> jax.Device:

@@ -15,8 +15,8 @@ from mmeureka_jax.config import (
     load_config,
     save_config,
     to_dict,
-    validate_config,
 )
+from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.config_io import CustomFunction, Overlay, dotted_keys, dump_yaml
 from mmeureka_jax.errors import UserError
 
@@ -294,11 +294,21 @@ def test_default_recipe_with_a_model_is_valid():
         (["rl.filter.lower=.nan"], ["lower <= upper"]),
         (["rl.clip_epsilon_low=1"], ["rl.clip_epsilon_low", "below 1"]),
         (["rl.ratio_cap=0.5"], ["rl.ratio_cap"]),
-        (["rl.advantage=rloo", "rl.group_size=1"], ["rl.group_size", "rloo", "reinforce_pp works with one"]),
+        (["rl.advantage=rloo", "rl.group_size=1"], ["rl.group_size", "rloo", "reinforce_pp and gae work with one"]),
         (["rl.advantage=reinforce_pp", "rl.adora_weight=0.1"], ["rl.adora_weight", "use reinforce_baseline"]),
         (["rl.group_size=4", "rl.filter.lower=0.3", "rl.filter.upper=0.4"], ["keeps no group of 4", "0.3 to 0.4"]),
         (["rl.advantage=reinforce_pp", "rl.group_size=1"], ["keeps no group of 1", "rl.filter.enabled=false"]),
         (["rl.kl_coefficient=0.1", "rl.kl_target=0.1", "rl.kl_horizon=100"], ["rl.kl_horizon (100)", "(1024)"]),
+        (["rl.advantage=gae"], ["rl.advantage gae needs a critic", "rl.critic.kind to head", "or model"]),
+        (["rl.critic.kind=head"], ["rl.critic.kind is head", "rl.advantage grpo reads no critic"]),
+        (["rl.critic.kind=heads"], ["rl.critic.kind must be one of none, head, model", "did you mean head?"]),
+        (["rl.advantage=gae", "rl.critic.kind=head", "rl.adora_weight=0.1"], ["rl.adora_weight", "gae"]),
+        (
+            ["rl.advantage=gae", "rl.critic.kind=model", "rl.critic.trunk_coefficient=0.5"],
+            ["rl.critic.trunk_coefficient is of kind head"],
+        ),
+        (["rl.advantage=gae", "rl.critic.kind=head", "rl.critic.gamma=1.5"], ["rl.critic.gamma", "between 0 and 1"]),
+        (["optimizer.ema_decay=1"], ["optimizer.ema_decay", "between 0 and 1, or null"]),
         (["rl.loss=cpgd", "rl.ratio_cap=3"], ["rl.ratio_cap is a setting of rl.loss ppo_clip"]),
         (["rl.loss=pg", "rl.clip_start=0.5"], ["rl.clip_start is a setting of rl.loss cpg, cpgd"]),
         (["rl.loss=gspo", "rl.clip_epsilon_high=0.2"], ["rl.loss gspo", "at most 0.1", "3e-4"]),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmeureka_jax.config import load_config, save_config, stage_configs, validate_config
+from mmeureka_jax.config import load_config, save_config, stage_configs
+from mmeureka_jax.config_checks import validate_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))  # those of ablations/ are sweeps; see test_recipes.py

@@ -33,9 +33,8 @@ from mmeureka_jax.eval_command import EvalOptions, questions
 from mmeureka_jax.export import export_run, read_provenance
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
 from mmeureka_jax.models.weights import load_params, read_config
-from mmeureka_jax.optimizer import make_optimizer
 from mmeureka_jax.rl.run_folder import begin_run
-from mmeureka_jax.rl.update import init_state
+from mmeureka_jax.rl.update import make_training
 
 ACCURACIES = {1: 0.25, 2: 0.75, 3: 0.5}  # of the validation at each checkpoint
 
@@ -50,13 +49,13 @@ def run(tmp_path_factory) -> Path:
         model=ModelConfig(random=RandomModelConfig()),
         data=DataConfig(prompt_style="cpgd", max_pixels=50_000),
         reward=RewardConfig(accuracy="boxed"),
-        optimizer=OptimizerConfig(frozen=("vision", "language/embed_tokens")),
+        optimizer=OptimizerConfig(frozen=("vision", "language/embed_tokens"), ema_decay=0.9),
     )
     begin_run(config, kind="rl", fingerprint="of the data", checkpoint=run_dir / "model", resuming=False)
     start = load_params(run_dir / "model", read_config(run_dir / "model"))
     checkpointer = Checkpointer(run_dir, CheckpointConfig(keep=3))
     for step, accuracy in ACCURACIES.items():
-        state = init_state(start, make_optimizer(config.optimizer, 10), config.optimizer.frozen)
+        state = make_training(config, 10).init(Policy(read_config(run_dir / "model")), start)
         state = state.replace(trainable=jax.tree.map(lambda leaf, by=1 + step / 100: leaf * by, state.trainable))
         checkpointer.save(RunState(state, step=step), accuracy)
     checkpointer.close()
@@ -81,6 +80,20 @@ def test_the_checkpoint_asked_for_is_exported(run, tmp_path, capsys, arguments, 
     assert capsys.readouterr().out == f"step {step}: {tmp_path / 'out'}\n"
     assert_equal_params(load_params(tmp_path / "out", read_config(run / "model")), expected(run, step))
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before  # the run may be under way
+
+
+def test_the_average_is_exported_where_there_is_one(run, tmp_path, capsys):
+    assert mmeureka("export", run, "--output", tmp_path / "out", "--average") == 0
+    start = load_params(run / "model", read_config(run / "model"))  # which the average of these checkpoints still is
+    assert_equal_params(load_params(tmp_path / "out", read_config(run / "model")), start)
+    assert read_provenance(tmp_path / "out")["average"] and not read_provenance(run / "model")
+
+    plain = shutil.copytree(run, tmp_path / "plain")
+    metadata = json.loads((plain / "metadata.json").read_text())
+    del metadata["config"]["optimizer"]["ema_decay"]  # as a version without the key wrote it
+    (plain / "metadata.json").write_text(json.dumps(metadata))
+    assert mmeureka("export", plain, "--output", tmp_path / "other", "--average") == 2
+    assert "kept no average" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def test_shards_and_dtype(run, tmp_path):

@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 from commands import ROOT, SMALL, run_script
 
-from mmeureka_jax.config import OptimizerConfig
+from mmeureka_jax.config import Config, OptimizerConfig
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.policy import Policy, encode_images, prefill, token_log_probs
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
-from mmeureka_jax.optimizer import make_optimizer
-from mmeureka_jax.rl.update import abstract_state
+from mmeureka_jax.rl.update import make_training
 
 TEXT = TextConfig(
     vocab_size=96, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -145,7 +144,7 @@ def test_parameters_are_those_of_the_tree(floors, config):
 
 @pytest.mark.parametrize("frozen", [(), ("vision",)])
 def test_optimiser_traffic_is_that_of_the_state(floors, frozen):
-    state = abstract_state(Policy(CONFIG), make_optimizer(OptimizerConfig(frozen=frozen), 1), frozen)
+    state = make_training(Config(optimizer=OptimizerConfig(frozen=frozen)), 1).abstract_state(Policy(CONFIG))
     written = tree_bytes(state.trainable) + tree_bytes(state.optimizer)
     read = written + tree_bytes(state.trainable)  # and the gradients
     work = floors.update(CONFIG, floors.Batch(1, 1, 1, 1), train_vision=not frozen)["adamw"]

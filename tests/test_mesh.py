@@ -30,11 +30,10 @@ from mmeureka_jax.mesh import (
     tree_shardings,
     ynn_is_safe,
 )
-from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.sampler import sample
-from mmeureka_jax.rl.update import CompiledUpdate, init_state, policy_objective, state_shardings
+from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
 
 MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 2)]  # (data, fsdp, tensor)
 ROWS, GROUP, LENGTH = 16, 2, 12
@@ -79,9 +78,9 @@ class OnMesh:
         )
         mesh = self.mesh = mesh_of(*sizes)
         with jax.set_mesh(mesh):
-            optimizer = make_optimizer(config.optimizer, 10)
-            self.shardings = state_shardings(model.policy, optimizer, (), mesh)
-            self.start = jax.device_put(init_state(model.params, optimizer, ()), self.shardings)
+            training = make_training(config, 10)
+            self.shardings = training.shardings(model.policy, mesh)
+            self.start = jax.device_put(training.init(model.policy, model.params), self.shardings)
 
             prompts, seeds = to_global(mesh, (batch.prompts, prompt_seeds([str(i) for i in range(ROWS)])))
             settings = SamplingSettings(
@@ -92,10 +91,7 @@ class OnMesh:
             samples, _ = sample(model.policy, settings, "rollout", self.start.params, prompts, seeds, 0, 0, active)
             self.samples = samples
 
-            step = CompiledUpdate(
-                model.policy, policy_objective(config), optimizer, make_schedule(config.optimizer, 10),
-                max_grad_norm=1.0, shardings=self.shardings,
-            )  # fmt: skip
+            step = CompiledUpdate(model.policy, policy_objective(config), training, self.shardings)
             parts = to_global(mesh, split_batch(batch, 2, packing=0.8))
             assert [part.width for part in parts] == [None, 16]  # rows of padded and of packed responses
             self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)

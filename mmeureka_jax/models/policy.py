@@ -4,7 +4,8 @@
     prefill           prompts                     -> last hidden state, prompt KV   (once per prompt, whatever n is)
     decode_step       one token of every row      -> hidden state, its own KV       (in the sampler's loop)
     group_hidden      prompts + n responses       -> hidden states that predict each response token
-    token_log_probs   the same                    -> log-probabilities and entropies (the update)
+    log_probs_of_hidden, values_of_hidden         -> log-probabilities and entropies, a critic's values (the update)
+    token_log_probs   group_hidden, then its log-probabilities and entropies
 
 All of them run the same layers on the same parameters, so what the sampler saw and what the update computes agree to
 rounding. The static part of a policy (sizes, dtypes) is the hashable `Policy`; parameters are a nested dict of
@@ -230,7 +231,7 @@ def decode_step(
     return model.language.norm(x)[:, 0], written
 
 
-@dataclass(frozen=True)
+@flax.struct.dataclass
 class _Places:
     """Which response token stands in each place of a row, after the prompt.
 
@@ -240,8 +241,8 @@ class _Places:
     """
 
     index: Int[Array, "P W"] | None
-    n: int
-    longest: int
+    n: int = flax.struct.field(pytree_node=False)
+    longest: int = flax.struct.field(pytree_node=False)
 
     @classmethod
     def of(cls, responses: Int[Array, "P n Lr"], lengths: Int[Array, "P n"] | None, width: int | None) -> _Places:
@@ -277,22 +278,43 @@ class _Places:
         return segments, index % self.longest
 
 
+@flax.struct.dataclass
+class GroupHidden:
+    """Final hidden states that predict the response tokens.
+
+    Attributes:
+        hidden: of every place of the responses' row.
+        table: the embedding, for a head that is tied to it (see `Embedding.with_table`).
+        places, responses: which token stands in each place.
+    """
+
+    hidden: Float[Array, "P W D"]
+    table: Float[Array, "V D"]
+    places: _Places
+    responses: Int[Array, "P n Lr"]
+
+
 def group_hidden(
     policy: Policy,
     params: Params,
     prompts: PromptBatch,
     image_embeds: Float[Array, "P M D"],
     responses: Int[Array, "P n Lr"],
-    places: _Places,
-) -> tuple[Float[Array, "P W D"], Float[Array, "V D"]]:
+    *,
+    lengths: Int[Array, "P n"] | None = None,
+    width: int | None = None,
+) -> GroupHidden:
     """Final hidden states that predict each response token, with every prompt computed once for its n responses.
 
     A prompt and its responses travel through the layers as one row [Lp + W]; only attention tells them apart. Cost
     grows with Lp + W, not with n * (Lp + Lr), and the gradients are those of the repeated layout.
 
-    Returns:
-        The hidden states, and the embedding for a head that is tied to it (see `Embedding.with_table`).
+    Args:
+        width: W, places for the responses of a prompt. They stand one after another there, as long as `lengths` says,
+            and cost what they are long. Tokens that do not fit would be lost: W has to be the sum of a prompt's lengths
+            or more. None: each response has Lr places.
     """
+    places = _Places.of(responses, lengths, width)
     model = policy.module(params)
     count, prompt_length = prompts.tokens.shape
     segments, offsets = places.segments_and_offsets()
@@ -314,7 +336,44 @@ def group_hidden(
     # The first token of a response is predicted by the prompt's last one, any other by the one before it.
     first = last_token(x[:, :prompt_length], prompts)[:, None]
     hidden = jnp.where((offsets == 0)[..., None], first, x[:, prompt_length - 1 : -1])
-    return model.language.norm(hidden), table
+    return GroupHidden(model.language.norm(hidden), table, places, responses)
+
+
+def log_probs_of_hidden(
+    policy: Policy, params: Params, states: GroupHidden, *, temperature: float = 1.0, entropy_gradient: bool = False
+) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
+    """Natural-log probability of every response token, and the entropy of the distribution that it was drawn from.
+
+    The distribution is the policy's at `temperature` with full support (before any top-k or top-p). Both are 0 where a
+    packed row has no token.
+
+    Args:
+        entropy_gradient: whether a gradient flows through the entropy.
+    """
+    language = policy.module(params).language
+    tied = language.lm_head is None
+    hidden, places = states.hidden, states.places
+    log_probs, entropy = log_probs_of(
+        hidden,
+        states.table if tied else language.head_kernel(),
+        places.pack(states.responses),
+        temperature=temperature,
+        block=policy.vocab_block(hidden.shape[0] * hidden.shape[1]),
+        transposed=tied,
+        entropy_gradient=entropy_gradient,
+    )
+    return places.unpack(log_probs), places.unpack(entropy)
+
+
+def initial_value_head(policy: Policy) -> Params:
+    """A critic's head that predicts 0 everywhere."""
+    return {"kernel": jnp.zeros(policy.config.text.hidden_size, jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+
+
+def values_of_hidden(head: Params, states: GroupHidden) -> Float[Array, "P n Lr"]:
+    """What a critic's linear head predicts before each response token, in float32; 0 where a packed row has none."""
+    values = jnp.einsum("pwd,d->pw", states.hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
+    return states.places.unpack(values)
 
 
 def token_log_probs(
@@ -329,27 +388,6 @@ def token_log_probs(
     width: int | None = None,
     entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
-    """Natural-log probability of every response token, and the entropy of the distribution that it was drawn from.
-
-    The distribution is the policy's at `temperature` with full support (before any top-k or top-p).
-
-    Args:
-        width: W, places for the responses of a prompt. They stand one after another there, as long as `lengths` says,
-            and cost what they are long; what lies beyond a length is 0 in the results. Tokens that do not fit would
-            be lost: W has to be the sum of a prompt's lengths or more. None: each response has Lr places.
-        entropy_gradient: whether a gradient flows through the entropy.
-    """
-    places = _Places.of(responses, lengths, width)
-    hidden, table = group_hidden(policy, params, prompts, image_embeds, responses, places)
-    language = policy.module(params).language
-    tied = language.lm_head is None
-    log_probs, entropy = log_probs_of(
-        hidden,
-        table if tied else language.head_kernel(),
-        places.pack(responses),
-        temperature=temperature,
-        block=policy.vocab_block(hidden.shape[0] * hidden.shape[1]),
-        transposed=tied,
-        entropy_gradient=entropy_gradient,
-    )
-    return places.unpack(log_probs), places.unpack(entropy)
+    """`log_probs_of_hidden` of `group_hidden`."""
+    states = group_hidden(policy, params, prompts, image_embeds, responses, lengths=lengths, width=width)
+    return log_probs_of_hidden(policy, params, states, temperature=temperature, entropy_gradient=entropy_gradient)

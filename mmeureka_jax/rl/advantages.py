@@ -6,6 +6,8 @@ In three stages, on the host, over all the groups that are trained on together:
     2. spread over the response's tokens; a KL penalty in the reward makes what is still to come count at each of them
     3. whitened over all tokens of the batch, where the estimator's source does so
 
+With a critic (`rl.advantage: gae`) the first two are one: `gae` of its values.
+
 The first is a plain function (rewards, *, settings) -> advantages; its settings are config keys, as in losses.py. All
 hosts hold all groups and compute the same numbers, in float64.
 """
@@ -126,7 +128,8 @@ ADVANTAGES: Mapping[str, Callable[..., Float[np.ndarray, "P n"]]] = {
     "reinforce_pp": raw_rewards,
     "cpgd": cpgd,
 }
-WHITENED = frozenset({"rloo", "reinforce_baseline", "reinforce_pp"})  # by their sources, hence by `rl.whiten: auto`
+# By their sources, hence by `rl.whiten: auto`; gae as in PPO's implementations for language (TRL, OpenRLHF, verl).
+WHITENED = frozenset({"rloo", "reinforce_baseline", "reinforce_pp", "gae"})
 
 
 def make_estimator(config: RLConfig) -> Callable[[Float[np.ndarray, "P n"]], Float[np.ndarray, "P n"]]:
@@ -220,7 +223,7 @@ def compute_advantages(
     """
     mask, rewards = outcomes.mask(length), np.asarray(outcomes.rewards, np.float64)
     if kl_penalties is not None:
-        rewards = np.clip(rewards, -_REWARD_LIMIT, _REWARD_LIMIT)
+        rewards = _limited(rewards)
     per_response = np.asarray(make_estimator(config)(rewards), np.float64)
     if per_response.shape != rewards.shape:
         raise UserError(
@@ -232,6 +235,67 @@ def compute_advantages(
     advantages = np.where(mask, per_response[..., None], 0.0)
     if kl_penalties is not None:
         advantages = np.where(mask, advantages - returns_to_go(np.where(mask, kl_penalties, 0.0)), 0.0)
+    return _finished(advantages, mask, config)
+
+
+def gae(
+    rewards: Float[np.ndarray, "P n T"],
+    values: Float[np.ndarray, "P n T"],
+    mask: Bool[np.ndarray, "P n T"],
+    *,
+    gamma: float = 1.0,
+    gae_lambda: float = 1.0,
+) -> Float[np.ndarray, "P n T"]:
+    """Generalised advantage estimates, sum over k of (gamma lambda)^k delta_{t+k}, with delta_t = r_t + gamma V_{t+1} -
+    V_t; 0 after a response's end.
+
+    Nothing is worth anything after the last token, whether the response ended by itself or at the length limit.
+
+    Args:
+        rewards: of each token.
+        values: V_t, what is predicted before token t is drawn.
+
+    Source: GAE (arXiv 1506.02438), equation 16, with an end.
+    """
+    rewards, values = (np.where(mask, np.asarray(x, np.float64), 0.0) for x in (rewards, values))
+    following = np.concatenate([values[..., 1:], np.zeros_like(values[..., :1])], axis=-1)
+    deltas = rewards + gamma * following - values
+    advantages, ahead = np.zeros_like(deltas), np.zeros(deltas.shape[:-1])
+    for place in reversed(range(deltas.shape[-1])):
+        advantages[..., place] = ahead = deltas[..., place] + gamma * gae_lambda * ahead
+    return np.where(mask, advantages, 0.0)
+
+
+def gae_advantages(
+    outcomes: Outcomes,
+    config: RLConfig,
+    values: Float[np.ndarray, "P n T"],
+    kl_penalties: Float[np.ndarray, "P n T"] | None = None,
+) -> tuple[Float[np.ndarray, "P n T"], Float[np.ndarray, "P n T"]]:
+    """Advantages by `gae`, whitened unless `rl.whiten` is off, and the returns that the critic learns: the advantages
+    before that, plus the values. Both are 0 after a response's end, in float32.
+
+    The reward of a response is that of its last token; see `compute_advantages` for the KL penalty.
+    """
+    mask = outcomes.mask(values.shape[-1])
+    scores, rewards = np.asarray(outcomes.rewards, np.float64), np.zeros(values.shape)
+    if kl_penalties is not None:
+        scores, rewards = _limited(scores), -np.where(mask, kl_penalties, 0.0)
+    rewards += np.where(np.arange(values.shape[-1]) == outcomes.lengths[..., None] - 1, scores[..., None], 0.0)
+    critic = config.critic
+    advantages = gae(rewards, values, mask, gamma=critic.gamma, gae_lambda=critic.gae_lambda)
+    returns = np.where(mask, advantages + values, 0.0)
+    return _finished(advantages, mask, config), returns.astype(np.float32)
+
+
+def _limited(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    return np.clip(rewards, -_REWARD_LIMIT, _REWARD_LIMIT)
+
+
+def _finished(
+    advantages: Float[np.ndarray, "P n T"], mask: Bool[np.ndarray, "P n T"], config: RLConfig
+) -> Float[np.ndarray, "P n T"]:
+    """In float32, whitened where the config or the estimator's source says so."""
     if config.whiten == "on" or (config.whiten == "auto" and config.advantage in WHITENED):
         advantages = whiten(advantages, mask)
     return advantages.astype(np.float32)

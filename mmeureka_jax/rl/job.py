@@ -49,6 +49,7 @@ class Recipe:
         batch_sizes: config key -> number of prompts that the mesh has to divide.
         scored: problems need gold answers, and responses are scored while training.
         with_reference: the policy that the run starts from is kept, to compare with.
+        with_critic: see `Learner`.
         also_check: see `open_checked`.
     """
 
@@ -61,6 +62,7 @@ class Recipe:
     batch_sizes: dict[str, int]
     scored: bool
     with_reference: bool = False
+    with_critic: bool = False
     also_check: Callable[[Problem, Processor], object] | None = None
 
 
@@ -217,6 +219,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             micro_batches=recipe.micro_batches,
             packing=recipe.packing,
             with_reference=recipe.with_reference,
+            with_critic=recipe.with_critic,
         )
 
         # Where it stands: at the newest checkpoint, or at the beginning.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from mmeureka_jax.config import Config
 from mmeureka_jax.mesh import to_global, to_host
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
-from mmeureka_jax.optimizer import make_optimizer, make_schedule
-from mmeureka_jax.rl.advantages import Outcomes, compute_advantages
+from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, gae_advantages
+from mmeureka_jax.rl.critic import Critic, make_critic
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.rollout import (
     Group,
@@ -32,10 +32,9 @@ from mmeureka_jax.rl.update import (
     CompiledUpdate,
     Objective,
     TrainState,
-    abstract_state,
     batch_log_probs,
-    init_state,
-    state_shardings,
+    batch_values,
+    make_training,
 )
 
 Metrics = dict[str, Any]
@@ -54,30 +53,28 @@ class Learner:
         micro_batches: int,
         packing: float,
         with_reference: bool = False,
+        with_critic: bool = False,
     ):
-        """`with_reference`: keep the checkpoint's parameters for `reference_log_probs`."""
+        """
+        Args:
+            with_reference: keep the checkpoint's parameters for `reference_log_probs`.
+            with_critic: train the critic of `config.rl.critic`, if that has one.
+        """
         self._loaded = loaded
-        self._frozen = config.optimizer.frozen
         self._objective = objective
         self._micro_batches = micro_batches
         self._packing = packing
-        self._optimizer = make_optimizer(config.optimizer, total_updates)
-        self.shardings = state_shardings(loaded.policy, self._optimizer, self._frozen, loaded.mesh)
+        critic = make_critic(config, total_updates) if with_critic else None
+        self._training = make_training(config, total_updates, critic)
+        self.shardings = self._training.shardings(loaded.policy, loaded.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
-        self.compiled = CompiledUpdate(
-            loaded.policy,
-            objective,
-            self._optimizer,
-            make_schedule(config.optimizer, total_updates),
-            max_grad_norm=config.optimizer.max_grad_norm,
-            shardings=self.shardings,
-        )
+        self.compiled = CompiledUpdate(loaded.policy, objective, self._training, self.shardings)
         self._reference: Params | None = loaded.load_params() if with_reference else None
 
     def initial_state(self) -> TrainState:
         """The checkpoint's parameters and a fresh optimiser."""
         start = jax.jit(
-            lambda params: init_state(params, self._optimizer, self._frozen),
+            lambda params: self._training.init(self._loaded.policy, params),
             out_shardings=self.shardings,
             donate_argnums=0,
         )
@@ -85,7 +82,7 @@ class Learner:
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state, for restoring a checkpoint."""
-        shapes = abstract_state(self._loaded.policy, self._optimizer, self._frozen)
+        shapes = self._training.abstract_state(self._loaded.policy)
 
         def leaf(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
@@ -109,8 +106,10 @@ class Learner:
         state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
         return state, metrics | {"update/padding": padded}
 
-    def log_probs(self, params: Params, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"]:
-        """Log-probabilities of the groups' responses under some parameters; 0 after their ends. On every host, whole.
+    def _by_token(
+        self, compute: Callable[[UpdateBatch], Array], config: Config, groups: Sequence[Group]
+    ) -> Float[np.ndarray, "G n Lr"]:
+        """What `compute` says of each response token of the groups; 0 after their ends. On every host, whole.
 
         As many prompts at a time as in a micro-batch.
         """
@@ -124,10 +123,21 @@ class Learner:
             (part,) = split_batch(batch, 1, self._packing)
             # Through the mesh with their numbers: its order of rows need not be the order of hosts.
             on_device, numbers = to_global(self._loaded.mesh, rows_of_host((part, rows.astype(np.int32))))
-            values = _log_probs(self._loaded.policy, self._objective.temperature, params, on_device)
-            values, numbers = to_host((values, numbers))
+            values, numbers = to_host((compute(on_device), numbers))
             result[numbers] = values
         return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
+
+    def log_probs(self, params: Params, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"]:
+        """Log-probabilities of the groups' responses under some parameters; 0 after the ends. On every host, whole."""
+        compute = functools.partial(_log_probs, self._loaded.policy, self._objective.temperature, params)
+        return self._by_token(compute, config, groups)
+
+    def values(self, state: TrainState, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"] | None:
+        """What the critic predicts before each response token, as `log_probs`; None without a critic."""
+        if self._training.critic is None:
+            return None
+        compute = functools.partial(_values, self._loaded.policy, self._training.critic, state)
+        return self._by_token(compute, config, groups)
 
     def reference_log_probs(self, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"] | None:
         """`log_probs` under the reference policy; None without one."""
@@ -137,7 +147,12 @@ class Learner:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
     # A reference policy may see the pictures differently: its own tower encodes them whenever they are at hand.
-    return batch_log_probs(policy, params, batch, temperature)[0]
+    return batch_log_probs(policy, params, batch, temperature)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _values(policy: Policy, critic: Critic, state: TrainState, batch: UpdateBatch) -> Array:
+    return batch_values(policy, critic, state, batch)
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,7 @@ class Experience:
             the beginning of the step.
         reference_log_probs: of the reference policy, if there is one.
         importance: weights of the policy loss, if `rl.importance_cap` is set.
+        values, returns: what the critic says before the updates, and what it should say, if there is one.
         current: which groups were sampled with the parameters that the step starts from.
         metrics: of what was computed here, for the step's row.
     """
@@ -158,6 +174,8 @@ class Experience:
     old_log_probs: Float[np.ndarray, "G n Lr"]
     reference_log_probs: Float[np.ndarray, "G n Lr"] | None
     importance: Float[np.ndarray, "G n Lr"] | None
+    values: Float[np.ndarray, "G n Lr"] | None
+    returns: Float[np.ndarray, "G n Lr"] | None
     current: Bool[np.ndarray, "G"]
     metrics: dict[str, float]
 
@@ -165,17 +183,17 @@ class Experience:
 def make_experience(
     learner: Learner,
     config: Config,
-    params: Params,
+    state: TrainState,
     groups: Sequence[Group],
     *,
     first_rollout: int,
     kl_coefficient: float,
 ) -> Experience:
-    """Log-probabilities that the updates need, then advantages, over all the groups at once.
+    """Log-probabilities and values that the updates need, then advantages, over all the groups at once.
 
     Args:
-        params: those at the beginning of the step.
-        first_rollout: sampler calls from this index on were made with `params`.
+        state: at the beginning of the step.
+        first_rollout: sampler calls from this index on were made with the parameters of `state`.
     """
     rl, length = config.rl, config.sampler.max_new_tokens
     current = np.asarray([group.rollout_index >= first_rollout for group in groups])
@@ -185,7 +203,7 @@ def make_experience(
     reference = learner.reference_log_probs(config, groups)
     old, importance, penalties, metrics = sampled, None, None, {}
     if rl.importance_cap is not None:
-        old = learner.log_probs(params, config, groups)
+        old = learner.log_probs(state.params, config, groups)
         importance = np.where(mask, np.minimum(np.exp(old - sampled), rl.importance_cap), 0.0).astype(np.float32)
         # Updates compare with `old` then, and could not tell a sampler that has gone astray.
         fresh = mask & current[:, None, None]
@@ -194,8 +212,21 @@ def make_experience(
             metrics = {"policy/sampler_gap_mean": float(gap.mean()), "policy/sampler_gap_max": float(gap.max())}
     if reference is not None and rl.kl_place == "reward":
         penalties = kl_coefficient * np.asarray(kl_penalty(old, reference, rl.kl_estimator), np.float64)
-    advantages = compute_advantages(outcomes, rl, length, penalties)
-    return Experience(groups, advantages, old, reference, importance, current, metrics)
+    values, returns = learner.values(state, config, groups), None
+    if values is None:
+        advantages = compute_advantages(outcomes, rl, length, penalties)
+    else:
+        advantages, returns = gae_advantages(outcomes, rl, values, penalties)
+        metrics |= _critic_metrics(values[mask], returns[mask])
+    return Experience(groups, advantages, old, reference, importance, values, returns, current, metrics)
+
+
+def _critic_metrics(values: Float[np.ndarray, "T"], returns: Float[np.ndarray, "T"]) -> dict[str, float]:
+    spread = float(np.var(returns, dtype=np.float64))
+    metrics = {"critic/value_mean": float(values.mean()), "critic/return_mean": float(returns.mean())}
+    if spread > 0:  # else there is nothing to explain
+        metrics["critic/explained_variance"] = 1 - float(np.var(returns - values, dtype=np.float64)) / spread
+    return metrics
 
 
 def _batch_of(
@@ -226,7 +257,7 @@ def group_batches(config: Config, experience: Experience, *, step: int) -> Itera
             rows = order[start : start + size]
             per_token = {
                 name: None if (values := getattr(experience, name)) is None else values[rows]
-                for name in ("old_log_probs", "reference_log_probs", "importance")
+                for name in ("old_log_probs", "reference_log_probs", "importance", "values", "returns")
             }
             yield _batch_of(
                 [groups[row] for row in rows],

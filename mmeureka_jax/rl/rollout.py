@@ -124,6 +124,8 @@ class UpdateBatch:
     ]  # sampled by exactly the parameters that this step starts from: the sampler gap is measured there
     reference_log_probs: Float[Array, "P n Lr"] | None = None
     importance: Float[Array, "P n Lr"] | None = None  # what each token's policy loss is multiplied by
+    values: Float[Array, "P n Lr"] | None = None  # of a critic, before the updates; with `returns`, what it should say
+    returns: Float[Array, "P n Lr"] | None = None
     width: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @property

@@ -8,7 +8,7 @@ RUN/nonfinite/        batches whose update was skipped
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmeureka_jax.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
-from mmeureka_jax.config import Config, config_diff, save_config, to_dict
+from mmeureka_jax.config import Config, RandomModelConfig, config_diff, save_config, to_dict
 from mmeureka_jax.errors import RunStopped, UserError
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.mesh import is_main
@@ -41,8 +41,24 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
-    """In what `config` differs from the one that a run was made with, of the keys that may not change freely."""
-    return config_diff(comparable(metadata["config"]), comparable(to_dict(config)))
+    """In what `config` differs from the one that a run was made with, of the keys that may not change freely.
+
+    Keys that the run's version did not have yet stand for their defaults, which change nothing.
+    """
+    defaults = to_dict(Config())
+    defaults["model"]["random"] = to_dict(RandomModelConfig())
+    return config_diff(comparable(_filled(metadata["config"], defaults)), comparable(to_dict(config)))
+
+
+def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with the keys of `defaults` that it lacks, in every section that it has."""
+    known = {
+        name: _filled(value, defaults[name])
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+        else value
+        for name, value in tree.items()
+    }
+    return {**known, **{name: value for name, value in defaults.items() if name not in tree}}
 
 
 def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, resuming: bool) -> None:

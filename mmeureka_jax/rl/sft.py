@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from mmeureka_jax.config import Config, validate_config
+from mmeureka_jax.config import Config
+from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Policy

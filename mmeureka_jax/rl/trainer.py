@@ -19,7 +19,8 @@ from pathlib import Path
 import jax
 
 from mmeureka_jax.checkpoint import RunState, read_metadata
-from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs, validate_config
+from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs
+from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.export import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.mesh import is_main
@@ -147,7 +148,8 @@ def fitting_groups(groups: Sequence[Group], config: Config) -> list[Group]:
 
 def recipe(config: Config) -> Recipe:
     rl = config.rl
-    make_estimator(rl)  # a function of the user's own that cannot be used is found here
+    if rl.advantage != "gae":
+        make_estimator(rl)  # a function of the user's own that cannot be used is found here
     return Recipe(
         kind="rl",
         objective=policy_objective(config),
@@ -162,6 +164,7 @@ def recipe(config: Config) -> Recipe:
         },
         scored=True,
         with_reference=rl.kl_coefficient > 0,
+        with_critic=rl.critic.kind != "none",
     )
 
 
@@ -183,7 +186,7 @@ def learn(
     adapted = run.kl_coefficient if config.rl.kl_target is not None else None
     kl_coefficient = config.rl.kl_coefficient if adapted is None else adapted
     experience = make_experience(
-        learner, config, run.train.params, groups, first_rollout=first_rollout, kl_coefficient=kl_coefficient
+        learner, config, run.train, groups, first_rollout=first_rollout, kl_coefficient=kl_coefficient
     )
     began = time.perf_counter()
     on_device: list[Metrics] = []

@@ -6,6 +6,7 @@ only add up, and their sum is the full batch's loss and gradient exactly (to rou
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from jaxtyping import Float
 from mmeureka_jax.config import Config
 from mmeureka_jax.mesh import tree_shardings
 from mmeureka_jax.models.batch import Array
-from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
-from mmeureka_jax.optimizer import clip_by_global_norm, merge_params, split_frozen
+from mmeureka_jax.models.policy import GroupHidden, Params, Policy, encode_images, group_hidden, log_probs_of_hidden
+from mmeureka_jax.optimizer import clip_by_global_norm, make_optimizer, make_schedule, merge_params, split_frozen
 from mmeureka_jax.rl.averaging import token_weights
+from mmeureka_jax.rl.critic import Critic, value_loss
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.losses import LARGEST_LOG_RATIO, TokenLoss, make_policy_loss
 from mmeureka_jax.rl.ratios import ratio_metrics, ratio_sums
@@ -39,12 +41,17 @@ class TrainState:
         updates: optimiser steps taken so far; skipped ones do not count.
         trainable, frozen: the parameter tree in two parts (see `optimizer.frozen`).
         optimizer: Optax state, of the trainable part alone.
+        critic, critic_optimizer: of a critic, if there is one.
+        average: the trainable part averaged over the updates, if `optimizer.ema_decay` is set.
     """
 
     updates: Array
     trainable: Params
     frozen: Params
     optimizer: Any
+    critic: Params = flax.struct.field(default_factory=dict)
+    critic_optimizer: Any = flax.struct.field(default_factory=dict)
+    average: Params = flax.struct.field(default_factory=dict)
 
     @property
     def params(self) -> Params:
@@ -100,32 +107,74 @@ def imitation_objective() -> Objective:
     return Objective(token_loss=negative_log_likelihood, averaging="token_mean", sampled=False)
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]) -> TrainState:
-    trainable, kept = split_frozen(params, frozen)
-    return TrainState(
-        updates=jnp.zeros((), jnp.int32), trainable=trainable, frozen=kept, optimizer=optimizer.init(trainable)
+@dataclass(frozen=True)
+class Training:
+    """What is trained and how: the static part of a `TrainState`.
+
+    Attributes:
+        frozen: prefixes of the parameters that are not (see `optimizer.frozen`).
+        max_grad_norm: that gradients are clipped to; the policy's and a critic's each by themselves.
+        average_decay: see `optimizer.ema_decay`.
+    """
+
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    frozen: tuple[str, ...] = ()
+    max_grad_norm: float = 1.0
+    critic: Critic | None = None
+    average_decay: float | None = None
+
+    def init(self, policy: Policy, params: Params) -> TrainState:
+        """The state to begin with: `params`, and copies of its own where others start from them."""
+        trainable, kept = split_frozen(params, self.frozen)
+        critic = self.critic.init(policy, trainable) if self.critic is not None else {}
+        return TrainState(
+            updates=jnp.zeros((), jnp.int32),
+            trainable=trainable,
+            frozen=kept,
+            optimizer=self.optimizer.init(trainable),
+            critic=critic,
+            critic_optimizer=self.critic.optimizer.init(critic) if self.critic is not None else {},
+            average=jax.tree.map(jnp.copy, trainable) if self.average_decay is not None else {},
+        )
+
+    def abstract_state(self, policy: Policy) -> TrainState:
+        return jax.eval_shape(lambda params: self.init(policy, params), policy.abstract_params())
+
+    def shardings(self, policy: Policy, mesh: Mesh) -> TrainState:
+        """Where every leaf of the state lives: moments and averages as their parameters, scalars everywhere."""
+        shapes, replicated = self.abstract_state(policy), NamedSharding(mesh, PartitionSpec())
+        whole = tree_shardings(mesh, policy.abstract_params(), policy.param_axes())
+        trainable, kept = split_frozen(whole, self.frozen)
+
+        def of_moments(optimizer: optax.GradientTransformation, state: Any, params: Params) -> Any:
+            return optax.tree_utils.tree_map_params(
+                optimizer, lambda _, sharding: sharding, state, params, transform_non_params=lambda _: replicated
+            )
+
+        critic: Params = {}
+        if self.critic is not None:
+            critic = self.critic.like(jax.tree.map(lambda _: replicated, shapes.critic["head"]), trainable)
+        return TrainState(
+            updates=replicated,
+            trainable=trainable,
+            frozen=kept,
+            optimizer=of_moments(self.optimizer, shapes.optimizer, trainable),
+            critic=critic,
+            critic_optimizer=of_moments(self.critic.optimizer, shapes.critic_optimizer, critic) if self.critic else {},
+            average=trainable if self.average_decay is not None else {},
+        )
+
+
+def make_training(config: Config, total_updates: int, critic: Critic | None = None) -> Training:
+    return Training(
+        make_optimizer(config.optimizer, total_updates),
+        make_schedule(config.optimizer, total_updates),
+        config.optimizer.frozen,
+        config.optimizer.max_grad_norm,
+        critic,
+        config.optimizer.ema_decay,
     )
-
-
-def abstract_state(policy: Policy, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]) -> TrainState:
-    return jax.eval_shape(lambda params: init_state(params, optimizer, frozen), policy.abstract_params())
-
-
-def state_shardings(
-    policy: Policy, optimizer: optax.GradientTransformation, frozen: tuple[str, ...], mesh: Mesh
-) -> TrainState:
-    """Where every leaf of the state lives: optimiser moments as their parameters, scalars everywhere."""
-    shardings = tree_shardings(mesh, policy.abstract_params(), policy.param_axes())
-    trainable, kept = split_frozen(shardings, frozen)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    moments = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract_state(policy, optimizer, frozen).optimizer,
-        trainable,
-        transform_non_params=lambda _: replicated,
-    )
-    return TrainState(updates=replicated, trainable=trainable, frozen=kept, optimizer=moments)
 
 
 @flax.struct.dataclass
@@ -133,7 +182,7 @@ class Sums:
     """What the parts of a batch add up to.
 
     Attributes:
-        gradients: of the trainable parameters.
+        gradients, critic_gradients: of the trainable parameters, and of a critic's.
         losses: weighted by token, so that their sum is the loss of the whole batch.
         tokens: sums over response tokens.
         ratios: see `ratio_sums`.
@@ -141,6 +190,7 @@ class Sums:
     """
 
     gradients: Params
+    critic_gradients: Params
     losses: dict[str, Array]
     tokens: dict[str, Array]
     ratios: dict[str, Array]
@@ -150,31 +200,33 @@ class Sums:
         def added(name: str) -> Any:
             return jax.tree.map(jnp.add, getattr(self, name), getattr(other, name))
 
-        peaks = jax.tree.map(jnp.maximum, self.peaks, other.peaks)
-        return Sums(added("gradients"), added("losses"), added("tokens"), added("ratios"), peaks)
+        summed = {name: added(name) for name in ("gradients", "critic_gradients", "losses", "tokens", "ratios")}
+        return Sums(**summed, peaks=jax.tree.map(jnp.maximum, self.peaks, other.peaks))
 
 
-def batch_log_probs(
-    policy: Policy, params: Params, batch: UpdateBatch, temperature: float, entropy_gradient: bool = False
-) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
-    """`token_log_probs` of a batch, whose pictures are encoded unless their embeddings came with it."""
+def batch_hidden(policy: Policy, params: Params, batch: UpdateBatch) -> GroupHidden:
+    """`group_hidden` of a batch, whose pictures are encoded unless their embeddings came with it."""
     embeds = batch.image_embeds if batch.has_embeds else encode_images(policy, params, batch.prompts.images)
-    return token_log_probs(
-        policy,
-        params,
-        batch.prompts,
-        embeds,
-        batch.responses,
-        temperature=temperature,
-        lengths=batch.lengths,
-        width=batch.width,
-        entropy_gradient=entropy_gradient,
+    return group_hidden(
+        policy, params, batch.prompts, embeds, batch.responses, lengths=batch.lengths, width=batch.width
     )
+
+
+def batch_log_probs(policy: Policy, params: Params, batch: UpdateBatch, temperature: float) -> Float[Array, "P n Lr"]:
+    """Log-probabilities of a batch's response tokens."""
+    return log_probs_of_hidden(policy, params, batch_hidden(policy, params, batch), temperature=temperature)[0]
+
+
+def batch_values(policy: Policy, critic: Critic, state: TrainState, batch: UpdateBatch) -> Float[Array, "P n Lr"]:
+    """What the critic predicts before a batch's response tokens."""
+    forward = functools.partial(batch_hidden, policy, batch=batch)
+    return critic.values(state.critic, state.params, forward(state.params), forward)
 
 
 def part_sums(
     policy: Policy,
     objective: Objective,
+    critic: Critic | None,
     state: TrainState,
     part: UpdateBatch,
     weights: Float[Array, "P n Lr"],
@@ -182,10 +234,15 @@ def part_sums(
 ) -> Sums:
     """Loss and gradients of a part of a batch, whose tokens count as `weights` says."""
 
-    def loss_and_sums(trainable: Params) -> tuple[Array, Any]:
-        params = merge_params(trainable, state.frozen)
-        log_probs, entropy = batch_log_probs(
-            policy, params, part, objective.temperature, entropy_gradient=objective.entropy_coefficient != 0
+    def loss_and_sums(trained: tuple[Params, Params]) -> tuple[Array, Any]:
+        params = merge_params(trained[0], state.frozen)
+        states = batch_hidden(policy, params, part)
+        log_probs, entropy = log_probs_of_hidden(
+            policy,
+            params,
+            states,
+            temperature=objective.temperature,
+            entropy_gradient=objective.entropy_coefficient != 0,
         )
         token_loss, mask = objective.token_loss(log_probs, part), part.response_mask
 
@@ -222,10 +279,18 @@ def part_sums(
                 penalty = kl_penalty(log_probs, part.reference_log_probs, objective.kl_estimator, response_mask=mask)
                 losses["loss/kl"] = kl_coefficient * weighted(penalty)
                 loss += losses["loss/kl"]
-        return loss, (losses | {"loss/total": loss}, tokens, ratios, peaks)
+        losses["loss/total"] = loss
+        if critic is not None:
+            forward = functools.partial(batch_hidden, policy, batch=part)
+            values = critic.values(trained[1], params, states, forward)
+            errors, clipped = value_loss(values, part.values, part.returns, critic.value_clip)
+            tokens["critic/clip_fraction"] = summed(clipped)
+            losses["loss/value"] = weighted(errors)
+            loss += losses["loss/value"]
+        return loss, (losses, tokens, ratios, peaks)
 
-    gradients, (losses, tokens, ratios, peaks) = jax.grad(loss_and_sums, has_aux=True)(state.trainable)
-    return Sums(gradients, losses, tokens, ratios, peaks)
+    gradients, others = jax.grad(loss_and_sums, has_aux=True)((state.trainable, state.critic))
+    return Sums(*gradients, *others)
 
 
 def _module_norms(gradients: Params) -> dict[str, Float[Array, ""]]:
@@ -237,31 +302,37 @@ def _module_norms(gradients: Params) -> dict[str, Float[Array, ""]]:
     return {f"optimizer/grad_norm/{name}": optax.tree.norm(branch) for name, branch in modules.items()}
 
 
-def apply_sums(
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    max_grad_norm: float,
-    state: TrainState,
-    sums: Sums,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+def apply_sums(training: Training, state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimiser step. A loss or gradient that is not finite changes nothing (`optimizer/skipped` is then 1).
 
     Metrics are float32 scalars over the whole batch; means are over response tokens.
     """
-    gradients = sums.gradients
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(sums.losses["loss/total"]) & jnp.isfinite(norm)
+    gradients, critic, decay = sums.gradients, training.critic, training.average_decay
+    norm, critic_norm = optax.tree.norm(gradients), optax.tree.norm(sums.critic_gradients)
+    finite = jnp.isfinite(sums.losses["loss/total"]) & jnp.isfinite(norm) & jnp.isfinite(critic_norm)
 
-    def step() -> tuple[Params, optax.OptState]:
-        clipped = clip_by_global_norm(gradients, norm, max_grad_norm)
-        deltas, optimizer_state = optimizer.update(clipped, state.optimizer, state.trainable)
-        return optax.apply_updates(state.trainable, deltas), optimizer_state
+    def stepped(
+        optimizer: optax.GradientTransformation, params: Params, moments: Any, gradients: Params, norm: Array
+    ) -> tuple[Params, Any]:
+        clipped = clip_by_global_norm(gradients, norm, training.max_grad_norm)
+        deltas, moments = optimizer.update(clipped, moments, params)
+        return optax.apply_updates(params, deltas), moments
+
+    def step() -> tuple[Any, ...]:
+        trainable, moments = stepped(training.optimizer, state.trainable, state.optimizer, gradients, norm)
+        of_critic = state.critic, state.critic_optimizer
+        if critic is not None:
+            of_critic = stepped(critic.optimizer, *of_critic, sums.critic_gradients, critic_norm)
+        average = state.average
+        if decay is not None:
+            average = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), average, trainable)
+        return trainable, moments, *of_critic, average
 
     # A branch and not a choice between two results: each would need the whole state a second time.
-    trainable, optimizer_state = jax.lax.cond(finite, step, lambda: (state.trainable, state.optimizer))
-    new_state = TrainState(
-        updates=state.updates + finite, trainable=trainable, frozen=state.frozen, optimizer=optimizer_state
-    )
+    same = state.trainable, state.optimizer, state.critic, state.critic_optimizer, state.average
+    names = ("trainable", "optimizer", "critic", "critic_optimizer", "average")
+    changed = dict(zip(names, jax.lax.cond(finite, step, lambda: same), strict=True))
+    new_state = dataclasses.replace(state, updates=state.updates + finite, **changed)
     means = dict(sums.tokens)
     tokens, gap, fresh_tokens = (means.pop(name) for name in ("tokens", "gap", "fresh_tokens"))
     metrics = sums.losses | sums.peaks | {name: value / tokens for name, value in means.items()}
@@ -270,9 +341,11 @@ def apply_sums(
         "policy/sampler_gap_mean": gap / jnp.maximum(fresh_tokens, 1.0),
         "fresh_tokens": fresh_tokens,
         "optimizer/grad_norm": norm,
-        "optimizer/learning_rate": schedule(state.updates),
+        "optimizer/learning_rate": training.schedule(state.updates),
         "optimizer/skipped": 1.0 - finite,
     }
+    if critic is not None:
+        metrics["critic/grad_norm"] = critic_norm
     return new_state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
@@ -287,25 +360,26 @@ class CompiledUpdate:
         self,
         policy: Policy,
         objective: Objective,
-        optimizer: optax.GradientTransformation,
-        schedule: optax.Schedule,
-        *,
-        max_grad_norm: float,
+        training: Training,
         shardings: TrainState,
     ):
+        """
+        Args:
+            shardings: see `Training.shardings`.
+        """
         replicated = NamedSharding(shardings.updates.mesh, PartitionSpec())
         everywhere: Any = replicated
-        self._of_sums = Sums(shardings.trainable, everywhere, everywhere, everywhere, everywhere)
+        self._of_sums = Sums(shardings.trainable, shardings.critic, everywhere, everywhere, everywhere, everywhere)
         self._start: Callable[[], Sums] | None = None
 
         def token_weights_of(mask: Array) -> Array:
             return token_weights(mask, objective.averaging, max_length=objective.max_length)
 
         def sums_of(state: TrainState, part: UpdateBatch, weights: Array, kl_coefficient: Array) -> Sums:
-            return part_sums(policy, objective, state, part, weights, kl_coefficient)
+            return part_sums(policy, objective, training.critic, state, part, weights, kl_coefficient)
 
         def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, Array]]:
-            return apply_sums(optimizer, schedule, max_grad_norm, state, sums)
+            return apply_sums(training, state, sums)
 
         def whole(state: TrainState, batch: UpdateBatch, kl_coefficient: Array) -> tuple[TrainState, dict[str, Array]]:
             return apply(state, sums_of(state, batch, token_weights_of(batch.response_mask), kl_coefficient))

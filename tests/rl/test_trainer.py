@@ -23,7 +23,7 @@ from mmeureka_jax.config import Config, load_config, to_dict
 from mmeureka_jax.errors import EXIT_STOPPED, UserError
 from mmeureka_jax.rl import job, trainer
 from mmeureka_jax.rl.rollout import UpdateBatch
-from mmeureka_jax.rl.run_folder import NonFiniteGuard, begin_run, restore_position
+from mmeureka_jax.rl.run_folder import NonFiniteGuard, begin_run, config_changes, restore_position
 from mmeureka_jax.rl.setup import open_policy
 from mmeureka_jax.rl.sft import fine_tune
 from mmeureka_jax.rl.trainer import train
@@ -331,6 +331,31 @@ def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, state_of(second, 2), state)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["head", "model"])
+def test_a_critic_learns_beside_the_policy_and_comes_back(make_config, tmp_path, kind):
+    """With an average of the parameters; one response to a prompt will do. Resuming is exact."""
+    config = make_config(
+        "rl.advantage=gae", f"rl.critic.kind={kind}", "rl.critic.learning_rate=1e-2", "rl.critic.value_clip=null",
+        "rl.critic.gae_lambda=0.9", "rl.group_size=1", "rl.filter.enabled=false", "rl.epochs_per_rollout=2",
+        "rl.prompts_per_rollout=8", "rl.prompts_per_update=4", "rl.micro_batches=2",
+        "optimizer.ema_decay=0.9", "sampler.compile_ahead=false", "tracking.validate_every=0",
+        "checkpoint.every_steps=2",
+    )  # fmt: skip
+    run = train(config)
+    rows, state = without_times(run), state_of(run, 3)
+    assert rows[0]["critic/value_mean"] == 0 and rows[-1]["critic/value_mean"] != 0
+    assert rows[0]["critic/return_mean"] == pytest.approx(rows[0]["reward/total"], rel=0.2)
+    assert all({"loss/value", "critic/grad_norm", "critic/clip_fraction"} <= row.keys() for row in rows)
+    assert ("trunk" in state["critic"]) == (kind == "model")
+    start = state_of(run, 2)
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), start["critic"]["head"], state["critic"]["head"])
+    assert all(moved.values())
+    shutil.rmtree(run / "checkpoints" / "3")
+    assert without_times(train(config)) == rows
+    jax.tree.map(np.testing.assert_array_equal, state_of(run, 3), state)
+
+
 def test_what_begins_a_run_is_compared(make_config, tmp_path):
     config = make_config()
     begin = functools.partial(begin_run, kind="rl", checkpoint=tmp_path)
@@ -344,6 +369,19 @@ def test_what_begins_a_run_is_compared(make_config, tmp_path):
         begin(config, fingerprint="b", resuming=True)
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert to_dict(config)["steps"] == 3
+
+
+def test_a_key_that_a_run_did_not_have_yet_stands_for_its_default(make_config):
+    config = make_config()
+    old = to_dict(config)
+    del old["optimizer"]["ema_decay"], old["rl"]["critic"]
+    assert config_changes({"config": old}, config) == []
+    changed = make_config("optimizer.ema_decay=0.9", "rl.critic.gamma=0.5")
+    assert config_changes({"config": old}, changed) == [
+        "rl.critic.gamma: 1.0 -> 0.5",
+        "optimizer.ema_decay: null -> 0.9",
+    ]
+    assert config_changes({"config": old | {"gone": 1}}, config) == ["gone: 1 -> (absent)"]
 
 
 def test_a_position_in_other_data_is_refused(make_config, caplog):

@@ -17,16 +17,15 @@ from support import PROBLEMS, Lively
 from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.policy import encode_images, token_log_probs
-from mmeureka_jax.optimizer import make_optimizer, make_schedule
 from mmeureka_jax.rl.kl import KL_ESTIMATORS
 from mmeureka_jax.rl.losses import LOSSES
 from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import (
     CompiledUpdate,
+    Training,
     imitation_objective,
-    init_state,
+    make_training,
     policy_objective,
-    state_shardings,
 )
 
 ITEMS = [PROBLEMS[name] for name in ("text only", "one window", "odd sizes", "several pictures")]
@@ -95,21 +94,22 @@ def gradient_of(
     kl_coefficient=0.0,
 ):
     """Gradients (of the trainable part), metrics and the new state of one update."""
-    step = gradient_update(model, objective, frozen, max_grad_norm)
+    training = keep_gradient(frozen, max_grad_norm)
+    step = compiled_update(model, objective, training)
     params = jax.tree.map(jnp.copy, model.params if params is None else params)  # the state is donated
-    state = init_state(params, KEEP_GRADIENT, frozen)
+    state = training.init(model.policy, params)
     state, metrics = step(state, split_batch(batch, micro_batches, packing), kl_coefficient)
     return state.optimizer.trace, jax.device_get(metrics), state
 
 
-def gradient_update(model, objective, frozen=(), max_grad_norm=1e9):
-    """An update that keeps the gradients and changes no parameter."""
+def keep_gradient(frozen=(), max_grad_norm=1e9, critic=None):
+    """Updates keep the gradients and change no parameter."""
+    return Training(KEEP_GRADIENT, lambda count: jnp.zeros(()), frozen, max_grad_norm, critic)
+
+
+def compiled_update(model, objective, training):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    shardings = state_shardings(model.policy, KEEP_GRADIENT, frozen, mesh)
-    return CompiledUpdate(
-        model.policy, objective, KEEP_GRADIENT, lambda count: jnp.zeros(()),
-        max_grad_norm=max_grad_norm, shardings=shardings,
-    )  # fmt: skip
+    return CompiledUpdate(model.policy, objective, training, training.shardings(model.policy, mesh))
 
 
 def by_path(tree):
@@ -299,19 +299,17 @@ class Compiled:
 
     def __init__(self, model):
         config = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_fraction=0.04, frozen=("vision",))
-        self.model, self.frozen = model, config.frozen
-        self.optimizer, self.schedule = make_optimizer(config, 100), make_schedule(config, 100)
+        self.model = model
+        self.training = make_training(Config(optimizer=config), 100)
         mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-        self.shardings = state_shardings(model.policy, self.optimizer, self.frozen, mesh)
+        self.shardings = self.training.shardings(model.policy, mesh)
         objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
-        step = CompiledUpdate(
-            model.policy, objective, self.optimizer, self.schedule, max_grad_norm=1.0, shardings=self.shardings
-        )
+        step = CompiledUpdate(model.policy, objective, self.training, self.shardings)
         self.step = lambda state, batch: step(state, [batch])
 
     def state(self):
         params = jax.tree.map(jnp.copy, self.model.params)  # what is passed in is donated
-        return jax.device_put(init_state(params, self.optimizer, self.frozen), self.shardings)
+        return jax.device_put(self.training.init(self.model.policy, params), self.shardings)
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +331,7 @@ def test_updates_follow_the_schedule_and_reduce_the_loss(compiled, text_batch):
     state, losses = compiled.state(), []
     for count in range(12):
         state, metrics = compiled.step(state, text_batch)
-        np.testing.assert_allclose(metrics["optimizer/learning_rate"], compiled.schedule(count), rtol=1e-6)
+        np.testing.assert_allclose(metrics["optimizer/learning_rate"], compiled.training.schedule(count), rtol=1e-6)
         losses.append(float(metrics["loss/policy"]))
     assert int(state.updates) == 12 and losses[-1] < losses[0] - 0.03
 
@@ -368,7 +366,8 @@ def choices(name):
 def test_every_objective_of_a_config_can_be_traced(model, text_batch, loss, averaging, estimator):
     config = config_for(loss=loss, token_averaging=averaging, kl_estimator=estimator, kl_coefficient=0.1)
     batch = text_batch.replace(reference_log_probs=text_batch.old_log_probs)
-    step = gradient_update(model, policy_objective(config), ("vision",))
-    _, metrics = jax.eval_shape(step, init_state(model.params, KEEP_GRADIENT, ("vision",)), [batch])
+    training = keep_gradient(("vision",))
+    step = compiled_update(model, policy_objective(config), training)
+    _, metrics = jax.eval_shape(step, training.init(model.policy, model.params), [batch])
     assert {"loss/total", "loss/policy", "loss/kl", "policy/entropy", "policy/kl_reference"} <= metrics.keys()
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
