@@ -90,8 +90,8 @@ def ratio_after_step(loss: PolicyLoss, advantage: float, ratios: np.ndarray) -> 
 
 
 def steps_on_one_sample(loss: PolicyLoss, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """BANDITS of ARMS actions, of which one in four is right; SAMPLES answers are drawn once, and STEPS gradient steps
-    taken on them, as if a rollout were used again and again.
+    """BANDITS of ARMS actions, each right with a chance of its own; SAMPLES answers are drawn once, scored once, and
+    STEPS gradient steps taken on them, as if a rollout were used again and again.
 
     Returns:
         After each step, over the bandits [STEPS + 1, BANDITS]: the largest ratio among the sampled answers, and the
@@ -99,10 +99,11 @@ def steps_on_one_sample(loss: PolicyLoss, seed: int = 0) -> tuple[np.ndarray, np
     """
     rng = np.random.default_rng(seed)
     start = jnp.asarray(rng.normal(size=(BANDITS, ARMS)), jnp.float32)
-    right = jnp.asarray(rng.random((BANDITS, ARMS)) < 0.25)
+    right = jnp.asarray(rng.random((BANDITS, ARMS)), jnp.float32)
     old = jax.nn.log_softmax(start)
     drawn = jax.random.categorical(jax.random.key(seed), old[:, None], shape=(BANDITS, SAMPLES))
-    rewards = jnp.take_along_axis(right, drawn, axis=1).astype(jnp.float32)
+    lucky = rng.random((BANDITS, SAMPLES)) < np.asarray(jnp.take_along_axis(right, drawn, axis=1))
+    rewards = jnp.asarray(lucky, jnp.float32)
     advantages = rewards - rewards.mean(axis=1, keepdims=True)
 
     def of_drawn(logits: Array) -> Array:
@@ -114,7 +115,7 @@ def steps_on_one_sample(loss: PolicyLoss, seed: int = 0) -> tuple[np.ndarray, np
 
     def descend(logits: Array, _: Any) -> tuple[Array, tuple[Array, Array]]:
         ratio = jnp.exp(of_drawn(logits) - of_drawn(start)).max(axis=(1, 2))
-        chance = jnp.sum(jnp.where(right, jax.nn.softmax(logits), 0.0), axis=1)
+        chance = jnp.sum(right * jax.nn.softmax(logits), axis=1)
         return logits - STEP_SIZE * SAMPLES * jax.grad(total)(logits), (ratio, chance)
 
     _, (ratios, chances) = jax.jit(lambda x: jax.lax.scan(descend, x, None, length=STEPS + 1))(start)
@@ -166,7 +167,7 @@ def draw(path: Path) -> dict[str, Any]:
             ratio_axis(axes)
         panels[0, 1].set_ylim(-4, 0.5)
         numbers["weight_at_ratio_8"] = {
-            name: round(float(gradient_weights(loss, -1.0)[-1]), 3) for name, loss in LOSSES.items()
+            name: round(float(gradient_weights(loss, -1.0)[-1]), 3) + 0.0 for name, loss in LOSSES.items()
         }
 
         inside = np.linspace(0.805, 1.195, 79)  # both bounds within

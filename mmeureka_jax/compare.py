@@ -303,7 +303,8 @@ def draw_all(kinds: Mapping[str, Sequence[Run]], metrics: Sequence[str]) -> byte
         for axes in grid[len(present) :]:
             axes.set_axis_off()
         lines = [Line2D([], [], color=_style(number)[0], linestyle=_style(number)[1]) for number in range(len(kinds))]
-        figure.legend(lines, list(kinds), loc="outside lower center", ncols=min(5, len(kinds)), frameon=False)
+        names = [kind.replace("$", r"\$") for kind in kinds]  # no formulas
+        figure.legend(lines, names, loc="outside lower center", ncols=min(5, len(kinds)), frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -42,6 +42,8 @@ def test_names_are_escaped_and_long_series_drawn(tmp_path):
     ]
     page = write_comparison(runs, tmp_path, title="<b>", summary=["last reward/accuracy"]).read_text()
     assert "<kind" not in page and "&lt;kind 0&gt;|" in page and "<title>&lt;b&gt;</title>" in page
+    picture = (tmp_path / "comparison.svg").read_text()
+    assert picture.count("<svg") == 1 and "reward/accuracy" in picture
     table = (tmp_path / "summary.md").read_text()
     assert "| <kind 1>\\| | 1 |" in table
     assert (tmp_path / "summary.csv").read_text().count("\n") == 3

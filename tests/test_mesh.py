@@ -35,7 +35,8 @@ from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.sampler import sample
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
 
-MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 2)]  # (data, fsdp, tensor)
+MESHES = [(2, 2, 2), (1, 4, 1), (1, 1, 2)]  # (data, fsdp, tensor)
+PACKING = {(1, 4, 1): 0.0}  # rows of padded responses alone; elsewhere of packed ones too
 ROWS, GROUP, LENGTH = 16, 2, 12
 
 
@@ -92,8 +93,9 @@ class OnMesh:
             self.samples = samples
 
             step = CompiledUpdate(model.policy, policy_objective(config), training, self.shardings)
-            parts = to_global(mesh, split_batch(batch, 2, packing=0.8))
-            assert [part.width for part in parts] == [None, 16]  # rows of padded and of packed responses
+            packing = PACKING.get(sizes, 0.8)
+            parts = to_global(mesh, split_batch(batch, 2, packing=packing))
+            assert [part.width for part in parts] == [None, 16 if packing else None]
             self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
             self.state, self.metrics = self.update()
 

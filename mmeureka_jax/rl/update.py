@@ -375,6 +375,8 @@ class CompiledUpdate:
         def token_weights_of(mask: Array) -> Array:
             return token_weights(mask, objective.averaging, max_length=objective.max_length)
 
+        # Inlined where it is used; jitted so that the programs, and the shapes of its sums, come of one tracing.
+        @functools.partial(jax.jit, inline=True)
         def sums_of(state: TrainState, part: UpdateBatch, weights: Array, kl_coefficient: Array) -> Sums:
             return part_sums(policy, objective, training.critic, state, part, weights, kl_coefficient)
 

@@ -255,6 +255,7 @@ def test_a_model_of_its_own_starts_as_the_policy_and_keeps_no_output_projection(
         np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_parameters(model, batch):
     """mean <- decay mean + (1 - decay) new, from the start on, of what is trained alone."""
     config = Config(
