@@ -111,12 +111,12 @@ def steps_on_one_sample(loss: PolicyLoss, seed: int = 0) -> tuple[np.ndarray, np
 
     def total(logits: Array) -> Array:
         mask = jnp.ones((BANDITS, SAMPLES, 1), bool)
-        return loss(of_drawn(logits), of_drawn(start), advantages[..., None], mask).loss.sum() / SAMPLES
+        return loss(of_drawn(logits), of_drawn(start), advantages[..., None], mask).loss.sum()
 
     def descend(logits: Array, _: Any) -> tuple[Array, tuple[Array, Array]]:
         ratio = jnp.exp(of_drawn(logits) - of_drawn(start)).max(axis=(1, 2))
         chance = jnp.sum(right * jax.nn.softmax(logits), axis=1)
-        return logits - STEP_SIZE * SAMPLES * jax.grad(total)(logits), (ratio, chance)
+        return logits - STEP_SIZE * jax.grad(total)(logits), (ratio, chance)
 
     _, (ratios, chances) = jax.jit(lambda x: jax.lax.scan(descend, x, None, length=STEPS + 1))(start)
     return np.asarray(ratios), np.asarray(chances)
@@ -125,7 +125,8 @@ def steps_on_one_sample(loss: PolicyLoss, seed: int = 0) -> tuple[np.ndarray, np
 def exact_improvement(bandits: int = 200, actions: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The gain in expected reward when the expected CPGD loss is minimised from the sampling policy, and the weight of
     the drift times KL(old || new), which the gain is never below (CPGD's improvement proposition), over bandits with
-    drift weights of 1e-3 to 10."""
+    drift weights of 1e-3 to 10. By 6,000 steps of gradient descent: near the minimum, not at it, for the smallest
+    weights."""
     rng = np.random.default_rng(seed)
     start = jnp.asarray(rng.normal(0, 1.5, (bandits, actions)), jnp.float32)
     rewards = np.where(
@@ -206,7 +207,12 @@ def draw(path: Path) -> dict[str, Any]:
         axes.plot(ends, ends, color="#6b7785", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="drift weight · KL(old ‖ new)")
         axes.set_title("gain of an exact CPGD step", loc="left", fontsize=9)
-        numbers["improvement_smallest_margin"] = float(np.min(gain - bound))
+        moved = bound > 0  # where all rewards are equal, nothing does
+        numbers["improvement"] = {
+            "bandits": int(moved.sum()),
+            "smallest_margin": float(np.min(gain - bound)),
+            "smallest_gain_over_bound": round(float(np.min(gain[moved] / bound[moved])), 2),
+        }
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
         buffer = io.BytesIO()

@@ -425,3 +425,14 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after:
             lines.append(f"{prefix}{name}: {_format(before)} -> {_format(after)}")
     return lines
+
+
+def filled(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with the keys of `defaults` that it lacks, in every section that it has."""
+    known = {
+        name: filled(value, defaults[name])
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+        else value
+        for name, value in tree.items()
+    }
+    return {**known, **{name: value for name, value in defaults.items() if name not in tree}}

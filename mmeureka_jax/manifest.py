@@ -43,17 +43,21 @@ def verify_arrays(tree: Any, saved: Manifest) -> None:
         raise Damaged(f"the arrays are not those that were saved: {names}")
 
 
-def check_same_arrays(saved: Manifest, target: Any, path: Path) -> None:
+def check_same_arrays(saved: Manifest, target: Any, path: Path, *, whole: bool = True) -> None:
     """Raises a UserError that lists where a checkpoint's arrays and those of `target` differ in name, shape or dtype.
 
     Args:
-        target: a tree of ShapeDtypeStructs. Only its top-level parts (`trainable`, ...) are compared.
+        target: a tree of ShapeDtypeStructs.
         path: the checkpoint, for the message.
+        whole: `target` is all that the checkpoint should hold; else only its top-level parts (`trainable`, ...) are
+            compared.
     """
     wanted = {name: f"{x.dtype.name}{list(x.shape)}" for name, x in _by_name(target).items()}
     parts = {name.partition("/")[0] for name in wanted}
     stored = {
-        name: f"{dtype}{list(shape)}" for name, (dtype, shape, _) in saved.items() if name.partition("/")[0] in parts
+        name: f"{dtype}{list(shape)}"
+        for name, (dtype, shape, _) in saved.items()
+        if whole or name.partition("/")[0] in parts
     }
     lines = [
         f"  {name}: stored {stored.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"

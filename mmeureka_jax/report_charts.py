@@ -197,6 +197,23 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             ),
         ),
         Chart(
+            "Critic",
+            (
+                Panel(
+                    "% of the variance of returns",
+                    {"critic/explained_variance": "explained by the values"},
+                    scale=100,
+                    from_zero=False,
+                ),
+                Panel(
+                    "reward to come",
+                    {"critic/value_mean": "mean value", "critic/return_mean": "mean return"},
+                    from_zero=False,
+                ),
+                Panel("loss", {"loss/value": "value loss"}),
+            ),
+        ),
+        Chart(
             "Gradient norm and learning rate",
             (
                 Panel("norm", {"optimizer/grad_norm": "gradient norm, before clipping"}),

@@ -74,6 +74,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         total_updates=config.steps * job.updates_per_step,
         micro_batches=job.micro_batches,
         packing=job.packing,
+        with_critic=job.with_critic,
     )
     state = learner.abstract_state()
     sampler = config.sampler
@@ -99,6 +100,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
         old_log_probs=responses.astype(np.float32),
         advantages=responses.astype(np.float32),
         fresh=np.ones(count, bool),
+        **(dict.fromkeys(("values", "returns"), responses.astype(np.float32)) if job.with_critic else {}),
     )
     with jax.set_mesh(loaded.mesh):  # around the lowering alone: nothing can be executed on devices that are not there
         capacity = cache_sizes(settings.max_new_tokens)[0]

@@ -43,7 +43,9 @@ def test_the_command_draws_and_prints(tmp_path, capsys):
     assert bandits.main(["--out", str(tmp_path)]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert (tmp_path / "bandits.svg").read_text().count("<svg") == 1
-    assert numbers["improvement_smallest_margin"] > -1e-5
+    improvement = numbers["improvement"]
+    assert improvement["bandits"] > 150 and improvement["smallest_margin"] >= 0
+    assert improvement["smallest_gain_over_bound"] > 1
     steps = {name.removeprefix("steps_"): value for name, value in numbers.items() if name.startswith("steps_")}
     assert steps["PPO without clip"]["ratio_median"] > steps["PPO-clip"]["ratio_median"] > 1
     assert all(0 < value["chance_end"] <= value["chance_best"] < 1 for value in steps.values())

@@ -304,6 +304,22 @@ def test_other_arrays_are_listed_and_not_taken_for_damage(tmp_path):
     assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
+def test_a_part_that_comes_or_goes_is_another_state_and_no_damage(tmp_path):
+    """A critic, or an average, that a run's settings no longer have, or have only now."""
+    plain = make_run(1)
+    averaged = dataclasses.replace(plain, train=dataclasses.replace(plain.train, average=plain.train.trainable))
+    for name, saved, wanted, text in (
+        ("gone", averaged, plain, r"average/layers/bias: stored float32\[8\], wanted nothing"),
+        ("new", plain, averaged, r"average/layers/bias: stored nothing, wanted float32\[8\]"),
+    ):
+        with opened(tmp_path / name) as checkpointer:
+            checkpointer.save(saved)
+            checkpointer.wait()
+            with pytest.raises(UserError, match=text):
+                checkpointer.restore_latest(abstract(wanted.train))
+            assert_same_run(checkpointer.restore_latest(abstract(saved.train)), saved)
+
+
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
     """Writing fails beyond it, as on a full disk."""

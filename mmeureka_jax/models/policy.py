@@ -372,7 +372,8 @@ def initial_value_head(policy: Policy) -> Params:
 
 def values_of_hidden(head: Params, states: GroupHidden) -> Float[Array, "P n Lr"]:
     """What a critic's linear head predicts before each response token, in float32; 0 where a packed row has none."""
-    values = jnp.einsum("pwd,d->pw", states.hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
+    # A sum of products and no matrix product, whose operands some devices round.
+    values = jnp.sum(states.hidden.astype(jnp.float32) * head["kernel"], axis=-1) + head["bias"]
     return states.places.unpack(values)
 
 

@@ -59,9 +59,9 @@ class Critic:
         if self.kind == "model":
             states = forward(_laid_over(jax.lax.stop_gradient(of_policy), params["trunk"]))
         else:
-            hidden, share = states.hidden, self.trunk_coefficient
-            scaled = share * hidden + (1 - share) * jax.lax.stop_gradient(hidden)
-            states = replace(states, hidden=scaled)
+            kept = jax.lax.stop_gradient(states.hidden)
+            # The same numbers exactly, whatever their dtype, with a part of the gradient.
+            states = replace(states, hidden=kept + self.trunk_coefficient * (states.hidden - kept))
         return values_of_hidden(params["head"], states)
 
 

@@ -8,7 +8,7 @@ RUN/nonfinite/        batches whose update was skipped
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from mmeureka_jax.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
 from mmeureka_jax.config import Config, RandomModelConfig, config_diff, save_config, to_dict
+from mmeureka_jax.config_io import filled
 from mmeureka_jax.errors import RunStopped, UserError
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.mesh import is_main
@@ -47,18 +48,7 @@ def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
     """
     defaults = to_dict(Config())
     defaults["model"]["random"] = to_dict(RandomModelConfig())
-    return config_diff(comparable(_filled(metadata["config"], defaults)), comparable(to_dict(config)))
-
-
-def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with the keys of `defaults` that it lacks, in every section that it has."""
-    known = {
-        name: _filled(value, defaults[name])
-        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
-        else value
-        for name, value in tree.items()
-    }
-    return {**known, **{name: value for name, value in defaults.items() if name not in tree}}
+    return config_diff(comparable(filled(metadata["config"], defaults)), comparable(to_dict(config)))
 
 
 def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, resuming: bool) -> None:
@@ -139,9 +129,12 @@ class NonFiniteGuard:
             self.counters["skipped"] += 1
             self._stop |= self.counters["skipped_in_row"] >= self._limit
             path = self._folder / f"step_{step:06d}_update_{number}{self._suffix}.npz"
+            of_critic = ""
+            if "critic/grad_norm" in row:
+                of_critic = f", of the critic {row['loss/value']}, {row['critic/grad_norm']}"
             logger.warning(
-                "step %d, update %d: loss %s, gradient norm %s; update skipped, batch saved to %s",
-                step, number, row["loss/total"], row["optimizer/grad_norm"], path,
+                "step %d, update %d: loss %s, gradient norm %s%s; update skipped, batch saved to %s",
+                step, number, row["loss/total"], row["optimizer/grad_norm"], of_critic, path,
             )  # fmt: skip
             if is_main() or self._suffix:
                 with explain_write_errors(path):
@@ -154,7 +147,8 @@ class NonFiniteGuard:
             raise RunStopped(
                 f"{self._limit} updates in a row had a loss or gradient that is not finite; the "
                 f"parameters are those before them, and their batches are in {self._folder}. Lower "
-                "optimizer.learning_rate or look at those batches; the same command goes on from the last checkpoint"
+                "optimizer.learning_rate (or rl.critic.learning_rate, if it is the critic's) or look at those batches; "
+                "the same command goes on from the last checkpoint"
             )
 
 

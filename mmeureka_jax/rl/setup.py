@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mmeureka_jax.config import Config, ModelConfig, RandomModelConfig, config_diff, to_dict
+from mmeureka_jax.config_io import filled
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
@@ -114,7 +115,8 @@ def open_random_model(run_dir: Path, config: RandomModelConfig) -> Path:
             raise UserError(f"{folder} holds a model that model.random did not make; use another run_dir or remove it")
         differences = []
         if record.exists():
-            differences = config_diff(json.loads(record.read_bytes()), to_dict(config), "model.random.")
+            drawn = filled(json.loads(record.read_bytes()), to_dict(RandomModelConfig()))
+            differences = config_diff(drawn, to_dict(config), "model.random.")
         if differences and has_steps:
             raise UserError(
                 f"{run_dir} holds a run that started from other random weights:\n  "

@@ -70,7 +70,8 @@ def is_exported(config: Config) -> bool:
     """Whether a stage is over and the policy that it came to is there for the next one."""
     run_dir = Path(config.run_dir)
     metadata, exported = read_metadata(run_dir), read_provenance(run_dir / EXPORT_FOLDER)
-    return metadata is not None and not config_changes(metadata, config) and exported.get("step") == config.steps
+    at_end = exported.get("step") == config.steps and not exported.get("average")
+    return metadata is not None and not config_changes(metadata, config) and at_end
 
 
 def export_policy(config: Config) -> None:

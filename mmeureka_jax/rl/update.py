@@ -153,15 +153,17 @@ class Training:
             )
 
         critic: Params = {}
+        of_critic: Any = {}
         if self.critic is not None:
             critic = self.critic.like(jax.tree.map(lambda _: replicated, shapes.critic["head"]), trainable)
+            of_critic = of_moments(self.critic.optimizer, shapes.critic_optimizer, critic)
         return TrainState(
             updates=replicated,
             trainable=trainable,
             frozen=kept,
             optimizer=of_moments(self.optimizer, shapes.optimizer, trainable),
             critic=critic,
-            critic_optimizer=of_moments(self.critic.optimizer, shapes.critic_optimizer, critic) if self.critic else {},
+            critic_optimizer=of_critic,
             average=trainable if self.average_decay is not None else {},
         )
 
