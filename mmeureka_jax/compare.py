@@ -38,6 +38,8 @@ DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))  # for more kinds than colours
 METRICS = (
     "validation/accuracy",
     "reward/accuracy",
+    "reward/pass_at_1",
+    "reward/pass_at_8",
     "response/length",
     "policy/entropy",
     "policy/ratio_max",

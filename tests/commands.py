@@ -32,9 +32,11 @@ _CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a process that a test starts: the project from this folder, on so many CPU devices (the tests have eight)."""
+    """For a process that a test starts: the project from this folder and no torch, on so many CPU devices (the tests have
+    eight)."""
     flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": _CACHES.name}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "without_torch")])
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "XDG_CACHE_HOME": _CACHES.name}
 
 
 def run_script(name: str, *options: object) -> dict:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,6 +94,7 @@ class Processor:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's (fast) Hugging Face tokenizer."""
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which nothing here needs
         from transformers import AutoTokenizer
 
         try:
