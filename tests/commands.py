@@ -32,7 +32,7 @@ _CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a process that a test starts: the project from this folder and no torch, on so many CPU devices (the tests have
+    """For a process that a test starts: the project from this folder, no torch, so many CPU devices (the tests have
     eight)."""
     flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "without_torch")])
