@@ -31,18 +31,18 @@ ROOT = Path(__file__).parents[1]
 _CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")
 
 
-def environment(devices: int = 1) -> dict[str, str]:
-    """For a process that a test starts: the project from this folder, no torch, so many CPU devices (the tests have
-    eight)."""
+def environment(devices: int = 1, torch: bool = False) -> dict[str, str]:
+    """For a process that a test starts: the project from this folder, on so many CPU devices (the tests have eight),
+    where torch can be imported or not."""
     flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "without_torch")])
+    path = os.pathsep.join([str(ROOT)] + [str(ROOT / "tests" / "without_torch")] * (not torch))
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "XDG_CACHE_HOME": _CACHES.name}
 
 
-def run_script(name: str, *options: object) -> dict:
+def run_script(name: str, *options: object, torch: bool = False) -> dict:
     """Runs `python -m benchmarks.NAME` on one device and reads the one JSON line, which is all of stdout."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(torch=torch), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     return json.loads(line)

@@ -28,16 +28,20 @@ def start_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + "_start")
 
 
-def make_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+def make_checkpoint(
+    folder: Path, *, tied: bool = True, seed: int = 0, layers: int = 3, depth: int = 4
+) -> Qwen2_5_VLForConditionalGeneration:
     """Writes the checkpoint to `folder` and returns the torch model (float32, eager attention) that it holds.
+
+    Every second block of its vision tower, of `depth`, attends within windows.
 
     `start_folder(folder)` holds the same architecture as it is initialised, with weights of deviation 0.02.
     """
     start = start_folder(folder)
     config = RandomModelConfig(
-        hidden_size=64, intermediate_size=128, num_layers=3, num_heads=4, num_kv_heads=2, tie_word_embeddings=tied,
-        vision_hidden_size=32, vision_intermediate_size=48, vision_depth=4, vision_num_heads=2,
-        vision_full_attention_blocks=(1, 3),
+        hidden_size=64, intermediate_size=128, num_layers=layers, num_heads=4, num_kv_heads=2, tie_word_embeddings=tied,
+        vision_hidden_size=32, vision_intermediate_size=48, vision_depth=depth, vision_num_heads=2,
+        vision_full_attention_blocks=tuple(range(1, depth, 2)),
     )  # fmt: skip
     write_tiny_checkpoint(start, config)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
@@ -87,8 +91,8 @@ PROBLEMS = {
 class Lively:
     """One lively checkpoint in both frameworks: `torch` is transformers' model, `policy` and `params` are ours."""
 
-    def __init__(self, folder: Path, *, tied: bool):
-        self.torch = make_checkpoint(folder, tied=tied)
+    def __init__(self, folder: Path, *, tied: bool, **sizes: int):
+        self.torch = make_checkpoint(folder, tied=tied, **sizes)
         self.config = read_config(folder)
         self.policy = Policy(self.config, compute_dtype="float32", remat=True, logits_mb=0.05)
         self.params = load_params(folder, self.config)

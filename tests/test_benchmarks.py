@@ -299,7 +299,7 @@ def test_random_weights_of_a_released_model(benchmark, monkeypatch, capsys):
 def test_contest_with_transformers(what):
     """Both sides run: torch and transformers are in the tests' environment."""
     sizes = ["--batch", 4, "--group", 2, "--prompt", 12, "--side", 56, "--new", 4, "--repeats", 1, "--steps", 1]
-    result = run_script("vs_transformers", "--what", what, *sizes)
+    result = run_script("vs_transformers", "--what", what, *sizes, torch=True)
     figure = "tok_per_s" if what == "generate" else "logical_tok_per_s"
     assert result["ratio"] == pytest.approx(result["ours"][figure] / result["peer"][figure], abs=1e-3)
     assert result["same"] == ({} if what == "generate" else {"logical_tokens": 4 * (12 + 4)})

@@ -106,16 +106,16 @@ def small_demo(tmp_path) -> list[str]:
         rows.append(prompt_row(shape.id, shape.question, f"{index}.png", answer=shape.answer, **shape.metadata()))
     data = write_rows(tmp_path / "shapes.jsonl", rows)
     sizes = {
-        "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2,
-        "vision_hidden_size": 16, "vision_intermediate_size": 24, "vision_depth": 2, "vision_num_heads": 2,
+        "hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
+        "vision_hidden_size": 16, "vision_intermediate_size": 24, "vision_depth": 1, "vision_num_heads": 2,
     }  # fmt: skip
     return [
         "steps=2", f"data.train={data}", f"data.validation={data}", "sft.problems_per_step=8", "rl.group_size=2",
         "rl.prompts_per_rollout=8", "rl.prompts_per_update=8", "rl.micro_batches=1", "sft.micro_batches=1",
-        "sampler.max_new_tokens=8", "sampler.batch_prompts=0", "data.prompt_buckets=[]",
+        "sampler.max_new_tokens=8", "sampler.batch_prompts=0", "sampler.compile_ahead=false", "data.prompt_buckets=[]",
         "data.max_prompt_tokens=96", "sft.max_response_tokens=96",
         "checkpoint.every_steps=1", "tracking.validate_every=1", "tracking.validation_batch=8",
-        "model.random.vision_full_attention_blocks=[1]",
+        "model.random.vision_full_attention_blocks=[0]",
         *(f"model.random.{name}={size}" for name, size in sizes.items()),
     ]  # fmt: skip
 

@@ -124,7 +124,7 @@ def test_value_loss_equals_the_published_formula_in_torch(clip):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    lively = Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
+    lively = Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=True, layers=2, depth=2)
     lively.policy = replace(lively.policy, remat=False, logits_mb=1000.0)
     return lively
 
