@@ -6,7 +6,6 @@ A mistake of the user's ends with one message on stderr and exit code 2, without
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import logging
 import os
@@ -423,10 +422,10 @@ def run_sweep(args: argparse.Namespace) -> int:
         for index, member in enumerate(chosen.members):
             print(f"{index}\t{member.kind}\tseed {member.seed}\t{sweep.state(member)}")
         return 0
-    run = (
-        sweep.write_comparison if args.table else functools.partial(sweep.run_sweep, only=args.index, retry=args.retry)
-    )
-    page = run(chosen)
+    if args.table:
+        page: Path | None = sweep.write_comparison(chosen)
+    else:
+        page = sweep.run_sweep(chosen, only=args.index, retry=args.retry)
     if page is not None:
         print(f"comparison: {page.resolve()}")
     return 0

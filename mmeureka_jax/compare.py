@@ -120,9 +120,10 @@ def write_comparison(
     kinds = _by_kind(runs)
     table = [_summary_row(kind, members, entries) for kind, members in kinds.items()]
     header = ["kind", "runs", *(f"{reducer} {metric}" for reducer, metric in entries), "state"]
-    figures = [figure for metric in metrics if (figure := draw(kinds, metric))]
-    if figures:
-        write_atomic(folder / PICTURE_FILE, draw_all(kinds, metrics))
+    curves = {metric: of_kinds for metric in metrics if (of_kinds := _curves(kinds, metric))}
+    figures = [draw(list(kinds), metric, of_kinds) for metric, of_kinds in curves.items()]
+    if curves:
+        write_atomic(folder / PICTURE_FILE, draw_all(list(kinds), curves))
     write_atomic(folder / RUNS_FILE, _runs_csv(runs, entries).encode())
     write_atomic(folder / f"{SUMMARY_FILE}.csv", _csv([header, *table]).encode())
     write_atomic(folder / f"{SUMMARY_FILE}.md", _markdown(header, table).encode())
@@ -265,11 +266,8 @@ def _plot(axes: Axes, curves: Mapping[str, Curve], kinds: Sequence[str]) -> None
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
-def draw(kinds: Mapping[str, Sequence[Run]], metric: str) -> str | None:
-    """An HTML figure of one metric. None without data."""
-    curves, names = _curves(kinds, metric), list(kinds)
-    if not curves:
-        return None
+def draw(names: Sequence[str], metric: str, curves: Mapping[str, Curve]) -> str:
+    """An HTML figure of one metric. `names`: of all kinds, which give them their colours."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": metric}):
         figure = Figure(figsize=(4.3, 2.6), layout="constrained")
         _plot(figure.subplots(), curves, names)
@@ -291,22 +289,21 @@ def draw(kinds: Mapping[str, Sequence[Run]], metric: str) -> str | None:
     )
 
 
-def draw_all(kinds: Mapping[str, Sequence[Run]], metrics: Sequence[str]) -> bytes:
-    """All metrics that have data in one SVG picture with one legend, to put into a text."""
-    present = {metric: curves for metric in metrics if (curves := _curves(kinds, metric))}
-    columns = min(3, len(present))
-    rows = -(-len(present) // columns)
+def draw_all(names: Sequence[str], metrics: Mapping[str, Mapping[str, Curve]]) -> bytes:
+    """The curves of all metrics in one SVG picture with one legend, to put into a text."""
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "compare", "font.family": "sans-serif"}):
         figure = Figure(figsize=(3.4 * columns, 2.3 * rows + 0.5), layout="constrained", facecolor="white")
         grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, (metric, curves) in zip(grid, present.items(), strict=False):
-            _plot(axes, curves, list(kinds))
+        for axes, (metric, curves) in zip(grid, metrics.items(), strict=False):
+            _plot(axes, curves, names)
             axes.set_title(metric, loc="left", fontsize=9)
-        for axes in grid[len(present) :]:
+        for axes in grid[len(metrics) :]:
             axes.set_axis_off()
-        lines = [Line2D([], [], color=_style(number)[0], linestyle=_style(number)[1]) for number in range(len(kinds))]
-        names = [kind.replace("$", r"\$") for kind in kinds]  # no formulas
-        figure.legend(lines, names, loc="outside lower center", ncols=min(5, len(kinds)), frameon=False)
+        lines = [Line2D([], [], color=_style(number)[0], linestyle=_style(number)[1]) for number in range(len(names))]
+        labels = [name.replace("$", r"\$") for name in names]  # no formulas
+        figure.legend(lines, labels, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

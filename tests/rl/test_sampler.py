@@ -261,9 +261,9 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2])
-def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch, devices):
+def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch):
     """Whatever lengths responses have: rows fall at different times, and caches grow with different rows."""
+    devices = 2
     monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
     monkeypatch.setattr(sampler, "_ROW_MULTIPLE", 4)
     model = Lively(tmp_path / "model", tied=True, layers=2, depth=2)
