@@ -205,12 +205,17 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                     scale=100,
                     from_zero=False,
                 ),
+                Panel("loss", {"loss/value": "value loss"}),
+            ),
+        ),
+        Chart(
+            "Values and returns",
+            (
                 Panel(
                     "reward to come",
                     {"critic/value_mean": "mean value", "critic/return_mean": "mean return"},
                     from_zero=False,
                 ),
-                Panel("loss", {"loss/value": "value loss"}),
             ),
         ),
         Chart(

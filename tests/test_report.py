@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from mmeureka_jax.config import TrackingConfig, load_config, save_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.report import write_report
+from mmeureka_jax.report_charts import CHART_GROUPS, draw_charts
 from mmeureka_jax.tracking import ResponseSample, RolloutSample, Tracker
 
 NO_TENSORBOARD = TrackingConfig(tensorboard=False)
@@ -289,3 +290,13 @@ def test_what_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"metadata\.json: cannot be read"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_every_chart_can_be_drawn():
+    """Whatever algorithm a run has: with a value of each metric that a chart knows."""
+    charts = [chart for group in CHART_GROUPS.values() for chart in group]
+    names = {name for chart in charts for panel in chart.panels for name in panel.series}
+    rows = [{"step": step, **dict.fromkeys(names, 0.1 * step)} for step in (1, 2, 3)]
+    assert "critic/explained_variance" in names
+    drawn = draw_charts(rows)
+    assert {group: len(figures) for group, figures in drawn.items()} == {g: len(c) for g, c in CHART_GROUPS.items()}
