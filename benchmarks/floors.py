@@ -9,12 +9,17 @@ Plain arithmetic on a model's sizes; nothing here touches a device. What is coun
 
 A floor is therefore below what any program of the same layers can reach. The layers are taken to run on all tokens, as
 the policy does: that the last one could skip what nothing reads after it is not counted.
+
+A second floor, of kernels, is nearer: attention's products contract over `head_dim` numbers only and its softmax takes
+an exponential a score, decoding reads each row's cache by products of a matrix and a few vectors, and neither is as
+fast as the products and copies that the device does best. `kernel_seconds` counts each kind at a rate of its own, one
+after the other as kernels run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
 
@@ -25,9 +30,24 @@ class Work:
 
     flops: float = 0
     bytes: float = 0
+    attention: float = 0  # of `flops`, those between queries and keys or weights and values, of many queries at a time
+    exponentials: float = 0  # of the softmax of attention
+    cached: float = 0  # of `bytes`, keys and values that belong to one row and are read for its one new token
+    cached_flops: float = 0  # of `flops`, that token's products with them
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
+        return Work(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class KernelRates:
+    """What a device reaches at best in each kind of kernel."""
+
+    matmul: float  # operations a second of large products
+    copy: float  # bytes a second
+    attention: float  # operations a second of attention's products
+    exponential: float  # exponentials a second
+    cache: float  # bytes a second of caches that meet a few queries each
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,20 @@ def seconds(work: Work, matmul_rate: float, copy_rate: float) -> float:
 def total_seconds(parts: Iterable[Work], matmul_rate: float, copy_rate: float) -> float:
     """The floor of parts that have to follow each other."""
     return sum(seconds(work, matmul_rate, copy_rate) for work in parts)
+
+
+def kernel_seconds(parts: Iterable[Work], rates: KernelRates) -> float:
+    """The floor of kernels: each kind of work at its own rate, one after the other.
+
+    A row's own cache is read by products of a matrix and a few vectors, which wait for bytes: their operations are not
+    counted.
+    """
+    total = 0.0
+    for work in parts:
+        flops = work.flops - work.attention - work.cached_flops
+        total += seconds(Work(flops, work.bytes - work.cached), rates.matmul, rates.copy)
+        total += work.attention / rates.attention + work.exponentials / rates.exponential + work.cached / rates.cache
+    return total
 
 
 # Parameters.
@@ -114,7 +148,17 @@ def parameters(config: Qwen2_5VLConfig) -> int:
 
 def layers_flops(text: TextConfig, tokens: int, pairs: int) -> int:
     """All decoder layers on `tokens`, whose queries see `pairs` keys together."""
-    return text.num_layers * (2 * tokens * layer_kernels(text) + 4 * pairs * text.num_heads * text.head_dim)
+    return text.num_layers * 2 * tokens * layer_kernels(text) + attention_flops(text, pairs)
+
+
+def attention_flops(text: TextConfig, pairs: int) -> int:
+    """Scores and weighted values of all decoder layers for `pairs` of a query and a key."""
+    return 4 * text.head_dim * scores(text, pairs)
+
+
+def scores(text: TextConfig, pairs: int) -> int:
+    """Numbers that the softmaxes of all decoder layers are taken over."""
+    return text.num_layers * text.num_heads * pairs
 
 
 def causal_pairs(length: int, before: int = 0) -> int:
@@ -134,10 +178,15 @@ def patches_per_window(vision: VisionConfig) -> int:
 def blocks_flops(vision: VisionConfig, prompts: int, windows: int) -> int:
     """The blocks of the vision tower on `windows` of each prompt, all of one picture; padded places count."""
     window = patches_per_window(vision)
-    full = len(set(vision.full_attention_blocks))
-    pairs = full * (windows * window) ** 2 + (vision.depth - full) * windows * window**2
     patches = prompts * windows * window
-    return 2 * patches * vision.depth * block_kernels(vision) + 4 * prompts * pairs * vision.hidden_size
+    pairs = prompts * block_pairs(vision, windows)
+    return 2 * patches * vision.depth * block_kernels(vision) + 4 * pairs * vision.hidden_size
+
+
+def block_pairs(vision: VisionConfig, windows: int) -> int:
+    """(query, key) pairs of all blocks of the tower for one picture of so many windows."""
+    window, full = patches_per_window(vision), len(set(vision.full_attention_blocks))
+    return full * (windows * window) ** 2 + (vision.depth - full) * windows * window**2
 
 
 def patch_flops(vision: VisionConfig, patches: int) -> int:
@@ -155,15 +204,18 @@ def encode(config: Qwen2_5VLConfig, prompts: int, windows: int, width: int) -> W
         return Work()
     patches = prompts * windows * patches_per_window(vision)
     flops = patch_flops(vision, patches) + blocks_flops(vision, prompts, windows) + merger_flops(vision, patches)
-    return Work(flops, width * vision_parameters(vision))
+    pairs = prompts * block_pairs(vision, windows)
+    return Work(flops, width * vision_parameters(vision), 4 * pairs * vision.hidden_size, pairs * vision.num_heads)
 
 
 def prefill(config: Qwen2_5VLConfig, prompts: int, length: int, width: int) -> Work:
     """The decoder's layers on whole prompts; keys and values are written."""
     text = config.text
-    flops = layers_flops(text, prompts * length, prompts * causal_pairs(length))
+    pairs = prompts * causal_pairs(length)
+    flops = layers_flops(text, prompts * length, pairs)
     read = width * (text.num_layers * layer_parameters(text) + text.hidden_size)
-    return Work(flops, read + cache_bytes(text, prompts * length, width))
+    written = cache_bytes(text, prompts * length, width)
+    return Work(flops, read + written, attention_flops(text, pairs), scores(text, pairs))
 
 
 def first_token(config: Qwen2_5VLConfig, prompts: int, width: int) -> Work:
@@ -179,8 +231,15 @@ def decode_step(config: Qwen2_5VLConfig, rows: int, group: int, prompt: int, own
     """
     text = config.text
     flops = layers_flops(text, rows, rows * (prompt + own)) + 2 * rows * head_parameters(text)
-    cached = rows // group * prompt + rows * own
-    return Work(flops, width * language_read(text) + cache_bytes(text, cached, width))
+    shared, cached = (cache_bytes(text, tokens, width) for tokens in (rows // group * prompt, rows * own))
+    return Work(
+        flops,
+        width * language_read(text) + shared + cached,
+        attention=attention_flops(text, rows * prompt),
+        exponentials=scores(text, rows * (prompt + own)),
+        cached=cached,
+        cached_flops=attention_flops(text, rows * own),
+    )
 
 
 def decode(config: Qwen2_5VLConfig, batch: Batch, width: int) -> Work:
@@ -223,6 +282,10 @@ def update(
     head = 2 * batch.rows * batch.new * head_parameters(text)
     forward = layers_flops(text, tokens, pairs)
     flops = 3 * (forward + head)
+    attention, exponentials = (
+        (4 if remat else 3) * attention_flops(text, pairs),
+        (2 if remat else 1) * scores(text, pairs),
+    )
     if remat:
         flops += forward - 2 * tokens * text.num_layers * text.hidden_size * text.intermediate_size + head
     read, trained = language_read(text), language_parameters(text)
@@ -233,9 +296,13 @@ def update(
         patches = batch.prompts * batch.windows * patches_per_window(vision)
         blocks = blocks_flops(vision, batch.prompts, batch.windows)
         flops += 2 * patch_flops(vision, patches) + 3 * (blocks + merger_flops(vision, patches))  # pixels: no gradient
+        met = batch.prompts * block_pairs(vision, batch.windows)
+        attention += (4 if remat else 3) * 4 * met * vision.hidden_size
+        exponentials += (2 if remat else 1) * met * vision.num_heads
         if remat:
             flops += blocks - 2 * patches * vision.depth * vision.hidden_size * vision.intermediate_size
     # Each micro-batch reads the parameters forward and backward and adds to the gradients. AdamW then reads
     # gradients, parameters and two moments, and writes the last three.
     passes = 2 * micro_batches * read + (2 * micro_batches - 1) * trained
-    return {"gradients": Work(flops, param_width * passes), "adamw": Work(0, param_width * 7 * trained)}
+    gradients = Work(flops, param_width * passes, attention, exponentials)
+    return {"gradients": gradients, "adamw": Work(0, param_width * 7 * trained)}

@@ -52,7 +52,7 @@ from benchmarks.floors import Batch, Work
 from benchmarks.update import random_batch
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig
 from mmeureka_jax.models.policy import Params, encode_images, prefill
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.learner import Learner
@@ -76,15 +76,22 @@ class Rates:
     matmul: float
     matmul_shape: tuple[int, int, int]
     copy: float
+    kernels: floors.KernelRates
 
     def seconds(self, parts: Iterable[Work]) -> float:
         return floors.total_seconds(parts, self.matmul, self.copy)
+
+    def kernel_seconds(self, parts: Iterable[Work]) -> float:
+        return floors.kernel_seconds(parts, self.kernels)
 
     def figures(self) -> dict[str, Any]:
         return {
             "matmul_tflops": significant(self.matmul / 1e12),
             "matmul_shape": self.matmul_shape,
             "copy_gb_per_s": significant(self.copy / 1e9),
+            "attention_tflops": significant(self.kernels.attention / 1e12),
+            "exponentials_g_per_s": significant(self.kernels.exponential / 1e9),
+            "cache_gb_per_s": significant(self.kernels.cache / 1e9),
         }
 
 
@@ -101,7 +108,11 @@ def measure_rates(dtype: str, config: Qwen2_5VLConfig, tokens: int) -> Rates:
             break
         square *= 2
     best = max(measured, key=lambda shape: measured[shape])
-    return Rates(matmul=measured[best], matmul_shape=best, copy=copy_rate())
+    matmul, copy = measured[best], copy_rate()
+    kernels = floors.KernelRates(
+        matmul, copy, attention_rate(config.text, dtype), exponential_rate(), cache_rate(config.text, dtype)
+    )
+    return Rates(matmul, best, copy, kernels)
 
 
 def matmul_rate(shape: tuple[int, int, int], dtype: str) -> float:
@@ -124,6 +135,42 @@ def copy_rate() -> float:
         return x
 
     return 2 * 4 * count / best_seconds(call)
+
+
+def attention_rate(text: TextConfig, dtype: str) -> float:
+    """Operations a second of attention's products, as many scores at a time as a cache or a chip's registers keep busy.
+
+    A forward and a backward pass have two of each of three kinds: over the numbers of a head, over keys, over queries.
+    """
+    queries, keys, batch = 256, 1024, 4 if jax.default_backend() == "cpu" else 256
+    query = jnp.ones((batch, queries, text.head_dim), dtype)
+    key = jnp.ones((batch, keys, text.head_dim), dtype)
+    scores = jnp.ones((batch, queries, keys), dtype)
+    kinds = (("bqh,bsh->bqs", query, key), ("bqs,bsh->bqh", scores, key), ("bqh,bqs->bhs", query, scores))
+    seconds = sum(product_seconds(*kind) for kind in kinds)
+    return len(kinds) * 2 * scores.size * text.head_dim / seconds
+
+
+def exponential_rate() -> float:
+    """Exponentials a second, of numbers that a cache holds where there is one."""
+    x = jnp.zeros(2**18 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
+    exponential = jax.jit(jnp.exp)
+    return x.size / best_seconds(lambda: exponential(x))
+
+
+def cache_rate(text: TextConfig, dtype: str) -> float:
+    """Bytes a second of keys and values, each read for the few queries that share a head."""
+    length, groups = 256, text.num_heads // text.num_kv_heads
+    rows = 2 ** (26 if jax.default_backend() == "cpu" else 30) // (length * text.head_dim)
+    query, weights = jnp.ones((rows, groups, text.head_dim), dtype), jnp.ones((rows, groups, length), dtype)
+    keys, values = jnp.ones((rows, text.head_dim, length), dtype), jnp.ones((rows, length, text.head_dim), dtype)
+    seconds = product_seconds("rgh,rhs->rgs", query, keys) + product_seconds("rgs,rsh->rgh", weights, values)
+    return (keys.nbytes + values.nbytes) / seconds
+
+
+def product_seconds(subscripts: str, left: jax.Array, right: jax.Array) -> float:
+    product = jax.jit(functools.partial(jnp.einsum, subscripts))
+    return best_seconds(lambda: product(left, right))
 
 
 def best_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
@@ -317,11 +364,13 @@ def floor_of(part: str, args: argparse.Namespace, loaded: LoadedPolicy, batch: B
 
 def compare(parts: Sequence[Work], seconds: float, rates: Rates) -> dict[str, float]:
     """A part's seconds beside its floor, and which share of either rate of the device it used."""
-    work, floor = sum(parts, Work()), rates.seconds(parts)
+    work, floor, kernels = sum(parts, Work()), rates.seconds(parts), rates.kernel_seconds(parts)
     return {
         "floor_s": significant(floor),
+        "kernel_floor_s": significant(kernels),
         "s": significant(seconds),
         "times_floor": significant(seconds / floor),
+        "times_kernel_floor": significant(seconds / kernels),
         "matmul_fraction": significant(work.flops / seconds / rates.matmul),
         "copy_fraction": significant(work.bytes / seconds / rates.copy),
         "gflop": significant(work.flops / 1e9),

@@ -4,9 +4,11 @@
     python -m benchmarks.scaling --config 3b --prompts 2 --axes group new --out DIR
 
 Each point is a rollout of exactly `--new` tokens a response and one update on all of it, timed separately, beside their
-floors at the rates that the device showed in the same run (see roofline.py). Weights are random. DIR/scaling.md is the
-table, DIR/scaling.png the plot. Where the time grows faster than the floor (`growth_over_floor` above 1), something in
-the program costs more than the layers it runs; where it grows slower, the smaller point had overhead to spare.
+floors at the rates that the device showed in the same run (see floors.py and roofline.py). Weights are random.
+DIR/scaling.md is the table, DIR/scaling.png the plot. Where the time grows faster than the floor (`growth_over_floor`
+above 1), the larger point has more of what is no product at the device's best rate; where it grows faster than the
+floor of kernels (`growth_over_kernel_floor`), something in the program costs more than the kernels of its layers.
+Where it grows slower, the smaller point had overhead to spare.
 """
 
 from __future__ import annotations
@@ -80,32 +82,41 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one axis, ascending: seconds of each part, measured and as its floor."""
+    """The points of one axis, ascending: seconds of each part, measured and as its floors."""
 
     axis: str
     values: list[int]
     measured: dict[str, list[float]]
     floor: dict[str, list[float]]
+    kernel_floor: dict[str, list[float]]
 
     @classmethod
     def of(cls, axis: str, rows: Sequence[dict[str, Any]]) -> Curve:
         """From the rows of a result."""
         own = [row for row in rows if row["axis"] == axis]
-        measured, floor = ({part: [row[f"{part}{end}"] for row in own] for part in PARTS} for end in ("_s", "_floor_s"))
-        for seconds in (measured, floor):
+        kinds = [
+            {part: [row[f"{part}{end}"] for row in own] for part in PARTS}
+            for end in ("_s", "_floor_s", "_kernel_floor_s")
+        ]
+        for seconds in kinds:
             seconds["step"] = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
-        return cls(axis, [row[axis] for row in own], measured, floor)
+        return cls(axis, [row[axis] for row in own], *kinds)
 
     def growth(self) -> dict[str, dict[str, float | bool]]:
-        """From the first point to the last, of each part: measured, of the floor, and their ratio."""
+        """From the first point to the last, of each part: measured, of either floor, and their ratios."""
         result = {}
-        for part, seconds in self.measured.items():
-            grown, floor = seconds[-1] / seconds[0], self.floor[part][-1] / self.floor[part][0]
+        for part in self.measured:
+            grown, floor, kernels = (
+                seconds[part][-1] / seconds[part][0] for seconds in (self.measured, self.floor, self.kernel_floor)
+            )
             result[part] = {
                 "growth": significant(grown),
                 "floor_growth": significant(floor),
                 "growth_over_floor": significant(grown / floor),
                 "exceeds_floor": grown > floor,
+                "kernel_floor_growth": significant(kernels),
+                "growth_over_kernel_floor": significant(grown / kernels),
+                "exceeds_kernel_floor": grown > kernels,
             }
         return result
 
@@ -166,15 +177,13 @@ def measure_point(args: argparse.Namespace, loaded: LoadedPolicy, point: Point, 
     rollout = time_calls(rollout_call(loaded, params, *shape), here.repeats)
     del params  # the learner loads its own
     update = time_calls(update_call(loaded, here, WARM_UP + here.repeats), here.repeats)
-    rollout_floor = rates.seconds(generation_floor(loaded, batch).values())
-    update_floor_ = rates.seconds(update_floor(loaded, batch, here.train, here.micro_batches).values())
-    return {
-        "rollout_s": significant(rollout.median),
-        "rollout_floor_s": significant(rollout_floor),
-        "update_s": significant(update.median),
-        "update_floor_s": significant(update_floor_),
-        "compiles": rollout.compiles + update.compiles,
-    }
+    result: dict[str, float] = {"compiles": rollout.compiles + update.compiles}
+    works = (generation_floor(loaded, batch), update_floor(loaded, batch, here.train, here.micro_batches))
+    for part, timing, work in zip(PARTS, (rollout, update), works, strict=True):
+        result[f"{part}_s"] = significant(timing.median)
+        result[f"{part}_floor_s"] = significant(rates.seconds(work.values()))
+        result[f"{part}_kernel_floor_s"] = significant(rates.kernel_seconds(work.values()))
+    return result
 
 
 # Showing.
@@ -187,35 +196,41 @@ def table(curves: Sequence[Curve], base: Point, args: argparse.Namespace, rates:
         "",
         f"Around {args.prompts} prompts x {base.group} responses, prompt {base.prompt}, response {base.new}, "
         f"vocabulary {base.vocab}; seconds, medians of {args.repeats}. Floors at {rates.matmul / 1e9:,.0f} GFLOP/s and "
-        f"{rates.copy / 1e9:,.1f} GB/s, measured in the same run.",
+        f"{rates.copy / 1e9:,.1f} GB/s; those of kernels with attention's products at "
+        f"{rates.kernels.attention / 1e9:,.0f} GFLOP/s, {rates.kernels.exponential / 1e9:,.2f} G exponentials/s and "
+        f"caches at {rates.kernels.cache / 1e9:,.1f} GB/s; all measured in the same run.",
     ]
     for curve in curves:
         lines += ["", f"## {LABELS[curve.axis].capitalize()}", ""]
         lines += [
-            f"| {LABELS[curve.axis]} | rollout | floor | ratio | update | floor | ratio | step | slope | of floor |"
+            f"| {LABELS[curve.axis]} | rollout | floor | ratio | kernels | ratio | update | floor | ratio | kernels "
+            "| ratio | step | slope | of floor |"
         ]
-        lines += ["| ---: " * 10 + "|"]
+        lines += ["| ---: " * 14 + "|"]
         step, floor = (slopes(curve.values, seconds["step"])[1] for seconds in (curve.measured, curve.floor))
         for place, value in enumerate(curve.values):
             cells = [f"{value:,}"]
             for part in PARTS:
-                seconds, least = curve.measured[part][place], curve.floor[part][place]
-                cells += [f"{seconds:.3g}", f"{least:.3g}", f"{seconds / least:.2f}"]
+                seconds = curve.measured[part][place]
+                cells += [f"{seconds:.3g}"]
+                for least in (curve.floor[part][place], curve.kernel_floor[part][place]):
+                    cells += [f"{least:.3g}", f"{seconds / least:.2f}"]
             cells += [f"{curve.measured['step'][place]:.3g}"]
             cells += [f"{step[place - 1]:.2f}", f"{floor[place - 1]:.2f}"] if place else ["", ""]
             lines.append(f"| {' | '.join(cells)} |")
         lines += [""]
         for part, growth in curve.growth().items():
-            verdict = "more than" if growth["exceeds_floor"] else "no more than"
             lines.append(
-                f"- {part}: x {growth['growth']:.3g} from the first to the last, {verdict} the floor's "
-                f"x {growth['floor_growth']:.3g}"
+                f"- {part}: x {growth['growth']:.3g} from the first to the last; the floor "
+                f"x {growth['floor_growth']:.3g} (ratio {growth['growth_over_floor']:.2f}), "
+                f"that of kernels x {growth['kernel_floor_growth']:.3g} "
+                f"(ratio {growth['growth_over_kernel_floor']:.2f})"
             )
     return "\n".join(lines) + "\n"
 
 
 def draw(curves: Sequence[Curve]) -> bytes:
-    """A PNG: for each axis the seconds, measured and floor, and below them the local slopes."""
+    """A PNG: for each axis the seconds, measured and floors, and below them the local slopes."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(3.0 * len(curves), 4.5), 4.8), dpi=160, layout="constrained")
         grid = figure.subplots(2, len(curves), squeeze=False, sharex="col", height_ratios=[5, 3])
@@ -248,6 +263,7 @@ def draw_curve(curve: Curve, seconds: Axes, slope: Axes) -> None:
 
 def lines_of(curve: Curve, part: str) -> Iterator[tuple[str, list[float], str]]:
     yield "measured", curve.measured[part], "o-"
+    yield "floor of kernels", curve.kernel_floor[part], "^--"
     yield "floor", curve.floor[part], "s:"
 
 

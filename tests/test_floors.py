@@ -175,6 +175,17 @@ def test_passes_against_a_loop_over_products(floors, config, prompts, group, pro
     assert steps.flops + floors.prefill(config, prompts, prompt, 4).flops == forward + head
     assert floors.decode(config, replace(batch, new=new + 1), 4) == steps
 
+    # Of three windows each: two blocks see one of them, one block sees all.
+
+    per_pair = attention_products(*heads, np.ones((1, 1), bool))
+    both, update = steps + floors.prefill(config, prompts, prompt, 4), floors.update(config, batch)["gradients"]
+    pairs = prompts * layers * int(seen.sum())
+    assert both.exponentials == update.exponentials == pairs * text.num_heads
+    assert both.attention + both.cached_flops == update.attention / 3 == pairs * per_pair
+    of_responses = group_mask(0, group, new).sum()  # each token and its own response
+    assert steps.cached_flops == prompts * layers * of_responses * per_pair
+    assert steps.cached == prompts * layers * of_responses * 2 * text.num_kv_heads * text.head_dim * 4
+
 
 @pytest.mark.parametrize(("prompts", "length"), [(1, 1), (2, 16)])
 def test_prefill_against_the_program(floors, prompts, length):
@@ -289,6 +300,29 @@ def test_seconds_are_of_the_slower_of_the_two(floors):
     assert work + floors.Work(1, 2) == floors.Work(101.0, 32.0)
 
 
+def test_kernels_of_each_kind_have_their_own_rate(floors):
+    rates = floors.KernelRates(matmul=10, copy=10, attention=5, exponential=2, cache=1)
+    assert floors.kernel_seconds([floors.Work(100, 30)], rates) == 10
+    assert floors.kernel_seconds([floors.Work(100, 30, attention=50)], rates) == 5 + 10
+    assert floors.kernel_seconds([floors.Work(100, 30, exponentials=4), floors.Work(0, 50)], rates) == 10 + 2 + 5
+    assert floors.kernel_seconds([floors.Work(100, 230, cached=30, cached_flops=90)], rates) == 20 + 30
+
+
+def test_vision_counts_a_number_of_the_softmax_for_every_pair(floors):
+    patches = floors.patches_per_window(VISION)
+    pairs = 2 * (2 * 3 * patches**2 + (3 * patches) ** 2)  # three windows each; two blocks see one, one block all
+    work = floors.encode(CONFIG, 2, 3, 4)
+    assert work.exponentials == pairs * VISION.num_heads and work.attention == pairs * 4 * VISION.hidden_size
+    batch = floors.Batch(2, 1, 8, 4, windows=3)
+    frozen, trained, again = (
+        floors.update(CONFIG, batch, **options)["gradients"]
+        for options in ({}, {"train_vision": True}, {"train_vision": True, "remat": True})
+    )
+    assert trained.exponentials - frozen.exponentials == work.exponentials
+    assert trained.attention - frozen.attention == 3 * work.attention
+    assert again.exponentials == 2 * trained.exponentials and again.attention == trained.attention * 4 / 3
+
+
 # The scripts.
 
 
@@ -322,13 +356,16 @@ def test_growth_is_judged_by_that_of_the_floor(benchmark):
     scaling = benchmark("scaling")
     rows = [
         {"axis": axis, "group": n, "rollout_s": 3.0 * n**2, "rollout_floor_s": 1.0 * n, "update_s": 5.0 + n,
-         "update_floor_s": 1.0 * n}
+         "update_floor_s": 1.0 * n, "rollout_kernel_floor_s": n**2.0, "update_kernel_floor_s": 2.0 * n}
         for n in (2, 4, 8) for axis in ("group", "another")
     ]  # fmt: skip
     curve = scaling.Curve.of("group", rows)
     assert curve.values == [2, 4, 8]
     growth = curve.growth()
-    assert growth["rollout"] == {"growth": 16, "floor_growth": 4, "growth_over_floor": 4, "exceeds_floor": True}
+    assert growth["rollout"] == {
+        "growth": 16, "floor_growth": 4, "growth_over_floor": 4, "exceeds_floor": True,
+        "kernel_floor_growth": 16, "growth_over_kernel_floor": 1, "exceeds_kernel_floor": False,
+    }  # fmt: skip
     assert not growth["update"]["exceeds_floor"]
     assert curve.measured["step"] == [3 * n**2 + 5 + n for n in (2, 4, 8)]
     middles, steepness = scaling.slopes(curve.values, curve.measured["rollout"])
@@ -360,6 +397,8 @@ def test_roofline(checkpoint, tmp_path):
         assert part["times_floor"] == pytest.approx(part["s"] / part["floor_s"], rel=0.01)
         larger = max(part["matmul_fraction"], part["copy_fraction"])
         assert 0 < larger <= 1.01 / part["times_floor"]  # of the update the floor is a sum of two
+        assert part["times_kernel_floor"] == pytest.approx(part["s"] / part["kernel_floor_s"], rel=0.01)
+    assert min(result[rate] for rate in ("attention_tflops", "exponentials_g_per_s", "cache_gb_per_s")) > 0
     assert result["decode_step_s"] == pytest.approx(result["parts"]["decode"]["s"] / 63, rel=0.01)
     for name in ("decode", "update"):
         shares = [operation["share"] for operation in result["costliest"][name]]
