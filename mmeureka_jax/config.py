@@ -28,8 +28,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RandomModelConfig:
-    """A small randomly initialised Qwen2.5-VL with the built-in tokenizer, for the demo, tests and smoke runs."""
+    """A small randomly initialised policy with the built-in tokenizer, for the demo, tests and smoke runs."""
 
+    family: Literal["qwen2_5_vl", "internvl"] = "qwen2_5_vl"
     hidden_size: int = 192  # of the text decoder; a multiple of num_heads
     intermediate_size: int = 512
     num_layers: int = 4
@@ -40,7 +41,8 @@ class RandomModelConfig:
     vision_intermediate_size: int = 256
     vision_depth: int = 4  # blocks of the vision tower
     vision_num_heads: int = 4
-    vision_full_attention_blocks: tuple[int, ...] = (1, 3)  # the others attend within windows
+    vision_full_attention_blocks: tuple[int, ...] = (1, 3)  # the others attend within windows (qwen2_5_vl)
+    tile_size: int = 112  # pixels a side of the tiles that pictures are cut into, a multiple of 28 (internvl)
     seed: int = 0  # of the initial weights
 
 

@@ -10,12 +10,15 @@ import jax
 
 from mmeureka_jax.checkpoint import SavedParams, package_versions, read_metadata
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.model_card import model_card
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.models.safetensors_files import check_is_new
 from mmeureka_jax.models.weights import read_config, save_params
 from mmeureka_jax.optimizer import merge_params, split_frozen
+from mmeureka_jax.tracking import METRICS_FILE, read_metrics
 
 PROVENANCE_FILE = "mmeureka_jax.json"
+CARD_FILE = "README.md"
 
 
 def export_run(
@@ -32,7 +35,8 @@ def export_run(
 
     Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32. The run may be going
     on meanwhile. Beside the weights stand the tokenizer and processor files of the checkpoint that the run started
-    from, and `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too).
+    from, `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too), and
+    a README.md that says the same to people, with the validation's results (model_card.py).
 
     Args:
         step: a step, the newest checkpoint, or the one of the best validation accuracy.
@@ -57,6 +61,7 @@ def export_run(
         raise UserError(
             f"{run_dir}: the run kept no average of its parameters; train with optimizer.ema_decay=0.99 or so"
         )
+    metrics = read_metrics(run_dir) if (run_dir / METRICS_FILE).is_file() else []
     save_params(
         _restore(saved, step, Policy(model), tuple(config["optimizer"]["frozen"]), average),
         model,
@@ -64,7 +69,10 @@ def export_run(
         source=source,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
-        files={PROVENANCE_FILE: _provenance(metadata, step, average)},
+        files={
+            PROVENANCE_FILE: _provenance(metadata, step, average),
+            CARD_FILE: model_card(output.name, metadata, step, average, metrics),
+        },
     )
     return step
 

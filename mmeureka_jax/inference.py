@@ -137,7 +137,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         response_buckets = length_buckets(max(map(len, responses)))
         divisor = batch_divisor(loaded.mesh)
         rows = -(-prompts.batch_size // divisor) * divisor
-        filler = filler_prompt(loaded.policy.config.vision)
+        filler = filler_prompt(loaded.policy.config)
         params = loaded.load_params()
 
         from mmeureka_jax.data.processor import collate

@@ -5,6 +5,7 @@ Of a random policy no answer is ever right, so the online filter keeps no group.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ MODEL = RandomModelConfig(
 )  # fmt: skip
 
 
-def write_guessing_checkpoint(path: Path, digits: str = "1348") -> None:
+def write_guessing_checkpoint(path: Path, digits: str = "1348", family: str = "qwen2_5_vl") -> None:
     """Each token of the chain below points to the next: its embedding and the next one's output row share a
     dimension."""
-    write_tiny_checkpoint(path, MODEL)
+    write_tiny_checkpoint(path, replace(MODEL, family=family))
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     before = tokenizer.encode("<|im_start|>assistant\n").ids[-1]
     chain = [[before], *[[tokenizer.token_to_id(token) for token in link] for link in (
@@ -32,8 +33,9 @@ def write_guessing_checkpoint(path: Path, digits: str = "1348") -> None:
     )]]  # fmt: skip
     tensors = load_file(path / "model.safetensors")
     for dimension, (here, following) in enumerate(zip(chain, chain[1:], strict=False)):
-        tensors["model.embed_tokens.weight"][here, dimension] = 8.0
-        tensors["lm_head.weight"][following, dimension] = 2.0
+        prefix = "language_model." if family == "internvl" else ""
+        tensors[f"{prefix}model.embed_tokens.weight"][here, dimension] = 8.0
+        tensors[f"{prefix}lm_head.weight"][following, dimension] = 2.0
     save_file(
         {name: np.ascontiguousarray(x) for name, x in tensors.items()}, path / "model.safetensors", {"format": "pt"}
     )

@@ -18,8 +18,9 @@ from mmeureka_jax.data.problems import ImageRef, Problem
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.policy import Params, Policy
+from mmeureka_jax.models.rules import from_stored
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
-from mmeureka_jax.models.weights import _from_stored, load_params, read_config, rules
+from mmeureka_jax.models.weights import load_params, read_config, rules
 
 PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}
 
@@ -129,14 +130,18 @@ class Lively:
 
     def torch_gradients(self) -> Params:
         """What backward() left in the torch model, in our tree."""
-        stored = {_hub_name(name): p.grad.numpy() for name, p in self.torch.named_parameters() if p.grad is not None}
+        gradients = self.torch.named_parameters()
+        return self.as_tree({_hub_name(name): p.grad.numpy() for name, p in gradients if p.grad is not None})
+
+    def as_tree(self, stored: dict[str, np.ndarray]) -> Params:
+        """Tensors by their stored names, in our tree."""
         tree: Params = {}
         for rule in rules(self.config):
-            layers = [_from_stored(stored.pop(name), rule.layout) for name, _ in rule.tensors()]
+            layers = [from_stored(stored.pop(name), rule.layout) for name, _ in rule.tensors()]
             *parents, last = rule.leaf.split("/")
             node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
             node[last] = layers[0] if rule.layers is None else np.stack(layers)
-        assert not stored, f"gradients without a place: {sorted(stored)}"
+        assert not stored, f"tensors without a place: {sorted(stored)}"
         return tree
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from commands import mmeureka
+import yaml
+from commands import mmeureka, write_rows
 from safetensors import safe_open
 from support import PIXELS, PROBLEMS, Lively, make_checkpoint
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -31,6 +32,7 @@ from mmeureka_jax.config import (
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.eval_command import EvalOptions, questions
 from mmeureka_jax.export import export_run, read_provenance
+from mmeureka_jax.model_card import model_card
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
 from mmeureka_jax.models.weights import load_params, read_config
 from mmeureka_jax.rl.run_folder import begin_run
@@ -94,6 +96,36 @@ def test_the_average_is_exported_where_there_is_one(run, tmp_path, capsys):
     (plain / "metadata.json").write_text(json.dumps(metadata))
     assert mmeureka("export", plain, "--output", tmp_path / "other", "--average") == 2
     assert "kept no average" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_the_model_card_says_what_was_trained_and_how_well(run, tmp_path):
+    metrics = run / "metrics.jsonl"
+    rows = [{"step": step, "validation/accuracy": share, "validation/response_length": 30.0 + step}
+            for step, share in ({0: 0.125} | ACCURACIES).items()]  # fmt: skip
+    with_metrics = shutil.copytree(run, tmp_path / "run")
+    write_rows(with_metrics / metrics.name, rows)
+    export_run(with_metrics, tmp_path / "my_policy", step=3)
+    card = (tmp_path / "my_policy" / "README.md").read_text()
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(front)["tags"] == ["reinforcement-learning", "mmeureka_jax"] and "base_model" not in front
+    assert "# my_policy" in body and "after step 3." in body and "advantage `grpo`" in body
+    for line in (
+        "| 0 | the start | 12.5% | 30 |",
+        "| 2 | the best | 75.0% | 32 |",
+        "| 3 | these parameters | 50.0% | 33 |",
+    ):
+        assert line in body
+    settings = yaml.safe_load(body.split("```yaml")[1].split("```")[0])
+    assert settings["data"] == {"prompt_style": "cpgd", "max_pixels": 50_000} and "run_dir" not in settings
+    assert settings["optimizer"] == {"frozen": ["vision", "language/embed_tokens"], "ema_decay": 0.9}
+    # Before step 3, without metrics, and with a hub id.
+    export_run(run, tmp_path / "plain", average=True)
+    assert "Results" not in (tmp_path / "plain" / "README.md").read_text()
+    metadata = json.loads((run / "metadata.json").read_text())
+    metadata["config"]["model"]["checkpoint"] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    card = model_card("x", metadata | {"kind": "sft"}, 3, True, rows[:2]).decode()
+    assert "base_model: Qwen/Qwen2.5-VL-3B-Instruct" in card and "by imitation" in card and "averaged" in card
+    assert "| 1 | the last before | 25.0% | 31 |" in card
 
 
 def test_shards_and_dtype(run, tmp_path):

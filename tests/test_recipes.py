@@ -30,17 +30,20 @@ SMALL = """
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("policy") / "model"
-    write_guessing_checkpoint(folder)
+def policies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies")
+    for family in ("qwen2_5_vl", "internvl"):
+        write_guessing_checkpoint(folder / family, family=family)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_trains(path, policy, tmp_path, monkeypatch):
+def test_a_recipe_trains(path, policies, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "open_policy", lambda *a: open_policy(*a, devices=jax.devices()[:1]))
-    overrides, recipe = [f"run_dir={tmp_path / 'run'}", f"model.checkpoint={policy}", *SMALL], load_config(path)
+    recipe = load_config(path)
+    policy = policies / ("internvl" if "InternVL" in recipe.model.checkpoint else "qwen2_5_vl")
+    overrides = [f"run_dir={tmp_path / 'run'}", f"model.checkpoint={policy}", *SMALL]
     if recipe.reward.overlong_buffer:
         overrides.append("reward.overlong_buffer=4")
     if recipe.stages:

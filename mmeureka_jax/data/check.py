@@ -14,7 +14,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 import mmeureka_jax
 from mmeureka_jax.config import RewardConfig
-from mmeureka_jax.data.pictures import picture_size, read_picture
+from mmeureka_jax.data.pictures import frame_count, picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, RowError
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
@@ -62,6 +62,16 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something to know of a row that is used."""
+
+    id: str
+    row: int
+    kind: str  # what `CheckReport.summary` groups by
+    text: str
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """The rows that can be used, by number, and those that cannot."""
 
@@ -69,6 +79,7 @@ class CheckReport:
     rejected: list[Rejected]  # by row
     max_tokens: int  # of the usable prompts; 0 if they were not measured
     max_windows: int
+    notes: list[Note] = field(default_factory=list)  # of usable rows
 
     @property
     def num_rows(self) -> int:
@@ -79,6 +90,7 @@ class CheckReport:
         kinds = Counter(rejected.kind for rejected in self.rejected)
         lines = [("rows", self.num_rows), ("usable", len(self.usable)), ("rejected", len(self.rejected))]
         lines += [(f"  {kind}", count) for kind, count in kinds.most_common()]
+        lines += [(f"note: {kind}", count) for kind, count in Counter(note.kind for note in self.notes).most_common()]
         if self.max_tokens:
             lines += [("longest prompt, tokens", self.max_tokens), ("most image windows", self.max_windows)]
         width = max(len(name) for name, _ in lines)
@@ -89,7 +101,8 @@ class CheckReport:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> CheckReport:
-        return cls(**values | {"rejected": [Rejected(**rejected) for rejected in values["rejected"]]})
+        rejected = [Rejected(**rejected) for rejected in values["rejected"]]
+        return cls(**values | {"rejected": rejected, "notes": [Note(**note) for note in values["notes"]]})
 
 
 def check_problems(
@@ -126,6 +139,7 @@ def check_problems(
         rejected=[reason for reason in reasons if reason is not None],
         max_tokens=max((row.num_tokens for row in good), default=0),
         max_windows=max((row.num_windows for row in good), default=0),
+        notes=[note for row in good for note in row.notes],
     )
     _write_cache(cache, report, _digest(row.image_state for row in rows))
     return report
@@ -141,6 +155,7 @@ class _CheckedRow:
     num_tokens: int = 0
     num_windows: int = 0
     image_state: str = ""  # of the picture files, to notice when they change
+    notes: tuple[Note, ...] = ()
     rejected: Rejected | None = None
 
 
@@ -160,10 +175,11 @@ def _check_rows(
         try:
             for ref in problem.images:
                 _check_image(ref, problem.id, decode_images)
+            notes = _frame_notes(problem, row) if decode_images else ()
             num_tokens, num_windows = processor.measure(problem) if processor is not None else (0, 0)
         except RowError as error:
             return checked(rejected=_rejected(row, error))
-        return checked(num_tokens=num_tokens, num_windows=num_windows)
+        return checked(num_tokens=num_tokens, num_windows=num_windows, notes=notes)
 
     return list(_in_threads(check, range(len(source)), f"check {source.name}", progress))
 
@@ -191,6 +207,15 @@ def _check_image(ref: ImageRef, problem_id: str, decode: bool) -> None:
         raise RowError(
             f"problem {problem_id!r}: {error}", "missing image" if missing else "broken image", problem_id
         ) from None
+
+
+def _frame_notes(problem: Problem, row: int) -> tuple[Note, ...]:
+    counts = [(ref, frame_count(ref)) for ref in problem.images]
+    return tuple(
+        Note(problem.id, row, "first frame of several", f"{ref}: it has {count} frames or pages; the first is used")
+        for ref, count in counts
+        if count > 1
+    )
 
 
 def _find_duplicates(rows: list[_CheckedRow], reasons: list[Rejected | None]) -> None:

@@ -177,6 +177,8 @@ def check_command(args: argparse.Namespace) -> int:
     report = check_problems(source, processor, accuracy=args.accuracy, decode_images=not args.headers_only)
     for rejected in report.rejected:
         print(f"row {rejected.row}: {rejected.kind}: {rejected.reason}")
+    for note in report.notes:
+        print(f"row {note.row}: note: problem {note.id!r}: {note.text}")
     print(report.summary())
     if args.json:
         write_atomic(Path(args.json), (json.dumps(report.to_json(), indent=1) + "\n").encode())

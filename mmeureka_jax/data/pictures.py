@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from mmeureka_jax.data.problems import ImageRef, RowError
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.config import Qwen2_5VLConfig
 
 # Plain raster formats. Pillow knows more, among them EPS, which it hands to a Ghostscript process.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -40,14 +41,14 @@ def _opened(ref: ImageRef) -> Iterator[ImageFile.ImageFile]:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are over {limit}")
             yield image
     except FileNotFoundError:
-        raise _unusable(ref, "no such file; restore it or drop the row") from None
+        raise unusable(ref, "no such file; restore it or drop the row") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _unusable(ref, f"too large ({error}); scale the picture down or drop the row") from None
+        raise unusable(ref, f"too large ({error}); scale the picture down or drop the row") from None
     except Exception as error:  # broken files make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise _unusable(ref, f"not a readable picture ({error}); replace the file or drop the row") from None
+        raise unusable(ref, f"not a readable picture ({error}); replace the file or drop the row") from None
 
 
-def _unusable(ref: ImageRef, reason: str) -> RowError:
+def unusable(ref: ImageRef, reason: str) -> RowError:
     return RowError(f"{ref}: {reason}", kind="unusable image")
 
 
@@ -58,8 +59,15 @@ def picture_size(ref: ImageRef) -> tuple[int, int]:
         return (width, height) if _is_turned(image) else (height, width)
 
 
+def frame_count(ref: ImageRef) -> int:
+    """Frames of an animation, or pages; 1 for a still picture. `read_picture` takes the first."""
+    with _opened(ref) as image:
+        return getattr(image, "n_frames", 1)
+
+
 def read_picture(ref: ImageRef) -> Image.Image:
-    """The whole picture, upright, in RGB, transparency composited onto white as HF's `convert_to_rgb` does.
+    """The whole picture, upright, in RGB, transparency composited onto white as HF's `convert_to_rgb` does. Of several
+    frames or pages the first.
 
     Raises:
         RowError: a missing, truncated or otherwise broken file, or too many pixels.
@@ -112,18 +120,20 @@ class PicturePreprocessor:
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path, geometry: VisionGeometry, min_pixels: int | None = None, max_pixels: int | None = None
+        cls, path: Path, config: Qwen2_5VLConfig, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> PicturePreprocessor:
         """Reads `processor_config.json` (transformers 5, nested) or `preprocessor_config.json` as HF does.
 
         Args:
-            geometry: that of the model's `config.json`, which the file must agree with.
+            config: the model's, which the file must agree with.
             min_pixels, max_pixels: the area that pictures are resized into; None keeps the checkpoint's.
 
         Raises:
             UserError: no such file, one that is not understood, or limits that no picture can meet.
         """
-        source, settings = _read_settings(path)
+        vision = config.vision
+        geometry = VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.window_size)
+        source, settings = read_settings(path)
         for key, expected in (("patch_size", geometry.patch_size), ("merge_size", geometry.merge_size)):
             if settings.get(key, expected) != expected:
                 raise UserError(f"{source}: {key} is {settings[key]}, but config.json's vision tower has {expected}")
@@ -141,7 +151,7 @@ class PicturePreprocessor:
             min_pixels=smallest,
             max_pixels=largest,
             resample=Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)),
-            values=_level_values(settings),
+            values=level_values(settings),
         )
 
     def grid(self, ref: ImageRef) -> Grid:
@@ -150,7 +160,7 @@ class PicturePreprocessor:
         try:
             height, width = smart_resize(*size, self.geometry.factor, self.min_pixels, self.max_pixels)
         except ValueError as error:
-            raise _unusable(ref, f"{error}; crop it or drop the row") from None
+            raise unusable(ref, f"{error}; crop it or drop the row") from None
         return height // self.geometry.patch_size, width // self.geometry.patch_size
 
     def patches(self, ref: ImageRef, grid: Grid) -> Float[np.ndarray, "w S C"]:
@@ -158,6 +168,21 @@ class PicturePreprocessor:
         height, width = (patches * self.geometry.patch_size for patches in grid)
         resized = read_picture(ref).resize((width, height), Image.Resampling(self.resample))
         return patchify(np.asarray(resized), self.values, self.geometry)
+
+    # Prompts.
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Texts that stand for a picture in a prompt, beside the special tokens."""
+        return ()
+
+    def for_template(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the chat template is given."""
+        return [dict(message) for message in messages]
+
+    def mark_pictures(self, text: str) -> str:
+        """The template's text with one placeholder token a picture."""
+        return text
 
 
 def _first(*values: Any) -> Any:
@@ -174,7 +199,7 @@ def _read_json_object(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _read_settings(path: Path) -> tuple[Path, Mapping[str, Any]]:
+def read_settings(path: Path) -> tuple[Path, Mapping[str, Any]]:
     """The file with the image processor's settings, and the settings; the nested form wins, as in transformers."""
     nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
     if nested.exists() and isinstance(settings := _read_json_object(nested).get("image_processor"), Mapping):
@@ -184,10 +209,16 @@ def _read_settings(path: Path) -> tuple[Path, Mapping[str, Any]]:
     raise UserError(f"{path}: neither preprocessor_config.json nor a processor_config.json with an image_processor")
 
 
-def _level_values(settings: Mapping[str, Any]) -> Float[np.ndarray, "3 256"]:
-    """The 256 levels after HF's rescale (in float64, rounded to float32) and normalise (in float32)."""
+def level_values(settings: Mapping[str, Any], *, by_division: bool = False) -> Float[np.ndarray, "3 256"]:
+    """The 256 levels after HF's rescale (in float64, rounded to float32) and normalise (in float32).
+
+    Args:
+        by_division: divide by 255 in float32 instead, as torchvision's `ToTensor` does.
+    """
     levels = np.arange(256, dtype=np.float32)
-    if settings.get("do_rescale", True):
+    if by_division:
+        levels /= np.float32(255)
+    elif settings.get("do_rescale", True):
         levels = (levels.astype(np.float64) * settings.get("rescale_factor", 1 / 255)).astype(np.float32)
     if not settings.get("do_normalize", True):
         return np.tile(levels, (3, 1))

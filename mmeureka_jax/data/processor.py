@@ -22,11 +22,17 @@ from jaxtyping import Bool, Float, Int
 from mmeureka_jax.data.pictures import PicturePreprocessor
 from mmeureka_jax.data.problems import Problem, RowError
 from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
-from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, rotary_positions, window_layout
+from mmeureka_jax.data.tiles import TileGeometry, TilePreprocessor
+from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.families import PolicyConfig
+from mmeureka_jax.models.internvl import InternVLConfig
 from mmeureka_jax.models.weights import read_config
+
+# What cuts a family's pictures and writes their places into prompts.
+PREPROCESSORS: dict[type, Any] = {Qwen2_5VLConfig: PicturePreprocessor, InternVLConfig: TilePreprocessor}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +57,8 @@ class Processor:
     """
 
     path: Path
-    config: Qwen2_5VLConfig
-    pictures: PicturePreprocessor
+    config: PolicyConfig
+    pictures: PicturePreprocessor | TilePreprocessor
     prompt_style: PromptStyle
     max_prompt_tokens: int
 
@@ -71,16 +77,15 @@ class Processor:
         Args:
             prompt_style: instructions put around each question; see `apply_prompt_style`.
             max_prompt_tokens: longest prompt, image tokens included; a longer one is refused, never cut.
-            min_pixels, max_pixels: the area that pictures are resized into; None keeps the checkpoint's.
+            min_pixels, max_pixels: the area that pictures are resized into; None keeps the checkpoint's. InternVL: as
+                many tiles as `max_pixels` holds, and at least one.
 
         Raises:
             UserError: a file is missing or does not fit the others.
         """
         path = Path(path)
         config = read_config(path)
-        vision = config.vision
-        geometry = VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.window_size)
-        pictures = PicturePreprocessor.from_checkpoint(path, geometry, min_pixels, max_pixels)
+        pictures = PREPROCESSORS[type(config)].from_checkpoint(path, config, min_pixels, max_pixels)
         processor = cls(path, config, pictures, prompt_style, max_prompt_tokens)
         _ = processor._placeholders, processor._chat_template  # read now, so that a bad checkpoint fails now
         return processor
@@ -95,12 +100,21 @@ class Processor:
     def tokenizer(self) -> Any:
         """The checkpoint's (fast) Hugging Face tokenizer."""
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which nothing here needs
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        settings = self.path / "tokenizer_config.json"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(self.path), local_files_only=True)
+            # Code that a checkpoint brings is not run; beside a tokenizer.json it is not needed.
+            own_code = settings.is_file() and "auto_map" in json.loads(settings.read_text(encoding="utf-8"))
+            fast = own_code and (self.path / "tokenizer.json").is_file()
+            kind = PreTrainedTokenizerFast if fast else AutoTokenizer
+            options = {} if fast else {"trust_remote_code": False}
+            tokenizer = kind.from_pretrained(str(self.path), local_files_only=True, **options)
         except Exception as error:  # transformers raises whatever the file at fault made it stumble over
-            raise UserError(f"{self.path}: its tokenizer cannot be loaded ({error})") from error
+            raise UserError(
+                f"{self.path}: its tokenizer cannot be loaded ({error}); one with code of its own needs a "
+                "tokenizer.json beside it (docs/models.md)"
+            ) from error
         if not tokenizer.is_fast:
             raise UserError(f"{self.path}: no tokenizer.json; save the tokenizer in the fast format")
         # Text is encoded by the Rust tokenizer itself, which threads can share once these are set.
@@ -127,13 +141,12 @@ class Processor:
     @cached_property
     def _placeholders(self) -> tuple[str, ...]:
         """The tokens that mark pictures, which no text may contain."""
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        ids = {name: getattr(self.config, name) for name in names}
+        ids = self.config.placeholders
         tokens = {name: self.tokenizer.convert_ids_to_tokens(token_id) for name, token_id in ids.items()}
         for name, token in tokens.items():
             if not token:
                 raise UserError(f"{self.path}: {name} of config.json is {ids[name]}, which its tokenizer does not have")
-        return tuple(tokens.values())
+        return (*tokens.values(), *self.pictures.markers)
 
     @property
     def image_token_id(self) -> int:
@@ -197,9 +210,12 @@ class Processor:
                 if part["type"] == "text":
                     self._refuse_placeholders(part["text"])
         text = self.tokenizer.apply_chat_template(
-            list(messages), chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+            self.pictures.for_template(messages),
+            chat_template=self._chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
         )
-        tokens = self._encode(text)
+        tokens = self._encode(self.pictures.mark_pictures(text))
         is_image = tokens == self.image_token_id
         if is_image.sum() != len(grids):
             raise UserError(
@@ -235,16 +251,16 @@ def assemble_prompt(
     grids: Sequence[Grid],
     patches: Sequence[Float[np.ndarray, "_ S C"]],
     image_token_id: int,
-    geometry: VisionGeometry,
+    geometry: VisionGeometry | TileGeometry,
 ) -> ProcessedPrompt:
     """A prompt of its parts: `tokens` has `image_token_id` at every image token of the pictures, which lie in order."""
-    layouts = [window_layout(grid, geometry) for grid in grids]
+    layouts = [geometry.layout(grid) for grid in grids]
     windows = np.array([len(layout.patch_mask) for layout in layouts], np.int64)
     counts = [geometry.image_tokens(grid) for grid in grids]
 
     image_places = np.flatnonzero(tokens == image_token_id)
     starts = image_places[np.cumsum([0, *counts[:-1]])] if counts else ()
-    positions, next_position = rotary_positions(len(tokens), starts, grids, geometry.merge_size)
+    positions, next_position = geometry.positions(len(tokens), starts, grids)
     image_index = np.full(len(tokens), -1, np.int32)
     if layouts:
         first_window = np.cumsum(windows) - windows

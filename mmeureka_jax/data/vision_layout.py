@@ -68,6 +68,15 @@ class VisionGeometry:
     def image_tokens(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.patches_per_unit
 
+    def layout(self, grid: Grid) -> WindowLayout:
+        return window_layout(grid, self)
+
+    def positions(
+        self, num_tokens: int, image_starts: Sequence[int], grids: Sequence[Grid]
+    ) -> tuple[Int[np.ndarray, "3 L"], int]:
+        """See `rotary_positions`."""
+        return rotary_positions(num_tokens, image_starts, grids, self.merge_size)
+
     def num_windows(self, grid: Grid) -> int:
         side = self.window_units * self.merge_size
         return math.ceil(grid[0] / side) * math.ceil(grid[1] / side)

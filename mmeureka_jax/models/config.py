@@ -7,7 +7,7 @@ transformers 4 (and the files on the hub) keep the text decoder's keys at the to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ class TextConfig:
     mrope_section: tuple[int, int, int]  # rotary frequencies that follow (time, row, column); sum = head_dim / 2
     tie_word_embeddings: bool
     max_position_embeddings: int = 128000  # kept for the exported file; the policy itself has no limit
+    attention_bias: bool = True  # of queries, keys and values (Qwen2; not Llama, Qwen3 and InternLM2)
+    qk_norm: bool = False  # each head's queries and keys are normalised (Qwen3)
+    fused_qkv: bool = False  # queries, keys and values come of one matrix (InternLM2)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class VisionConfig:
     out_hidden_size: int
     tokens_per_second: int = 2  # video only; kept for the exported file
 
+    @property
+    def patches_per_window(self) -> int:
+        """S, the places of a window."""
+        return (self.window_size // self.patch_size) ** 2
+
+    @property
+    def patch_numbers(self) -> int:
+        """C, the numbers in a patch of a still picture."""
+        return self.in_channels * self.patch_size**2
+
 
 @dataclass(frozen=True)
 class Qwen2_5VLConfig:
@@ -68,7 +81,11 @@ class Qwen2_5VLConfig:
 
     @classmethod
     def from_hf(
-        cls, config_json: Mapping[str, Any], generation_config_json: Mapping[str, Any] | None, source: str
+        cls,
+        config_json: Mapping[str, Any],
+        generation_config_json: Mapping[str, Any] | None,
+        source: str,
+        added_tokens: Callable[[], Mapping[str, int]] = dict,
     ) -> Qwen2_5VLConfig:
         """Reads the dictionaries of `config.json` and (where there is one) `generation_config.json`.
 
@@ -76,39 +93,23 @@ class Qwen2_5VLConfig:
             config_json: as transformers 4 (flat or nested) or 5 wrote it.
             generation_config_json: decides the end and padding tokens when it names them, as in transformers.
             source: the file, for messages.
+            added_tokens: not needed: `config.json` names every token.
 
         Raises:
-            UserError: another model family, a missing or malformed key, sizes that do not fit together, or a feature
+            UserError: a missing or malformed key, sizes that do not fit together, or a feature
                 this policy does not have (sliding windows in the decoder, scaled rotary embedding, other activations).
         """
-        family = config_json.get("model_type")
-        if family != MODEL_TYPE:
-            raise UserError(
-                f"{source}: model_type is {family!r}, but only {MODEL_TYPE!r} (Qwen2.5-VL) is supported; "
-                "give a Qwen2.5-VL checkpoint"
-            )
         # The nested keys of text_config win over flat ones, except where they are null.
         nested = {k: v for k, v in (config_json.get("text_config") or {}).items() if v is not None}
-        text_keys = _Keys({**config_json, **nested}, source, "")
+        text_keys = Keys({**config_json, **nested}, source, "")
         if not isinstance(config_json.get("vision_config"), Mapping):
             raise UserError(f"{source}: key 'vision_config' is missing; is this the file of a text-only model?")
-        vision = _read_vision(_Keys(config_json["vision_config"], source, "vision_config."))
+        vision = _read_vision(Keys(config_json["vision_config"], source, "vision_config."))
         # transformers 5: tied if either level says so.
         tied = bool(config_json.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
         text = _read_text(text_keys, tied)
 
-        generation = generation_config_json or {}
-        eos = _first_given(generation.get("eos_token_id"), text_keys.get("eos_token_id"))
-        if eos is None:
-            raise UserError(f"{source}: neither it nor generation_config.json names an eos_token_id")
-        eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-        pad = _first_given(generation.get("pad_token_id"), text_keys.get("pad_token_id"))
-        bos = _first_given(text_keys.get("bos_token_id"), generation.get("bos_token_id"))
-        if not eos_ids or any(type(token) is not int for token in (*eos_ids, pad or 0, bos or 0)):
-            raise UserError(
-                f"{source}: eos_token_id {eos!r}, pad_token_id {pad!r} and bos_token_id {bos!r} (here or in "
-                "generation_config.json) must be token ids; only the first may be a list"
-            )
+        eos_ids, pad, bos = read_end_tokens(text_keys, generation_config_json or {})
         config = cls(
             text=text,
             vision=vision,
@@ -117,7 +118,7 @@ class Qwen2_5VLConfig:
             vision_start_token_id=text_keys.integer("vision_start_token_id"),
             vision_end_token_id=text_keys.integer("vision_end_token_id"),
             eos_token_ids=eos_ids,
-            pad_token_id=pad if pad is not None else eos_ids[-1],
+            pad_token_id=pad,
             bos_token_id=bos,
         )
         config.check_sizes(source)
@@ -183,9 +184,23 @@ class Qwen2_5VLConfig:
 
     def to_hf_generation(self) -> dict[str, Any]:
         """The dictionary of a `generation_config.json` with every end token."""
-        eos = self.eos_token_ids
-        generation = {"eos_token_id": list(eos) if len(eos) > 1 else eos[0], "pad_token_id": self.pad_token_id}
-        return generation if self.bos_token_id is None else {"bos_token_id": self.bos_token_id, **generation}
+        return generation_config(self.eos_token_ids, self.pad_token_id, self.bos_token_id)
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """The tokens that mark pictures, which no text may contain, by their keys in `config.json`."""
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def forbidden_tokens(self) -> tuple[int, ...]:
+        """Tokens that are never sampled: a placeholder without its picture would break the next forward pass."""
+        return (self.image_token_id, self.video_token_id)
+
+    @property
+    def head_name(self) -> str:
+        """What the stored output head is called."""
+        return "lm_head.weight"
 
     def check_sizes(self, source: str) -> None:
         """Raises a `UserError` about `source` that lists every pair of sizes that do not fit together."""
@@ -222,8 +237,7 @@ class Qwen2_5VLConfig:
                 f"full attention blocks {list(vision.full_attention_blocks)} are not all in 0..{vision.depth - 1}",
             ),
         ]
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-            token = getattr(self, name)
+        for name, token in self.placeholders.items():
             checks.append(
                 (0 <= token < text.vocab_size, f"{name} {token} is outside the vocabulary of {text.vocab_size}")
             )
@@ -233,7 +247,7 @@ class Qwen2_5VLConfig:
 
 
 @dataclass(frozen=True)
-class _Keys:
+class Keys:
     """A section of a config file whose getters name the file and the key when a value is missing or malformed."""
 
     values: Mapping[str, Any]
@@ -252,7 +266,7 @@ class _Keys:
         return float(self._number(names, default, (int, float), "a number"))
 
     def _number(self, names: tuple[str, ...], default: Any, kind: Any, expected: str) -> Any:
-        value = _first_given(*(self.values.get(name) for name in names), default)
+        value = first_given(*(self.values.get(name) for name in names), default)
         if value is None:
             raise UserError(f"{self.source}: key '{self.prefix}{names[0]}' is missing")
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -265,20 +279,48 @@ class _Keys:
             raise UserError(f"{self.source}: key '{self.prefix}{key}' is {value!r}, expected a list of integers")
         return tuple(value)
 
-    def require_silu(self) -> None:
-        activation = self.get("hidden_act", "silu")
-        if activation != "silu":
-            raise UserError(
-                f"{self.source}: {self.prefix}hidden_act is {activation!r}; the {MODEL_TYPE} policy has only 'silu'"
-            )
+    def require(self, key: str, *allowed: Any) -> None:
+        """
+        Raises:
+            UserError: `key` is given and none of `allowed`.
+        """
+        value = self.get(key, allowed[0])
+        if value not in allowed:
+            only = " or ".join(repr(choice) for choice in allowed)
+            raise UserError(f"{self.source}: {self.prefix}{key} is {value!r}; the policy has only {only}")
 
 
-def _first_given(*values: Any) -> Any:
+def generation_config(eos: tuple[int, ...], pad: int, bos: int | None) -> dict[str, Any]:
+    generation = {"eos_token_id": list(eos) if len(eos) > 1 else eos[0], "pad_token_id": pad}
+    return generation if bos is None else {"bos_token_id": bos, **generation}
+
+
+def read_end_tokens(keys: Keys, generation: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int | None]:
+    """The tokens that end a response (`generation_config.json` decides, then the config), that pad, and that begin.
+
+    Raises:
+        UserError: none is named, or one is no token id.
+    """
+    eos = first_given(generation.get("eos_token_id"), keys.get("eos_token_id"))
+    if eos is None:
+        raise UserError(f"{keys.source}: neither it nor generation_config.json names an eos_token_id")
+    eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    pad = first_given(generation.get("pad_token_id"), keys.get("pad_token_id"))
+    bos = first_given(keys.get("bos_token_id"), generation.get("bos_token_id"))
+    if not eos_ids or any(type(token) is not int for token in (*eos_ids, pad or 0, bos or 0)):
+        raise UserError(
+            f"{keys.source}: eos_token_id {eos!r}, pad_token_id {pad!r} and bos_token_id {bos!r} (here or in "
+            "generation_config.json) must be token ids; only the first may be a list"
+        )
+    return eos_ids, pad if pad is not None else eos_ids[-1], bos
+
+
+def first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _read_text(keys: _Keys, tied: bool) -> TextConfig:
-    keys.require_silu()
+def _read_text(keys: Keys, tied: bool) -> TextConfig:
+    keys.require("hidden_act", "silu")
     num_layers = keys.integer("num_hidden_layers")
     num_heads = keys.integer("num_attention_heads")
     hidden_size = keys.integer("hidden_size")
@@ -290,7 +332,7 @@ def _read_text(keys: _Keys, tied: bool) -> TextConfig:
             f"{keys.source}: rotary settings {dict(rope)!r} are not supported; the {MODEL_TYPE} policy has the plain "
             "multimodal kind, {'type': 'mrope', 'mrope_section': [..]} (no yarn or other scaling)"
         )
-    section = _Keys(rope, keys.source, "rope_scaling.").integers("mrope_section")
+    section = Keys(rope, keys.source, "rope_scaling.").integers("mrope_section")
     if num_heads <= 0 or len(section) != 3:
         raise UserError(
             f"{keys.source}: num_attention_heads {num_heads} or mrope_section {list(section)} is not usable"
@@ -304,21 +346,21 @@ def _read_text(keys: _Keys, tied: bool) -> TextConfig:
         num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
         head_dim=keys.integer("head_dim", default=hidden_size // num_heads),
         rms_norm_eps=keys.real("rms_norm_eps", default=1e-5),
-        rope_theta=_Keys({**rope, **_flat_theta(keys)}, keys.source, "").real("rope_theta", default=1e6),
+        rope_theta=Keys({**rope, **_flat_theta(keys)}, keys.source, "").real("rope_theta", default=1e6),
         mrope_section=(section[0], section[1], section[2]),
         tie_word_embeddings=tied,
         max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
     )
 
 
-def _flat_theta(keys: _Keys) -> dict[str, Any]:
+def _flat_theta(keys: Keys) -> dict[str, Any]:
     """The flat `rope_theta` of transformers 4; a `rope_parameters` of transformers 5 carries its own and wins."""
     if (keys.get("rope_parameters") or {}).get("rope_theta") is not None or keys.get("rope_theta") is None:
         return {}
     return {"rope_theta": keys.get("rope_theta")}
 
 
-def _refuse_sliding_window(keys: _Keys, num_layers: int) -> None:
+def _refuse_sliding_window(keys: Keys, num_layers: int) -> None:
     layer_types = keys.get("layer_types")
     if layer_types is None:
         used = (
@@ -335,8 +377,8 @@ def _refuse_sliding_window(keys: _Keys, num_layers: int) -> None:
         )
 
 
-def _read_vision(keys: _Keys) -> VisionConfig:
-    keys.require_silu()
+def _read_vision(keys: Keys) -> VisionConfig:
+    keys.require("hidden_act", "silu")
     return VisionConfig(
         hidden_size=keys.integer("hidden_size"),
         intermediate_size=keys.integer("intermediate_size"),

@@ -77,6 +77,21 @@ class RMSNorm(nnx.Module):
         return self.scale[...].astype(x.dtype) * normed.astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """Normalisation by mean and variance with float32 statistics (torch's `LayerNorm`)."""
+
+    def __init__(self, size: int, epsilon: float, *, stack: int | None = None):
+        self.scale = parameter((size,), ("norm",), stack)
+        self.bias = parameter((size,), ("norm",), stack)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
 class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)) (`Qwen2_5_VLMLP`, `Qwen2MLP`)."""
 

@@ -28,18 +28,17 @@ from jaxtyping import Float, Int
 from mmeureka_jax.mesh import batch_shards, constrain, gathered
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, decode_attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
-from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
 from mmeureka_jax.models.log_probs import log_probs_of
-from mmeureka_jax.models.qwen2_5_vl import Qwen2_5VL
 
 Params = dict[str, Any]
 KeyValue = tuple[Array, Array]
 
 
 @functools.cache
-def _module(config: Qwen2_5VLConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Qwen2_5VL(config)))
+def _module(config: PolicyConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: family_of(config).module(config)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Policy:
         logits_mb: megabytes (2**20 bytes) of float32 logits that exist on a device at one time in `token_log_probs`.
     """
 
-    config: Qwen2_5VLConfig
+    config: PolicyConfig
     compute_dtype: str = "float32"
     remat: bool = True
     logits_mb: float = 64.0
@@ -74,7 +73,8 @@ class Policy:
         axes = jax.tree.map(lambda v: v.axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
         return nnx.to_pure_dict(axes)
 
-    def module(self, params: Params) -> Qwen2_5VL:
+    def module(self, params: Params) -> Any:
+        """The family's module, with `vision` and `language` (a `Decoder`)."""
         return nnx.merge(_module(self.config)[0], params)
 
     def rotary(self, positions: Int[Array, "B 3 T"]) -> Rotary:
@@ -83,8 +83,7 @@ class Policy:
 
     @property
     def forbidden_tokens(self) -> tuple[int, ...]:
-        """Tokens that are never sampled: a placeholder without its picture would break the next forward pass."""
-        return (self.config.image_token_id, self.config.video_token_id)
+        return self.config.forbidden_tokens
 
 
 def encode_images(policy: Policy, params: Params, images: ImageBatch) -> Float[Array, "P M D"]:

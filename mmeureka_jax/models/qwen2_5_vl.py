@@ -1,15 +1,10 @@
-"""Qwen2.5-VL as Flax modules: the vision tower and the text decoder.
+"""Qwen2.5-VL as Flax modules, and the names of its stored tensors.
 
-Mirrors `transformers.models.qwen2_5_vl.modeling_qwen2_5_vl`; names are Hugging Face's, so that the weight mapping
-(weights.py) is a handful of rules. What differs is the layout: pictures come window by window (see batch.py), decoder
-layers are stacked for a scan, and a layer does not know how its queries meet keys: the caller hands it an `attend`
-function, and so one layer serves prefill, the group-shared update and single-token decoding alike.
+Mirrors `transformers.models.qwen2_5_vl.modeling_qwen2_5_vl`; names are Hugging Face's. What differs is the layout:
+pictures come window by window (see batch.py). The text decoder is in decoder.py.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,104 +15,15 @@ from jaxtyping import Float, Int
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import PADDING, attention, keys_first, split_heads
 from mmeureka_jax.models.batch import Array, ImageBatch
-from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
-from mmeureka_jax.models.layers import (
-    Embedding,
-    GatedMLP,
-    Linear,
-    RMSNorm,
-    Rotary,
-    apply_rotary,
-    parameter,
-    planar_rotary,
-)
+from mmeureka_jax.models.config import Qwen2_5VLConfig, VisionConfig
+from mmeureka_jax.models.decoder import Decoder, run_stack
+from mmeureka_jax.models.layers import GatedMLP, Linear, RMSNorm, Rotary, apply_rotary, parameter, planar_rotary
+from mmeureka_jax.models.rules import Rule, Rules, decoder_rules
+
+# Newer transformers name the towers model.visual and model.language_model; the hub's names are used here.
+RENAMED = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
 
 VISION_NORM_EPSILON = 1e-6  # fixed in transformers, whatever the text decoder's is
-
-# (query [B,T,H,h], key [B,T,K,h], value [B,T,K,h]) -> (attention output [B,T,H,h], what the caller wants to keep)
-Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
-
-WRITTEN_OUT = 8  # layers of a stack that is not scanned
-
-
-def run_stack(
-    body: Callable[[Array, Any], tuple[Array, Any]], x: Array, stacked: Any, *, remat: bool
-) -> tuple[Array, Any]:
-    """`jax.lax.scan(body, x, stacked)`, with `body` recomputed in the backward pass if `remat`.
-
-    A scan keeps what the backward pass needs in stacked buffers, which it fills with zeros first, and copies to and
-    from them. A few layers are written out one after the other instead.
-    """
-    count = len(jax.tree.leaves(stacked)[0])
-    if remat or count > WRITTEN_OUT:
-        return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)
-    kept = []
-    for number in range(count):
-        x, more = body(x, jax.tree.map(lambda leaf, number=number: leaf[number], stacked))
-        kept.append(more)
-    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
-
-
-class SelfAttention(nnx.Module):
-    def __init__(self, config: TextConfig, *, stack: int | None = None):
-        query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query, ("embed", "heads"), bias=True, stack=stack)
-        self.k_proj = Linear(config.hidden_size, key, ("embed", "heads"), bias=True, stack=stack)
-        self.v_proj = Linear(config.hidden_size, key, ("embed", "heads"), bias=True, stack=stack)
-        self.o_proj = Linear(query, config.hidden_size, ("heads", "embed"), stack=stack)
-        self.head_dim = config.head_dim
-
-    def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
-        query, key, value = (
-            constrain(split_heads(project(x), self.head_dim), "batch", "seq", "act_heads", None)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        out, kept = attend(apply_rotary(query, rotary), apply_rotary(key, rotary), value)
-        return self.o_proj(out.reshape(*out.shape[:-2], -1)), kept
-
-
-class DecoderLayer(nnx.Module):
-    def __init__(self, config: TextConfig, *, stack: int | None = None):
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, stack=stack)
-        self.self_attn = SelfAttention(config, stack=stack)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, stack=stack)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, ("embed", "mlp"), stack=stack)
-
-    def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
-        mixed, kept = self.self_attn(self.input_layernorm(x), rotary, attend)
-        x = constrain(x + mixed, "batch", "seq", "act_embed")
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return constrain(x, "batch", "seq", "act_embed"), kept
-
-
-class Decoder(nnx.Module):
-    """The text model. `layers` is one module whose parameters carry a leading layer dimension."""
-
-    def __init__(self, config: TextConfig):
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = DecoderLayer(config, stack=config.num_layers)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"))
-
-    def head_kernel(self) -> Float[Array, "D V"]:
-        """The output projection, float32: the transposed embedding where the two are tied."""
-        return self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-
-    def scan_layers(
-        self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend, *, remat: bool
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """Runs all layers; what `attend` kept comes back stacked over layers."""
-        definition, stacked = nnx.split(self.layers)
-
-        def body(x: Array, parameters: nnx.State) -> tuple[Array, Any]:
-            return nnx.merge(definition, parameters)(x, rotary, attend)
-
-        return run_stack(body, x, stacked, remat=remat)
-
-    def layer(self, parameters: Any) -> DecoderLayer:
-        """One layer, from its own parameters (a slice of the stack)."""
-        return nnx.merge(nnx.split(self.layers)[0], parameters)
 
 
 class VisionAttention(nnx.Module):
@@ -223,3 +129,25 @@ class Qwen2_5VL(nnx.Module):
     def __init__(self, config: Qwen2_5VLConfig):
         self.vision = VisionTower(config.vision)
         self.language = Decoder(config.text)
+
+
+def rules(config: Qwen2_5VLConfig) -> tuple[Rule, ...]:
+    """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
+    v, found = config.vision, Rules()
+    merged = v.hidden_size * v.spatial_merge_size**2
+    patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    found.add("vision/patch_embed/kernel", "visual.patch_embed.proj.weight", (v.hidden_size, *patch), "patches")
+    leaf, tensor = "vision/blocks", "visual.blocks.{}"
+    found.scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth)
+    found.linear(f"{leaf}/attn/qkv", f"{tensor}.attn.qkv", v.hidden_size, 3 * v.hidden_size, v.depth, bias=True)
+    found.linear(f"{leaf}/attn/proj", f"{tensor}.attn.proj", v.hidden_size, v.hidden_size, v.depth, bias=True)
+    found.scale(f"{leaf}/norm2", f"{tensor}.norm2", v.hidden_size, v.depth)
+    sizes = {"gate_proj": (v.hidden_size, v.intermediate_size), "up_proj": (v.hidden_size, v.intermediate_size)}
+    sizes["down_proj"] = (v.intermediate_size, v.hidden_size)
+    for name, size in sizes.items():
+        found.linear(f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", *size, v.depth, bias=True)
+    found.scale("vision/merger/ln_q", "visual.merger.ln_q", v.hidden_size)
+    found.linear("vision/merger/mlp_0", "visual.merger.mlp.0", merged, merged, bias=True)
+    found.linear("vision/merger/mlp_2", "visual.merger.mlp.2", merged, v.out_hidden_size, bias=True)
+    decoder_rules(found, config.text)
+    return tuple(found.found)

@@ -1,4 +1,4 @@
-"""A small random Qwen2.5-VL in the real file format, with a real tokenizer: where demo, tests and smoke runs start.
+"""A small random policy in the real file format, with a real tokenizer: where demo, tests and smoke runs start.
 
 The tokenizer is byte-level BPE as Qwen's is (the same special tokens and splitting rules), trained on the built-in
 problems. It keeps what those are made of short: every word that they use, every digit and each of the four tags is one
@@ -20,6 +20,8 @@ import numpy as np
 from mmeureka_jax.config import RandomModelConfig, to_dict
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
+from mmeureka_jax.models.families import PolicyConfig
+from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig
 from mmeureka_jax.models.weights import rules, write_checkpoint
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_INTERNVL_TOKENS = (START_TOKEN, END_TOKEN, CONTEXT_TOKEN)  # after those, for that family
 # One token each, but ordinary text: they stay when special tokens are skipped.
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -79,6 +82,9 @@ _CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
+# InternVL's: the context token stands for the picture, the processor puts its start and end around it.
+_INTERNVL_TEMPLATE = _CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", CONTEXT_TOKEN + "\\n")
+
 _PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "processor_class": "Qwen2_5_VLProcessor",
@@ -92,7 +98,22 @@ _PREPROCESSOR = {
 }
 
 
-def build_tokenizer_files(path: str | Path) -> Tokenizer:
+_INTERNVL_PREPROCESSOR = {
+    "image_processor_type": "GotOcr2ImageProcessor",
+    "processor_class": "InternVLProcessor",
+    "crop_to_patches": True,
+    "min_patches": 1,
+    "max_patches": 12,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def build_tokenizer_files(path: str | Path, family: str = "qwen2_5_vl") -> Tokenizer:
     """Trains the built-in tokenizer and writes `tokenizer.json`, `tokenizer_config.json` and the chat template.
 
     The result is the same every time. transformers' `AutoTokenizer` loads it, without torch.
@@ -100,17 +121,25 @@ def build_tokenizer_files(path: str | Path) -> Tokenizer:
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer(_corpus())
+    internvl = family == "internvl"
+    if internvl:
+        tokenizer.add_special_tokens(list(_INTERNVL_TOKENS))
     tokenizer.save(str(path / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "additional_special_tokens": [*SPECIAL_TOKENS[1:], *(_INTERNVL_TOKENS if internvl else ())],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32768,
     }
+    if internvl:  # attributes that transformers' InternVLProcessor asks its tokenizer for
+        names = ("start_image_token", "end_image_token", "context_image_token")
+        tokenizer_config |= {
+            "extra_special_tokens": dict(zip(names, _INTERNVL_TOKENS, strict=True)) | {"video_token": "<|video_pad|>"}
+        }
     _write_json(path / "tokenizer_config.json", tokenizer_config)
-    (path / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
+    (path / "chat_template.jinja").write_text(_INTERNVL_TEMPLATE if internvl else _CHAT_TEMPLATE, encoding="utf-8")
     return tokenizer
 
 
@@ -125,8 +154,12 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         companions = Path(folder)
-        tokenizer = build_tokenizer_files(companions)
-        _write_json(companions / "preprocessor_config.json", _PREPROCESSOR)
+        tokenizer = build_tokenizer_files(companions, config.family)
+        if config.family == "internvl":
+            size = {"height": config.tile_size, "width": config.tile_size}
+            _write_json(companions / "preprocessor_config.json", {**_INTERNVL_PREPROCESSOR, "size": size})
+        else:
+            _write_json(companions / "preprocessor_config.json", _PREPROCESSOR)
         model_config = _model_config(config, tokenizer)
         write_checkpoint(
             _random_tensors(model_config, config.seed),
@@ -138,20 +171,22 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
         )
 
 
-def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> Qwen2_5VLConfig:
+def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConfig:
     if min(config.num_heads, config.num_kv_heads, config.vision_num_heads) < 1:
         raise UserError("model.random: every number of heads must be at least 1")
     if config.hidden_size % config.num_heads:
         raise UserError(
             f"model.random.hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}"
         )
+    if config.family == "internvl":
+        return _internvl_config(config, tokenizer.get_vocab())
     head_dim = config.hidden_size // config.num_heads
     time = head_dim // 8  # a quarter of the frequencies, as in the released models; the rest for row and column
     row = (head_dim // 2 - time) // 2
     ids = tokenizer.get_vocab()
     model_config = Qwen2_5VLConfig(
         text=TextConfig(
-            vocab_size=-(-len(ids) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+            vocab_size=_table_size(ids),
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_layers=config.num_layers,
@@ -183,6 +218,64 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> Qwen2_5VLC
     return model_config
 
 
+def _table_size(vocab: Mapping[str, int]) -> int:
+    return -(-len(vocab) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+
+def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> InternVLConfig:
+    """Of the native layout, with a Qwen2 decoder and the towers' settings of InternVL2.5-8B."""
+    ids = special_token_ids(vocab)
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": _table_size(vocab),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": 32768,
+        "bos_token_id": ids["bos_token_id"],
+        "eos_token_id": ids["eos_token_ids"][0],
+        "pad_token_id": ids["pad_token_id"],
+    }
+    vision = {
+        "model_type": "internvl_vision",
+        "hidden_size": config.vision_hidden_size,
+        "intermediate_size": config.vision_intermediate_size,
+        "num_hidden_layers": config.vision_depth,
+        "num_attention_heads": config.vision_num_heads,
+        "attention_bias": True,
+        "use_qk_norm": False,
+        "hidden_act": "gelu",
+        "norm_type": "layer_norm",
+        "layer_norm_eps": 1e-6,
+        "image_size": [config.tile_size] * 2,
+        "patch_size": [14, 14],
+        "num_channels": 3,
+        "layer_scale_init_value": 1.0,
+        "use_mean_pooling": True,
+        "use_absolute_position_embeddings": True,
+    }
+    config_json = {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_id": vocab[CONTEXT_TOKEN],
+        "image_seq_length": (config.tile_size // 28) ** 2,
+        "downsample_ratio": 0.5,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    return InternVLConfig.from_hf(config_json, None, "model.random", lambda: vocab)
+
+
 def special_token_ids(vocab: Mapping[str, int]) -> dict[str, Any]:
     """The fields of a model's config that name tokens, for a vocabulary that has `SPECIAL_TOKENS`."""
     return {
@@ -196,11 +289,11 @@ def special_token_ids(vocab: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _random_tensors(config: Qwen2_5VLConfig, seed: int) -> Iterator[np.ndarray]:
+def _random_tensors(config: PolicyConfig, seed: int) -> Iterator[np.ndarray]:
     """The stored tensors, in the order of the rules."""
     for rule in rules(config):
         for name, _ in rule.tensors():
-            if rule.leaf.endswith("/scale"):
+            if rule.leaf.endswith(("/scale", "/ls1", "/ls2")):
                 yield np.ones(rule.shape, np.float32)
             elif rule.leaf.endswith("/bias"):
                 yield np.zeros(rule.shape, np.float32)

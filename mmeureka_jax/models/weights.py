@@ -15,9 +15,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +25,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
+from mmeureka_jax.models.rules import Layout, Rule, from_stored, to_stored
 from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, write_checkpoint_files
-
-Layout = Literal["same", "linear", "patches"]
 
 # Files that travel unchanged from the checkpoint a policy came from to the one that is saved.
 COMPANION_FILES = (
@@ -43,87 +41,21 @@ COMPANION_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
     "chat_template.json",
     "chat_template.jinja",
 )
 
+# The same for the code that some of the hub's models come with: others may run it, nothing here does.
+_CODE_FILES = ("configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py", "conversation.py")
+
 # Leaves up to this size are put together on the host: for a small model, compiling their placement takes far longer.
 _SMALL_LEAF_BYTES = 16 * 2**20
 
-# Newer transformers name the towers model.visual and model.language_model; the hub's names are used here.
-_RENAMED_PREFIXES = ((re.compile(r"^model\.visual\."), "visual."), (re.compile(r"^model\.language_model\."), "model."))
 
-
-@dataclass(frozen=True)
-class Rule:
-    """One leaf of the parameter tree and the stored tensor (or the tensor of each layer) that it holds."""
-
-    leaf: str  # path in the parameter tree, "/" between keys
-    tensor: str  # name in the hub's layout; "{}" is the layer
-    shape: tuple[int, ...]  # of the stored tensor (of one layer)
-    layout: Layout
-    layers: int | None = None  # the leaf's leading axis, if layers are stacked
-
-    @property
-    def leaf_shape(self) -> tuple[int, ...]:
-        one = jax.eval_shape(lambda x: _from_stored(x, self.layout), jax.ShapeDtypeStruct(self.shape, jnp.float32))
-        return one.shape if self.layers is None else (self.layers, *one.shape)
-
-    def tensors(self) -> list[tuple[str, int | None]]:
-        """(stored name, layer) of everything in the leaf."""
-        if self.layers is None:
-            return [(self.tensor, None)]
-        return [(self.tensor.format(layer), layer) for layer in range(self.layers)]
-
-
-def rules(config: Qwen2_5VLConfig) -> tuple[Rule, ...]:
+def rules(config: PolicyConfig) -> tuple[Rule, ...]:
     """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
-    t, v = config.text, config.vision
-    q_size, kv_size = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
-    merged = v.hidden_size * v.spatial_merge_size**2
-    patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    found: list[Rule] = []
-
-    def scale(leaf: str, tensor: str, size: int, layers: int | None = None) -> None:
-        found.append(Rule(f"{leaf}/scale", f"{tensor}.weight", (size,), "same", layers))
-
-    def linear(
-        leaf: str, tensor: str, inputs: int, outputs: int, layers: int | None = None, bias: bool = False
-    ) -> None:
-        found.append(Rule(f"{leaf}/kernel", f"{tensor}.weight", (outputs, inputs), "linear", layers))
-        if bias:
-            found.append(Rule(f"{leaf}/bias", f"{tensor}.bias", (outputs,), "same", layers))
-
-    found.append(
-        Rule("vision/patch_embed/kernel", "visual.patch_embed.proj.weight", (v.hidden_size, *patch), "patches")
-    )
-    leaf, tensor = "vision/blocks", "visual.blocks.{}"
-    scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth)
-    linear(f"{leaf}/attn/qkv", f"{tensor}.attn.qkv", v.hidden_size, 3 * v.hidden_size, v.depth, bias=True)
-    linear(f"{leaf}/attn/proj", f"{tensor}.attn.proj", v.hidden_size, v.hidden_size, v.depth, bias=True)
-    scale(f"{leaf}/norm2", f"{tensor}.norm2", v.hidden_size, v.depth)
-    for name in ("gate_proj", "up_proj"):
-        linear(f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", v.hidden_size, v.intermediate_size, v.depth, bias=True)
-    linear(f"{leaf}/mlp/down_proj", f"{tensor}.mlp.down_proj", v.intermediate_size, v.hidden_size, v.depth, bias=True)
-    scale("vision/merger/ln_q", "visual.merger.ln_q", v.hidden_size)
-    linear("vision/merger/mlp_0", "visual.merger.mlp.0", merged, merged, bias=True)
-    linear("vision/merger/mlp_2", "visual.merger.mlp.2", merged, v.out_hidden_size, bias=True)
-
-    embedding = (t.vocab_size, t.hidden_size)
-    found.append(Rule("language/embed_tokens/embedding", "model.embed_tokens.weight", embedding, "same"))
-    leaf, tensor = "language/layers", "model.layers.{}"
-    scale(f"{leaf}/input_layernorm", f"{tensor}.input_layernorm", t.hidden_size, t.num_layers)
-    for name, size in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
-        linear(f"{leaf}/self_attn/{name}", f"{tensor}.self_attn.{name}", t.hidden_size, size, t.num_layers, bias=True)
-    linear(f"{leaf}/self_attn/o_proj", f"{tensor}.self_attn.o_proj", q_size, t.hidden_size, t.num_layers)
-    scale(f"{leaf}/post_attention_layernorm", f"{tensor}.post_attention_layernorm", t.hidden_size, t.num_layers)
-    for name in ("gate_proj", "up_proj"):
-        linear(f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", t.hidden_size, t.intermediate_size, t.num_layers)
-    linear(f"{leaf}/mlp/down_proj", f"{tensor}.mlp.down_proj", t.intermediate_size, t.hidden_size, t.num_layers)
-    scale("language/norm", "model.norm", t.hidden_size)
-    if not t.tie_word_embeddings:
-        linear("language/lm_head", "lm_head", t.hidden_size, t.vocab_size)
-    return tuple(found)
+    return family_of(config).rules(config)
 
 
 def resolve_checkpoint(name: str | Path) -> Path:
@@ -143,7 +75,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
 
     try:
         found = huggingface_hub.snapshot_download(
-            str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]
+            str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.py"]
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -154,18 +86,33 @@ def resolve_checkpoint(name: str | Path) -> Path:
     return Path(found)
 
 
-def read_config(path: str | Path) -> Qwen2_5VLConfig:
+def read_config(path: str | Path) -> PolicyConfig:
     """The config of the checkpoint folder `path`, from its `config.json` and `generation_config.json` (optional)."""
     config_file, generation_file = Path(path) / "config.json", Path(path) / "generation_config.json"
     if not config_file.is_file():
         raise UserError(f"{config_file}: no such file; {path} is not a Hugging Face checkpoint folder")
     generation = _read_json(generation_file) if generation_file.is_file() else None
-    return Qwen2_5VLConfig.from_hf(_read_json(config_file), generation, str(config_file))
+    content, source = _read_json(config_file), str(config_file)
+    family = family_named(content.get("model_type"), source)
+    return family.config.from_hf(content, generation, source, functools.partial(added_tokens, Path(path)))
+
+
+def added_tokens(path: Path) -> dict[str, int]:
+    """The tokens that a checkpoint's tokenizer has beside its vocabulary proper, and their ids."""
+    found: dict[str, int] = {}
+    if (file := path / "tokenizer.json").is_file():
+        found |= {token["content"]: token["id"] for token in _read_json(file).get("added_tokens") or ()}
+    if (file := path / "tokenizer_config.json").is_file():
+        decoder = _read_json(file).get("added_tokens_decoder") or {}
+        found |= {token["content"]: int(number) for number, token in decoder.items()}
+    if (file := path / "added_tokens.json").is_file():
+        found |= _read_json(file)
+    return found
 
 
 def load_params(
     path: str | Path,
-    config: Qwen2_5VLConfig,
+    config: PolicyConfig,
     shardings: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
 ) -> dict[str, Any]:
@@ -196,7 +143,7 @@ def load_params(
 
 def save_params(
     params: Mapping[str, Any],
-    config: Qwen2_5VLConfig,
+    config: PolicyConfig,
     path: str | Path,
     *,
     source: str | Path | None = None,
@@ -241,7 +188,7 @@ def save_params(
 
 def write_checkpoint(
     tensors: Iterable[np.ndarray],
-    config: Qwen2_5VLConfig,
+    config: PolicyConfig,
     path: Path,
     *,
     source: str | Path | None,
@@ -258,16 +205,20 @@ def write_checkpoint(
     }
     if source is not None:
         present = [Path(source) / name for name in COMPANION_FILES if (Path(source) / name).is_file()]
+        present += [file for pattern in _CODE_FILES for file in sorted(Path(source).glob(pattern))]
         others |= {file.name: file.read_bytes() for file in present}
     write_checkpoint_files(path, shapes, tensors, dtype, others | dict(files or {}), max_shard_bytes)
 
 
-def _match_tensors(path: str | Path, config: Qwen2_5VLConfig) -> dict[str, StoredTensor]:
+def _match_tensors(path: str | Path, config: PolicyConfig) -> dict[str, StoredTensor]:
     """The stored tensors under their names in the hub's layout; every disagreement with the config in one error."""
     found: dict[str, StoredTensor] = {}
     problems: list[str] = []
+    renamed = family_of(config).renamed
     for name, tensor in open_checkpoint(Path(path)).items():
-        hub_name = functools.reduce(lambda text, rename: rename[0].sub(rename[1], text), _RENAMED_PREFIXES, name)
+        hub_name = name
+        for pattern, replacement in renamed:
+            hub_name = re.sub(pattern, replacement, hub_name)
         if hub_name in found:
             problems.append(f"{name}: stored twice, also under another name")
         found[hub_name] = tensor
@@ -281,7 +232,7 @@ def _match_tensors(path: str | Path, config: Qwen2_5VLConfig) -> dict[str, Store
                 problems.append(f"{name}: stored as {found[name].dtype_name}, expected a floating-point type")
     expected = {name for rule in rules(config) for name, _ in rule.tensors()}
     if config.text.tie_word_embeddings:
-        expected.add("lm_head.weight")  # some tied checkpoints store the copy too
+        expected.add(config.head_name)  # some tied checkpoints store the copy too
     problems += [
         f"{name}: unexpected, the model has no such tensor"
         for name in found
@@ -291,14 +242,14 @@ def _match_tensors(path: str | Path, config: Qwen2_5VLConfig) -> dict[str, Store
         listing = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(
             f"{path}: {len(problems)} tensors do not agree with its config.json:\n{listing}\n"
-            "the weights and the config must come from the same Qwen2.5-VL checkpoint"
+            "the weights and the config must come from the same checkpoint"
         )
     return found
 
 
 def _load_leaf(rule: Rule, stored: Mapping[str, StoredTensor], sharding: Sharding, dtype: np.dtype) -> jax.Array:
     if math.prod(rule.leaf_shape) * dtype.itemsize <= _SMALL_LEAF_BYTES:
-        layers = [_from_stored(stored[name].read(), rule.layout).astype(dtype) for name, _ in rule.tensors()]
+        layers = [from_stored(stored[name].read(), rule.layout).astype(dtype) for name, _ in rule.tensors()]
         leaf = layers[0] if rule.layers is None else np.stack(layers)
         return jax.make_array_from_callback(rule.leaf_shape, sharding, lambda index: leaf[index])
 
@@ -325,13 +276,13 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _converter(layout: Layout, sharding: Sharding, dtype: np.dtype) -> Any:
-    return jax.jit(lambda tensor: _from_stored(tensor, layout).astype(dtype), out_shardings=sharding)
+    return jax.jit(lambda tensor: from_stored(tensor, layout).astype(dtype), out_shardings=sharding)
 
 
 @functools.lru_cache(maxsize=64)
 def _layer_setter(layout: Layout, sharding: Sharding) -> Any:
     def set_layer(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
-        value = _from_stored(tensor, layout).astype(stack.dtype)
+        value = from_stored(tensor, layout).astype(stack.dtype)
         return jax.lax.dynamic_update_index_in_dim(stack, value, layer, axis=0)
 
     return jax.jit(set_layer, out_shardings=sharding, donate_argnums=0)
@@ -345,29 +296,9 @@ def _stored_sharding(sharding: Sharding, rule: Rule) -> Sharding:
     axes = (*sharding.spec, *[None] * (rank - len(sharding.spec)))[rule.layers is not None :]
     if rule.layout == "linear":
         axes = axes[::-1]
-    elif rule.layout == "patches":
+    elif rule.layout in ("patches", "convolution"):
         axes = (axes[-1],)
     return NamedSharding(sharding.mesh, PartitionSpec(*axes), memory_kind=sharding.memory_kind)
-
-
-def _from_stored(tensor: Any, layout: Layout) -> Any:
-    """A stored tensor in the layout of the parameter tree."""
-    if layout == "linear":  # [out, in] -> [in, out]
-        return tensor.T
-    if layout == "patches":  # [out, channel, time, row, column] -> [time, (channel, row, column), out]
-        outputs, _, times, _, _ = tensor.shape
-        return tensor.transpose(2, 1, 3, 4, 0).reshape(times, -1, outputs)
-    return tensor
-
-
-def _to_stored(value: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse of `_from_stored`."""
-    if layout == "linear":
-        return value.T
-    if layout == "patches":
-        outputs, channels, times, rows, columns = shape
-        return value.reshape(times, channels, rows, columns, outputs).transpose(4, 1, 0, 2, 3)
-    return value
 
 
 def _fetch_tensors(params: Mapping[str, Any], all_rules: Iterable[Rule], dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -388,7 +319,7 @@ def _extract(
     leaf: jax.Array, layer: jax.Array | None, layout: Layout, shape: tuple[int, ...], dtype: np.dtype
 ) -> jax.Array:
     value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-    return _to_stored(value, layout, shape).astype(dtype)
+    return to_stored(value, layout, shape).astype(dtype)
 
 
 def _get(tree: Mapping[str, Any], path: str) -> Any:

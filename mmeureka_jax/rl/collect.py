@@ -179,7 +179,7 @@ class Collector:
 
         prompts = self._prompts_per_call
         own = prompts // jax.process_count()
-        filler = [filler_prompt(self._policy.config.vision)] * own
+        filler = [filler_prompt(self._policy.config)] * own
         programs = program_count(self.settings, prompts * self.settings.group_size // batch_shards())
         show = self._config.tracking.progress and is_main()
         with progress(len(self._buckets) * programs, "compile", unit="program", enabled=show) as bar:

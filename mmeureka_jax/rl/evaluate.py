@@ -12,7 +12,7 @@ import numpy as np
 
 from mmeureka_jax.mesh import batch_divisor, to_global
 from mmeureka_jax.models.batch import pick_bucket
-from mmeureka_jax.models.config import VisionConfig
+from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.sampler import sample
@@ -68,7 +68,7 @@ def generate(
     rows = -(-max(batch_size, divisor) // divisor) * divisor // hosts  # this host's rows of a global batch
     batches = [problems[i : i + rows] for i in range(0, len(problems), rows)]
     count = int(same_on_all_hosts(len(batches)))
-    filler = filler_prompt(loaded.policy.config.vision)
+    filler = filler_prompt(loaded.policy.config)
     with ThreadPoolExecutor(max_workers=4) as pool:
 
         def process(index: int) -> Any:
@@ -90,17 +90,18 @@ def generate(
                 yield problem, [_response(samples, processor, i, j) for j in range(settings.group_size)]
 
 
-def filler_prompt(vision: VisionConfig) -> ProcessedPrompt:
+def filler_prompt(config: PolicyConfig) -> ProcessedPrompt:
     """A prompt of one token and no picture, for rows that only fill up a batch."""
     from mmeureka_jax.data.processor import ProcessedPrompt
 
-    places = (vision.window_size // vision.patch_size) ** 2
+    vision = config.vision
+    places = vision.patches_per_window
     return ProcessedPrompt(
         tokens=np.zeros(1, np.int32),
         positions=np.zeros((3, 1), np.int32),
         next_position=1,
         image_index=np.full(1, -1, np.int32),
-        patches=np.zeros((0, places, vision.in_channels * vision.patch_size**2), np.float32),
+        patches=np.zeros((0, places, vision.patch_numbers), np.float32),
         patch_positions=np.zeros((0, places, 2), np.int32),
         patch_mask=np.zeros((0, places), bool),
         image_ids=np.zeros(0, np.int32),

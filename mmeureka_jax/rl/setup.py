@@ -231,7 +231,7 @@ def _check_that_hosts_agree(spec: str, seen: Any) -> None:
 
 
 def _describe(report: CheckReport, report_file: Path | None) -> str:
-    """The counts of a check, and its rejected rows by id and reason (the first few, and where the others are)."""
+    """The counts of a check, its rejected rows by id and reason (the first few, where the others are), and notes."""
     lines = [
         report.summary(),
         *(f"row {rejected.row}: {rejected.reason}" for rejected in report.rejected[:_ROWS_SHOWN]),
@@ -239,6 +239,7 @@ def _describe(report: CheckReport, report_file: Path | None) -> str:
     if len(report.rejected) > _ROWS_SHOWN:
         others = f"{report_file} has all of them" if report_file is not None else "`mmeureka data check` names them all"
         lines.append(f"... and {len(report.rejected) - _ROWS_SHOWN} more; {others}")
+    lines += [f"row {note.row}: problem {note.id!r}: {note.text}" for note in report.notes[:_ROWS_SHOWN]]
     return "\n".join(lines)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from mmeureka_jax.config import RewardConfig
 from mmeureka_jax.data import check
 from mmeureka_jax.data.check import CheckReport, check_problems
-from mmeureka_jax.data.problems import Problem, RowError, open_problems
+from mmeureka_jax.data.pictures import read_picture
+from mmeureka_jax.data.problems import ImageRef, Problem, RowError, open_problems
 
 
 class FakeProcessor:
@@ -119,6 +120,21 @@ def test_the_summary_counts_by_kind(folder):
         "most image windows": 2,
     }
     assert CheckReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_of_an_animation_the_first_frame_is_used_and_the_check_says_so(folder):
+    frames = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
+    for name in ("moving.gif", "moving.webp", "moving.png", "pages.tiff"):
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:], lossless=True)
+    rows = [row(name, image=name) for name in ("good.png", "moving.gif", "moving.webp", "moving.png", "pages.tiff")]
+    report = run(write(folder, rows), folder, FakeProcessor(), accuracy=None)
+    assert report.usable == [0, 1, 2, 3, 4] and [note.id for note in report.notes] == [line["id"] for line in rows[1:]]
+    assert all(note.text.endswith(f"{note.id}: it has 3 frames or pages; the first is used") for note in report.notes)
+    assert "note: first frame of several" in report.summary()
+    assert CheckReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+    for line in rows[1:]:
+        red, green, blue = read_picture(ImageRef(path=folder / line["id"])).getpixel((5, 5))
+        assert red > 240 and max(green, blue) < 20
 
 
 def test_headers_alone_find_bombs_but_not_truncation(folder):

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from mmeureka_jax.data.vision_layout import VisionGeometry, window_layout
 from mmeureka_jax.errors import UserError
 
 GEOMETRY = VisionGeometry()
+CONFIG = SimpleNamespace(vision=SimpleNamespace(patch_size=14, spatial_merge_size=2, window_size=112))
 
 
 def noise(width, height, mode="RGB", seed=0):
@@ -61,7 +63,7 @@ def assert_equal_to_hf(preprocessor, hf_processor, data):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     folder = write_settings(tmp_path_factory.mktemp("settings"), min_pixels=4 * 784, max_pixels=60 * 784)
-    return PicturePreprocessor.from_checkpoint(folder, GEOMETRY), Qwen2VLImageProcessorPil.from_pretrained(folder)
+    return PicturePreprocessor.from_checkpoint(folder, CONFIG), Qwen2VLImageProcessorPil.from_pretrained(folder)
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,7 +119,7 @@ def test_settings_are_read_as_hf_reads_them(tmp_path, config, arguments, nested)
     else:
         write_settings(tmp_path, **config)
         (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
-    preprocessor = PicturePreprocessor.from_checkpoint(tmp_path, GEOMETRY, **arguments)
+    preprocessor = PicturePreprocessor.from_checkpoint(tmp_path, CONFIG, **arguments)
     hf_processor = Qwen2VLImageProcessorPil.from_pretrained(tmp_path, **arguments)
     for size in ((40, 30), (500, 320)):
         assert_equal_to_hf(preprocessor, hf_processor, encoded(noise(*size)))
@@ -216,4 +218,4 @@ def test_settings_that_cannot_be_used(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        PicturePreprocessor.from_checkpoint(tmp_path, GEOMETRY)
+        PicturePreprocessor.from_checkpoint(tmp_path, CONFIG)

@@ -7,6 +7,7 @@ import pytest
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.families import family_named
 
 # The files of the released models, as transformers 4 wrote them.
 QWEN_7B = {
@@ -184,8 +185,6 @@ def test_transformers_reads_what_is_written(flat):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model_type", "qwen2_vl", "qwen2_vl"),
-        ("model_type", None, "None"),
         ("vision_config", None, "vision_config"),
         ("hidden_act", "gelu", "gelu"),
         ("vision_config.hidden_act", "quick_gelu", "quick_gelu"),
@@ -217,6 +216,12 @@ def test_refusals_name_the_file_and_what_is_wrong(path, value, message):
     with pytest.raises(UserError, match=r"^some/config\.json: ") as error:
         Qwen2_5VLConfig.from_hf(edited(QWEN_7B, path, value), None, "some/config.json")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", None])
+def test_other_families_are_refused_by_name(name):
+    with pytest.raises(UserError, match=f"some/config.json: model_type is {name!r}, but only 'qwen2_5_vl', 'internvl'"):
+        family_named(name, "some/config.json")
 
 
 def test_sliding_windows_are_refused_only_when_in_use():

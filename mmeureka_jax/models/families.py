@@ -1,0 +1,59 @@
+"""The model families, one line each. How to add one: CONTRIBUTING.md, "Add a model family"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.models import internvl, qwen2_5_vl
+from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.internvl import InternVL, InternVLConfig
+from mmeureka_jax.models.qwen2_5_vl import Qwen2_5VL
+from mmeureka_jax.models.rules import Rule
+
+PolicyConfig = Qwen2_5VLConfig | InternVLConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of checkpoints is read, built and written with.
+
+    Attributes:
+        config: the class of its sizes, whose `from_hf` reads `config.json`.
+        module: makes the Flax module of a config, with the towers `vision` and `language`.
+        rules: its parameters' stored names and shapes.
+        renamed: (pattern, replacement) pairs that turn other names of stored tensors into those of the rules.
+    """
+
+    config: type[Any]
+    module: Callable[[Any], nnx.Module]
+    rules: Callable[[Any], tuple[Rule, ...]]
+    renamed: tuple[tuple[str, str], ...] = ()
+
+
+QWEN2_5_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.RENAMED)
+INTERNVL = Family(InternVLConfig, InternVL, internvl.rules, internvl.RENAMED)
+
+# By `model_type` of config.json.
+FAMILIES: dict[str, Family] = {"qwen2_5_vl": QWEN2_5_VL, "internvl": INTERNVL, "internvl_chat": INTERNVL}
+
+
+def family_of(config: PolicyConfig) -> Family:
+    return next(family for family in FAMILIES.values() if isinstance(config, family.config))
+
+
+def family_named(model_type: Any, source: str) -> Family:
+    """
+    Raises:
+        UserError: `model_type` is none of `FAMILIES`.
+    """
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"{source}: model_type is {model_type!r}, but only {', '.join(map(repr, FAMILIES))} are supported; "
+            "give a Qwen2.5-VL or an InternVL checkpoint"
+        )
+    return FAMILIES[model_type]

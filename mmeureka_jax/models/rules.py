@@ -1,0 +1,133 @@
+"""Which stored tensor is which leaf of the parameter tree: the rules that loading and saving both follow.
+
+A family lists its own (`rules` in its model file) with the help of `Rules`; `decoder_rules` adds the text decoder's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mmeureka_jax.models.config import TextConfig
+
+Layout = Literal["same", "linear", "patches", "convolution"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One leaf of the parameter tree and the stored tensor (or the tensor of each layer) that it holds."""
+
+    leaf: str  # path in the parameter tree, "/" between keys
+    tensor: str  # name in the hub's layout; "{}" is the layer
+    shape: tuple[int, ...]  # of the stored tensor (of one layer)
+    layout: Layout
+    layers: int | None = None  # the leaf's leading axis, if layers are stacked
+
+    @property
+    def leaf_shape(self) -> tuple[int, ...]:
+        one = jax.eval_shape(lambda x: from_stored(x, self.layout), jax.ShapeDtypeStruct(self.shape, jnp.float32))
+        return one.shape if self.layers is None else (self.layers, *one.shape)
+
+    def tensors(self) -> list[tuple[str, int | None]]:
+        """(stored name, layer) of everything in the leaf."""
+        if self.layers is None:
+            return [(self.tensor, None)]
+        return [(self.tensor.format(layer), layer) for layer in range(self.layers)]
+
+
+@dataclass
+class Rules:
+    """A list of rules that grows by what a layer holds."""
+
+    found: list[Rule] = field(default_factory=list)
+
+    def add(
+        self, leaf: str, tensor: str, shape: tuple[int, ...], layout: Layout = "same", layers: int | None = None
+    ) -> None:
+        self.found.append(Rule(leaf, tensor, shape, layout, layers))
+
+    def scale(self, leaf: str, tensor: str, size: int, layers: int | None = None, bias: bool = False) -> None:
+        """A norm."""
+        self.add(f"{leaf}/scale", f"{tensor}.weight", (size,), layers=layers)
+        if bias:
+            self.add(f"{leaf}/bias", f"{tensor}.bias", (size,), layers=layers)
+
+    def linear(
+        self, leaf: str, tensor: str, inputs: int, outputs: int, layers: int | None = None, bias: bool = False
+    ) -> None:
+        self.add(f"{leaf}/kernel", f"{tensor}.weight", (outputs, inputs), "linear", layers)
+        if bias:
+            self.add(f"{leaf}/bias", f"{tensor}.bias", (outputs,), layers=layers)
+
+
+# What the tensors of a decoder layer are called: Qwen2, Qwen3 and Llama alike, and InternLM2.
+_HUGGING_FACE = {
+    "embed_tokens": "embed_tokens", "input_layernorm": "input_layernorm", "qkv_proj": "", "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "o_proj": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm",
+    "post_attention_layernorm": "post_attention_layernorm", "gate_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}  # fmt: skip
+_INTERNLM2 = {
+    "embed_tokens": "tok_embeddings", "input_layernorm": "attention_norm", "qkv_proj": "attention.wqkv",
+    "o_proj": "attention.wo", "post_attention_layernorm": "ffn_norm", "gate_proj": "feed_forward.w1",
+    "up_proj": "feed_forward.w3", "down_proj": "feed_forward.w2",
+}  # fmt: skip
+
+
+def decoder_rules(found: Rules, text: TextConfig, model: str = "model", head: str = "lm_head") -> None:
+    """The text decoder's tensors, stored under `model` and its output head as `head`."""
+    names = _INTERNLM2 if text.fused_qkv else _HUGGING_FACE
+    count, size, inner = text.num_layers, text.hidden_size, text.intermediate_size
+    q_size, kv_size = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    embedding = f"{model}.{names['embed_tokens']}.weight"
+    found.add("language/embed_tokens/embedding", embedding, (text.vocab_size, size))
+
+    def tensor(name: str) -> str:
+        return f"{model}.layers.{{}}.{names[name]}"
+
+    leaf = "language/layers"
+    found.scale(f"{leaf}/input_layernorm", tensor("input_layernorm"), size, count)
+    projections = {"qkv_proj": q_size + 2 * kv_size}
+    if not text.fused_qkv:
+        projections = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+    for name, outputs in projections.items():
+        found.linear(f"{leaf}/self_attn/{name}", tensor(name), size, outputs, count, bias=text.attention_bias)
+    if text.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            found.scale(f"{leaf}/self_attn/{name}", tensor(name), text.head_dim, count)
+    found.linear(f"{leaf}/self_attn/o_proj", tensor("o_proj"), q_size, size, count)
+    found.scale(f"{leaf}/post_attention_layernorm", tensor("post_attention_layernorm"), size, count)
+    for name in ("gate_proj", "up_proj"):
+        found.linear(f"{leaf}/mlp/{name}", tensor(name), size, inner, count)
+    found.linear(f"{leaf}/mlp/down_proj", tensor("down_proj"), inner, size, count)
+    found.scale("language/norm", f"{model}.norm", size)
+    if not text.tie_word_embeddings:
+        found.linear("language/lm_head", head, size, text.vocab_size)
+
+
+def from_stored(tensor: Any, layout: Layout) -> Any:
+    """A stored tensor in the layout of the parameter tree."""
+    if layout == "linear":  # [out, in] -> [in, out]
+        return tensor.T
+    if layout == "patches":  # [out, channel, time, row, column] -> [time, (channel, row, column), out]
+        outputs, _, times, _, _ = tensor.shape
+        return tensor.transpose(2, 1, 3, 4, 0).reshape(times, -1, outputs)
+    if layout == "convolution":  # [out, channel, row, column] -> [(channel, row, column), out]
+        return tensor.reshape(len(tensor), -1).T
+    return tensor
+
+
+def to_stored(value: jax.Array, layout: Layout, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `from_stored`."""
+    if layout == "linear":
+        return value.T
+    if layout == "patches":
+        outputs, channels, times, rows, columns = shape
+        return value.reshape(times, channels, rows, columns, outputs).transpose(4, 1, 0, 2, 3)
+    if layout == "convolution":
+        return value.T.reshape(shape)
+    return value

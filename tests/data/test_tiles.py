@@ -1,0 +1,227 @@
+"""InternVL's tiles and prompts, against transformers and against the model cards' preprocessing."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from internvl_models import MEAN, MOST, STD, TILE, Form, image_processor, write_checkpoint
+from PIL import Image
+from support import picture, problem
+from transformers import AutoTokenizer, InternVLProcessor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from mmeureka_jax.data.problems import ImageRef
+from mmeureka_jax.data.processor import Processor
+from mmeureka_jax.data.tiles import TileGeometry, tile_grid
+from mmeureka_jax.errors import UserError
+
+SIZES = [(90, 100), (300, 100), (113, 250), (64, 64), (1, 150), (500, 500), (448, 449)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = {}
+    for name, form in {"native": Form(False, "qwen2"), "original": Form(True, "internlm2")}.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        write_checkpoint(found[name], form)
+    return found
+
+
+def open_processor(folder, **options):
+    return Processor.from_checkpoint(folder, prompt_style="plain", max_prompt_tokens=4096, **options)
+
+
+class HFProcessor(InternVLProcessor):
+    """transformers' processor without its video part, which needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls):
+        return ["image_processor", "tokenizer"]
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return type(argument)
+
+
+def as_pixels(patches):
+    """Patches in our order [w, S, C] as pictures [w, 3, side, side]."""
+    units = TILE // 28
+    x = patches.reshape(len(patches), units, units, 2, 2, 3, 14, 14)
+    return x.transpose(0, 5, 1, 3, 6, 2, 4, 7).reshape(len(patches), 3, TILE, TILE)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    height=st.integers(1, 3000), width=st.integers(1, 3000), tile=st.sampled_from([112, 224, 448]),
+    fewest=st.integers(1, 4), most=st.integers(4, 12),
+)  # fmt: skip
+def test_grids_are_those_of_transformers(height, width, tile, fewest, most):
+    columns, rows = get_optimal_tiled_canvas((height, width), (tile, tile), fewest, most)
+    assert tile_grid(height, width, tile, fewest, most) == (rows, columns)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_equal_transformers(folders, size):
+    ref = picture(*size)
+    pictures = open_processor(folders["native"]).pictures
+    grid = pictures.grid(ref)
+    expected = image_processor()(images=[Image.open(io.BytesIO(ref.data))], return_tensors="np")
+    assert pictures.geometry.num_windows(grid) == expected["num_patches"][0]
+    np.testing.assert_array_equal(as_pixels(pictures.patches(ref, grid)), expected["pixel_values"])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_pixels_equal_transformers_for_any_mode(folders, mode):
+    image = Image.open(io.BytesIO(picture(130, 90).data)).convert("RGB")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode in ("LA", "RGBA"):
+        image.putalpha(image.convert("L"))
+    buffer = io.BytesIO()
+    image = image if mode == "I;16" else image.convert(mode)
+    image.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    ref, pictures = ImageRef(data=buffer.getvalue()), open_processor(folders["native"]).pictures
+    expected = image_processor()(images=[Image.open(io.BytesIO(ref.data))], return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(as_pixels(pictures.patches(ref, pictures.grid(ref))), expected)
+
+
+def model_card(image):
+    """What the model cards' code makes of a picture: its grid of tiles, cut out one by one, and a thumbnail."""
+    width, height = image.size
+    ratios = sorted({(i, j) for i in range(1, 13) for j in range(1, 13) if i * j <= MOST}, key=lambda r: r[0] * r[1])
+    best = min(ratios, key=lambda r: abs(width / height - r[0] / r[1]))
+    resized = image.resize((TILE * best[0], TILE * best[1]))
+    tiles = []
+    for row in range(best[1]):
+        for column in range(best[0]):
+            corner = (column * TILE, row * TILE)
+            tiles.append(resized.crop((*corner, corner[0] + TILE, corner[1] + TILE)))
+    if len(tiles) > 1:
+        tiles.append(image.resize((TILE, TILE)))
+    as_tensor = [torch.from_numpy(np.array(tile)).permute(2, 0, 1).float().div(255) for tile in tiles]
+    mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
+    return torch.stack([x.sub(mean).div(std) for x in as_tensor]).numpy()
+
+
+@pytest.mark.parametrize("size", SIZES[:3])
+def test_pixels_equal_the_model_cards_code(folders, size):
+    ref = picture(*size)
+    pictures = open_processor(folders["original"]).pictures
+    expected = model_card(Image.open(io.BytesIO(ref.data)).convert("RGB"))
+    np.testing.assert_array_equal(as_pixels(pictures.patches(ref, pictures.grid(ref))), expected)
+
+
+def test_prompts_equal_transformers(folders):
+    folder = folders["native"]
+    processor = open_processor(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    theirs = HFProcessor(
+        image_processor=image_processor(), tokenizer=tokenizer, image_seq_length=16,
+        chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+    for item in (
+        problem("a", "what is 1 + 1 ?"),
+        problem("b", "how many dots ?", (90, 100)),
+        problem("c", "compare the two", (150, 90), (64, 64), (100, 310)),
+    ):
+        images = [Image.open(io.BytesIO(ref.data)) for ref in item.images]
+        text = tokenizer.apply_chat_template(list(item.messages), tokenize=False, add_generation_prompt=True)
+        expected = theirs(images=images or None, text=text, return_tensors="np")["input_ids"][0]
+        prompt = processor(item)
+        np.testing.assert_array_equal(prompt.tokens, expected)
+        # The k-th context token is the k-th merged patch, and every token has a position of its own.
+        places = np.flatnonzero(prompt.tokens == processor.image_token_id)
+        np.testing.assert_array_equal(prompt.image_index[places], np.arange(len(places)))
+        assert (np.delete(prompt.image_index, places) == -1).all()
+        np.testing.assert_array_equal(prompt.positions, np.tile(np.arange(len(expected)), (3, 1)))
+        assert processor.measure(item) == (len(prompt.tokens), len(prompt.image_ids))
+        np.testing.assert_array_equal(
+            prompt.image_ids, np.repeat(np.arange(len(images)), [processor.pictures.geometry.num_windows(
+                processor.pictures.grid(ref)) for ref in item.images])
+        )  # fmt: skip
+
+
+def test_the_original_layout_writes_its_own_prompt(folders):
+    """`<image>` and a line's end in a plain string, `<image>` then replaced as the original's chat() does."""
+    processor = open_processor(folders["original"])
+    prompt = processor(problem("c", "compare the two", (64, 64), (90, 300)))
+    text = processor.tokenizer.decode(prompt.tokens)
+    one, four = "<IMG_CONTEXT>" * 16, "<IMG_CONTEXT>" * 64
+    assert f"user\n<img>{one}</img>\ncompare the two<img>{four}</img>\n<|im_end|>" in text.replace(" <img>", "<img>")
+
+
+def test_max_pixels_bounds_the_tiles(folders):
+    wide = picture(300, 100)
+    for layout in folders.values():
+        assert open_processor(layout).pictures.grid(wide) == (1, 3)
+        assert open_processor(layout, max_pixels=2 * TILE**2).pictures.grid(wide) == (1, 2)
+        assert open_processor(layout, max_pixels=1).pictures.grid(wide) == (1, 1)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_read_from_its_json(folders, tmp_path):
+    """Nothing that a checkpoint brings is run, and without the fast file the message says what is missing."""
+    folder = tmp_path / "model"
+    write_checkpoint_files(folders["original"], folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "InternLM2Tokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_x.Tokenizer", None]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenization_x.py").write_text("raise SystemExit('this was run')")
+    item = problem("c", "compare the two", (64, 64))
+    np.testing.assert_array_equal(open_processor(folder)(item).tokens, open_processor(folders["original"])(item).tokens)
+    tokens = {
+        token["content"]: token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    }
+    (folder / "added_tokens.json").write_text(json.dumps(tokens))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"code of its own needs a tokenizer.json beside it"):
+        open_processor(folder)
+
+
+@pytest.mark.parametrize("text", ["<IMG_CONTEXT>", "<img>", "</img>", "<image>"])
+def test_placeholders_in_texts_are_refused(folders, text):
+    with pytest.raises(UserError, match=f"its text contains the literal token {text}"):
+        open_processor(folders["native"])(problem("a", f"what is {text} ?"))
+
+
+def test_settings_that_do_not_fit(folders, tmp_path):
+    folder = tmp_path / "model"
+    write_checkpoint_files(folders["native"], folder)
+    file = next(folder.glob("*processor_config.json"))
+    content = json.loads(file.read_text())
+    (content.get("image_processor") or content)["size"] = {"height": 448, "width": 448}
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="size is .*448.* but config.json's tower has tiles of 112 pixels"):
+        open_processor(folder)
+    file.unlink()
+    with pytest.raises(UserError, match="neither preprocessor_config.json nor"):
+        open_processor(folder)
+
+
+def write_checkpoint_files(source, folder):
+    folder.mkdir()
+    for file in source.glob("*.json*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    for file in source.glob("*.jinja"):
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
+def test_absurd_strips_are_refused(folders, tmp_path):
+    Image.new("RGB", (1, 300)).save(tmp_path / "strip.png")
+    with pytest.raises(UserError, match="1 x 300 pixels, differ by more than a factor of 200"):
+        open_processor(folders["native"]).pictures.grid(ImageRef(path=tmp_path / "strip.png"))
+
+
+def test_a_thumbnail_only_beside_several_tiles():
+    geometry = TileGeometry(tile_size=56, patch_size=14, merge_size=2, thumbnail=True)
+    assert [geometry.num_windows(grid) for grid in ((1, 1), (1, 2), (2, 3))] == [1, 3, 7]
+    assert geometry.image_tokens((1, 2)) == 3 * 4
+    layout = geometry.layout((1, 1))
+    np.testing.assert_array_equal(layout.patch_positions[0, :6], [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3]])
