@@ -246,19 +246,24 @@ def _style(number: int) -> tuple[str, Any]:
 
 
 def _plot(axes: Axes, curves: Mapping[str, Curve], kinds: Sequence[str]) -> None:
-    """A line for each kind, and a band of one standard deviation."""
+    """A line for each kind, and a band of one standard deviation (up; down by the same factor on a logarithmic axis)."""
     everything = []
+    bands = []
     for kind, (steps, mean, spread) in curves.items():
         color, dash = _style(kinds.index(kind))
         dense = len(steps) > 30
         at, line = thin(steps, smooth(mean) if dense else mean)
         _, band = thin(steps, smooth(spread) if dense else spread)
         axes.plot(at, line, color=color, linestyle=dash, marker=None if len(at) > 12 else "o", markersize=2.5)
-        if band.any():
-            axes.fill_between(at, line - band, line + band, color=color, alpha=0.14, linewidth=0)
+        bands.append((at, line, band, color))
         everything.append(line)
     values = np.concatenate(everything)
-    if values.min() > 0 and values.max() > 50 * values.min():
+    logarithmic = values.min() > 0 and values.max() > 50 * values.min()
+    for at, line, band, color in bands:
+        if band.any():
+            low = line**2 / (line + band) if logarithmic else line - band
+            axes.fill_between(at, low, line + band, color=color, alpha=0.14, linewidth=0)
+    if logarithmic:
         axes.set_yscale("log")
     elif values.min() >= 0:
         axes.set_ylim(bottom=0, top=None if values.max() > 0 else 1)
