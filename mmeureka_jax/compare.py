@@ -246,7 +246,7 @@ def _style(number: int) -> tuple[str, Any]:
 
 
 def _plot(axes: Axes, curves: Mapping[str, Curve], kinds: Sequence[str]) -> None:
-    """A line for each kind, and a band of one standard deviation (up; down by the same factor on a logarithmic axis)."""
+    """A line for each kind, and a band of one standard deviation (on a logarithmic axis down by the same factor)."""
     everything = []
     bands = []
     for kind, (steps, mean, spread) in curves.items():

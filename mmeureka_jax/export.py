@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from mmeureka_jax.checkpoint import SavedParams, package_versions, read_metadata
+from mmeureka_jax.config import Config, to_dict
+from mmeureka_jax.config_io import filled
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.model_card import model_card
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.models.safetensors_files import check_is_new
 from mmeureka_jax.models.weights import read_config, save_params
 from mmeureka_jax.optimizer import merge_params, split_frozen
-from mmeureka_jax.tracking import METRICS_FILE, read_metrics
+from mmeureka_jax.tracking import read_metrics
+
+logger = logging.getLogger(__name__)
 
 PROVENANCE_FILE = "mmeureka_jax.json"
 CARD_FILE = "README.md"
@@ -52,6 +57,7 @@ def export_run(
     metadata = read_metadata(run_dir) if run_dir.is_dir() else None
     if metadata is None:
         raise UserError(f"{run_dir}: no metadata.json in it; give the folder of a run (`run_dir` of its config)")
+    metadata = metadata | {"config": filled(metadata["config"], to_dict(Config()))}  # of an older version
     saved = SavedParams(run_dir)
     step = saved.step(step)
     source = _find_source(run_dir, metadata, source)
@@ -61,7 +67,7 @@ def export_run(
         raise UserError(
             f"{run_dir}: the run kept no average of its parameters; train with optimizer.ema_decay=0.99 or so"
         )
-    metrics = read_metrics(run_dir) if (run_dir / METRICS_FILE).is_file() else []
+    metrics = _metrics(run_dir)
     save_params(
         _restore(saved, step, Policy(model), tuple(config["optimizer"]["frozen"]), average),
         model,
@@ -90,6 +96,15 @@ def read_provenance(checkpoint: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a JSON object ({error}); export the run again, or remove the file") from None
+
+
+def _metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """For the card alone: a run without them, or with broken ones, is exported all the same."""
+    try:
+        return read_metrics(run_dir)
+    except UserError as error:
+        logger.warning("the model card has no results: %s", error)
+        return []
 
 
 def _provenance(metadata: dict[str, Any], step: int, average: bool) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ Made of {start} by rule-based reinforcement learning on `{data}`: advantage `{ad
 rate {learning_rate:g} ({schedule}), {steps} steps.
 """
 _ASKED = """\
-Prompt style `{prompt_style}`, pictures of {min_pixels:,} to {max_pixels:,} pixels, at most {max_new_tokens} new \
-tokens; `mmeureka eval` asks so by default. transformers loads it as any checkpoint.
+Prompt style `{prompt_style}`, pictures of at most {max_pixels:,} pixels (`data.max_pixels`), at most {max_new_tokens} \
+new tokens; `mmeureka eval` asks so by default.
 """
 
 
@@ -37,7 +36,7 @@ def model_card(
     config = metadata["config"]
     base = config["model"]["checkpoint"]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    if base and not Path(base).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+    if base and "snapshots" in Path(metadata["checkpoint"]).parts:  # it came from the hub, into the hub's cache
         front["base_model"] = base
     front["tags"] = ["reinforcement-learning" if metadata["kind"] == "rl" else "sft", "mmeureka_jax"]
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", *_summary(metadata)]
@@ -70,10 +69,12 @@ def _results(config: Mapping[str, Any], step: int, exported: str, metrics: Seque
         return []
     best = max(rows, key=lambda at: rows[at]["validation/accuracy"])
     last = max((at for at in rows if at <= step), default=None)
-    named = {min(rows): "the start", best: "the best", last: exported if last == step else "the last before"}
+    named = {0: "the start", best: "the best", last: exported if last == step else "the last before"}
+    if best == last:
+        named[best] += ", the best"
     lines = ["## Results", "", f"Greedy, on `{config['data']['validation']}`, by the run's own rules:", ""]
     lines += ["| step | | accuracy | mean tokens of a response |", "| --- | --- | --- | --- |"]
-    for at in sorted(at for at in named if at is not None):
+    for at in sorted(at for at in named if at in rows):
         row = rows[at]
         lines.append(
             f"| {at} | {named[at]} | {row['validation/accuracy']:.1%} | {row['validation/response_length']:.0f} |"

@@ -22,10 +22,12 @@ MODEL = RandomModelConfig(
 )  # fmt: skip
 
 
-def write_guessing_checkpoint(path: Path, digits: str = "1348", family: str = "qwen2_5_vl") -> None:
+def write_guessing_checkpoint(path: Path, digits: str = "1348", family: str = "qwen2_5_vl", layers: int = 2) -> None:
     """Each token of the chain below points to the next: its embedding and the next one's output row share a
     dimension."""
-    write_tiny_checkpoint(path, replace(MODEL, family=family))
+    full = tuple(range(1, layers, 2)) or (0,)
+    sizes = {"num_layers": layers, "vision_depth": layers, "vision_full_attention_blocks": full}
+    write_tiny_checkpoint(path, replace(MODEL, family=family, **sizes))
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     before = tokenizer.encode("<|im_start|>assistant\n").ids[-1]
     chain = [[before], *[[tokenizer.token_to_id(token) for token in link] for link in (

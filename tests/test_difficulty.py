@@ -33,7 +33,7 @@ def write(path, accuracies, first=0):
 
 @pytest.mark.slow
 def test_an_interrupted_measurement_goes_on(tmp_path, capsys):
-    write_guessing_checkpoint(tmp_path / "model")
+    write_guessing_checkpoint(tmp_path / "model", layers=1)
     output = tmp_path / "d.jsonl"
     command = ["data", "difficulty", SPEC, "--model", tmp_path / "model", "--output", output, "--n", 4]
     options = ["--max-new-tokens", 6, "--batch-size", 4, "--prompt-style", "plain", "--max-pixels", 12544]

@@ -123,9 +123,11 @@ def test_the_model_card_says_what_was_trained_and_how_well(run, tmp_path):
     assert "Results" not in (tmp_path / "plain" / "README.md").read_text()
     metadata = json.loads((run / "metadata.json").read_text())
     metadata["config"]["model"]["checkpoint"] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert b"base_model" not in model_card("x", metadata, 3, False, [])  # a folder of that name
+    metadata["checkpoint"] = "/cache/hub/models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/0123"
     card = model_card("x", metadata | {"kind": "sft"}, 3, True, rows[:2]).decode()
     assert "base_model: Qwen/Qwen2.5-VL-3B-Instruct" in card and "by imitation" in card and "averaged" in card
-    assert "| 1 | the last before | 25.0% | 31 |" in card
+    assert "| 1 | the last before, the best | 25.0% | 31 |" in card
 
 
 def test_shards_and_dtype(run, tmp_path):

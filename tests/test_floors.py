@@ -408,17 +408,17 @@ def test_roofline(checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_scaling(checkpoint, tmp_path):
-    axes = ["group", "vocab"]
+    axes = ["vocab"]
     result = run_script("scaling", "--model", checkpoint, "--quick", "--axes", *axes, "--out", tmp_path)
     assert [(row["axis"], row[row["axis"]]) for row in result["rows"]] == [
-        ("group", 2), ("group", 4), ("vocab", 512), ("vocab", 1024),
+        ("vocab", 512), ("vocab", 1024),
     ]  # fmt: skip
     assert result["compiles"] == 0 and list(result["growth"]) == axes
     for row in result["rows"]:
         assert row["rollout_s"] > 0 and row["update_s"] > 0
     first, last = result["rows"][:2]
     expected = last["update_s"] / first["update_s"] / (last["update_floor_s"] / first["update_floor_s"])
-    assert result["growth"]["group"]["update"]["growth_over_floor"] == pytest.approx(expected, rel=0.01)
+    assert result["growth"]["vocab"]["update"]["growth_over_floor"] == pytest.approx(expected, rel=0.01)
     table = (tmp_path / "scaling.md").read_text()
-    assert "## Group size" in table and "## Vocabulary" in table and "| 1,024 |" in table
+    assert "## Vocabulary" in table and "| 1,024 |" in table
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

@@ -33,7 +33,7 @@ SMALL = """
 def policies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policies")
     for family in ("qwen2_5_vl", "internvl"):
-        write_guessing_checkpoint(folder / family, family=family)
+        write_guessing_checkpoint(folder / family, family=family, layers=1)
     return folder
 
 

@@ -236,7 +236,7 @@ def test_runs_start_from_an_imitation_that_is_made_once(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path):
-    write_guessing_checkpoint(tmp_path / "model")
+    write_guessing_checkpoint(tmp_path / "model", layers=1)
     tree = {
         "config": str(CONFIGS / "smoke.yaml"),
         "overrides": {

@@ -60,9 +60,15 @@ def picture_size(ref: ImageRef) -> tuple[int, int]:
 
 
 def frame_count(ref: ImageRef) -> int:
-    """Frames of an animation, or pages; 1 for a still picture. `read_picture` takes the first."""
+    """Frames of an animation, or pages, of which `read_picture` takes the first; 1 for a still picture, and where they
+    cannot be counted."""
     with _opened(ref) as image:
-        return getattr(image, "n_frames", 1)
+        if image.format == "MPO":  # a photograph with a preview, which phones write
+            return 1
+        try:
+            return getattr(image, "n_frames", 1)
+        except Exception:  # a later frame is broken, which makes Pillow raise this and that
+            return 1
 
 
 def read_picture(ref: ImageRef) -> Image.Image:
@@ -175,6 +181,11 @@ class PicturePreprocessor:
     def markers(self) -> tuple[str, ...]:
         """Texts that stand for a picture in a prompt, beside the special tokens."""
         return ()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The family's own, in place of the one that the tokenizer brings."""
+        return None
 
     def for_template(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the chat template is given."""

@@ -1,7 +1,7 @@
 """Problems to what a policy reads: tokens, rotary positions and picture patches, all NumPy, equal to Hugging Face's.
 
-    Problem --prompt style, chat template--> text with one <|image_pad|> a picture --tokenizer, expansion--> tokens
-    its pictures --header--> grids --decode, resize, cut--> patches by attention window
+    Problem --prompt style, chat template--> text with one placeholder a picture --tokenizer, expansion--> tokens
+    its pictures --header--> grids --decode, resize, cut--> patches by attention window (Qwen2.5-VL) or tile (InternVL)
 
 `Processor` does one prompt at a time, in data workers; `collate` pads prompts to the static sizes of a `PromptBatch`.
 """
@@ -108,7 +108,7 @@ class Processor:
             own_code = settings.is_file() and "auto_map" in json.loads(settings.read_text(encoding="utf-8"))
             fast = own_code and (self.path / "tokenizer.json").is_file()
             kind = PreTrainedTokenizerFast if fast else AutoTokenizer
-            options = {} if fast else {"trust_remote_code": False}
+            options: dict[str, Any] = {} if fast else {"trust_remote_code": False}
             tokenizer = kind.from_pretrained(str(self.path), local_files_only=True, **options)
         except Exception as error:  # transformers raises whatever the file at fault made it stumble over
             raise UserError(
@@ -124,13 +124,16 @@ class Processor:
 
     @cached_property
     def _chat_template(self) -> str:
-        """Where HF's processor looks: chat_template.jinja, chat_template.json, then the tokenizer's own."""
-        legacy = self.path / "chat_template.json"
-        if legacy.exists() and not (self.path / "chat_template.jinja").exists():
+        """Where HF's processor looks: chat_template.jinja, chat_template.json, then the tokenizer's own (or what the
+        family has in its place)."""
+        legacy, file = self.path / "chat_template.json", self.path / "chat_template.jinja"
+        if legacy.exists() and not file.exists():
             try:
                 return json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{legacy}: no JSON object with a chat_template ({error!r})") from None
+        if self.pictures.chat_template is not None and not file.exists():
+            return self.pictures.chat_template
         try:
             return self.tokenizer.get_chat_template()
         except ValueError:
@@ -215,7 +218,10 @@ class Processor:
             tokenize=False,
             add_generation_prompt=True,
         )
-        tokens = self._encode(self.pictures.mark_pictures(text))
+        # As HF's processor: a tokenizer that begins a text with a token of its own does so, unless the template did.
+        bos = self.tokenizer.bos_token
+        begun = bos is not None and text.startswith(bos)
+        tokens = self._encode(self.pictures.mark_pictures(text), add_special_tokens=not begun)
         is_image = tokens == self.image_token_id
         if is_image.sum() != len(grids):
             raise UserError(
@@ -236,8 +242,8 @@ class Processor:
         """The text of tokens, without special tokens; ordinary added tokens such as <think> stay."""
         return self.tokenizer.backend_tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
 
-    def _encode(self, text: str) -> Int[np.ndarray, " T"]:
-        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> Int[np.ndarray, " T"]:
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return np.array(encoding.ids, np.int32)
 
     def _refuse_placeholders(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """InternVL's pictures: cut into square tiles by their aspect ratio, with a thumbnail of the whole.
 
-Equal to OpenGVLab's `dynamic_preprocess` (of the model cards) and to transformers' `GotOcr2ImageProcessorPil`:
+Equal to transformers' `GotOcr2ImageProcessorPil`, and to OpenGVLab's `dynamic_preprocess` (of the model cards) for
+pictures that need not be turned upright and have no transparency, which the latter drops:
 
     1,000 x 600, tiles of 448 --closest ratio--> 5 x 3 tiles --resize to 2,240 x 1,344--> 15 tiles and a thumbnail
 
@@ -9,6 +10,7 @@ Each tile is one window of `ImageBatch`, its patches in runs of merge_size**2 th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +28,18 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig, raster_places
 
 _IMAGE = "<image>"  # what the original's prompts have for a picture
+# The turns of the original's conversation template `internvl2_5`, for contents of plain text.
+_ORIGINAL_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}  # the model cards' constants
 
 
@@ -111,6 +125,7 @@ class TilePreprocessor:
     fewest: int
     most: int  # tiles, the thumbnail apart
     original: bool  # the layout of the checkpoint
+    system: str | None  # what the system turn says if the messages have none (original)
     resample: int  # a PIL.Image.Resampling
     values: Float[np.ndarray, "3 256"]  # what each 8-bit level of each channel becomes
 
@@ -131,6 +146,9 @@ class TilePreprocessor:
         """
         vision, tiling = config.vision, config.tiling
         source, settings = _settings(path, optional=tiling is not None)
+        for key in ("do_resize", "do_convert_rgb"):
+            if settings.get(key) is False:
+                raise UserError(f"{source}: {key} is false, which is not supported; set it to true")
         if tiling is not None:
             fewest, most, thumbnail = tiling.fewest, tiling.most, tiling.thumbnail
             settings = {**_IMAGENET, **settings}
@@ -140,7 +158,7 @@ class TilePreprocessor:
                 raise UserError(
                     f"{source}: size is {size}, but config.json's tower has tiles of {vision.tile_size} pixels"
                 )
-            fewest, most, thumbnail = settings.get("min_patches", 1), settings.get("max_patches", 12), True
+            fewest, most, thumbnail = settings.get("min_patches") or 1, settings.get("max_patches") or 12, True
         if max_pixels is not None:
             most = max(1, min(most, max_pixels // vision.tile_size**2))
         if not 1 <= min(fewest, most) <= most:
@@ -149,7 +167,8 @@ class TilePreprocessor:
             geometry=TileGeometry(vision.tile_size, vision.patch_size, vision.spatial_merge_size, thumbnail),
             fewest=min(fewest, most),
             most=most,
-            original=tiling is not None,
+            original=config.layout == "original",
+            system=config.system,
             resample=Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)),
             values=level_values(settings, by_division=tiling is not None),
         )
@@ -190,6 +209,14 @@ class TilePreprocessor:
     def markers(self) -> tuple[str, ...]:
         """Texts that stand for a picture in a prompt, beside the special tokens."""
         return (_IMAGE,)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The original's own turns, in place of the template that the tokenizer brings: that of Qwen's tokenizer tells
+        the model that it is Qwen."""
+        if not self.original:
+            return None
+        return f"{{%- set system = {json.dumps(self.system, ensure_ascii=False)} -%}}\n{_ORIGINAL_TEMPLATE}"
 
     def for_template(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the chat template is given. That of the original layout knows no parts: a picture is `<image>` and the

@@ -1,4 +1,5 @@
-"""The shape of a Qwen2.5-VL policy, read from and written to the `config.json` of Hugging Face transformers 4 and 5.
+"""The shape of a text decoder and of a Qwen2.5-VL policy, read from and written to the `config.json` of Hugging Face
+transformers 4 and 5.
 
 transformers 4 (and the files on the hub) keep the text decoder's keys at the top level and its rotary settings in
 `rope_theta` and `rope_scaling`; transformers 5 nests them in `text_config` and `rope_parameters`. `from_hf` reads both;
@@ -7,7 +8,7 @@ transformers 4 (and the files on the hub) keep the text decoder's keys at the to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,19 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What a checkpoint folder says beside its `config.json`; each is read when it is asked for.
+
+    Attributes:
+        added_tokens: those of the tokenizer beside its vocabulary proper, with their ids.
+        tensors: the names of the stored tensors.
+    """
+
+    added_tokens: Callable[[], Mapping[str, int]] = dict
+    tensors: Callable[[], Collection[str]] = tuple
+
+
+@dataclass(frozen=True)
 class Qwen2_5VLConfig:
     """A Qwen2.5-VL policy: its two towers and the token ids that have a meaning."""
 
@@ -85,7 +99,7 @@ class Qwen2_5VLConfig:
         config_json: Mapping[str, Any],
         generation_config_json: Mapping[str, Any] | None,
         source: str,
-        added_tokens: Callable[[], Mapping[str, int]] = dict,
+        beside: Beside | None = None,
     ) -> Qwen2_5VLConfig:
         """Reads the dictionaries of `config.json` and (where there is one) `generation_config.json`.
 
@@ -93,7 +107,7 @@ class Qwen2_5VLConfig:
             config_json: as transformers 4 (flat or nested) or 5 wrote it.
             generation_config_json: decides the end and padding tokens when it names them, as in transformers.
             source: the file, for messages.
-            added_tokens: not needed: `config.json` names every token.
+            beside: not needed: `config.json` says everything.
 
         Raises:
             UserError: a missing or malformed key, sizes that do not fit together, or a feature
@@ -324,7 +338,7 @@ def _read_text(keys: Keys, tied: bool) -> TextConfig:
     num_layers = keys.integer("num_hidden_layers")
     num_heads = keys.integer("num_attention_heads")
     hidden_size = keys.integer("hidden_size")
-    _refuse_sliding_window(keys, num_layers)
+    refuse_sliding_window(keys, num_layers)
     rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
     kinds = {rope.get("rope_type", "default"), rope.get("type", "default")}
     if not kinds <= {"mrope", "default"} or "mrope_section" not in rope:
@@ -360,7 +374,7 @@ def _flat_theta(keys: Keys) -> dict[str, Any]:
     return {"rope_theta": keys.get("rope_theta")}
 
 
-def _refuse_sliding_window(keys: Keys, num_layers: int) -> None:
+def refuse_sliding_window(keys: Keys, num_layers: int) -> None:
     layer_types = keys.get("layer_types")
     if layer_types is None:
         used = (
@@ -372,8 +386,8 @@ def _refuse_sliding_window(keys: Keys, num_layers: int) -> None:
         used = any(kind != "full_attention" for kind in layer_types)
     if used:
         raise UserError(
-            f"{keys.source}: sliding-window attention is in use (use_sliding_window or layer_types), which the "
-            f"{MODEL_TYPE} policy does not have; the released Qwen2.5-VL checkpoints do not use it"
+            f"{keys.source}: sliding-window attention is in use (use_sliding_window or layer_types), which the policy "
+            "does not have; the released checkpoints do not use it"
         )
 
 

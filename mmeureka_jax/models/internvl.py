@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +30,15 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import attention, keys_first, split_heads
 from mmeureka_jax.models.batch import Array, ImageBatch
-from mmeureka_jax.models.config import Keys, TextConfig, first_given, generation_config, read_end_tokens
+from mmeureka_jax.models.config import (
+    Beside,
+    Keys,
+    TextConfig,
+    first_given,
+    generation_config,
+    read_end_tokens,
+    refuse_sliding_window,
+)
 from mmeureka_jax.models.decoder import Decoder, run_stack
 from mmeureka_jax.models.layers import LayerNorm, Linear, RMSNorm, parameter
 from mmeureka_jax.models.rules import Rule, Rules, decoder_rules
@@ -47,6 +55,11 @@ QK_NORM_EPSILON = 1e-6  # of transformers; the original has layer_norm_eps, whos
 
 CONTEXT_TOKEN, START_TOKEN, END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
 TURN_END = "<|im_end|>"
+
+# Of the original's conversation template `internvl2_5`, the one of InternVL2.5, 3 and 3.5.
+SYSTEM_MESSAGE = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
 
 
 # Sizes.
@@ -103,6 +116,7 @@ class InternVLConfig:
     vision: InternViTConfig
     layout: Literal["original", "native"]
     tiling: Tiling | None  # None: the image processor's file says it (native)
+    system: str | None  # what the system turn says if the messages have none (original)
     image_token_id: int  # <IMG_CONTEXT>, one for each merged patch
     start_token_id: int  # <img>
     end_token_id: int  # </img>
@@ -117,13 +131,13 @@ class InternVLConfig:
         config_json: Mapping[str, Any],
         generation_config_json: Mapping[str, Any] | None,
         source: str,
-        added_tokens: Callable[[], Mapping[str, int]] = dict,
+        beside: Beside | None = None,
     ) -> InternVLConfig:
         """Reads the dictionaries of `config.json` and (where there is one) `generation_config.json`.
 
         Args:
             source: the file, for messages.
-            added_tokens: those of the tokenizer, by text; in the original layout only it knows the picture tokens.
+            beside: the tokenizer, which in the original layout alone knows the picture tokens, and the tensors' names.
 
         Raises:
             UserError: a missing or malformed key, sizes that do not fit together, a picture token that the tokenizer
@@ -139,7 +153,8 @@ class InternVLConfig:
         text_keys, vision_keys = towers.values()
         read = _original if original else _native
         merge_size, tile_size, tiling = read(top, vision_keys)
-        added = added_tokens()
+        beside = beside or Beside()
+        added = beside.added_tokens()
         ids = {token: added.get(token) for token in (CONTEXT_TOKEN, START_TOKEN, END_TOKEN)}
         if not original:
             ids[CONTEXT_TOKEN] = top.integer("image_token_id")
@@ -147,16 +162,18 @@ class InternVLConfig:
         if len(tokens) < len(ids):
             missing = ", ".join(token for token in ids if token not in tokens)
             raise UserError(f"{source}: the tokenizer beside it lacks {missing}, which mark a picture")
-        end_keys = Keys({**config_json, **text_keys.values}, source, "")
+        nested = {key: value for key, value in text_keys.values.items() if value is not None}
+        end_keys = Keys({**config_json, **nested}, source, "")
         eos, pad, bos = read_end_tokens(end_keys, generation_config_json or {})
         # The original's chat() ends with a turn, whatever the files say.
         turn_end = added.get(TURN_END)
         eos = eos if turn_end is None or turn_end in eos else (turn_end, *eos)
         config = cls(
-            text=_read_text(text_keys, top),
+            text=_read_text(text_keys, _is_tied(text_keys, top, beside)),
             vision=_read_vision(vision_keys, tile_size, merge_size, original),
             layout="original" if original else "native",
             tiling=tiling,
+            system=top.get("system_message", SYSTEM_MESSAGE) if original else None,
             image_token_id=tokens[CONTEXT_TOKEN],
             start_token_id=tokens[START_TOKEN],
             end_token_id=tokens[END_TOKEN],
@@ -213,6 +230,10 @@ class InternVLConfig:
             ),
             (vision.tile_size % unit == 0, f"tiles of {vision.tile_size} pixels are no multiple of {unit}"),
             (
+                vision.in_channels == 3,
+                f"pictures of {vision.in_channels} channels; the policy has three",
+            ),
+            (
                 vision.image_size % vision.patch_size == 0,
                 f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}",
             ),
@@ -228,7 +249,9 @@ class InternVLConfig:
 
 def _original(top: Keys, vision: Keys) -> tuple[int, int, Tiling]:
     """Merge size, tile size and tiling of an internvl_chat config."""
-    top.require("ps_version", "v2")
+    Keys({"ps_version": "v1", **top.values}, top.source, "").require("ps_version", "v2")  # the original's default is v1
+    if top.get("template") is not None:
+        top.require("template", "internvl2_5")
     top.require("select_layer", -1, vision.integer("num_hidden_layers"))
     top.require("pad2square", False)
     tile_size = top.integer("force_image_size", default=vision.integer("image_size"))
@@ -290,21 +313,26 @@ def _read_vision(keys: Keys, tile_size: int, merge_size: int, original: bool) ->
 _LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "internlm2")
 
 
-def _read_text(keys: Keys, top: Keys) -> TextConfig:
+def _is_tied(text: Keys, top: Keys, beside: Beside) -> bool:
+    """Whether the output head is the embedding. transformers 4 says so in the text's section, 5 at the top; where they
+    differ, a head that is stored is one of its own."""
+    said = {keys.get("tie_word_embeddings") for keys in (text, top)} - {None}
+    if len(said) < 2:
+        return said == {True}
+    return not any(name.endswith(("lm_head.weight", ".output.weight")) for name in beside.tensors())
+
+
+def _read_text(keys: Keys, tied: bool) -> TextConfig:
     kind = keys.get("model_type")
     if kind not in _LANGUAGE_MODELS:
         raise UserError(
             f"{keys.source}: {keys.prefix}model_type is {kind!r}, expected one of {', '.join(_LANGUAGE_MODELS)}"
         )
     keys.require("hidden_act", "silu")
-    keys.require("use_sliding_window", False)
     keys.require("attention_bias", kind == "qwen2", False)
     keys.require("bias", False)  # InternLM2's
     keys.require("mlp_bias", False)
-    if any(layer != "full_attention" for layer in keys.get("layer_types", ())):
-        raise UserError(
-            f"{keys.source}: {keys.prefix}layer_types has others than 'full_attention'; the policy has no more"
-        )
+    refuse_sliding_window(keys, keys.integer("num_hidden_layers"))
     hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
     if num_heads <= 0:
         raise UserError(f"{keys.source}: {keys.prefix}num_attention_heads {num_heads} is not usable")
@@ -326,7 +354,7 @@ def _read_text(keys: Keys, top: Keys) -> TextConfig:
         rms_norm_eps=keys.real("rms_norm_eps", default=1e-6),
         rope_theta=theta,
         mrope_section=(head_dim // 2, 0, 0),  # one position a token
-        tie_word_embeddings=bool(first_given(keys.get("tie_word_embeddings"), top.get("tie_word_embeddings"), False)),
+        tie_word_embeddings=tied,
         max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
         attention_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",

@@ -19,7 +19,7 @@ import numpy as np
 
 from mmeureka_jax.config import RandomModelConfig, to_dict
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
+from mmeureka_jax.models.config import Beside, Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig
 from mmeureka_jax.models.weights import rules, write_checkpoint
@@ -273,7 +273,7 @@ def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> Int
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": config.tie_word_embeddings,
     }
-    return InternVLConfig.from_hf(config_json, None, "model.random", lambda: vocab)
+    return InternVLConfig.from_hf(config_json, None, "model.random", Beside(lambda: vocab))
 
 
 def special_token_ids(vocab: Mapping[str, int]) -> dict[str, Any]:

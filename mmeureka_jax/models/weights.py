@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
 from mmeureka_jax.models.rules import Layout, Rule, from_stored, to_stored
 from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, write_checkpoint_files
@@ -94,7 +95,9 @@ def read_config(path: str | Path) -> PolicyConfig:
     generation = _read_json(generation_file) if generation_file.is_file() else None
     content, source = _read_json(config_file), str(config_file)
     family = family_named(content.get("model_type"), source)
-    return family.config.from_hf(content, generation, source, functools.partial(added_tokens, Path(path)))
+    folder = Path(path)
+    beside = Beside(functools.partial(added_tokens, folder), functools.partial(_tensor_names, folder))
+    return family.config.from_hf(content, generation, source, beside)
 
 
 def added_tokens(path: Path) -> dict[str, int]:
@@ -108,6 +111,11 @@ def added_tokens(path: Path) -> dict[str, int]:
     if (file := path / "added_tokens.json").is_file():
         found |= _read_json(file)
     return found
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """Of a folder that has its weights; none of another."""
+    return list(open_checkpoint(path)) if next(path.glob("*.safetensors"), None) else []
 
 
 def load_params(

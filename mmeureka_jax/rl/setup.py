@@ -185,8 +185,9 @@ def open_checked(
         report = _check_further(source, report, processor, also_check, show)
     _check_that_hosts_agree(spec, [report.usable, report.max_windows, source.fingerprint()])
     if is_main():
-        if report.rejected:
-            logger.warning("%s: rows that cannot be used are left out\n%s", spec, _describe(report, report_file))
+        if report.rejected or report.notes:
+            left_out = "rows that cannot be used are left out" if report.rejected else "every row can be used"
+            logger.warning("%s: %s\n%s", spec, left_out, _describe(report, report_file))
         if report_file is not None:
             write_atomic(report_file, json.dumps(report.to_json(), indent=1).encode())
     if not report.usable:
@@ -214,7 +215,8 @@ def _check_further(
             except RowError as error:
                 rejected.append(Rejected(error.problem_id, row, error.kind, str(error)))
             bar.update()
-    return dataclasses.replace(report, usable=usable, rejected=sorted(rejected, key=lambda one: one.row))
+    notes = [note for note in report.notes if note.row in set(usable)]
+    return dataclasses.replace(report, usable=usable, rejected=sorted(rejected, key=lambda one: one.row), notes=notes)
 
 
 def _check_that_hosts_agree(spec: str, seen: Any) -> None:
@@ -240,6 +242,8 @@ def _describe(report: CheckReport, report_file: Path | None) -> str:
         others = f"{report_file} has all of them" if report_file is not None else "`mmeureka data check` names them all"
         lines.append(f"... and {len(report.rejected) - _ROWS_SHOWN} more; {others}")
     lines += [f"row {note.row}: problem {note.id!r}: {note.text}" for note in report.notes[:_ROWS_SHOWN]]
+    if len(report.notes) > _ROWS_SHOWN:
+        lines.append(f"... and {len(report.notes) - _ROWS_SHOWN} more such notes")
     return "\n".join(lines)
 
 

@@ -137,6 +137,16 @@ def test_of_an_animation_the_first_frame_is_used_and_the_check_says_so(folder):
         assert red > 240 and max(green, blue) < 20
 
 
+def test_frames_that_cannot_be_counted_are_no_obstacle(folder):
+    frames = [Image.effect_noise((40, 30), 50) for _ in range(3)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    whole = (folder / "moving.gif").read_bytes()
+    for end in range(len(whole) // 2, len(whole), 97):
+        (folder / "cut.gif").write_bytes(whole[:end])
+        report = run(write(folder, [row("cut", image="cut.gif")]), folder, FakeProcessor(), accuracy=None)
+        assert report.usable == [0], report.rejected
+
+
 def test_headers_alone_find_bombs_but_not_truncation(folder):
     rows = [row("truncated", image="truncated.png"), row("bomb", image="bomb.png")]
     report = run(write(folder, rows), folder, decode_images=False, accuracy=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from mmeureka_jax.data.problems import ImageRef
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.data.tiles import TileGeometry, tile_grid
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.internvl import SYSTEM_MESSAGE
+from mmeureka_jax.models.weights import added_tokens
 
 SIZES = [(90, 100), (300, 100), (113, 250), (64, 64), (1, 150), (500, 500), (448, 449)]
 
@@ -146,13 +149,50 @@ def test_prompts_equal_transformers(folders):
         )  # fmt: skip
 
 
-def test_the_original_layout_writes_its_own_prompt(folders):
-    """`<image>` and a line's end in a plain string, `<image>` then replaced as the original's chat() does."""
-    processor = open_processor(folders["original"])
-    prompt = processor(problem("c", "compare the two", (64, 64), (90, 300)))
-    text = processor.tokenizer.decode(prompt.tokens)
+def test_a_token_that_begins_every_text_begins_prompts_too(folders, tmp_path):
+    """As in checkpoints with InternLM2's tokenizer: once, and not before a response."""
+    folder = tmp_path / "model"
+    write_checkpoint_files(folders["native"], folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    bos = added_tokens(folder)["<|endoftext|>"]
+    sequence = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": sequence, "pair": sequence,
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [bos], "tokens": ["<|endoftext|>"]}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|endoftext|>"}))
+    item, plain = problem("b", "how many dots ?", (90, 100)), open_processor(folders["native"])
+    np.testing.assert_array_equal(open_processor(folder)(item).tokens, [bos, *plain(item).tokens])
+    np.testing.assert_array_equal(open_processor(folder).encode_response("4"), plain.encode_response("4"))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{- bos_token -}}\n" + template)
+    np.testing.assert_array_equal(open_processor(folder)(item).tokens, [bos, *plain(item).tokens])
+
+
+def test_the_original_layout_writes_the_prompt_of_its_chat(folders, tmp_path):
+    """The turns of OpenGVLab's `internvl2_5`; `<image>` and a line's end in a plain string, then replaced."""
+    folder = tmp_path / "model"
+    write_checkpoint_files(folders["original"], folder)
+    (folder / "chat_template.jinja").unlink()
+
+    def text(item):
+        processor = open_processor(folder)
+        return processor.tokenizer.backend_tokenizer.decode(processor(item).tokens.tolist(), skip_special_tokens=False)
+
+    item = problem("c", "compare the two", (64, 64), (90, 300))
     one, four = "<IMG_CONTEXT>" * 16, "<IMG_CONTEXT>" * 64
-    assert f"user\n<img>{one}</img>\ncompare the two<img>{four}</img>\n<|im_end|>" in text.replace(" <img>", "<img>")
+    user = f"<|im_start|>user\n<img>{one}</img>\ncompare the two<img>{four}</img>\n<|im_end|>\n<|im_start|>assistant\n"
+    assert text(item) == f"<|im_start|>system\n{SYSTEM_MESSAGE}<|im_end|>\n{user}"
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    with_system = replace(item, messages=(system, *item.messages))
+    assert text(with_system) == f"<|im_start|>system\nBe brief.<|im_end|>\n{user}"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"system_message": 'Say "yes"\nor no.'}))
+    assert text(item).startswith('<|im_start|>system\nSay "yes"\nor no.<|im_end|>\n<|im_start|>user')
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")  # one of your own wins
+    assert text(problem("d", "hello")) == "hello"
 
 
 def test_max_pixels_bounds_the_tiles(folders):
@@ -176,10 +216,7 @@ def test_a_tokenizer_with_code_of_its_own_is_read_from_its_json(folders, tmp_pat
     (folder / "tokenization_x.py").write_text("raise SystemExit('this was run')")
     item = problem("c", "compare the two", (64, 64))
     np.testing.assert_array_equal(open_processor(folder)(item).tokens, open_processor(folders["original"])(item).tokens)
-    tokens = {
-        token["content"]: token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    }
-    (folder / "added_tokens.json").write_text(json.dumps(tokens))
+    (folder / "added_tokens.json").write_text(json.dumps(added_tokens(folder)))
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"code of its own needs a tokenizer.json beside it"):
         open_processor(folder)

@@ -10,11 +10,16 @@ import jax
 import numpy as np
 import pytest
 import torch
-from internvl_models import FORMS, TILE, Form, LivelyInternVL, write_checkpoint
+from internvl_models import FORMS, Form, LivelyInternVL, write_checkpoint
+from safetensors.torch import load_file, save_file
 from support import problem
 
+from mmeureka_jax.config import MeshConfig
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.internvl import cubic_weights, raster_places
+from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
+from mmeureka_jax.models.config import Beside
+from mmeureka_jax.models.families import family_of
+from mmeureka_jax.models.internvl import SYSTEM_MESSAGE, InternVLConfig, Tiling, cubic_weights, raster_places
 from mmeureka_jax.models.policy import encode_images, token_log_probs
 from mmeureka_jax.models.weights import load_params, read_config, save_params
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
@@ -110,8 +115,6 @@ def test_round_trip_is_bitwise_and_keeps_the_layout(model, tmp_path):
         config.pop("dtype", None)
     assert before == after
     assert read_config(out).layout == model.config.layout
-    from safetensors.torch import load_file
-
     ours, theirs = load_file(out / "model.safetensors"), load_file(model.folder / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -149,6 +152,9 @@ def written(tmp_path_factory):
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
+        ("original", {"ps_version": None}, "ps_version is 'v1'"),
+        ("original", {"template": "Hermes-2"}, "template is 'Hermes-2'"),
+        ("original", {"vision_config.num_channels": 4}, "pictures of 4 channels"),
         ("original", {"ps_version": "v1"}, "ps_version is 'v1'; the policy has only 'v2'"),
         ("original", {"select_layer": -2}, "select_layer is -2"),
         ("original", {"downsample_ratio": 0.3}, "downsample_ratio is 0.3, expected 1 over a whole number"),
@@ -161,6 +167,8 @@ def written(tmp_path_factory):
         ("native", {"vision_config.use_mean_pooling": False}, "use_mean_pooling is False"),
         ("native", {"image_token_id": 5000}, "<IMG_CONTEXT> is token 5000, outside the vocabulary of 768"),
         ("native", {"text_config.rope_parameters": {"rope_type": "yarn"}}, "'yarn'.* is not supported"),
+        ("native", {"text_config.use_sliding_window": True, "text_config.sliding_window": 8,
+                    "text_config.layer_types": None, "text_config.max_window_layers": 1}, "sliding-window attention"),
         ("native", {"text_config.num_attention_heads": 3}, "3 heads over 2 key/value heads"),
     ],
 )  # fmt: skip
@@ -170,9 +178,109 @@ def test_configs_that_are_refused(written, tmp_path, layout, change, message):
     for key, value in change.items():
         *sections, last = key.split(".")
         functools.reduce(lambda node, section: node[section], sections, config)[last] = value
+    config = {key: value for key, value in config.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
         read_config(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["original internlm2, 6B tower", "native qwen3, 6B tower"])
+def test_a_mesh_changes_nothing(tmp_path, name):
+    """Log-probabilities of the update and greedy tokens of the sampler, on one device and on 2 x 2 x 2."""
+    model = LivelyInternVL(tmp_path / "model", FORMS[name])
+    items = list(PROBLEMS.values())
+    batch, responses = model.batch(items), responses_for(len(items), 2, 9)
+    alone = encode_and_score(model.policy, model.params, batch, responses)[0]
+    mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices())
+    with jax.set_mesh(mesh):
+        shardings = tree_shardings(mesh, model.policy.abstract_params(), model.policy.param_axes())
+        params = load_params(model.folder, model.config, shardings)
+        spread = jax.tree.map(lambda leaf: len(leaf.sharding.device_set), params)
+        assert set(jax.tree.leaves(spread)) == {8}
+        sharded, answers = to_global(mesh, (batch, responses))
+        together = encode_and_score(model.policy, params, sharded, answers)[0]
+        np.testing.assert_allclose(jax.device_get(together), alone, atol=1e-4)
+        settings = SamplingSettings(
+            temperature=0.0, group_size=2, max_new_tokens=8, eos_token_ids=(), pad_token_id=model.config.pad_token_id
+        )
+        seeds, active = to_global(mesh, (prompt_seeds([item.id for item in items]), np.ones(len(items), bool)))
+        samples = sample(model.policy, settings, "rollout", params, sharded, seeds, 0, 0, active)[0]
+    expected = sample(
+        model.policy, settings, "rollout", model.params, batch, prompt_seeds([item.id for item in items]), 0, 0,
+        np.ones(len(items), bool),
+    )[0]  # fmt: skip
+    np.testing.assert_array_equal(samples.tokens, expected.tokens)
+
+
+# InternVL2.5-8B as it is on the hub, but for keys that say nothing (its llm_config has a hundred).
+INTERNVL2_5_8B = {
+    "architectures": ["InternVLChatModel"], "downsample_ratio": 0.5, "dynamic_image_size": True,
+    "force_image_size": 448, "max_dynamic_patch": 12, "min_dynamic_patch": 1, "model_type": "internvl_chat",
+    "pad2square": False, "ps_version": "v2", "select_layer": -1, "template": "internvl2_5", "torch_dtype": "bfloat16",
+    "use_backbone_lora": 0, "use_llm_lora": 0, "use_thumbnail": True,
+    "llm_config": {
+        "architectures": ["InternLM2ForCausalLM"], "attn_implementation": "flash_attention_2", "bias": False,
+        "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "model_type": "internlm2", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "pad_token_id": 2, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1000000, "tie_word_embeddings": False,
+        "use_bfloat16": True, "use_cache": True, "vocab_size": 92553, "sep_token_id": None,
+    },
+    "vision_config": {
+        "architectures": ["InternVisionModel"], "attention_dropout": 0.0, "drop_path_rate": 0.0, "dropout": 0.0,
+        "hidden_act": "gelu", "hidden_size": 1024, "image_size": 448, "initializer_factor": 1.0,
+        "intermediate_size": 4096, "layer_norm_eps": 1e-06, "model_type": "intern_vit_6b", "norm_type": "layer_norm",
+        "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 24, "patch_size": 14,
+        "qk_normalization": False, "qkv_bias": True, "use_bfloat16": True, "use_flash_attn": True,
+    },
+}  # fmt: skip
+PICTURE_TOKENS = {"<|im_end|>": 92542, "<img>": 92544, "</img>": 92545, "<IMG_CONTEXT>": 92546}
+
+
+def test_a_released_config():
+    beside = Beside(lambda: PICTURE_TOKENS)
+    config = InternVLConfig.from_hf(INTERNVL2_5_8B, {"eos_token_id": [92542, 92543]}, "c", beside)
+    assert (config.eos_token_ids, config.pad_token_id, config.bos_token_id) == ((92542, 92543), 2, 1)
+    assert (config.image_token_id, config.start_token_id, config.end_token_id) == (92546, 92544, 92545)
+    assert config.text.fused_qkv and not config.text.attention_bias and config.text.head_dim == 128
+    assert (
+        config.text.rope_theta == 1e6
+        and not config.text.tie_word_embeddings
+        and config.head_name.endswith("output.weight")
+    )
+    assert config.vision.patches_per_window == 1024 and config.vision.attention_bias and not config.vision.qk_norm
+    assert config.tiling == Tiling(1, 12, True) and config.system == SYSTEM_MESSAGE
+    shapes = {name: rule.shape for rule in family_of(config).rules(config) for name, _ in rule.tensors()}
+    assert shapes["language_model.model.layers.31.attention.wqkv.weight"] == (4096 + 2 * 1024, 4096)
+    assert shapes["mlp1.1.weight"] == (4096, 4096) and shapes["vision_model.embeddings.position_embedding"] == (
+        1,
+        1025,
+        1024,
+    )
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 8_075_365_376  # of the hub's page: 8.08 B
+    assert config.to_hf("bfloat16") == INTERNVL2_5_8B
+    # Without generation_config.json the end of a turn is an end all the same.
+    assert InternVLConfig.from_hf(INTERNVL2_5_8B, None, "c", beside).eos_token_ids == (92542, 2)
+    own = INTERNVL2_5_8B | {"system_message": "Be brief.", "pad_token_id": 7}
+    own["llm_config"] = own["llm_config"] | {"pad_token_id": None, "eos_token_id": None}
+    config = InternVLConfig.from_hf(own | {"eos_token_id": 3}, None, "c", beside)
+    assert (config.system, config.pad_token_id, config.eos_token_ids) == ("Be brief.", 7, (92542, 3))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_stored_head_decides_where_the_config_contradicts_itself(written, tmp_path, stored):
+    """transformers 5 writes tie_word_embeddings twice, and a model made with its defaults says true and false."""
+    folder = shutil.copytree(written["native"], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = True, False
+    (folder / "config.json").write_text(json.dumps(config))
+    if not stored:
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["language_model.lm_head.weight"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert read_config(folder).text.tie_word_embeddings == (not stored)
+    load_params(folder, read_config(folder))
 
 
 def test_picture_tokens_must_be_in_the_tokenizer(written, tmp_path):
@@ -192,4 +300,3 @@ def test_tensors_of_another_layout_are_all_listed(written, tmp_path):
     text = str(error.value)
     assert "vision_tower.encoder.layer.0.attention.q_proj.weight: missing" in text
     assert "vision_model.encoder.layers.0.attn.qkv.weight: unexpected" in text
-    assert f"tile_size={TILE}" not in text  # names and shapes, not the whole config

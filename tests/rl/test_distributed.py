@@ -61,6 +61,7 @@ class Runs:
         run_dir = self.folder / name
         command = [
             "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={run_dir}", "steps=3", "rl.packing=0",
+            "rl.micro_batches=1",
             "tracking.progress=false", "reward.workers=1", "model.random.num_layers=1",
             "model.random.vision_depth=1", "model.random.vision_full_attention_blocks=[0]",
         ]  # fmt: skip

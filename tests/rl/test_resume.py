@@ -123,7 +123,7 @@ def assert_equal(run: Job, reference: Job, step: int) -> None:
 @pytest.fixture(scope="module")
 def make_job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
-    write_guessing_checkpoint(folder / "policy")
+    write_guessing_checkpoint(folder / "policy", layers=1)
 
     def make(name: str, command: str, overrides: list[str]) -> Job:
         return Job(folder / name, command, overrides, folder / "policy")
