@@ -127,16 +127,11 @@ def merger_kernels(vision: VisionConfig) -> int:
     return width * (width + vision.out_hidden_size)
 
 
-def patch_size(vision: VisionConfig) -> int:
-    """C, the numbers in a patch of a still picture."""
-    return vision.in_channels * vision.patch_size**2
-
-
 def vision_parameters(vision: VisionConfig) -> int:
     size, width = vision.hidden_size, vision.hidden_size * vision.spatial_merge_size**2
     block = block_kernels(vision) + (4 * size + 2 * vision.intermediate_size + size) + 2 * size
     merger = merger_kernels(vision) + width + vision.out_hidden_size + size
-    return vision.depth * block + merger + vision.temporal_patch_size * patch_size(vision) * size
+    return vision.depth * block + merger + vision.temporal_patch_size * vision.patch_numbers * size
 
 
 def parameters(config: Qwen2_5VLConfig) -> int:
@@ -171,13 +166,9 @@ def cache_bytes(text: TextConfig, tokens: int, width: int) -> int:
     return 2 * text.num_layers * text.num_kv_heads * text.head_dim * tokens * width
 
 
-def patches_per_window(vision: VisionConfig) -> int:
-    return (vision.window_size // vision.patch_size) ** 2
-
-
 def blocks_flops(vision: VisionConfig, prompts: int, windows: int) -> int:
     """The blocks of the vision tower on `windows` of each prompt, all of one picture; padded places count."""
-    window = patches_per_window(vision)
+    window = vision.patches_per_window
     patches = prompts * windows * window
     pairs = prompts * block_pairs(vision, windows)
     return 2 * patches * vision.depth * block_kernels(vision) + 4 * pairs * vision.hidden_size
@@ -185,12 +176,12 @@ def blocks_flops(vision: VisionConfig, prompts: int, windows: int) -> int:
 
 def block_pairs(vision: VisionConfig, windows: int) -> int:
     """(query, key) pairs of all blocks of the tower for one picture of so many windows."""
-    window, full = patches_per_window(vision), len(set(vision.full_attention_blocks))
+    window, full = vision.patches_per_window, len(set(vision.full_attention_blocks))
     return full * (windows * window) ** 2 + (vision.depth - full) * windows * window**2
 
 
 def patch_flops(vision: VisionConfig, patches: int) -> int:
-    return 2 * patches * patch_size(vision) * vision.hidden_size
+    return 2 * patches * vision.patch_numbers * vision.hidden_size
 
 
 def merger_flops(vision: VisionConfig, patches: int) -> int:
@@ -202,7 +193,7 @@ def encode(config: Qwen2_5VLConfig, prompts: int, windows: int, width: int) -> W
     vision = config.vision
     if windows == 0:
         return Work()
-    patches = prompts * windows * patches_per_window(vision)
+    patches = prompts * windows * vision.patches_per_window
     flops = patch_flops(vision, patches) + blocks_flops(vision, prompts, windows) + merger_flops(vision, patches)
     pairs = prompts * block_pairs(vision, windows)
     return Work(flops, width * vision_parameters(vision), 4 * pairs * vision.hidden_size, pairs * vision.num_heads)
@@ -282,10 +273,7 @@ def update(
     head = 2 * batch.rows * batch.new * head_parameters(text)
     forward = layers_flops(text, tokens, pairs)
     flops = 3 * (forward + head)
-    attention, exponentials = (
-        (4 if remat else 3) * attention_flops(text, pairs),
-        (2 if remat else 1) * scores(text, pairs),
-    )
+    attention, exponentials = attention_flops(text, pairs), scores(text, pairs)  # of one forward pass
     if remat:
         flops += forward - 2 * tokens * text.num_layers * text.hidden_size * text.intermediate_size + head
     read, trained = language_read(text), language_parameters(text)
@@ -293,16 +281,17 @@ def update(
         trained += vision_parameters(vision)
     if train_vision and batch.windows:
         read += vision_parameters(vision)
-        patches = batch.prompts * batch.windows * patches_per_window(vision)
+        patches = batch.prompts * batch.windows * vision.patches_per_window
         blocks = blocks_flops(vision, batch.prompts, batch.windows)
         flops += 2 * patch_flops(vision, patches) + 3 * (blocks + merger_flops(vision, patches))  # pixels: no gradient
         met = batch.prompts * block_pairs(vision, batch.windows)
-        attention += (4 if remat else 3) * 4 * met * vision.hidden_size
-        exponentials += (2 if remat else 1) * met * vision.num_heads
+        attention += 4 * met * vision.hidden_size
+        exponentials += met * vision.num_heads
         if remat:
             flops += blocks - 2 * patches * vision.depth * vision.hidden_size * vision.intermediate_size
     # Each micro-batch reads the parameters forward and backward and adds to the gradients. AdamW then reads
     # gradients, parameters and two moments, and writes the last three.
     passes = 2 * micro_batches * read + (2 * micro_batches - 1) * trained
-    gradients = Work(flops, param_width * passes, attention, exponentials)
+    forwards = 2 if remat else 1
+    gradients = Work(flops, param_width * passes, (forwards + 2) * attention, forwards * exponentials)
     return {"gradients": gradients, "adamw": Work(0, param_width * 7 * trained)}

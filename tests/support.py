@@ -22,6 +22,18 @@ from mmeureka_jax.models.rules import from_stored
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.models.weights import load_params, read_config, rules
 
+
+class WithoutVideo:
+    """For a processor of transformers: leaves out its video part, which needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls):
+        return ["image_processor", "tokenizer"]
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        return type(argument)
+
+
 PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}
 
 

@@ -222,7 +222,7 @@ def test_update_against_the_program(floors, remat, windows, group, prompt, new):
     met = prompt**2 + group * new * (prompt + group * new)
     most = (4 if remat else 3) * floors.layers_flops(TEXT, 0, 2 * (met - visible))
     most += floors.layers_flops(TEXT, 0, 2 * met) // 2  # of the two products of attention one
-    patches = 2 * windows * floors.patches_per_window(VISION)
+    patches = 2 * windows * VISION.patches_per_window
     products = floors.blocks_flops(VISION, 2, windows) - 2 * patches * VISION.depth * floors.block_kernels(VISION)
     most += products // 2
     most += 0 if remat else 2 * batch.rows * new * floors.head_parameters(TEXT)  # logits are always computed again
@@ -309,7 +309,7 @@ def test_kernels_of_each_kind_have_their_own_rate(floors):
 
 
 def test_vision_counts_a_number_of_the_softmax_for_every_pair(floors):
-    patches = floors.patches_per_window(VISION)
+    patches = VISION.patches_per_window
     pairs = 2 * (2 * 3 * patches**2 + (3 * patches) ** 2)  # three windows each; two blocks see one, one block all
     work = floors.encode(CONFIG, 2, 3, 4)
     assert work.exponentials == pairs * VISION.num_heads and work.attention == pairs * 4 * VISION.hidden_size

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from mmeureka_jax.data.problems import ImageRef, RowError
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.config import Qwen2_5VLConfig, first_given
 
 # Plain raster formats. Pillow knows more, among them EPS, which it hands to a Ghostscript process.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -143,13 +143,13 @@ class PicturePreprocessor:
         for key, expected in (("patch_size", geometry.patch_size), ("merge_size", geometry.merge_size)):
             if settings.get(key, expected) != expected:
                 raise UserError(f"{source}: {key} is {settings[key]}, but config.json's vision tower has {expected}")
-        for key in ("do_resize", "do_convert_rgb"):
-            if settings.get(key) is False:
-                raise UserError(f"{source}: {key} is false, which is not supported; set it to true")
+        refuse_settings(source, settings)
         size = settings.get("size") or {}
-        smallest = _first(min_pixels, settings.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels"))
-        largest = _first(max_pixels, settings.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"))
-        smallest, largest = _first(smallest, 56 * 56), _first(largest, 28 * 28 * 1280)
+        smallest = first_given(
+            min_pixels, settings.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")
+        )
+        largest = first_given(max_pixels, settings.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"))
+        smallest, largest = first_given(smallest, 56 * 56), first_given(largest, 28 * 28 * 1280)
         if not 0 < smallest <= largest:
             raise UserError(f"min_pixels is {smallest} and max_pixels {largest}; expected 0 < min_pixels <= max_pixels")
         return cls(
@@ -196,10 +196,6 @@ class PicturePreprocessor:
         return text
 
 
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
 def _read_json_object(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -218,6 +214,16 @@ def read_settings(path: Path) -> tuple[Path, Mapping[str, Any]]:
     if flat.exists():
         return flat, _read_json_object(flat)
     raise UserError(f"{path}: neither preprocessor_config.json nor a processor_config.json with an image_processor")
+
+
+def refuse_settings(source: Path, settings: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: a step is switched off that is always done here.
+    """
+    for key in ("do_resize", "do_convert_rgb"):
+        if settings.get(key) is False:
+            raise UserError(f"{source}: {key} is false, which is not supported; set it to true")
 
 
 def level_values(settings: Mapping[str, Any], *, by_division: bool = False) -> Float[np.ndarray, "3 256"]:

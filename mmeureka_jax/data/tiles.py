@@ -21,9 +21,16 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from mmeureka_jax.data.pictures import level_values, picture_size, read_picture, read_settings, unusable
+from mmeureka_jax.data.pictures import (
+    level_values,
+    picture_size,
+    read_picture,
+    read_settings,
+    refuse_settings,
+    unusable,
+)
 from mmeureka_jax.data.problems import ImageRef
-from mmeureka_jax.data.vision_layout import MAX_ASPECT_RATIO, Grid, WindowLayout, rotary_positions
+from mmeureka_jax.data.vision_layout import Grid, WindowLayout, check_sides, rotary_positions
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig, raster_places
 
@@ -146,9 +153,7 @@ class TilePreprocessor:
         """
         vision, tiling = config.vision, config.tiling
         source, settings = _settings(path, optional=tiling is not None)
-        for key in ("do_resize", "do_convert_rgb"):
-            if settings.get(key) is False:
-                raise UserError(f"{source}: {key} is false, which is not supported; set it to true")
+        refuse_settings(source, settings)
         if tiling is not None:
             fewest, most, thumbnail = tiling.fewest, tiling.most, tiling.thumbnail
             settings = {**_IMAGENET, **settings}
@@ -176,9 +181,10 @@ class TilePreprocessor:
     def grid(self, ref: ImageRef) -> Grid:
         """The tiles of a picture, from its header. Raises RowError as `picture_size`, and for absurd aspects."""
         height, width = picture_size(ref)
-        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-            reason = f"its sides, {width} x {height} pixels, differ by more than a factor of {MAX_ASPECT_RATIO}"
-            raise unusable(ref, f"{reason}; crop it or drop the row")
+        try:
+            check_sides(height, width)
+        except ValueError as error:
+            raise unusable(ref, f"{error}; crop it or drop the row") from None
         return tile_grid(height, width, self.geometry.tile_size, self.fewest, self.most)
 
     def patches(self, ref: ImageRef, grid: Grid) -> Float[np.ndarray, "w S C"]:

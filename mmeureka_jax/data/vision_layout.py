@@ -82,11 +82,8 @@ class VisionGeometry:
         return math.ceil(grid[0] / side) * math.ceil(grid[1] / side)
 
 
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (height, width) that a picture is resized to: multiples of `factor`, area in range, aspect nearly kept.
-
-    Source: HF `smart_resize` of Qwen2-VL, with its rounding (half to even) and its order of cases.
-
+def check_sides(height: int, width: int) -> None:
+    """
     Raises:
         ValueError: the picture is empty, or one side is more than 200 times the other.
     """
@@ -94,6 +91,17 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         raise ValueError(f"a picture of {width} x {height} pixels is empty")
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise ValueError(f"its sides, {width} x {height} pixels, differ by more than a factor of {MAX_ASPECT_RATIO}")
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The (height, width) that a picture is resized to: multiples of `factor`, area in range, aspect nearly kept.
+
+    Source: HF `smart_resize` of Qwen2-VL, with its rounding (half to even) and its order of cases.
+
+    Raises:
+        ValueError: as `check_sides`.
+    """
+    check_sides(height, width)
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt((height * width) / max_pixels)

@@ -293,12 +293,15 @@ class Keys:
             raise UserError(f"{self.source}: key '{self.prefix}{key}' is {value!r}, expected a list of integers")
         return tuple(value)
 
-    def require(self, key: str, *allowed: Any) -> None:
+    def require(self, key: str, *allowed: Any, default: Any = None) -> None:
         """
+        Args:
+            default: what a key that is not there stands for; null, and None here, are something that is allowed.
+
         Raises:
-            UserError: `key` is given and none of `allowed`.
+            UserError: the value is none of `allowed`.
         """
-        value = self.get(key, allowed[0])
+        value = first_given(self.values.get(key, default), allowed[0])
         if value not in allowed:
             only = " or ".join(repr(choice) for choice in allowed)
             raise UserError(f"{self.source}: {self.prefix}{key} is {value!r}; the policy has only {only}")

@@ -249,9 +249,8 @@ class InternVLConfig:
 
 def _original(top: Keys, vision: Keys) -> tuple[int, int, Tiling]:
     """Merge size, tile size and tiling of an internvl_chat config."""
-    Keys({"ps_version": "v1", **top.values}, top.source, "").require("ps_version", "v2")  # the original's default is v1
-    if top.get("template") is not None:
-        top.require("template", "internvl2_5")
+    top.require("ps_version", "v2", default="v1")
+    top.require("template", "internvl2_5")
     top.require("select_layer", -1, vision.integer("num_hidden_layers"))
     top.require("pad2square", False)
     tile_size = top.integer("force_image_size", default=vision.integer("image_size"))
@@ -291,7 +290,7 @@ def _side(keys: Keys, name: str) -> int:
 
 def _read_vision(keys: Keys, tile_size: int, merge_size: int, original: bool) -> InternViTConfig:
     keys.require("hidden_act", "gelu")
-    keys.require("norm_type", *(("rms_norm", "layer_norm") if original else ("layer_norm", "rms_norm")))
+    keys.require("norm_type", "layer_norm", "rms_norm")
     bias, qk_norm = ("qkv_bias", "qk_normalization") if original else ("attention_bias", "use_qk_norm")
     return InternViTConfig(
         hidden_size=keys.integer("hidden_size"),

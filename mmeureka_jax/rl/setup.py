@@ -215,7 +215,8 @@ def _check_further(
             except RowError as error:
                 rejected.append(Rejected(error.problem_id, row, error.kind, str(error)))
             bar.update()
-    notes = [note for note in report.notes if note.row in set(usable)]
+    kept = set(usable)
+    notes = [note for note in report.notes if note.row in kept]
     return dataclasses.replace(report, usable=usable, rejected=sorted(rejected, key=lambda one: one.row), notes=notes)
 
 

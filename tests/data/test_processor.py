@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import WithoutVideo
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLModel, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -94,15 +95,8 @@ PROBLEMS = {
 }
 
 
-class HFProcessor(Qwen2_5_VLProcessor):
-    """transformers' processor without its video part, which needs torchvision."""
-
-    @classmethod
-    def get_attributes(cls):
-        return ["image_processor", "tokenizer"]
-
-    def check_argument_for_proper_class(self, argument_name, argument):
-        return type(argument)
+class HFProcessor(WithoutVideo, Qwen2_5_VLProcessor):
+    pass
 
 
 def hf_inputs(folder, messages, images):

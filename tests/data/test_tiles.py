@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from internvl_models import MEAN, MOST, STD, TILE, Form, image_processor, write_checkpoint
 from PIL import Image
-from support import picture, problem
+from support import WithoutVideo, picture, problem
 from transformers import AutoTokenizer, InternVLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
@@ -40,15 +40,8 @@ def open_processor(folder, **options):
     return Processor.from_checkpoint(folder, prompt_style="plain", max_prompt_tokens=4096, **options)
 
 
-class HFProcessor(InternVLProcessor):
-    """transformers' processor without its video part, which needs torchvision."""
-
-    @classmethod
-    def get_attributes(cls):
-        return ["image_processor", "tokenizer"]
-
-    def check_argument_for_proper_class(self, argument_name, argument):
-        return type(argument)
+class HFProcessor(WithoutVideo, InternVLProcessor):
+    pass
 
 
 def as_pixels(patches):
