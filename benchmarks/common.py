@@ -184,7 +184,7 @@ def open_model(args: argparse.Namespace, folder: Path) -> LoadedPolicy:
     loaded = open_policy(Config(model=model), folder)
     if args.config is None:
         return loaded
-    return RandomPolicy(loaded.policy, loaded.mesh, loaded.checkpoint, args.param_dtype or "bfloat16")
+    return RandomPolicy(loaded.policy, loaded.mesh, loaded.checkpoint, param_dtype=args.param_dtype or "bfloat16")
 
 
 def released_config(name: str, tiny: Qwen2_5VLConfig) -> Qwen2_5VLConfig:

@@ -2,15 +2,18 @@
 
     python -m benchmarks.memory --model tiny --train all --vocab 8192 131072 --group 8
     python -m benchmarks.memory --model tiny --train all --group 2 8 --prompt 1024 --new 16
+    python -m benchmarks.memory --model tiny --train all --lora 0 8 16 32
 
 Nothing is run: the program of training is compiled for the devices at hand and its buffers are read off.
 `temporary_mb` is what an update needs on each device beside the state (parameters and optimiser) and the batch. In it
 are the gradients of the embedding and of the output head, `vocab_gradients_mb`, which are as large as their parameters.
+`--lora` compares ranks of adapters on the decoder's layers (0: all parameters are trained).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -30,7 +33,9 @@ from benchmarks.common import (
     training_config,
 )
 from benchmarks.update import random_batch
+from mmeureka_jax.cli import count
 from mmeureka_jax.mesh import to_global
+from mmeureka_jax.models.lora import Lora
 from mmeureka_jax.rl.rollout import split_batch
 from mmeureka_jax.rl.setup import LoadedPolicy
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
@@ -40,10 +45,13 @@ def megabytes(count: int) -> float:
     return round(count / 2**20, 1)
 
 
-def update_memory(args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: int, group: int) -> dict[str, Any]:
+def update_memory(
+    args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: int, group: int, rank: int
+) -> dict[str, Any]:
     """The buffers of the update on one device."""
     text = replace(loaded.policy.config.text, vocab_size=vocab_size)
-    policy = replace(loaded.policy, config=replace(loaded.policy.config, text=text))
+    lora = Lora(rank, 2.0 * rank, ("language/layers/.*",)) if rank else None
+    policy = replace(loaded.policy, config=replace(loaded.policy.config, text=text), lora=lora)
     options = argparse.Namespace(**vars(args) | {"group": group})
     config = training_config(options, loaded)
     training = make_training(config, 1)
@@ -59,14 +67,20 @@ def update_memory(args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: in
     temporary = max(memory.temp_size_in_bytes for memory in programs)
     if len(parts) > 1:  # the gradients so far are an argument then
         temporary += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.trainable)) // loaded.mesh.size
-    on_device = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)]
-    tables = 1 if text.tie_word_embeddings else 2
+
+    def on_device(tree: Any) -> int:
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    tables = 0 if rank else 1 if text.tie_word_embeddings else 2
     return {
         "vocab": vocab_size,
         "group": group,
+        "lora": rank,
         "temporary_mb": megabytes(temporary),
         "vocab_gradients_mb": megabytes(4 * tables * vocab_size * text.hidden_size // loaded.mesh.size),
-        "state_mb": megabytes(sum(on_device)),
+        "trained_mb": megabytes(on_device(state.trainable)),
+        "optimizer_mb": megabytes(on_device(state.optimizer)),
+        "state_mb": megabytes(on_device(state)),
     }
 
 
@@ -74,7 +88,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     loaded = open_model(args, folder)
     vocabularies = args.vocab or [loaded.policy.config.text.vocab_size]
     with jax.set_mesh(loaded.mesh):
-        rows = [update_memory(args, loaded, vocab, group) for vocab in vocabularies for group in args.group]
+        cases = itertools.product(vocabularies, args.group, args.lora)
+        rows = [update_memory(args, loaded, *case) for case in cases]
     return {"temporary_mb": rows[-1]["temporary_mb"], "rows": rows}
 
 
@@ -83,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(cpu_devices=1)
     parser.add_argument("--vocab", type=positive, nargs="+", help="vocabulary sizes (default: the model's)")
     parser.add_argument("--group", type=positive, nargs="+", default=[8], help="responses to a prompt")
+    parser.add_argument("--lora", type=count, nargs="+", default=[0], help="ranks of adapters; 0: none (default)")
     add_training_arguments(parser)
     add_prompt_arguments(parser, length=104, side=224)
     return parser

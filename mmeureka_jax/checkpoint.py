@@ -1,8 +1,9 @@
 """The run on disk, through Orbax: train state, data position, buffer of groups, and what the run was made with.
 
-    RUN/checkpoints/<step>/state      the train state                  RUN/metadata.json   see `write_metadata`
+    RUN/checkpoints/<step>/state      the train state, of a policy with adapters without the base
                            groups     groups that wait for an update
                            progress   everything else, and the name, size and checksum of every array
+    RUN/metadata.json                 see `write_metadata`
 
 A checkpoint is complete or absent: Orbax writes into a temporary folder and renames it. Saving is asynchronous. The
 newest `keep` and the `keep_best` best by validation accuracy stay.
@@ -18,7 +19,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +30,9 @@ import orbax.checkpoint as ocp
 from mmeureka_jax.config import CheckpointConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, write_atomic
-from mmeureka_jax.manifest import Damaged, check_same_arrays, describe_arrays, verify_arrays
+from mmeureka_jax.manifest import Damaged, Manifest, check_same_arrays, describe_arrays, verify_arrays
 from mmeureka_jax.mesh import barrier, is_main
+from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.rollout import Group, stack_groups, unstack_groups
 from mmeureka_jax.rl.update import TrainState
 
@@ -109,7 +111,13 @@ class NewestAndBest:
 class Checkpointer:
     """Saves and restores `RunState`s in RUN/checkpoints. On many hosts, all call it together."""
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig):
+    def __init__(self, run_dir: Path, config: CheckpointConfig, load_frozen: Callable[[], Params] | None = None):
+        """
+        Args:
+            load_frozen: reads the frozen part of the state anew from where the run began. Checkpoints then do without
+                it, but for its checksums. None: they hold it.
+        """
+        self._load_frozen = load_frozen
         self.folder = (Path(run_dir) / "checkpoints").resolve()
         with explain_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +154,7 @@ class Checkpointer:
             "groups": describe_arrays(groups),
         }
         items: dict[str, Any] = {
-            "state": ocp.args.StandardSave(_stored(run.train)),
+            "state": ocp.args.StandardSave(self._stored(run.train)),
             "progress": ocp.args.JsonSave(progress | {"checksum": _text_checksum(progress)}),
         }
         if groups:  # Orbax takes no empty arrays; their shapes are in the manifest
@@ -164,7 +172,7 @@ class Checkpointer:
             call()
         except Exception as error:
             self._failed = True
-            reason = next((sign for sign in _NO_SPACE if sign in str(error)), None)
+            reason = is_no_space(error)
             if isinstance(error, OSError) or reason is not None:
                 self._remove_unfinished()
                 raise UserError(
@@ -232,15 +240,18 @@ class Checkpointer:
         """
         progress = _read_progress(self._manager, step)
         check_same_arrays(progress["arrays"], target, self.folder / str(step))
-        items = {"state": ocp.args.StandardRestore(_stored(target))}
+        items = {"state": ocp.args.StandardRestore(self._stored(target))}
         stored = {
             name: np.empty(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items() if 0 not in shape
         }
         if stored:
             items["groups"] = ocp.args.StandardRestore(stored)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        state = TrainState(**restored["state"])
+        state = TrainState(**{"frozen": {}} | restored["state"])
         verify_arrays(state, progress["arrays"])
+        if self._load_frozen is not None:
+            state = replace(state, frozen=self._load_frozen())
+            verify_base(state.frozen, progress["arrays"], self.folder / str(step))
         groups = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items()}
         if stored:
             groups |= restored["groups"]
@@ -255,6 +266,13 @@ class Checkpointer:
             counters=progress["counters"],
             kl_coefficient=progress.get("kl_coefficient"),
         )
+
+    def _stored(self, state: TrainState) -> dict[str, Any]:
+        """The parts of a state that are saved; not those that it does not have: older versions did not know them."""
+        parts = {field.name: getattr(state, field.name) for field in fields(state)}
+        if self._load_frozen is not None:
+            del parts["frozen"]
+        return {name: part for name, part in parts.items() if name not in _OPTIONAL or jax.tree.leaves(part)}
 
     def _set_aside(self, damaged: Mapping[int, str], instead: int) -> None:
         for step, reason in damaged.items():
@@ -277,12 +295,6 @@ class Checkpointer:
         with contextlib.suppress(*[Exception] * self._failed):
             self.wait()
             self._manager.close()
-
-
-def _stored(state: TrainState) -> dict[str, Any]:
-    """The parts of a state, without those that it does not have: older versions did not know them."""
-    parts = {field.name: getattr(state, field.name) for field in fields(state)}
-    return {name: part for name, part in parts.items() if name not in _OPTIONAL or jax.tree.leaves(part)}
 
 
 def _read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -340,6 +352,10 @@ class SavedParams:
             raise UserError(f"{self.folder}: no checkpoint of step {found}; there are steps {steps}")
         return found
 
+    def verify_base(self, step: int, frozen: Params) -> None:
+        """See `verify_base`."""
+        verify_base(frozen, _read_progress(self._manager, step)["arrays"], self.folder / str(step))
+
     def restore(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
         """The parts of the train state that `target` names, such as `trainable`.
 
@@ -365,6 +381,26 @@ class SavedParams:
         except Exception as error:  # whatever the damaged file made the readers stumble over
             others = [other for other in sorted(self._manager.all_steps()) if other != step]
             raise UserError(f"{path} is damaged ({_brief(error)}); other checkpoints: {others or 'none'}") from error
+
+
+def is_no_space(error: Exception) -> str | None:
+    """The words that say so, if what Orbax or TensorStore raised means that the disk is full."""
+    return next((sign for sign in _NO_SPACE if sign in str(error)), None)
+
+
+def verify_base(frozen: Params, arrays: Manifest, path: Path) -> None:
+    """
+    Raises:
+        UserError: parameters that the checkpoint `path` did without are not those that it was saved beside.
+    """
+    check_same_arrays(arrays, {"frozen": frozen}, path, whole=False)
+    try:
+        verify_arrays({"frozen": frozen}, arrays)
+    except Damaged as error:
+        raise UserError(
+            f"{path} holds adapters alone, and the checkpoint that they belong to is no longer the same ({error}); put "
+            "back the one that the run started from"
+        ) from None
 
 
 def _brief(error: Exception) -> str:

@@ -29,6 +29,7 @@ from mmeureka_jax.errors import (
 
 PROMPT_STYLES = ("plain", "instruct", "zero", "cpgd")
 ACCURACY_FORMS = ("instruct", "boxed")
+DTYPES = ("float32", "bfloat16", "float16")
 RESUMABLE = ("sft", "train", "demo", "sweep")
 
 
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_score_parser(commands)
     add_eval_parser(commands)
     add_export_parser(commands)
+    add_convert_parser(commands)
 
     report = add_command(commands, "report", run_report, "write RUN/report.html")
     report.add_argument("run_dir", type=Path, metavar="RUN", help="the folder of a run, finished or not")
@@ -172,9 +174,20 @@ def add_export_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--step", type=step, default="latest", metavar="N|best|latest", help="default: %(default)s")
     parser.add_argument("--average", action="store_true", help="the average that optimizer.ema_decay kept")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
+    parser.add_argument("--adapters", action="store_true", help="only what model.lora trained, in PEFT's layout")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
     parser.add_argument("--max-shard-gb", type=positive, default=5.0, metavar="GB", help="default: %(default)s")
     parser.add_argument("--source", type=Path, metavar="DIR", help="checkpoint that the run started from, if it moved")
+
+
+def add_convert_parser(commands: argparse._SubParsersAction) -> None:
+    summary = "a checkpoint in Orbax's format or in Hugging Face's, there and back bit for bit"
+    parser = add_command(commands, "convert", run_convert, summary)
+    parser.add_argument("source", metavar="DIR", help="a checkpoint folder of either format, or a hub id")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--to", choices=("orbax", "hf"), help="default: the format that the source is not in")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: each tensor keeps its own")
+    parser.add_argument("--max-shard-gb", type=positive, default=5.0, metavar="GB", help="default: %(default)s")
 
 
 def add_sweep_parsers(commands: argparse._SubParsersAction) -> None:
@@ -195,6 +208,7 @@ def add_sweep_parsers(commands: argparse._SubParsersAction) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
+    parser.add_argument("--adapters", metavar="DIR", help="adapters that belong to it, in PEFT's layout")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
         "--mesh",
@@ -370,7 +384,7 @@ def model_options(args: argparse.Namespace) -> Any:
     from mmeureka_jax.config import MeshConfig
     from mmeureka_jax.inference import ModelOptions
 
-    return ModelOptions(args.model, args.compute_dtype, MeshConfig(*args.mesh))
+    return ModelOptions(args.model, args.adapters, args.compute_dtype, MeshConfig(*args.mesh))
 
 
 def prompt_options(args: argparse.Namespace) -> Any:
@@ -399,11 +413,24 @@ def run_export(args: argparse.Namespace) -> int:
         args.output,
         step=args.step,
         average=args.average,
+        adapters=args.adapters,
         dtype=args.dtype,
         max_shard_bytes=shard_bytes,
         source=args.source,
     )
     print(f"step {step}: {args.output.resolve()}")
+    return 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # as export
+    from mmeureka_jax.convert import convert
+
+    shard_bytes = int(args.max_shard_gb * 1e9)
+    form = convert(args.source, args.output, to=args.to, dtype=args.dtype, max_shard_bytes=shard_bytes)
+    print(f"{form}: {args.output.resolve()}")
     return 0
 
 

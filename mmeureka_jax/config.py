@@ -47,11 +47,24 @@ class RandomModelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside some linear maps: they are trained, and nothing else is."""
+
+    rank: int = 16
+    alpha: float = 32.0  # what adapters add is multiplied by alpha / rank
+    dropout: float = 0.0  # part of an adapter's inputs that updates leave out
+    targets: tuple[str, ...] = ("language/layers/.*",)  # regular expressions of whole paths; see docs/models.md
+    base_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of everything else
+    adapters: str | None = None  # a folder or hub id in PEFT's layout that they start from; null = new ones
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Which policy, and how it computes."""
 
     checkpoint: str | None = None  # a checkpoint folder or a hub id; exclusive with `random`
     random: RandomModelConfig | None = None
+    lora: LoraConfig | None = None  # null = all parameters that optimizer.frozen does not name are trained
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
     remat: Literal["none", "full"] = "full"  # recompute layer activations in the backward pass
     logits_mb: float = 64.0  # megabytes of logits that exist on a device at one time in the update
@@ -285,7 +298,8 @@ def stage_configs(config: Config) -> list[Config]:
                     f"{origin}: it starts from the policy of stage {number - 1}; take its model.checkpoint out"
                 )
             before = Path(configs[-1].run_dir) / EXPORT_FOLDER
-            stage = replace(stage, model=replace(stage.model, checkpoint=str(before), random=None))
+            lora = stage.model.lora and replace(stage.model.lora, adapters=None)  # the export holds them
+            stage = replace(stage, model=replace(stage.model, checkpoint=str(before), random=None, lora=lora))
         configs.append(replace(stage, run_dir=str(Path(config.run_dir) / f"stage{number}")))
     return configs
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 from typing import Any, Literal, get_args
 
 from mmeureka_jax.config import (
     Config,
     CriticConfig,
     DataConfig,
+    LoraConfig,
     Loss,
     ModelConfig,
+    RandomModelConfig,
     RewardConfig,
     RLConfig,
     SamplerConfig,
@@ -63,7 +66,30 @@ def _check_model(model: ModelConfig) -> list[str]:
     if (model.checkpoint is None) == (model.random is None):
         given = "neither is" if model.checkpoint is None else "both are"
         return [f"model.checkpoint, model.random: exactly one must be given, {given}; set the other to null"]
-    random = model.random
+    return _check_random(model.random) + _check_lora(model.lora)
+
+
+def _check_lora(lora: LoraConfig | None) -> list[str]:
+    if lora is None:
+        return []
+    problems = [
+        f"model.lora.{name} must be positive; got {getattr(lora, name):g}"
+        for name in ("rank", "alpha")
+        if not 0 < getattr(lora, name) < math.inf
+    ]
+    if not 0 <= lora.dropout < 1:
+        problems.append(f"model.lora.dropout must be 0 or more and below 1; got {lora.dropout:g}")
+    if not lora.targets:
+        problems.append("model.lora.targets is empty, so nothing would be trained; see docs/models.md")
+    for target in lora.targets:
+        try:
+            re.compile(target)
+        except re.error as error:
+            problems.append(f"model.lora.targets: {target!r} is no regular expression ({error})")
+    return problems
+
+
+def _check_random(random: RandomModelConfig | None) -> list[str]:
     if random is None:
         return []
     if random.seed < 0:

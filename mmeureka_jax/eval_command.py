@@ -66,7 +66,8 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
         write_row = stack.enter_context(atomic_writer(output / ROWS_FILE))
         loaded = model.open()
         context = loaded.policy.config.text.max_position_embeddings
-        asked = questions(options, read_provenance(loaded.checkpoint), context)
+        provenance = read_provenance(loaded.adapters.folder) if loaded.adapters is not None else {}
+        asked = questions(options, provenance or read_provenance(loaded.checkpoint), context)
         processor = Processor.from_checkpoint(
             loaded.checkpoint,
             **{key: asked[key] for key in ("prompt_style", "min_pixels", "max_pixels", "max_prompt_tokens")},
@@ -101,6 +102,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
         "rejected": len(problems.report.rejected),
         "settings": {
             "model": model.checkpoint,
+            "adapters": model.adapters,
             "data": options.data,
             "data_fingerprint": problems.source.fingerprint(),
             "limit": options.limit,

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
-from mmeureka_jax.checkpoint import SavedParams, package_versions, read_metadata
-from mmeureka_jax.config import Config, to_dict
-from mmeureka_jax.config_io import filled
+from mmeureka_jax.checkpoint import METADATA_FILE, SavedParams, package_versions, read_metadata
+from mmeureka_jax.config import Config, ModelConfig, to_dict
+from mmeureka_jax.config_io import filled, overlaid
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.model_card import model_card
+from mmeureka_jax.models.lora import merged
+from mmeureka_jax.models.peft_files import save_adapters
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.models.safetensors_files import check_is_new
-from mmeureka_jax.models.weights import read_config, save_params
+from mmeureka_jax.models.weights import load_params, read_config, save_params
 from mmeureka_jax.optimizer import merge_params, split_frozen
+from mmeureka_jax.rl.setup import lora_of
 from mmeureka_jax.tracking import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -32,21 +36,25 @@ def export_run(
     *,
     step: int | Literal["latest", "best"] = "latest",
     average: bool = False,
+    adapters: bool = False,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
     source: Path | None = None,
 ) -> int:
     """Writes the policy of a checkpoint of a run (RL or SFT) as a Hugging Face folder. Returns the step.
 
-    Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32. The run may be going
-    on meanwhile. Beside the weights stand the tokenizer and processor files of the checkpoint that the run started
-    from, `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too), and
-    a README.md that says the same to people, with the validation's results (model_card.py).
+    Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32 (under adapters: the
+    base in its own dtype, and the result). The run may be going on meanwhile. Adapters are merged into the base.
+
+    Beside the weights stand the tokenizer and processor files of the checkpoint that the run started from,
+    `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too), and a
+    README.md that says the same to people, with the validation's results (model_card.py).
 
     Args:
         step: a step, the newest checkpoint, or the one of the best validation accuracy.
         average: the parameters averaged over the updates (`optimizer.ema_decay`) instead of the last ones.
-        dtype: of the stored tensors: float32 (what was trained), bfloat16 or float16.
+        adapters: write the adapters alone, float32, in PEFT's layout.
+        dtype: of the stored tensors: float32 (what was trained), bfloat16 or float16. Not of adapters.
         source: the folder of the checkpoint that the run started from, if it is no longer where it was.
 
     Raises:
@@ -67,19 +75,20 @@ def export_run(
         raise UserError(
             f"{run_dir}: the run kept no average of its parameters; train with optimizer.ema_decay=0.99 or so"
         )
-    metrics = _metrics(run_dir)
-    save_params(
-        _restore(saved, step, Policy(model), tuple(config["optimizer"]["frozen"]), average),
-        model,
-        output,
-        source=source,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
-        files={
-            PROVENANCE_FILE: _provenance(metadata, step, average),
-            CARD_FILE: model_card(output.name, metadata, step, average, metrics),
-        },
-    )
+    policy = Policy(model, lora=lora_of(overlaid(ModelConfig(), config["model"], METADATA_FILE), config["seed"]))
+    if adapters and policy.lora is None:
+        raise UserError(f"{run_dir}: the run trained no adapters; export it without --adapters")
+    params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
+    card = model_card(output.name, metadata, step, average, _metrics(run_dir), adapters=adapters)
+    files = {PROVENANCE_FILE: _provenance(metadata, step, average), CARD_FILE: card}
+    if adapters:
+        assert policy.lora is not None
+        base = config["model"]["checkpoint"]  # that of model.random is nobody else's
+        save_adapters(params, model, policy.lora, output, base=base, files=files)
+    else:
+        if policy.lora is not None:
+            params = merged(params, policy.lora, dtype)
+        save_params(params, model, output, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files)
     return step
 
 
@@ -137,12 +146,29 @@ def _find_source(run_dir: Path, metadata: dict[str, Any], given: Path | None) ->
     )
 
 
-def _restore(saved: SavedParams, step: int, policy: Policy, frozen: tuple[str, ...], average: bool) -> Params:
+def _restore(
+    saved: SavedParams,
+    step: int,
+    policy: Policy,
+    source: Path,
+    frozen: tuple[str, ...],
+    average: bool,
+    adapters: bool,
+) -> Params:
+    """The parameters of a step; of a policy with adapters those alone, or with the base of `source`."""
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
     names = ("average" if average else "trainable", "frozen")
-    parts = dict(zip(names, split_frozen(policy.abstract_params(), frozen), strict=True))
+    parts = dict(zip(names, split_frozen(policy.abstract_params(), policy.frozen(frozen)), strict=True))
+    base = parts.pop("frozen") if policy.lora is not None else None
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parts)
     restored = saved.restore(step, target)
+    if adapters:
+        return restored[names[0]]
+    if base is not None:
+        assert policy.lora is not None
+        placed = jax.tree.map(lambda _: sharding, base)
+        restored["frozen"] = load_params(source, policy.config, placed, jnp.dtype(policy.lora.base_dtype))
+        saved.verify_base(step, restored["frozen"])
     return merge_params(*(restored[name] for name in names))
 
 

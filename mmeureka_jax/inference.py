@@ -26,7 +26,7 @@ from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Response, filler_prompt, generate
-from mmeureka_jax.rl.setup import LoadedPolicy, open_policy
+from mmeureka_jax.rl.setup import LoadedPolicy, lora_of_adapters, open_policy
 from mmeureka_jax.tracking import progress
 
 if TYPE_CHECKING:
@@ -43,18 +43,21 @@ class ModelOptions:
 
     Attributes:
         checkpoint: a checkpoint folder or hub id.
+        adapters: the same of adapters in PEFT's layout, which belong to it.
         compute_dtype: auto, float32 or bfloat16.
         mesh: by default every device holds the whole policy and a share of each batch.
     """
 
     checkpoint: str
+    adapters: str | None = None
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh: MeshConfig = MeshConfig(data=-1, fsdp=1, tensor=1)
 
     def open(self) -> LoadedPolicy:
         if jax.process_count() > 1:
             raise UserError("this command runs in one process; start it on one host, without MMEUREKA_DISTRIBUTED")
-        model = ModelConfig(checkpoint=self.checkpoint, compute_dtype=self.compute_dtype, remat="none")
+        lora = None if self.adapters is None else lora_of_adapters(self.adapters, self.checkpoint)
+        model = ModelConfig(checkpoint=self.checkpoint, lora=lora, compute_dtype=self.compute_dtype, remat="none")
         return open_policy(Config(model=model, mesh=self.mesh), Path())
 
 

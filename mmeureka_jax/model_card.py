@@ -16,6 +16,7 @@ Made of {start} by rule-based reinforcement learning on `{data}`: advantage `{ad
 {prompts_per_rollout} prompts x {group_size} responses a rollout, {prompts_per_update} prompts an update, learning \
 rate {learning_rate:g} ({schedule}), {steps} steps.
 """
+_ADAPTED = "Trained were low-rank adapters (LoRA) of rank {rank}, alpha {alpha:g}, and nothing else."
 _ASKED = """\
 Prompt style `{prompt_style}`, pictures of at most {max_pixels:,} pixels (`data.max_pixels`), at most {max_new_tokens} \
 new tokens; `mmeureka eval` asks so by default.
@@ -23,7 +24,13 @@ new tokens; `mmeureka eval` asks so by default.
 
 
 def model_card(
-    name: str, metadata: Mapping[str, Any], step: int, average: bool, metrics: Sequence[Mapping[str, Any]]
+    name: str,
+    metadata: Mapping[str, Any],
+    step: int,
+    average: bool,
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    adapters: bool = False,
 ) -> bytes:
     """Markdown with the front matter that Hugging Face's hub reads.
 
@@ -32,15 +39,22 @@ def model_card(
         step: of the checkpoint.
         average: whether the parameters are the average over the updates.
         metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
+        adapters: the folder holds adapters alone.
     """
     config = metadata["config"]
     base = config["model"]["checkpoint"]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    front: dict[str, Any] = {
+        "library_name": "peft" if adapters else "transformers",
+        "pipeline_tag": "image-text-to-text",
+    }
     if base and "snapshots" in Path(metadata["checkpoint"]).parts:  # it came from the hub, into the hub's cache
         front["base_model"] = base
     front["tags"] = ["reinforcement-learning" if metadata["kind"] == "rl" else "sft", "mmeureka_jax"]
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", *_summary(metadata)]
-    lines += [f"These are the parameters after step {step}" + (", averaged over the updates." if average else "."), ""]
+    held = "adapters" if adapters else "parameters"
+    lines += [f"These are the {held} after step {step}" + (", averaged over the updates." if average else "."), ""]
+    if (lora := config["model"].get("lora")) is not None:
+        lines += [_ADAPTED.format(**lora) + ("" if adapters else " They are merged into the base."), ""]
     lines += _results(config, step, "before averaging" if average else "these parameters", metrics)
     lines += ["## How it was asked", "", _ASKED.format(**config["data"] | config["sampler"])]
     lines += ["## Settings", "", "Those that differ from the defaults, as a configuration for `mmeureka`:", ""]

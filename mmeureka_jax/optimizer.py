@@ -16,7 +16,7 @@ from mmeureka_jax.errors import UserError
 
 # Last path components of the parameters that weight decay applies to. The number of axes does not tell: the layers of a
 # kind are stacked, so a bias is [L, out] and a norm's scale [L, D].
-_DECAYED = frozenset({"kernel", "embedding"})
+_DECAYED = frozenset({"kernel", "embedding", "lora_a", "lora_b"})
 
 
 def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
@@ -42,7 +42,7 @@ def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101), with weight decay on kernels and embeddings alone (neither biases nor norms).
+    """AdamW (arXiv 1711.05101), with weight decay on kernels, adapters and embeddings alone (neither biases nor norms).
 
     Gradients are expected clipped already (`clip_by_global_norm`), so that the update can report their norm.
     """

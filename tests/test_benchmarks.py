@@ -315,3 +315,15 @@ def test_contest_with_a_fake_peer(tmp_path, name, sizes):
     common = ["--group", 2, "--new", 4, "--repeats", 1, "--steps", 1]
     result = run_script(name, "--peers-python", peer, *common, *sizes.split())
     assert result["ratio"] > 0 and result["peer"]["all"] == [1.0]
+
+
+@pytest.mark.slow
+def test_load_measures_each_way_in_a_process_of_its_own():
+    result = run_script("load", "--model", "tiny", "--layers", 1, "--cpu-devices", 1, "--dtype", "float32")
+    assert result["files"] >= 3 and result["rows"].keys() == {"load", "load orbax", "save"}
+    for row in result["rows"].values():
+        assert row["params_mb"] == pytest.approx(2 * result["stored_mb"], rel=0.02)  # float32 of bfloat16
+        assert row["beside_mb"] > 0 and row["ratio"] == pytest.approx(
+            row["beside_mb"] / result["largest_tensor_mb"], 0.02
+        )
+    assert result["ratio"] == result["rows"]["load"]["ratio"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmeureka_jax.config import Config, RandomModelConfig, load_config
+from mmeureka_jax.config import Config, LoraConfig, ModelConfig, RandomModelConfig, load_config
 from mmeureka_jax.config_io import dotted_keys
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,8 @@ def test_documented_default_is_the_default(key: str):
     """The default is read as an override would be, so the page also shows how to write each value."""
     *sections, name = key.split(".")
     given = functools.reduce(getattr, sections, load_config(None, [f"{key}={documented_defaults()[key]}"]))
-    default = RandomModelConfig() if sections == ["model", "random"] else functools.reduce(getattr, sections, Config())
+    whole = Config(model=ModelConfig(random=RandomModelConfig(), lora=LoraConfig()))  # those are null by default
+    default = functools.reduce(getattr, sections, whole if len(sections) > 1 else Config())
     assert getattr(given, name) == getattr(default, name)
 
 

@@ -26,17 +26,20 @@ class Family:
         config: the class of its sizes, whose `from_hf` reads `config.json`.
         module: makes the Flax module of a config, with the towers `vision` and `language`.
         rules: its parameters' stored names and shapes.
+        modules: (pattern, replacement) pairs that turn the rules' names into those of torch's modules in memory, of
+            which PEFT's files speak.
         renamed: (pattern, replacement) pairs that turn other names of stored tensors into those of the rules.
     """
 
     config: type[Any]
     module: Callable[[Any], nnx.Module]
     rules: Callable[[Any], tuple[Rule, ...]]
+    modules: Callable[[Any], tuple[tuple[str, str], ...]]
     renamed: tuple[tuple[str, str], ...] = ()
 
 
-QWEN2_5_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.RENAMED)
-INTERNVL = Family(InternVLConfig, InternVL, internvl.rules, internvl.RENAMED)
+QWEN2_5_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.module_names, qwen2_5_vl.RENAMED)
+INTERNVL = Family(InternVLConfig, InternVL, internvl.rules, internvl.module_names, internvl.RENAMED)
 
 # By `model_type` of config.json.
 FAMILIES: dict[str, Family] = {"qwen2_5_vl": QWEN2_5_VL, "internvl": INTERNVL, "internvl_chat": INTERNVL}

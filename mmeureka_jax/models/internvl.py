@@ -561,3 +561,13 @@ def rules(config: InternVLConfig) -> tuple[Rule, ...]:
     found.linear("vision/merger/linear_2", names["linear_2"], hidden, hidden, bias=True)
     decoder_rules(found, config.text, "language_model.model", config.head_name.removesuffix(".weight"))
     return tuple(found.found)
+
+
+def module_names(config: InternVLConfig) -> tuple[tuple[str, str], ...]:
+    """See `Family`. The original layout's code has the stored names in memory too."""
+    if config.layout == "original":
+        return ()
+    return (
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+    )

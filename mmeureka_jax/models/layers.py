@@ -17,6 +17,8 @@ from mmeureka_jax.models.batch import Array
 
 Axes = tuple[str | None, ...]
 
+LORA_A, LORA_B, DROPOUT_KEY = "lora_a", "lora_b", "dropout_key"  # names of leaves, see `Linear`
+
 
 def parameter(shape: tuple[int, ...], axes: Axes, stack: int | None) -> nnx.Param:
     if stack is not None:
@@ -53,7 +55,17 @@ project.defvjp(_project_forward, _project_backward)
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias). `kernel` is [in, out]: the transpose of torch's Linear weight."""
+    """x @ kernel (+ bias). `kernel` is [in, out]: the transpose of torch's Linear weight.
+
+    With an adapter (lora.py) it is x @ kernel + lora_scale * (x @ lora_a) @ lora_b (+ bias), and where there is a
+    `dropout_key`, a part `dropout` of the x that goes into the adapter is 0 and the rest is larger for it.
+    """
+
+    lora_a: nnx.Param | None = None
+    lora_b: nnx.Param | None = None
+    lora_scale: float = 0.0
+    dropout_key: nnx.Variable | None = None
+    dropout: float = 0.0
 
     def __init__(self, size_in: int, size_out: int, axes: Axes, *, bias: bool = False, stack: int | None = None):
         self.kernel = parameter((size_in, size_out), axes, stack)
@@ -61,7 +73,16 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         y = project(x, self.kernel[...].astype(x.dtype))
+        if self.lora_a is not None and self.lora_b is not None:
+            low = project(self._dropped(x), self.lora_a[...].astype(x.dtype))
+            y = y + self.lora_scale * project(low, self.lora_b[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def _dropped(self, x: Array) -> Array:
+        if self.dropout_key is None:
+            return x
+        kept = jax.random.bernoulli(jax.random.wrap_key_data(self.dropout_key[...]), 1 - self.dropout, x.shape)
+        return jnp.where(kept, x / (1 - self.dropout), 0)
 
 
 class RMSNorm(nnx.Module):

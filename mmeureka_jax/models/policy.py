@@ -14,6 +14,7 @@ float32 arrays.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,20 +26,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import batch_shards, constrain, gathered
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, decode_attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
 from mmeureka_jax.models.log_probs import log_probs_of
+from mmeureka_jax.models.lora import Lora, add_adapters, base_paths, in_base_dtype, with_dropout_keys
 
 Params = dict[str, Any]
 KeyValue = tuple[Array, Array]
 
 
 @functools.cache
-def _module(config: PolicyConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: family_of(config).module(config)))
+def _module(config: PolicyConfig, lora: Lora | None, dropping: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    def make() -> nnx.Module:
+        model = family_of(config).module(config)
+        if lora is not None:
+            add_adapters(model, lora, config, dropping=dropping)
+        return model
+
+    return nnx.split(nnx.eval_shape(make))
 
 
 @dataclass(frozen=True)
@@ -51,12 +60,16 @@ class Policy:
             log-probabilities are float32 always.
         remat: recompute each layer's activations in the backward pass.
         logits_mb: megabytes (2**20 bytes) of float32 logits that exist on a device at one time in `token_log_probs`.
+        lora: adapters beside some linear maps.
+        dropping: inputs of adapters are dropped out (see `with_dropout`).
     """
 
     config: PolicyConfig
     compute_dtype: str = "float32"
     remat: bool = True
     logits_mb: float = 64.0
+    lora: Lora | None = None
+    dropping: bool = False
 
     def vocab_block(self, positions: int) -> int:
         """Entries of the vocabulary (of a device's share) whose logits exist at one time, for so many positions of all
@@ -64,18 +77,55 @@ class Policy:
         return max(128, int(self.logits_mb * 2**20 / (4 * -(-positions // batch_shards()))))
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes (float32 masters) of the parameter tree."""
-        return nnx.to_pure_dict(_module(self.config)[1])
+        """Shapes and dtypes of the parameter tree: float32 masters, but for the base of a policy with adapters."""
+        shapes = nnx.to_pure_dict(self._module()[1])
+        return shapes if self.lora is None else in_base_dtype(shapes, self.lora)
 
     def param_axes(self) -> Params:
         """Logical axis names of every parameter, in the same tree (see mesh.RULES)."""
-        state = _module(self.config)[1]
-        axes = jax.tree.map(lambda v: v.axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+        axes = jax.tree.map(lambda v: v.axes, self._module()[1], is_leaf=lambda v: isinstance(v, nnx.Variable))
         return nnx.to_pure_dict(axes)
 
     def module(self, params: Params) -> Any:
         """The family's module, with `vision` and `language` (a `Decoder`)."""
-        return nnx.merge(_module(self.config)[0], params)
+        return nnx.merge(self._module()[0], params)
+
+    def _module(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return _module(self.config, self.lora, self.dropping)
+
+    @property
+    def base(self) -> Policy:
+        """The same policy without adapters, for parameters without them (`lora.without_adapters`)."""
+        return dataclasses.replace(self, lora=None)
+
+    def frozen(self, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        """What is not trained, as `optimizer.split_frozen` takes it: `prefixes`, or with adapters all but those.
+
+        Raises:
+            UserError: there are adapters under a prefix.
+        """
+        if self.lora is None:
+            return prefixes
+        for path in self.lora.paths(self.config):
+            for prefix in prefixes:
+                if path == prefix or path.startswith(f"{prefix}/"):
+                    raise UserError(
+                        f"model.lora.targets gives {path} an adapter, and optimizer.frozen leaves {prefix!r} "
+                        "untrained; take it off one of the two (all but adapters is frozen anyway)"
+                    )
+        return base_paths(self.abstract_params())
+
+    def with_dropout(self, params: Params, *draw: Array | int) -> tuple[Policy, Params]:
+        """A policy that drops out, and its parameters; this one where nothing is to be dropped.
+
+        Args:
+            draw: whole numbers that name the draw; others drop out anew.
+        """
+        if self.lora is None or self.lora.dropout == 0:
+            return self, params
+        numbers = [jnp.asarray(number).astype(jnp.uint32) for number in draw]
+        key = functools.reduce(jax.random.fold_in, numbers, jax.random.key(self.lora.seed))
+        return dataclasses.replace(self, dropping=True), with_dropout_keys(params, key)
 
     def rotary(self, positions: Int[Array, "B 3 T"]) -> Rotary:
         text = self.config.text

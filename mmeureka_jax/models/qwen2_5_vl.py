@@ -151,3 +151,8 @@ def rules(config: Qwen2_5VLConfig) -> tuple[Rule, ...]:
     found.linear("vision/merger/mlp_2", "visual.merger.mlp.2", merged, v.out_hidden_size, bias=True)
     decoder_rules(found, config.text)
     return tuple(found.found)
+
+
+def module_names(config: Qwen2_5VLConfig) -> tuple[tuple[str, str], ...]:
+    """See `Family`."""
+    return (r"^model\.", "model.language_model."), (r"^visual\.", "model.visual.")

@@ -30,7 +30,6 @@ _DTYPES = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_SINGLE_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -51,27 +50,44 @@ class StoredTensor:
         return np.array(mapped[index or ()], order="C", subok=False)
 
 
-def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint folder by stored name, from `model.safetensors` or the files that its index names.
+def open_checkpoint(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint folder by stored name, from NAME.safetensors or the files that its index
+    (NAME.safetensors.index.json) names.
 
     Raises:
         UserError: no safetensors (a folder with only pickled weights is refused by name), an index or header that is
             not valid, a file that is missing or shorter than its header says.
     """
-    if (folder / _SINGLE_FILE).is_file():
-        return _read_header(folder / _SINGLE_FILE)
-    if not (folder / _INDEX_FILE).is_file():
-        raise UserError(_explain_no_weights(folder))
-    weight_map = _read_index(folder / _INDEX_FILE)
+    single_file, index_file = _file_names(name)
+    if (folder / single_file).is_file():
+        return _read_header(folder / single_file)
+    if not (folder / index_file).is_file():
+        raise UserError(_explain_no_weights(folder, name))
+    weight_map = _read_index(folder / index_file)
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder}: {_INDEX_FILE} names files that are not there: {', '.join(missing)}; copy them too")
+        raise UserError(f"{folder}: {index_file} names files that are not there: {', '.join(missing)}; copy them too")
     headers = {name: _read_header(folder / name) for name in names}
     lost = [f"{tensor} ({file})" for tensor, file in weight_map.items() if tensor not in headers[file]]
     if lost:
-        raise UserError(f"{folder / _INDEX_FILE}: names tensors that their files do not hold: {', '.join(lost)}")
+        raise UserError(f"{folder / index_file}: names tensors that their files do not hold: {', '.join(lost)}")
     return {tensor: headers[file][tensor] for tensor, file in weight_map.items()}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a JSON object")
+    return content
 
 
 def check_is_new(folder: Path) -> None:
@@ -84,9 +100,10 @@ def write_checkpoint_files(
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Iterable[np.ndarray],
-    dtype: np.dtype,
+    dtypes: Mapping[str, np.dtype],
     files: Mapping[str, bytes],
-    max_shard_bytes: int,
+    max_shard_bytes: int = 5_000_000_000,
+    name: str = "model",
 ) -> None:
     """Writes a checkpoint folder: safetensors (several with an index above `max_shard_bytes`) and other `files`.
 
@@ -94,7 +111,8 @@ def write_checkpoint_files(
 
     Args:
         shapes: name and shape of each tensor, in the order in which `tensors` yields them.
-        tensors: of `dtype`; taken one at a time.
+        tensors: taken one at a time.
+        dtypes: of each tensor, by name.
 
     Raises:
         UserError: `folder` exists and is not empty, or the disk is full or not writable.
@@ -104,9 +122,9 @@ def write_checkpoint_files(
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this one's number
         temporary.mkdir(parents=True)
-        _write_shards(temporary, shapes, iter(tensors), dtype, max_shard_bytes)
-        for name, content in files.items():
-            _write(temporary / name, [content])
+        _write_shards(temporary, name, shapes, iter(tensors), dtypes, max_shard_bytes)
+        for file_name, content in files.items():
+            _write(temporary / file_name, [content])
         temporary.rename(folder)
     except OSError as error:
         raise UserError(
@@ -117,12 +135,23 @@ def write_checkpoint_files(
         shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed
 
 
+def _file_names(name: str) -> tuple[str, str]:
+    """Of the file that holds everything, and of the index of several files."""
+    return f"{name}.safetensors", f"{name}.safetensors.index.json"
+
+
 def _write_shards(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Any, dtype: np.dtype, max_shard_bytes: int
+    folder: Path,
+    stem: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Any,
+    dtypes: Mapping[str, np.dtype],
+    max_shard_bytes: int,
 ) -> None:
+    single_file, index_file = _file_names(stem)
     shards: list[list[str]] = [[]]
     filled = 0
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    sizes = {name: math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()}
     for name, size in sizes.items():
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
@@ -130,22 +159,22 @@ def _write_shards(
         shards[-1].append(name)
         filled += size
     count = len(shards)
-    names = [f"model-{k + 1:05}-of-{count:05}.safetensors" for k in range(count)] if count > 1 else [_SINGLE_FILE]
+    names = [f"{stem}-{k + 1:05}-of-{count:05}.safetensors" for k in range(count)] if count > 1 else [single_file]
     for file_name, shard in zip(names, shards, strict=True):
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name in shard:
             begin, end = end, end + sizes[name]
             shape = list(shapes[name])
-            header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [begin, end]}
+            header[name] = {"dtype": _DTYPE_NAMES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)  # the data starts aligned
-        data = (_as_bytes(next(tensors), name, shapes[name], dtype) for name in shard)
+        data = (_as_bytes(next(tensors), name, shapes[name], dtypes[name]) for name in shard)
         _write(folder / file_name, [len(encoded).to_bytes(8, "little"), encoded], data)
     if count > 1:
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        _write(folder / _INDEX_FILE, [(json.dumps(index, indent=2) + "\n").encode()])
+        _write(folder / index_file, [(json.dumps(index, indent=2) + "\n").encode()])
 
 
 def _as_bytes(tensor: np.ndarray, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -163,19 +192,18 @@ def _write(file: Path, *chunks: Iterable[Any]) -> None:
         os.fsync(stream.fileno())  # a full disk or quota may show only here
 
 
-def _explain_no_weights(folder: Path) -> str:
+def _explain_no_weights(folder: Path, name: str) -> str:
+    single_file, index_file = _file_names(name)
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     if others:
-        return (
-            f"{folder}: has {', '.join(others)} but neither {_SINGLE_FILE} nor {_INDEX_FILE}; copy the index file too"
-        )
+        return f"{folder}: has {', '.join(others)} but neither {single_file} nor {index_file}; copy the index file too"
     if pickles:
         return (
             f"{folder}: has only pickled weights ({', '.join(pickles)}), which are not read because they can run code; "
             "save the model as safetensors"
         )
-    return f"{folder}: holds no weights (neither {_SINGLE_FILE} nor {_INDEX_FILE})"
+    return f"{folder}: holds no weights (neither {single_file} nor {index_file})"
 
 
 def _read_index(file: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ only when it is complete.
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import math
@@ -27,8 +28,9 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
+from mmeureka_jax.models.orbax_files import is_orbax, load_orbax, tensor_dtypes
 from mmeureka_jax.models.rules import Layout, Rule, from_stored, to_stored
-from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, write_checkpoint_files
+from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, read_json, write_checkpoint_files
 
 # Files that travel unchanged from the checkpoint a policy came from to the one that is saved.
 COMPANION_FILES = (
@@ -92,8 +94,8 @@ def read_config(path: str | Path) -> PolicyConfig:
     config_file, generation_file = Path(path) / "config.json", Path(path) / "generation_config.json"
     if not config_file.is_file():
         raise UserError(f"{config_file}: no such file; {path} is not a Hugging Face checkpoint folder")
-    generation = _read_json(generation_file) if generation_file.is_file() else None
-    content, source = _read_json(config_file), str(config_file)
+    generation = read_json(generation_file) if generation_file.is_file() else None
+    content, source = read_json(config_file), str(config_file)
     family = family_named(content.get("model_type"), source)
     folder = Path(path)
     beside = Beside(functools.partial(added_tokens, folder), functools.partial(_tensor_names, folder))
@@ -104,18 +106,30 @@ def added_tokens(path: Path) -> dict[str, int]:
     """The tokens that a checkpoint's tokenizer has beside its vocabulary proper, and their ids."""
     found: dict[str, int] = {}
     if (file := path / "tokenizer.json").is_file():
-        found |= {token["content"]: token["id"] for token in _read_json(file).get("added_tokens") or ()}
+        found |= {token["content"]: token["id"] for token in read_json(file).get("added_tokens") or ()}
     if (file := path / "tokenizer_config.json").is_file():
-        decoder = _read_json(file).get("added_tokens_decoder") or {}
+        decoder = read_json(file).get("added_tokens_decoder") or {}
         found |= {token["content"]: int(number) for number, token in decoder.items()}
     if (file := path / "added_tokens.json").is_file():
-        found |= _read_json(file)
+        found |= read_json(file)
     return found
 
 
 def _tensor_names(path: Path) -> list[str]:
     """Of a folder that has its weights; none of another."""
+    if is_orbax(path):
+        return list(tensor_dtypes(path))
     return list(open_checkpoint(path)) if next(path.glob("*.safetensors"), None) else []
+
+
+def stored_dtypes(path: str | Path) -> dict[str, np.dtype]:
+    """The dtype of every tensor of a checkpoint folder that the policy has, by the name in the hub's layout."""
+    path = Path(path)
+    if is_orbax(path):
+        return tensor_dtypes(path)
+    config = read_config(path)
+    stored = _match_tensors(path, config)
+    return {name: stored[name].dtype for rule in rules(config) for name, _ in rule.tensors()}  # type: ignore[misc]
 
 
 def load_params(
@@ -124,7 +138,7 @@ def load_params(
     shardings: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
 ) -> dict[str, Any]:
-    """Reads the safetensors of the folder `path` straight onto the devices.
+    """Reads the safetensors (or the Orbax files, see orbax_files.py) of the folder `path` straight onto the devices.
 
     Args:
         path: a checkpoint folder, in the hub's or the newer tensor names, one file or several with an index.
@@ -132,7 +146,7 @@ def load_params(
         shardings: the parameter tree with a `NamedSharding` (or a `SingleDeviceSharding`) at each leaf; None puts
             everything on the default device. In a run of many processes each reads only what its devices hold, and
             all must call this.
-        dtype: of the parameters, whatever the file's.
+        dtype: of the parameters, whatever the file's. None: the file's (a stack of several has one that holds all).
 
     Returns:
         The parameter tree: nested dicts of `jax.Array`.
@@ -141,11 +155,14 @@ def load_params(
         UserError: no safetensors, a broken file, or any missing, misshapen, oddly typed or unexpected tensor (all of
             them in one message, before any data is read).
     """
+    if is_orbax(Path(path)):
+        return load_orbax(Path(path), rules(config), shardings, dtype)
     stored = _match_tensors(path, config)
     params: dict[str, Any] = {}
     for rule in rules(config):
         sharding = jnp.zeros(()).sharding if shardings is None else _get(shardings, rule.leaf)
-        _set(params, rule.leaf, _load_leaf(rule, stored, sharding, jnp.dtype(dtype)))
+        kinds = {stored[name].dtype for name, _ in rule.tensors()} if dtype is None else {dtype}
+        _set(params, rule.leaf, _load_leaf(rule, stored, sharding, jnp.result_type(*kinds)))
     return params
 
 
@@ -155,7 +172,7 @@ def save_params(
     path: str | Path,
     *,
     source: str | Path | None = None,
-    dtype: Any = jnp.float32,
+    dtype: Any | Mapping[str, Any] = jnp.float32,
     max_shard_bytes: int = 5_000_000_000,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
@@ -167,7 +184,7 @@ def save_params(
         params: the parameter tree, of `jax.Array` with any sharding.
         path: the new folder. It appears under this name only when it is complete.
         source: the checkpoint that the policy came from; its tokenizer, processor and generation files are copied.
-        dtype: of the stored tensors.
+        dtype: of the stored tensors; one for all, or of each by its stored name.
         max_shard_bytes: a file takes no more than this (unless a single tensor is larger).
         files: more files for the folder, by name.
 
@@ -175,12 +192,13 @@ def save_params(
         UserError: `path` is taken, or it cannot be written (a full disk, missing permissions); nothing is left behind.
     """
     path = Path(path)
-    tensors = _fetch_tensors(params, rules(config), jnp.dtype(dtype))
+    dtypes = _each(dtype, config)
+    tensors = _fetch_tensors(params, rules(config), dtypes)
     problem: UserError | None = None
     if jax.process_index() == 0:
         try:
             write_checkpoint(
-                tensors, config, path, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files
+                tensors, config, path, source=source, dtype=dtypes, max_shard_bytes=max_shard_bytes, files=files
             )
         except UserError as error:
             problem = error
@@ -205,17 +223,34 @@ def write_checkpoint(
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a checkpoint folder from stored tensors in the order of `rules`; for one process. See `save_params`."""
-    dtype = jnp.dtype(dtype)
+    dtypes = _each(dtype, config)
     shapes = {name: rule.shape for rule in rules(config) for name, _ in rule.tensors()}
-    others: dict[str, bytes] = {
-        "config.json": _to_json(config.to_hf(dtype.name)),
+    others = folder_files(config, source, dtypes) | dict(files or {})
+    write_checkpoint_files(path, shapes, tensors, dtypes, others, max_shard_bytes)
+
+
+def folder_files(config: PolicyConfig, source: str | Path | None, dtypes: Mapping[str, np.dtype]) -> dict[str, bytes]:
+    """All files of a checkpoint folder but its weights: configs, and what travels unchanged from `source`."""
+    shapes = {name: rule.shape for rule in rules(config) for name, _ in rule.tensors()}
+    counts = collections.Counter[np.dtype]()
+    for name, shape in shapes.items():
+        counts[dtypes[name]] += math.prod(shape)
+    ((usual, _),) = counts.most_common(1)
+    files = {
+        "config.json": _to_json(config.to_hf(usual.name)),
         "generation_config.json": _to_json(config.to_hf_generation()),
     }
     if source is not None:
         present = [Path(source) / name for name in COMPANION_FILES if (Path(source) / name).is_file()]
         present += [file for pattern in _CODE_FILES for file in sorted(Path(source).glob(pattern))]
-        others |= {file.name: file.read_bytes() for file in present}
-    write_checkpoint_files(path, shapes, tensors, dtype, others | dict(files or {}), max_shard_bytes)
+        files |= {file.name: file.read_bytes() for file in present}
+    return files
+
+
+def _each(dtype: Any | Mapping[str, Any], config: PolicyConfig) -> dict[str, np.dtype]:
+    """The dtype of each stored tensor."""
+    names = [name for rule in rules(config) for name, _ in rule.tensors()]
+    return {name: np.dtype(jnp.dtype(dtype[name] if isinstance(dtype, Mapping) else dtype)) for name in names}
 
 
 def _match_tensors(path: str | Path, config: PolicyConfig) -> dict[str, StoredTensor]:
@@ -309,14 +344,16 @@ def _stored_sharding(sharding: Sharding, rule: Rule) -> Sharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*axes), memory_kind=sharding.memory_kind)
 
 
-def _fetch_tensors(params: Mapping[str, Any], all_rules: Iterable[Rule], dtype: np.dtype) -> Iterator[np.ndarray]:
+def _fetch_tensors(
+    params: Mapping[str, Any], all_rules: Iterable[Rule], dtypes: Mapping[str, np.dtype]
+) -> Iterator[np.ndarray]:
     """Every stored tensor on the host, one at a time, in the order of the rules. Collective when leaves span hosts."""
     for rule in all_rules:
         leaf = _get(params, rule.leaf)
         if leaf.shape != rule.leaf_shape:
             raise ValueError(f"{rule.leaf} has shape {leaf.shape}, the config says {rule.leaf_shape}")
-        for _, layer in rule.tensors():
-            value = _extract(leaf, layer, rule.layout, rule.shape, dtype)
+        for name, layer in rule.tensors():
+            value = _extract(leaf, layer, rule.layout, rule.shape, dtypes[name])
             if not value.is_fully_addressable:
                 value = multihost_utils.process_allgather(value, tiled=True)
             yield np.asarray(value)
@@ -339,16 +376,6 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     for key in parents:
         tree = tree.setdefault(key, {})
     tree[last] = value
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object")
-    return content
 
 
 def _to_json(content: Mapping[str, Any]) -> bytes:

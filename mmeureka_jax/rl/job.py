@@ -223,7 +223,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         )
 
         # Where it stands: at the newest checkpoint, or at the beginning.
-        checkpointer = Checkpointer(run_dir, config.checkpoint)
+        load_base = loaded.load_base if loaded.policy.lora is not None else None
+        checkpointer = Checkpointer(run_dir, config.checkpoint, load_base)
         stack.callback(checkpointer.close)
         begin_run(
             config,

@@ -15,6 +15,7 @@ from mmeureka_jax.config import Config
 from mmeureka_jax.mesh import to_global, to_host
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
+from mmeureka_jax.optimizer import merge_params
 from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, gae_advantages
 from mmeureka_jax.rl.critic import Critic, make_critic
 from mmeureka_jax.rl.kl import kl_penalty
@@ -57,7 +58,7 @@ class Learner:
     ):
         """
         Args:
-            with_reference: keep the checkpoint's parameters for `reference_log_probs`.
+            with_reference: keep the parameters that the run started from, for `reference_log_probs`.
             with_critic: train the critic of `config.rl.critic`, if that has one.
         """
         self._loaded = loaded
@@ -69,7 +70,7 @@ class Learner:
         self.shardings = self._training.shardings(loaded.policy, loaded.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
         self.compiled = CompiledUpdate(loaded.policy, objective, self._training, self.shardings)
-        self._reference: Params | None = loaded.load_params() if with_reference else None
+        self._reference = _Reference.of(loaded) if with_reference else None
 
     def initial_state(self) -> TrainState:
         """The checkpoint's parameters and a fresh optimiser."""
@@ -127,9 +128,15 @@ class Learner:
             result[numbers] = values
         return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
 
-    def log_probs(self, params: Params, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"]:
-        """Log-probabilities of the groups' responses under some parameters; 0 after the ends. On every host, whole."""
-        compute = functools.partial(_log_probs, self._loaded.policy, self._objective.temperature, params)
+    def log_probs(
+        self, params: Params, config: Config, groups: Sequence[Group], policy: Policy | None = None
+    ) -> Float[np.ndarray, "G n Lr"]:
+        """Log-probabilities of the groups' responses under some parameters; 0 after the ends. On every host, whole.
+
+        Args:
+            policy: whose parameters they are, if not the trained one's.
+        """
+        compute = functools.partial(_log_probs, policy or self._loaded.policy, self._objective.temperature, params)
         return self._by_token(compute, config, groups)
 
     def values(self, state: TrainState, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"] | None:
@@ -139,9 +146,38 @@ class Learner:
         compute = functools.partial(_values, self._loaded.policy, self._training.critic, state)
         return self._by_token(compute, config, groups)
 
-    def reference_log_probs(self, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"] | None:
+    def reference_log_probs(
+        self, state: TrainState, config: Config, groups: Sequence[Group]
+    ) -> Float[np.ndarray, "G n Lr"] | None:
         """`log_probs` under the reference policy; None without one."""
-        return None if self._reference is None else self.log_probs(self._reference, config, groups)
+        reference = self._reference
+        if reference is None:
+            return None
+        params = merge_params(reference.params, state.frozen) if reference.on_base else reference.params
+        return self.log_probs(params, config, groups, reference.policy)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The policy that a run started from.
+
+    Attributes:
+        params: its parameters; those that it does not share with the trained policy.
+        on_base: it shares the frozen base of adapters: new ones change nothing, and the reference has none; of others
+            it keeps a copy.
+    """
+
+    policy: Policy
+    params: Params
+    on_base: bool
+
+    @classmethod
+    def of(cls, loaded: LoadedPolicy) -> _Reference:
+        if loaded.policy.lora is None:
+            return cls(loaded.policy, loaded.load_params(), on_base=False)
+        if loaded.adapters is None:
+            return cls(loaded.policy.base, {}, on_base=True)
+        return cls(loaded.policy, loaded.load_adapters(), on_base=True)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -200,7 +236,7 @@ def make_experience(
     outcomes = Outcomes.of(groups)
     mask = outcomes.mask(length)
     sampled = sampled_log_probs(groups, length)
-    reference = learner.reference_log_probs(config, groups)
+    reference = learner.reference_log_probs(state, config, groups)
     old, importance, penalties, metrics = sampled, None, None, {}
     if rl.importance_cap is not None:
         old = learner.log_probs(state.params, config, groups)

@@ -16,17 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mmeureka_jax.config import Config, ModelConfig, RandomModelConfig, config_diff, to_dict
+from mmeureka_jax.config import Config, LoraConfig, ModelConfig, RandomModelConfig, config_diff, to_dict
 from mmeureka_jax.config_io import filled
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
+from mmeureka_jax.models.lora import Lora, initial_adapters
+from mmeureka_jax.models.peft_files import StoredAdapters, open_adapters
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.models.weights import load_params, read_config, resolve_checkpoint
+from mmeureka_jax.optimizer import merge_params
 from mmeureka_jax.tracking import progress
 
 if TYPE_CHECKING:
@@ -41,15 +46,35 @@ _ROWS_SHOWN = 20  # of those that cannot be used, in messages
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy's static part, the mesh it lives on, and the checkpoint folder that it came from."""
+    """A policy's static part, the mesh it lives on, the checkpoint folder that it came from, and the adapters that it
+    starts with, if it has any and they are not new ones."""
 
     policy: Policy
     mesh: Mesh
     checkpoint: Path
+    adapters: StoredAdapters | None = None
 
     def load_params(self) -> Params:
-        """The checkpoint's parameters, float32 masters, sharded over the mesh."""
-        return load_params(self.checkpoint, self.policy.config, self.shardings())
+        """The parameters to start from, sharded over the mesh: the checkpoint's, and adapters if the policy has any."""
+        return self.load_base() if self.policy.lora is None else merge_params(self.load_base(), self.load_adapters())
+
+    def load_adapters(self) -> Params:
+        """The adapters to start from, of a policy that has any: a part of the parameter tree."""
+        assert self.policy.lora is not None
+        shapes = self.policy.abstract_params()
+        values = self.adapters.read() if self.adapters else initial_adapters(shapes, self.policy.lora.seed)
+        shardings = flatten_dict(self.shardings(), sep="/")
+        placed = {
+            path: jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__)
+            for path, value in values.items()
+        }
+        return unflatten_dict(placed, sep="/")
+
+    def load_base(self) -> Params:
+        """The checkpoint's parameters: float32 masters, or under adapters of `lora.base_dtype`."""
+        lora = self.policy.lora
+        dtype = jnp.dtype("float32" if lora is None else lora.base_dtype)
+        return load_params(self.checkpoint, self.policy.config, self.shardings(), dtype)
 
     def shardings(self) -> Params:
         return tree_shardings(self.mesh, self.policy.abstract_params(), self.policy.param_axes())
@@ -93,10 +118,50 @@ def open_policy(config: Config, run_dir: Path, devices: list[jax.Device] | None 
         compute_dtype=compute_dtype(config.model),
         remat=config.model.remat == "full",
         logits_mb=config.model.logits_mb,
+        lora=lora_of(config.model, config.seed),
     )
-    loaded = LoadedPolicy(policy, mesh, checkpoint)
+    loaded = LoadedPolicy(policy, mesh, checkpoint, _open_adapters(config.model.lora, policy))
     loaded.shardings()  # raises if the mesh does not divide a parameter
     return loaded
+
+
+def lora_of(config: ModelConfig, seed: int) -> Lora | None:
+    lora = config.lora
+    if lora is None:
+        return None
+    return Lora(lora.rank, lora.alpha, lora.targets, lora.dropout, lora.base_dtype, seed)
+
+
+def lora_of_adapters(adapters: str, checkpoint: str) -> LoraConfig:
+    """The settings that adapters beside a checkpoint (both folders or hub ids) were trained with."""
+    stored = open_adapters(resolve_checkpoint(adapters), read_config(resolve_checkpoint(checkpoint)))
+    return LoraConfig(stored.rank, stored.alpha, stored.dropout, stored.targets, "float32", adapters)
+
+
+def _open_adapters(config: LoraConfig | None, policy: Policy) -> StoredAdapters | None:
+    """The adapters that a config starts from; None for new ones.
+
+    Raises:
+        UserError: they are not those that the other keys describe.
+    """
+    if config is None or config.adapters is None or policy.lora is None:
+        return None
+    stored = open_adapters(resolve_checkpoint(config.adapters), policy.config)
+    problems = [
+        f"model.lora.{name} is {ours:g}, theirs is {theirs:g}"
+        for name, ours, theirs in (("rank", config.rank, stored.rank), ("alpha", config.alpha, stored.alpha))
+        if ours != theirs
+    ]
+    ours, theirs = set(policy.lora.paths(policy.config)), set(stored.places)
+    problems += [f"model.lora.targets gives {path} one, they have none" for path in sorted(ours - theirs)]
+    problems += [f"they have one for {path}, model.lora.targets gives it none" for path in sorted(theirs - ours)]
+    if problems:
+        raise UserError(
+            f"model.lora.adapters: {stored.folder} holds other adapters than the config says:\n  "
+            + "\n  ".join(problems)
+            + "\nset the keys to what they are"
+        )
+    return stored
 
 
 def open_random_model(run_dir: Path, config: RandomModelConfig) -> Path:

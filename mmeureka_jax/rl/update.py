@@ -112,7 +112,7 @@ class Training:
     """What is trained and how: the static part of a `TrainState`.
 
     Attributes:
-        frozen: prefixes of the parameters that are not (see `optimizer.frozen`).
+        frozen: prefixes of the parameters that are not (see `optimizer.frozen`; with adapters: none but those are).
         max_grad_norm: that gradients are clipped to; the policy's and a critic's each by themselves.
         average_decay: see `optimizer.ema_decay`.
     """
@@ -126,7 +126,7 @@ class Training:
 
     def init(self, policy: Policy, params: Params) -> TrainState:
         """The state to begin with: `params`, and copies of its own where others start from them."""
-        trainable, kept = split_frozen(params, self.frozen)
+        trainable, kept = split_frozen(params, policy.frozen(self.frozen))
         critic = self.critic.init(policy, trainable) if self.critic is not None else {}
         return TrainState(
             updates=jnp.zeros((), jnp.int32),
@@ -145,7 +145,7 @@ class Training:
         """Where every leaf of the state lives: moments and averages as their parameters, scalars everywhere."""
         shapes, replicated = self.abstract_state(policy), NamedSharding(mesh, PartitionSpec())
         whole = tree_shardings(mesh, policy.abstract_params(), policy.param_axes())
-        trainable, kept = split_frozen(whole, self.frozen)
+        trainable, kept = split_frozen(whole, policy.frozen(self.frozen))
 
         def of_moments(optimizer: optax.GradientTransformation, state: Any, params: Params) -> Any:
             return optax.tree_utils.tree_map_params(
@@ -233,14 +233,20 @@ def part_sums(
     part: UpdateBatch,
     weights: Float[Array, "P n Lr"],
     kl_coefficient: Float[Array, ""],
+    tokens_before: Float[Array, ""] | int = 0,
 ) -> Sums:
-    """Loss and gradients of a part of a batch, whose tokens count as `weights` says."""
+    """Loss and gradients of a part of a batch, whose tokens count as `weights` says.
+
+    Args:
+        tokens_before: response tokens in the parts before this one, which dropout tells the parts by.
+    """
 
     def loss_and_sums(trained: tuple[Params, Params]) -> tuple[Array, Any]:
         params = merge_params(trained[0], state.frozen)
-        states = batch_hidden(policy, params, part)
+        dropping, params = policy.with_dropout(params, state.updates, tokens_before)
+        states = batch_hidden(dropping, params, part)
         log_probs, entropy = log_probs_of_hidden(
-            policy,
+            dropping,
             params,
             states,
             temperature=objective.temperature,
@@ -283,7 +289,7 @@ def part_sums(
                 loss += losses["loss/kl"]
         losses["loss/total"] = loss
         if critic is not None:
-            forward = functools.partial(batch_hidden, policy, batch=part)
+            forward = functools.partial(batch_hidden, dropping, batch=part)
             values = critic.values(trained[1], params, states, forward)
             errors, clipped = value_loss(values, part.values, part.returns, critic.value_clip)
             tokens["critic/clip_fraction"] = summed(clipped)
@@ -379,8 +385,10 @@ class CompiledUpdate:
 
         # Inlined where it is used; jitted so that the programs, and the shapes of its sums, come of one tracing.
         @functools.partial(jax.jit, inline=True)
-        def sums_of(state: TrainState, part: UpdateBatch, weights: Array, kl_coefficient: Array) -> Sums:
-            return part_sums(policy, objective, training.critic, state, part, weights, kl_coefficient)
+        def sums_of(
+            state: TrainState, part: UpdateBatch, weights: Array, kl_coefficient: Array, before: Array | int = 0
+        ) -> Sums:
+            return part_sums(policy, objective, training.critic, state, part, weights, kl_coefficient, before)
 
         def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, Array]]:
             return apply_sums(training, state, sums)
@@ -389,7 +397,7 @@ class CompiledUpdate:
             return apply(state, sums_of(state, batch, token_weights_of(batch.response_mask), kl_coefficient))
 
         def add(sums: Sums, state: TrainState, part: UpdateBatch, weights: Array, kl_coefficient: Array) -> Sums:
-            return sums + sums_of(state, part, weights, kl_coefficient)
+            return sums + sums_of(state, part, weights, kl_coefficient, sums.tokens["tokens"])
 
         def weigh(masks: list[Array]) -> list[Array]:
             together = jnp.stack(masks, axis=1)  # [P, parts, n, Lr]: rows stay on their devices

@@ -1,0 +1,82 @@
+"""`mmeureka convert`: a checkpoint in Orbax's format or in Hugging Face's, bit for bit or in another dtype."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmeureka_jax.checkpoint import METADATA_FILE, is_no_space
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.orbax_files import is_orbax, write_orbax
+from mmeureka_jax.models.safetensors_files import check_is_new
+from mmeureka_jax.models.weights import (
+    folder_files,
+    load_params,
+    read_config,
+    resolve_checkpoint,
+    save_params,
+    stored_dtypes,
+)
+
+Format = Literal["orbax", "hf"]
+
+
+def convert(
+    source: str | Path,
+    output: Path,
+    *,
+    to: Format | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Format:
+    """Writes the checkpoint `source`, a folder or hub id, as the new folder `output`. Returns its format.
+
+    Runs in one process and holds the parameters in memory, in the dtype that they are stored in (or `dtype`).
+    Tokenizer, processor and generation files are carried over.
+
+    Args:
+        to: None: the other format than the source's. The same one again is for another dtype or other shards.
+        dtype: of all tensors; None: each keeps its own, and there and back is the same bits.
+        max_shard_bytes: of Hugging Face's format, see `save_params`.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one or one of an unsupported family, or `output` is taken or cannot be
+            written (nothing is then left there).
+    """
+    check_is_new(output)
+    if Path(source).is_dir() and (Path(source) / METADATA_FILE).is_file():
+        raise UserError(f"{source}: this is the folder of a run; `mmeureka export` writes its policy")
+    folder = resolve_checkpoint(source)
+    to = to or ("hf" if is_orbax(folder) else "orbax")
+    config, dtypes = read_config(folder), stored_dtypes(folder)
+    if dtype is not None:
+        dtypes = dict.fromkeys(dtypes, np.dtype(jnp.dtype(dtype)))
+    elif any(kind == np.float64 for kind in dtypes.values()):
+        raise UserError(f"{folder}: has float64 tensors, which would lose bits; say which dtype with --dtype")
+    params = load_params(folder, config, dtype=dtype)
+    if to == "hf":
+        save_params(params, config, output, source=folder, dtype=dtypes, max_shard_bytes=max_shard_bytes)
+        return to
+    temporary = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_orbax(params, temporary, {name: kind.name for name, kind in dtypes.items()})
+        for name, content in folder_files(config, folder, dtypes).items():
+            (temporary / name).write_bytes(content)
+        temporary.rename(output)
+    except Exception as error:
+        if isinstance(error, OSError) or is_no_space(error):
+            raise UserError(
+                f"{output}: cannot be written ({str(error).strip().splitlines()[0][:200]}); nothing was left there. "
+                "Free some space or give another folder"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed
+    return to

@@ -1,0 +1,103 @@
+"""Parameters in Orbax's format, as `mmeureka convert` writes them and `weights.load_params` reads them.
+
+    FOLDER/params/        the parameter tree
+    FOLDER/params.json    dtype, shape and checksum of every array, and the dtype of every tensor that it was made of
+    FOLDER/...            config.json, tokenizer and processor files, as in a folder of Hugging Face's layout
+
+Every device reads its own slices, in parallel and without a detour over the tensors of single layers. Nothing is lost:
+a leaf that stacks tensors of several dtypes is of one that holds them all, and they are written back as they were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.manifest import Damaged, describe_arrays, verify_arrays
+from mmeureka_jax.models.rules import Rule
+from mmeureka_jax.models.safetensors_files import read_json
+
+DESCRIPTION_FILE = "params.json"
+_PARAMS = "params"
+
+
+def is_orbax(folder: Path) -> bool:
+    return (folder / DESCRIPTION_FILE).is_file()
+
+
+def write_orbax(params: Mapping[str, Any], folder: Path, dtypes: Mapping[str, str]) -> None:
+    """Writes params/ and params.json into `folder`, which exists.
+
+    Args:
+        dtypes: of the tensors that the parameters were made of, by their stored names.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.resolve() / _PARAMS, params)
+    content = {"format": 1, "arrays": describe_arrays(params), "tensors": dict(dtypes)}
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def tensor_dtypes(folder: Path) -> dict[str, np.dtype]:
+    """The dtype of every tensor that the parameters were made of, by its stored name."""
+    return {name: np.dtype(jnp.dtype(dtype)) for name, dtype in _read_description(folder)["tensors"].items()}
+
+
+def load_orbax(
+    folder: Path, rules: tuple[Rule, ...], shardings: Mapping[str, Any] | None, dtype: Any | None
+) -> dict[str, Any]:
+    """The parameters; see `weights.load_params`.
+
+    Raises:
+        UserError: arrays that are missing, misshapen or unexpected (all of them in one message), or damaged ones.
+    """
+    arrays = _read_description(folder)["arrays"]
+    expected = {rule.leaf: list(rule.leaf_shape) for rule in rules}
+    problems = [f"{name}: missing (expected shape {shape})" for name, shape in expected.items() if name not in arrays]
+    problems += [
+        f"{name}: shape {list(shape)}, expected {expected[name]}"
+        if name in expected
+        else f"{name}: unexpected, the model has no such array"
+        for name, (_, shape, _) in arrays.items()
+        if expected.get(name) != list(shape)
+    ]
+    if problems:
+        raise UserError(
+            f"{folder}: {len(problems)} arrays do not agree with its config.json:\n  "
+            + "\n  ".join(problems)
+            + "\nconvert the checkpoint again"
+        )
+    places = flatten_dict(shardings, sep="/") if shardings is not None else {}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or arrays[name][0]), sharding=places.get(name, here))
+        for name, shape in expected.items()
+    }
+    tree = unflatten_dict(target, sep="/")
+    arguments = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            params = checkpointer.restore(folder.resolve() / _PARAMS, args=arguments)
+        for name, leaf in flatten_dict(params, sep="/").items():
+            stored = jnp.dtype(arrays[name][0])
+            if jnp.promote_types(stored, leaf.dtype) == leaf.dtype:  # else what was stored cannot be told from it
+                verify_arrays({name: leaf.astype(stored)}, arrays)
+    except (OSError, ValueError, KeyError, Damaged) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{folder}: damaged ({reason}); copy it or convert the checkpoint again") from error
+    return params
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / DESCRIPTION_FILE)
+    if content.get("format") != 1 or not {"arrays", "tensors"} <= content.keys():
+        raise UserError(f"{folder / DESCRIPTION_FILE}: not a description that this version reads; convert again")
+    return content
