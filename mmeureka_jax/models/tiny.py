@@ -299,7 +299,9 @@ def _random_tensors(config: PolicyConfig, seed: int) -> Iterator[np.ndarray]:
                 yield np.zeros(rule.shape, np.float32)
             else:
                 generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-                yield generator.standard_normal(rule.shape, np.float32) * np.float32(0.02)
+                # InternVL's own first position embeddings: smaller ones are lost beside what patches look like.
+                spread = 1.0 if rule.leaf.endswith(("/positions", "/cls_token")) else 0.02
+                yield generator.standard_normal(rule.shape, np.float32) * np.float32(spread)
 
 
 def _corpus() -> list[str]:
