@@ -35,11 +35,16 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
 
 
-QWEN2_5_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.RENAMED)
+QWEN_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.RENAMED)
 INTERNVL = Family(InternVLConfig, InternVL, internvl.rules, internvl.RENAMED)
 
 # By `model_type` of config.json.
-FAMILIES: dict[str, Family] = {"qwen2_5_vl": QWEN2_5_VL, "internvl": INTERNVL, "internvl_chat": INTERNVL}
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": QWEN_VL,
+    "qwen2_vl": QWEN_VL,
+    "internvl": INTERNVL,
+    "internvl_chat": INTERNVL,
+}
 
 
 def family_of(config: PolicyConfig) -> Family:
@@ -54,6 +59,6 @@ def family_named(model_type: Any, source: str) -> Family:
     if model_type not in FAMILIES:
         raise UserError(
             f"{source}: model_type is {model_type!r}, but only {', '.join(map(repr, FAMILIES))} are supported; "
-            "give a Qwen2.5-VL or an InternVL checkpoint"
+            "give a Qwen2.5-VL, Qwen2-VL or InternVL checkpoint"
         )
     return FAMILIES[model_type]

@@ -87,7 +87,6 @@ _INTERNVL_TEMPLATE = _CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|visi
 
 _PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
-    "processor_class": "Qwen2_5_VLProcessor",
     "min_pixels": 4 * 28 * 28,
     "max_pixels": 16384 * 28 * 28,
     "patch_size": 14,
@@ -159,7 +158,8 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
             size = {"height": config.tile_size, "width": config.tile_size}
             _write_json(companions / "preprocessor_config.json", {**_INTERNVL_PREPROCESSOR, "size": size})
         else:
-            _write_json(companions / "preprocessor_config.json", _PREPROCESSOR)
+            kind = "Qwen2VLProcessor" if config.family == "qwen2_vl" else "Qwen2_5_VLProcessor"
+            _write_json(companions / "preprocessor_config.json", {**_PREPROCESSOR, "processor_class": kind})
         model_config = _model_config(config, tokenizer)
         write_checkpoint(
             _random_tensors(model_config, config.seed),
@@ -184,6 +184,8 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConf
     time = head_dim // 8  # a quarter of the frequencies, as in the released models; the rest for row and column
     row = (head_dim // 2 - time) // 2
     ids = tokenizer.get_vocab()
+    plain = config.family == "qwen2_vl"
+    full = range(config.vision_depth) if plain else config.vision_full_attention_blocks
     model_config = Qwen2_5VLConfig(
         text=TextConfig(
             vocab_size=_table_size(ids),
@@ -207,10 +209,11 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConf
             patch_size=14,
             temporal_patch_size=2,
             spatial_merge_size=2,
-            window_size=112,
-            full_attention_blocks=tuple(config.vision_full_attention_blocks),
+            window_size=28 if plain else 112,
+            full_attention_blocks=tuple(full),
             in_channels=3,
             out_hidden_size=config.hidden_size,
+            plain_blocks=plain,
         ),
         **special_token_ids(ids),
     )

@@ -2,12 +2,13 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Qwen2_5VLConfig
-from mmeureka_jax.models.families import family_named
+from mmeureka_jax.models.families import family_named, family_of
 
 # The files of the released models, as transformers 4 wrote them.
 QWEN_7B = {
@@ -68,6 +69,25 @@ QWEN_3B = {
     "tie_word_embeddings": True,
     "vision_config": {**QWEN_7B["vision_config"], "out_hidden_size": 2048},
     "vocab_size": 151936,
+}
+# Of the hub too: no vision `hidden_act`, and `hidden_size` is the decoder's.
+QWEN2_VL_7B = {
+    **{key: value for key, value in QWEN_7B.items() if key != "vision_config"},
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "max_position_embeddings": 32768,
+    "model_type": "qwen2_vl",
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "in_chans": 3,
+        "hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    },
 }
 GENERATION = {
     "bos_token_id": 151643,
@@ -218,9 +238,42 @@ def test_refusals_name_the_file_and_what_is_wrong(path, value, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", None])
+def test_qwen2_vl_of_the_hub():
+    import transformers
+
+    config = Qwen2_5VLConfig.from_hf(QWEN2_VL_7B, GENERATION, "config.json")
+    vision = config.vision
+    assert (vision.hidden_size, vision.intermediate_size, vision.out_hidden_size) == (1280, 5120, 3584)
+    assert vision.patches_per_window == 4 and vision.full_attention_blocks == tuple(range(32))
+    shapes = [rule.shape for rule in family_of(config).rules(config) for _ in rule.tensors()]
+    assert sum(math.prod(shape) for shape in shapes) == 8_291_375_616  # of the hub's page: 8.29 B
+    assert Qwen2_5VLConfig.from_hf(config.to_hf(), config.to_hf_generation(), "config.json") == config
+    reference = transformers.Qwen2VLConfig.from_dict(copy.deepcopy(QWEN2_VL_7B))
+    assert Qwen2_5VLConfig.from_hf(reference.to_dict(), GENERATION, "config.json") == config
+    ours = transformers.Qwen2VLConfig.from_dict(config.to_hf())
+    real, written = reference.vision_config.to_dict(), ours.vision_config.to_dict()
+    assert {key: value for key, value in real.items() if key != "in_chans"}.items() <= written.items()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("vision_config.hidden_act", "silu", "vision_config.hidden_act is 'silu'; the policy has only 'quick_gelu'"),
+        ("vision_config.embed_dim", None, "key 'vision_config.embed_dim' is missing"),
+        ("vision_config.mlp_ratio", 3.5, "'vision_config.mlp_ratio' is 3.5, expected an integer"),
+        ("vision_config.hidden_size", 1280, "out_hidden_size 1280 differs from hidden_size 3584"),
+        ("vision_config.rope_parameters", {"rope_theta": 5e5}, "rope_parameters.rope_theta is 500000.0"),
+    ],
+)
+def test_qwen2_vl_files_that_are_refused(path, value, message):
+    with pytest.raises(UserError) as error:
+        Qwen2_5VLConfig.from_hf(edited(QWEN2_VL_7B, path, value), None, "config.json")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", None])
 def test_other_families_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"some/config.json: model_type is {name!r}, but only 'qwen2_5_vl', 'internvl'"):
+    with pytest.raises(UserError, match=f"some/config.json: model_type is {name!r}, but only 'qwen2_5_vl', 'qwen2_vl'"):
         family_named(name, "some/config.json")
 
 
