@@ -77,7 +77,9 @@ def export_run(
         max_shard_bytes=max_shard_bytes,
         files={
             PROVENANCE_FILE: _provenance(metadata, step, average),
-            CARD_FILE: model_card(output.name, metadata, step, average, metrics),
+            CARD_FILE: model_card(
+                output.name, metadata, step, average, metrics, text_only=model.image_token_id is None
+            ),
         },
     )
     return step

@@ -17,13 +17,18 @@ Made of {start} by rule-based reinforcement learning on `{data}`: advantage `{ad
 rate {learning_rate:g} ({schedule}), {steps} steps.
 """
 _ASKED = """\
-Prompt style `{prompt_style}`, pictures of at most {max_pixels:,} pixels (`data.max_pixels`), at most {max_new_tokens} \
-new tokens; `mmeureka eval` asks so by default.
+Prompt style `{prompt_style}`, {pictures}at most {max_new_tokens} new tokens; `mmeureka eval` asks so by default.
 """
 
 
 def model_card(
-    name: str, metadata: Mapping[str, Any], step: int, average: bool, metrics: Sequence[Mapping[str, Any]]
+    name: str,
+    metadata: Mapping[str, Any],
+    step: int,
+    average: bool,
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    text_only: bool = False,
 ) -> bytes:
     """Markdown with the front matter that Hugging Face's hub reads.
 
@@ -32,17 +37,20 @@ def model_card(
         step: of the checkpoint.
         average: whether the parameters are the average over the updates.
         metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
+        text_only: the model reads no pictures.
     """
     config = metadata["config"]
     base = config["model"]["checkpoint"]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    task = "text-generation" if text_only else "image-text-to-text"
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if base and "snapshots" in Path(metadata["checkpoint"]).parts:  # it came from the hub, into the hub's cache
         front["base_model"] = base
     front["tags"] = ["reinforcement-learning" if metadata["kind"] == "rl" else "sft", "mmeureka_jax"]
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", *_summary(metadata)]
     lines += [f"These are the parameters after step {step}" + (", averaged over the updates." if average else "."), ""]
     lines += _results(config, step, "before averaging" if average else "these parameters", metrics)
-    lines += ["## How it was asked", "", _ASKED.format(**config["data"] | config["sampler"])]
+    pictures = "" if text_only else f"pictures of at most {config['data']['max_pixels']:,} pixels (`data.max_pixels`), "
+    lines += ["## How it was asked", "", _ASKED.format(pictures=pictures, **config["data"] | config["sampler"])]
     lines += ["## Settings", "", "Those that differ from the defaults, as a configuration for `mmeureka`:", ""]
     lines += ["```yaml", _changed(config).strip(), "```", ""]
     versions = ", ".join(f"{package} {version}" for package, version in sorted(metadata["packages"].items()))

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import (
     PreTrainedModel,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2ForCausalLM,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
 )
@@ -39,7 +40,11 @@ class WithoutVideo:
         return type(argument)
 
 
-TORCH_MODELS = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen2_vl": Qwen2VLForConditionalGeneration}
+TORCH_MODELS = {
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2": Qwen2ForCausalLM,
+}
 PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}
 
 
@@ -136,7 +141,8 @@ class Lively:
         prompt = self.processor(item)
         ids = torch.tensor(np.concatenate([prompt.tokens, response]))[None].long()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
+        if self.config.image_token_id is not None:
+            inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
         if item.images:
             images = [read_picture(image) for image in item.images]
             pictures = Qwen2VLImageProcessorPil(**PIXELS)(images=images, return_tensors="pt")

@@ -1,5 +1,5 @@
-"""The shape of a text decoder and of a Qwen2.5-VL or Qwen2-VL policy, read from and written to the `config.json` of
-Hugging Face transformers 4 and 5.
+"""The shape of every family's text decoder, and of a Qwen2.5-VL or Qwen2-VL policy, read from and written to the
+`config.json` of Hugging Face transformers 4 and 5.
 
 transformers 4 (and the files on the hub) keep the text decoder's keys at the top level and its rotary settings in
 `rope_theta` and `rope_scaling`; transformers 5 nests them in `text_config` and `rope_parameters`. `from_hf` reads both;
@@ -123,7 +123,7 @@ class Qwen2_5VLConfig:
         vision = read_vision(Keys(config_json["vision_config"], source, "vision_config."))
         # transformers 5: tied if either level says so.
         tied = bool(config_json.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
-        text = _read_text(text_keys, tied)
+        text = _read_multimodal_decoder(text_keys, tied)
 
         eos_ids, pad, bos = read_end_tokens(text_keys, generation_config_json or {})
         config = cls(
@@ -331,7 +331,7 @@ def first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _read_text(keys: Keys, tied: bool) -> TextConfig:
+def _read_multimodal_decoder(keys: Keys, tied: bool) -> TextConfig:
     keys.require("hidden_act", "silu")
     num_layers = keys.integer("num_hidden_layers")
     num_heads = keys.integer("num_attention_heads")
@@ -362,6 +362,52 @@ def _read_text(keys: Keys, tied: bool) -> TextConfig:
         mrope_section=(section[0], section[1], section[2]),
         tie_word_embeddings=tied,
         max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
+    )
+
+
+_DECODERS = ("qwen2", "qwen3", "llama", "internlm2")
+
+
+def read_decoder(keys: Keys, tied: bool) -> TextConfig:
+    """The section of a decoder that gives a token one position (`model_type` says which).
+
+    Raises:
+        UserError: another decoder, a missing or malformed key, or a feature that the policy does not have.
+    """
+    kind = keys.get("model_type")
+    if kind not in _DECODERS:
+        raise UserError(f"{keys.source}: {keys.prefix}model_type is {kind!r}, expected one of {', '.join(_DECODERS)}")
+    keys.require("hidden_act", "silu")
+    keys.require("attention_bias", kind == "qwen2", False)
+    keys.require("bias", False)  # InternLM2's
+    keys.require("mlp_bias", False)
+    refuse_sliding_window(keys, keys.integer("num_hidden_layers"))
+    hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    if num_heads <= 0:
+        raise UserError(f"{keys.source}: {keys.prefix}num_attention_heads {num_heads} is not usable")
+    head_dim = keys.integer("head_dim", default=128 if kind == "qwen3" else hidden_size // num_heads)
+    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    scaling = first_given(rope.get("rope_type"), rope.get("type"), "default")
+    # The dynamic kind is the plain one up to max_position_embeddings.
+    if scaling not in ("default", "dynamic"):
+        raise UserError(f"{keys.source}: {keys.prefix}rope_scaling {dict(rope)!r} is not supported")
+    theta = Keys({**keys.values, **rope}, keys.source, keys.prefix).real("rope_theta", default=10000.0)
+    return TextConfig(
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=keys.integer("intermediate_size"),
+        num_layers=keys.integer("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
+        head_dim=head_dim,
+        rms_norm_eps=keys.real("rms_norm_eps", default=1e-6),
+        rope_theta=theta,
+        mrope_section=(head_dim // 2, 0, 0),  # one position a token
+        tie_word_embeddings=tied,
+        max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
+        attention_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        fused_qkv=kind == "internlm2",
     )
 
 

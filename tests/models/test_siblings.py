@@ -10,25 +10,58 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import PROBLEMS, Lively, start_folder
+from support import PROBLEMS, Lively, enlivened, problem, start_folder
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mmeureka_jax.models.policy import encode_images, token_log_probs
+from mmeureka_jax.data.processor import Processor
+from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
+from mmeureka_jax.models.text_only import TextOnlyConfig
+from mmeureka_jax.models.tiny import build_tokenizer_files
 from mmeureka_jax.models.weights import load_params, read_config, save_params
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.sampler import sample
 
 # Family, and whether the output head is the embedding.
-FORMS = {"qwen2_vl": ("qwen2_vl", False), "qwen2_vl, tied": ("qwen2_vl", True)}
+FORMS = {
+    "qwen2_vl": ("qwen2_vl", False),
+    "qwen2_vl, tied": ("qwen2_vl", True),
+    "qwen2": ("qwen2", False),
+    "qwen2, tied": ("qwen2", True),
+    "qwen3": ("qwen3", False),
+}
+TEXTS = [problem("a", "what is 1 + 1 ?"), problem("b", "Natalia sold clips to 48 of her friends. How many are left?")]
+
+
+class LivelyQwen3(Lively):
+    """There is no tiny builder for it; see `Lively`."""
+
+    def __init__(self, folder, *, tied):
+        vocab = build_tokenizer_files(folder).get_vocab()
+        config = Qwen3Config(
+            vocab_size=768, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=24, tie_word_embeddings=tied, eos_token_id=vocab["<|im_end|>"],
+            rope_parameters={"rope_type": "default", "rope_theta": 1e5}, pad_token_id=vocab["<|endoftext|>"],
+        )  # fmt: skip
+        config._attn_implementation = "eager"
+        self.folder, self.torch = folder, enlivened(Qwen3ForCausalLM(config))
+        self.torch.save_pretrained(folder)
+        self.config = read_config(folder)
+        self.policy = Policy(self.config, compute_dtype="float32", remat=True, logits_mb=0.05)
+        self.params = load_params(folder, self.config)
+        self.processor = Processor.from_checkpoint(folder, prompt_style="plain", max_prompt_tokens=4096)
 
 
 @pytest.fixture(scope="module", params=FORMS)
 def model(request, tmp_path_factory):
     family, tied = FORMS[request.param]
-    return Lively(tmp_path_factory.mktemp("checkpoint") / "model", family=family, tied=tied, layers=2, depth=2)
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    if family == "qwen3":
+        return LivelyQwen3(folder, tied=tied)
+    return Lively(folder, family=family, tied=tied, layers=2, depth=2)
 
 
 def problems(model):
-    return list(PROBLEMS.values())
+    return TEXTS if isinstance(model.config, TextOnlyConfig) else list(PROBLEMS.values())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -93,31 +126,32 @@ def test_greedy_equals_transformers_token_for_token(model):
     assert len(np.unique(samples.tokens)) > 10  # not a test of stuck answers
 
 
-@pytest.mark.parametrize("newer", [False, True])
-def test_round_trip_is_bitwise(model, tmp_path, newer):
-    """From the hub's names, and from those of newer saves, to the hub's; transformers loads every tensor of it."""
-    source, out = model.folder, tmp_path / "out"
-    stored = load_file(source / "model.safetensors")
-    if newer:
-        source = tmp_path / "newer"
-        source.mkdir()
-        (source / "config.json").write_bytes((model.folder / "config.json").read_bytes())
-        renamed = {
-            f"model.{name}" if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1): x
-            for name, x in stored.items()
-        }
-        save_file(renamed, source / "model.safetensors", {"format": "pt"})
-    save_params(load_params(source, model.config), model.config, out, source=model.folder)
-    ours = load_file(out / "model.safetensors")
-    assert ours.keys() == stored.keys() and all(torch.equal(ours[name], stored[name]) for name in ours)
-    assert read_config(out) == model.config
+def test_round_trip_is_bitwise(model, tmp_path):
+    """And transformers loads every tensor of what is written."""
+    out = tmp_path / "out"
+    save_params(model.params, model.config, out, source=model.folder)
+    ours, theirs = load_file(out / "model.safetensors"), load_file(model.folder / "model.safetensors")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert read_config(out).text == model.config.text
+    assert json.loads((out / "config.json").read_text())["architectures"] == [type(model.torch).__name__]
     again, info = type(model.torch).from_pretrained(out, output_loading_info=True)
     assert not any(info.values()), info
     expected = model.torch.state_dict()
     assert all(torch.equal(x, expected[name]) for name, x in again.state_dict().items())
-    assert json.loads((out / "config.json").read_text())["architectures"] == [type(model.torch).__name__]
 
 
-def test_random_checkpoints_hold_what_transformers_expects(model):
+@pytest.mark.parametrize("model", ["qwen2_vl"], indirect=True)
+def test_tensor_names_of_newer_saves_are_read(model, tmp_path):
+    stored = load_file(model.folder / "model.safetensors")
+    renamed = {
+        f"model.{name}" if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1): tensor
+        for name, tensor in stored.items()
+    }
+    save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path, model.config), model.params)
+
+
+@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2", "qwen2, tied"], indirect=True)
+def test_transformers_finds_every_tensor_in_a_random_checkpoint(model):
     _, info = type(model.torch).from_pretrained(start_folder(model.folder), output_loading_info=True)
     assert not any(info.values()), info
