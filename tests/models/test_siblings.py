@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from support import PROBLEMS, Lively, enlivened, problem, start_folder
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from mmeureka_jax.config import MeshConfig
 from mmeureka_jax.data.processor import Processor
+from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
 from mmeureka_jax.models.text_only import TextOnlyConfig
 from mmeureka_jax.models.tiny import build_tokenizer_files
@@ -155,3 +157,18 @@ def test_tensor_names_of_newer_saves_are_read(model, tmp_path):
 def test_transformers_finds_every_tensor_in_a_random_checkpoint(model):
     _, info = type(model.torch).from_pretrained(start_folder(model.folder), output_loading_info=True)
     assert not any(info.values()), info
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2"], indirect=True)
+def test_a_mesh_changes_nothing(model):
+    """Log-probabilities on one device and on 2 x 2 x 2."""
+    items = (problems(model) * 2)[:4]
+    batch, responses = model.batch(items), responses_for(len(items), 2, 9)
+    alone = encode_and_score(model.policy, model.params, batch, responses)[0]
+    mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices())
+    with jax.set_mesh(mesh):
+        shardings = tree_shardings(mesh, model.policy.abstract_params(), model.policy.param_axes())
+        params = load_params(model.folder, model.config, shardings)
+        together = encode_and_score(model.policy, params, *to_global(mesh, (batch, responses)))[0]
+        np.testing.assert_allclose(jax.device_get(together), alone, atol=1e-4)
