@@ -40,7 +40,7 @@ from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.mesh import cores, split_cpu, switch_ynn_off
 from mmeureka_jax.models.batch import PromptBatch
-from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.models.weights import read_config
@@ -169,7 +169,7 @@ def open_model(args: argparse.Namespace, folder: Path) -> LoadedPolicy:
     """The policy that the options name; `folder` is for files that have to be made.
 
     Raises:
-        UserError: no such checkpoint, or options that do not go together.
+        UserError: no such checkpoint, one of another family, or options that do not go together.
     """
     if args.config is None and args.param_dtype is not None:
         raise UserError("--param-dtype is for the random weights of --config; a checkpoint is read as float32")
@@ -182,6 +182,10 @@ def open_model(args: argparse.Namespace, folder: Path) -> LoadedPolicy:
         write_atomic(Path(checkpoint) / "config.json", json.dumps(config.to_hf()).encode())
     model = ModelConfig(checkpoint=checkpoint, compute_dtype=args.compute_dtype, remat=args.remat)
     loaded = open_policy(Config(model=model), folder)
+    if getattr(loaded.policy.config, "model_type", None) != QWEN2_5_VL:
+        raise UserError(
+            f"--model {args.model}: the benchmarks count the work of Qwen2.5-VL; give one of its checkpoints"
+        )
     if args.config is None:
         return loaded
     return RandomPolicy(loaded.policy, loaded.mesh, loaded.checkpoint, param_dtype=args.param_dtype or "bfloat16")

@@ -30,7 +30,7 @@ __all__ = [
 class RandomModelConfig:
     """A small randomly initialised policy with the built-in tokenizer, for the demo, tests and smoke runs."""
 
-    family: Literal["qwen2_5_vl", "internvl"] = "qwen2_5_vl"
+    family: Literal["qwen2_5_vl", "qwen2_vl", "internvl", "qwen2"] = "qwen2_5_vl"
     hidden_size: int = 192  # of the text decoder; a multiple of num_heads
     intermediate_size: int = 512
     num_layers: int = 4

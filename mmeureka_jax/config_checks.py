@@ -115,6 +115,11 @@ def _check_random(random: RandomModelConfig | None) -> list[str]:
             f"model.random.vision_hidden_size ({random.vision_hidden_size}) must be a multiple of "
             f"4 * vision_num_heads (4 * {random.vision_num_heads}): row and column rotations of even size in each head"
         )
+    if random.family == "qwen2_vl" and random.vision_intermediate_size % random.vision_hidden_size:
+        problems.append(
+            f"model.random.vision_intermediate_size ({random.vision_intermediate_size}) must be a multiple of "
+            f"vision_hidden_size ({random.vision_hidden_size}) for family qwen2_vl, whose files store their ratio"
+        )
     if any(not 0 <= block < random.vision_depth for block in random.vision_full_attention_blocks):
         problems.append(
             f"model.random.vision_full_attention_blocks must lie in 0 to {random.vision_depth - 1}; "

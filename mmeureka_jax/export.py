@@ -79,7 +79,8 @@ def export_run(
     if adapters and policy.lora is None:
         raise UserError(f"{run_dir}: the run trained no adapters; export it without --adapters")
     params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
-    card = model_card(output.name, metadata, step, average, _metrics(run_dir), adapters=adapters)
+    text_only = model.image_token_id is None
+    card = model_card(output.name, metadata, step, average, _metrics(run_dir), text_only=text_only, adapters=adapters)
     files = {PROVENANCE_FILE: _provenance(metadata, step, average), CARD_FILE: card}
     if adapters:
         assert policy.lora is not None

@@ -25,7 +25,7 @@ from mmeureka_jax.mesh import batch_divisor, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.rl.drawing import SamplingSettings
-from mmeureka_jax.rl.evaluate import Response, filler_prompt, generate
+from mmeureka_jax.rl.evaluate import Response, generate
 from mmeureka_jax.rl.setup import LoadedPolicy, lora_of_adapters, open_policy
 from mmeureka_jax.tracking import progress
 
@@ -140,7 +140,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         response_buckets = length_buckets(max(map(len, responses)))
         divisor = batch_divisor(loaded.mesh)
         rows = -(-prompts.batch_size // divisor) * divisor
-        filler = filler_prompt(loaded.policy.config)
+        filler = processor.filler()
         params = loaded.load_params()
 
         from mmeureka_jax.data.processor import collate

@@ -18,8 +18,7 @@ rate {learning_rate:g} ({schedule}), {steps} steps.
 """
 _ADAPTED = "Trained were low-rank adapters (LoRA) of rank {rank}, alpha {alpha:g}, and nothing else."
 _ASKED = """\
-Prompt style `{prompt_style}`, pictures of at most {max_pixels:,} pixels (`data.max_pixels`), at most {max_new_tokens} \
-new tokens; `mmeureka eval` asks so by default.
+Prompt style `{prompt_style}`, {pictures}at most {max_new_tokens} new tokens; `mmeureka eval` asks so by default.
 """
 
 
@@ -30,6 +29,7 @@ def model_card(
     average: bool,
     metrics: Sequence[Mapping[str, Any]],
     *,
+    text_only: bool = False,
     adapters: bool = False,
 ) -> bytes:
     """Markdown with the front matter that Hugging Face's hub reads.
@@ -39,13 +39,14 @@ def model_card(
         step: of the checkpoint.
         average: whether the parameters are the average over the updates.
         metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
+        text_only: the model reads no pictures.
         adapters: the folder holds adapters alone.
     """
     config = metadata["config"]
     base = config["model"]["checkpoint"]
     front: dict[str, Any] = {
         "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": "image-text-to-text",
+        "pipeline_tag": "text-generation" if text_only else "image-text-to-text",
     }
     if base and "snapshots" in Path(metadata["checkpoint"]).parts:  # it came from the hub, into the hub's cache
         front["base_model"] = base
@@ -56,7 +57,8 @@ def model_card(
     if (lora := config["model"].get("lora")) is not None:
         lines += [_ADAPTED.format(**lora) + ("" if adapters else " They are merged into the base."), ""]
     lines += _results(config, step, "before averaging" if average else "these parameters", metrics)
-    lines += ["## How it was asked", "", _ASKED.format(**config["data"] | config["sampler"])]
+    pictures = "" if text_only else f"pictures of at most {config['data']['max_pixels']:,} pixels (`data.max_pixels`), "
+    lines += ["## How it was asked", "", _ASKED.format(pictures=pictures, **config["data"] | config["sampler"])]
     lines += ["## Settings", "", "Those that differ from the defaults, as a configuration for `mmeureka`:", ""]
     lines += ["```yaml", _changed(config).strip(), "```", ""]
     versions = ", ".join(f"{package} {version}" for package, version in sorted(metadata["packages"].items()))

@@ -72,13 +72,15 @@ def split_frozen(params: Mapping[str, Any], prefixes: Sequence[str]) -> tuple[di
     Only dicts are walked, so it works as well on trees of shapes, of shardings or of tuples of axis names.
 
     Args:
-        prefixes: what is frozen, by path: "vision", or "language/embed_tokens". Whole components are compared.
+        prefixes: what is frozen, by path: "vision", or "language/embed_tokens". Whole components are compared. "vision"
+            may name nothing: a text-only policy has no tower to freeze.
 
     Raises:
         UserError: a prefix matches no parameter, or nothing is left to train.
     """
     for prefix in prefixes:
-        _check_prefix(params, prefix)
+        if prefix != "vision":
+            _check_prefix(params, prefix)
     frozen_paths = {tuple(prefix.split("/")) for prefix in prefixes}
 
     def split(tree: Mapping[str, Any], path: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:

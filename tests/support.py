@@ -1,4 +1,4 @@
-"""A tiny random Qwen2.5-VL in torch and in JAX, with weights lively enough that every part matters to its output."""
+"""A tiny random policy in torch and in JAX, with weights lively enough that every part matters to its output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2ForCausalLM,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
 
 from mmeureka_jax.config import RandomModelConfig
 from mmeureka_jax.data.pictures import read_picture
@@ -34,6 +40,11 @@ class WithoutVideo:
         return type(argument)
 
 
+TORCH_MODELS = {
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2": Qwen2ForCausalLM,
+}
 PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 256 * 28 * 28}
 
 
@@ -42,22 +53,32 @@ def start_folder(folder: Path) -> Path:
 
 
 def make_checkpoint(
-    folder: Path, *, tied: bool = True, seed: int = 0, layers: int = 3, depth: int = 4
-) -> Qwen2_5_VLForConditionalGeneration:
+    folder: Path, *, tied: bool = True, seed: int = 0, layers: int = 3, depth: int = 4, family: str = "qwen2_5_vl"
+) -> PreTrainedModel:
     """Writes the checkpoint to `folder` and returns the torch model (float32, eager attention) that it holds.
 
-    Every second block of its vision tower, of `depth`, attends within windows.
+    Every second block of Qwen2.5-VL's vision tower, of `depth`, attends within windows.
 
     `start_folder(folder)` holds the same architecture as it is initialised, with weights of deviation 0.02.
     """
     start = start_folder(folder)
     config = RandomModelConfig(
-        hidden_size=64, intermediate_size=128, num_layers=layers, num_heads=4, num_kv_heads=2, tie_word_embeddings=tied,
-        vision_hidden_size=32, vision_intermediate_size=48, vision_depth=depth, vision_num_heads=2,
-        vision_full_attention_blocks=tuple(range(1, depth, 2)),
+        family=family, hidden_size=64, intermediate_size=128, num_layers=layers, num_heads=4, num_kv_heads=2,
+        tie_word_embeddings=tied, vision_hidden_size=32, vision_intermediate_size=64 if family == "qwen2_vl" else 48,
+        vision_depth=depth, vision_num_heads=2, vision_full_attention_blocks=tuple(range(1, depth, 2)),
     )  # fmt: skip
     write_tiny_checkpoint(start, config)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
+    kind = TORCH_MODELS[family]
+    model = enlivened(kind.from_pretrained(start, dtype=torch.float32, attn_implementation="eager"), seed)
+    model.save_pretrained(folder)
+    for file in start.iterdir():
+        if file.suffix != ".safetensors" and not (folder / file.name).exists():
+            (folder / file.name).write_bytes(file.read_bytes())
+    return model
+
+
+def enlivened(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """The model with other random weights, in evaluation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -69,10 +90,6 @@ def make_checkpoint(
                 parameter.copy_(0.3 * noise)
             else:
                 parameter.copy_(1 + 0.2 * noise)
-    model.save_pretrained(folder)
-    for file in start.iterdir():
-        if file.suffix != ".safetensors" and not (folder / file.name).exists():
-            (folder / file.name).write_bytes(file.read_bytes())
     return model.eval()
 
 
@@ -104,8 +121,8 @@ PROBLEMS = {
 class Lively:
     """One lively checkpoint in both frameworks: `torch` is transformers' model, `policy` and `params` are ours."""
 
-    def __init__(self, folder: Path, *, tied: bool, **sizes: int):
-        self.torch = make_checkpoint(folder, tied=tied, **sizes)
+    def __init__(self, folder: Path, *, tied: bool, **settings: int | str):
+        self.folder, self.torch = folder, make_checkpoint(folder, tied=tied, **settings)
         self.config = read_config(folder)
         self.policy = Policy(self.config, compute_dtype="float32", remat=True, logits_mb=0.05)
         self.params = load_params(folder, self.config)
@@ -124,7 +141,8 @@ class Lively:
         prompt = self.processor(item)
         ids = torch.tensor(np.concatenate([prompt.tokens, response]))[None].long()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
+        if self.config.image_token_id is not None:
+            inputs["mm_token_type_ids"] = (ids == self.config.image_token_id).int()
         if item.images:
             images = [read_picture(image) for image in item.images]
             pictures = Qwen2VLImageProcessorPil(**PIXELS)(images=images, return_tensors="pt")

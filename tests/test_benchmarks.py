@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -201,11 +202,14 @@ def test_random_prompts_have_the_asked_shape(benchmark, checkpoint):
         common.random_prompts(config, 1, 66, 224)
 
 
-def test_a_mistake_is_told_in_one_line(benchmark, capsys):
+def test_a_mistake_is_told_in_one_line(benchmark, capsys, tmp_path):
     assert benchmark("update").main(["--model", "no/such/folder"]) == 2
     assert benchmark("generate").main(["--model", "tiny", "--batch", "6", "--group", "4"]) == 2
     output = capsys.readouterr()
     assert output.out == "" and "--group 4 does not divide --batch 6" in output.err
+    write_tiny_checkpoint(tmp_path / "model", replace(SMALL, family="qwen2"))
+    assert benchmark("update").main(["--model", str(tmp_path / "model")]) == 2
+    assert "the benchmarks count the work of Qwen2.5-VL" in capsys.readouterr().err
 
 
 @pytest.mark.slow

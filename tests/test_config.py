@@ -286,6 +286,7 @@ def test_default_recipe_with_a_model_is_valid():
         (["model.random.num_kv_heads=0"], ["num_kv_heads must be positive"]),
         (["model.random.vision_num_heads=5"], ["vision_hidden_size"]),
         (["model.random.vision_full_attention_blocks=[4]"], ["0 to 3"]),
+        (["model.random.family=qwen2_vl"], ["vision_intermediate_size (256)", "multiple of vision_hidden_size (96)"]),
         (["rl.prompts_per_update=24"], ["(24)", "(128)", "must divide"]),
         (["rl.micro_batches=3"], ["rl.micro_batches (3)", "rl.prompts_per_update (16)"]),
         (["rl.group_size=1"], ["rl.group_size", "at least 2"]),

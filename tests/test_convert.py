@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from commands import mmeureka, write_rows
+from commands import SMALL, mmeureka, write_rows
 from internvl_models import FORMS, write_checkpoint
 from safetensors.numpy import load_file, save_file
 from support import make_checkpoint
@@ -18,6 +19,7 @@ from support import make_checkpoint
 from mmeureka_jax.convert import convert
 from mmeureka_jax.mesh import tree_shardings
 from mmeureka_jax.models.policy import Policy
+from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.models.weights import COMPANION_FILES, load_params, read_config
 
 
@@ -30,7 +32,9 @@ def write(folder, tensors):
 
 
 def make(name, folder):
-    if name.startswith("qwen2_5_vl"):
+    if name in ("qwen2_vl", "qwen2"):
+        write_tiny_checkpoint(folder, replace(SMALL, family=name, vision_intermediate_size=32))
+    elif name.startswith("qwen2_5_vl"):
         make_checkpoint(folder, tied="tied" in name)
     else:
         folder.mkdir()
@@ -69,7 +73,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl tied", "qwen2_5_vl", *OTHERS])
+@pytest.mark.parametrize("name", ["qwen2_5_vl tied", "qwen2_5_vl", "qwen2_vl", "qwen2", *OTHERS])
 def test_there_and_back_is_the_same_bits(name, tmp_path, capsys):
     """From one file of several dtypes to three and more of them; everything else is carried over unchanged."""
     source = tmp_path / "source"

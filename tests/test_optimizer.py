@@ -207,6 +207,13 @@ def test_a_prefix_that_matches_nothing_is_refused(prefix, listed):
     assert all(name in message for name in listed)
 
 
+def test_a_policy_without_a_tower_has_none_to_freeze():
+    params = {"language": policy_like_params()["language"]}
+    assert split_frozen(params, ("vision",)) == (params, {})
+    with pytest.raises(UserError, match=r"no parameter path starts with 'vision/merger'; .* \['language'\]"):
+        split_frozen(params, ("vision/merger",))
+
+
 def test_nothing_left_to_train_is_refused():
     with pytest.raises(UserError, match="nothing to train.*language.*vision"):
         split_frozen(policy_like_params(), ("vision", "language"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from commands import write_rows
 from guessing import write_guessing_checkpoint
 
 from mmeureka_jax.config import load_config, stage_configs
@@ -17,7 +18,7 @@ from mmeureka_jax.sweep import load_sweep
 from mmeureka_jax.tracking import read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem.endswith(("7b", "8b", "32b", "38b")))
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem.endswith(("1_5b", "7b", "8b", "32b", "38b")))
 
 # Sizes alone; what a recipe says of its algorithm stays.
 SMALL = """
@@ -32,8 +33,10 @@ SMALL = """
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policies")
-    for family in ("qwen2_5_vl", "internvl"):
+    for family in ("qwen2_5_vl", "internvl", "qwen2"):
         write_guessing_checkpoint(folder / family, family=family, layers=1)
+    rows = [{"question": f"What is {gold - 1} + 1?", "answer": f"Count.\n#### {gold}"} for gold in (1, 3, 4, 8)]
+    write_rows(folder / "text.jsonl", rows * 5)
     return folder
 
 
@@ -42,8 +45,15 @@ def policies(tmp_path_factory):
 def test_a_recipe_trains(path, policies, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "open_policy", lambda *a: open_policy(*a, devices=jax.devices()[:1]))
     recipe = load_config(path)
-    policy = policies / ("internvl" if "InternVL" in recipe.model.checkpoint else "qwen2_5_vl")
-    overrides = [f"run_dir={tmp_path / 'run'}", f"model.checkpoint={policy}", *SMALL]
+    overrides = [f"run_dir={tmp_path / 'run'}", *SMALL]
+    if "InternVL" in recipe.model.checkpoint:
+        family = "internvl"
+    elif "VL" in recipe.model.checkpoint:
+        family = "qwen2_5_vl"
+    else:
+        family = "qwen2"
+        overrides.append(f"data.train={policies / 'text.jsonl'}")
+    overrides.append(f"model.checkpoint={policies / family}")
     if recipe.reward.overlong_buffer:
         overrides.append("reward.overlong_buffer=4")
     if recipe.stages:

@@ -126,9 +126,15 @@ def _read_question(key: str) -> Callable[[Mapping[str, Any]], _Row]:
         if _is_absent(images):
             images = [row.get("image"), row.get("image_path")]
         chat = [{"role": "user", "content": row[key]}]
-        return _Row(chat, row.get("answer"), images, (key, "answer", "images", "image", "image_path"))
+        return _Row(chat, _final_answer(row.get("answer")), images, (key, "answer", "images", "image", "image_path"))
 
     return read
+
+
+def _final_answer(answer: Any) -> Any:
+    """Of a solution whose last line is `#### ` and the answer, as GSM8K's are, that answer; else what is given."""
+    match = re.search(r"\n####[ ]*(.+)\s*\Z", answer) if isinstance(answer, str) else None
+    return match[1].strip() if match else answer
 
 
 # The first form whose keys a row has is taken.
@@ -158,7 +164,7 @@ FORMS = (
         lambda row: _Row(row["messages"], row.get("answer"), row.get("images"), ("messages", "answer", "images")),
     ),
     _Form(
-        "MMK12 or K12 list (`question`, `answer`, and `image` or `image_path`)",
+        "MMK12, K12 list or GSM8K (`question`, `answer`, and `image` or `image_path` if there is one)",
         ("question",),
         _read_question("question"),
     ),

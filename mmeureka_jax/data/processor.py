@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from mmeureka_jax.data.pictures import PicturePreprocessor
 from mmeureka_jax.data.problems import Problem, RowError
 from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
+from mmeureka_jax.data.text_only import TextPreprocessor
 from mmeureka_jax.data.tiles import TileGeometry, TilePreprocessor
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
 from mmeureka_jax.errors import UserError
@@ -29,10 +30,15 @@ from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl import InternVLConfig
+from mmeureka_jax.models.text_only import TextOnlyConfig
 from mmeureka_jax.models.weights import read_config
 
 # What cuts a family's pictures and writes their places into prompts.
-PREPROCESSORS: dict[type, Any] = {Qwen2_5VLConfig: PicturePreprocessor, InternVLConfig: TilePreprocessor}
+PREPROCESSORS: dict[type, Any] = {
+    Qwen2_5VLConfig: PicturePreprocessor,
+    InternVLConfig: TilePreprocessor,
+    TextOnlyConfig: TextPreprocessor,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +64,7 @@ class Processor:
 
     path: Path
     config: PolicyConfig
-    pictures: PicturePreprocessor | TilePreprocessor
+    pictures: PicturePreprocessor | TilePreprocessor | TextPreprocessor
     prompt_style: PromptStyle
     max_prompt_tokens: int
 
@@ -72,13 +78,14 @@ class Processor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> Processor:
-        """Reads a checkpoint folder: `config.json`, the tokenizer with its chat template, the image processor's file.
+        """Reads a checkpoint folder: `config.json`, the tokenizer with its chat template, the image processor's file
+        (if the model reads pictures).
 
         Args:
             prompt_style: instructions put around each question; see `apply_prompt_style`.
             max_prompt_tokens: longest prompt, image tokens included; a longer one is refused, never cut.
             min_pixels, max_pixels: the area that pictures are resized into; None keeps the checkpoint's. InternVL: as
-                many tiles as `max_pixels` holds, and at least one.
+                many tiles as `max_pixels` holds, and at least one. Not used by text-only models.
 
         Raises:
             UserError: a file is missing or does not fit the others.
@@ -152,7 +159,8 @@ class Processor:
         return (*tokens.values(), *self.pictures.markers)
 
     @property
-    def image_token_id(self) -> int:
+    def image_token_id(self) -> int | None:
+        """The token of each of a picture's places; None for a text-only model."""
         return self.config.image_token_id
 
     @property
@@ -185,6 +193,10 @@ class Processor:
         except UserError as error:
             raise _of(problem, error) from None
         return assemble_prompt(tokens, grids, patches, self.image_token_id, self.pictures.geometry)
+
+    def filler(self) -> ProcessedPrompt:
+        """A prompt of one token and no picture, for rows that only fill up a batch."""
+        return assemble_prompt(np.zeros(1, np.int32), (), (), None, self.pictures.geometry)
 
     def measure(self, problem: Problem) -> tuple[int, int]:
         """(tokens, windows) that the prompt will have, from picture headers alone. Raises RowError as a call does."""
@@ -256,7 +268,7 @@ def assemble_prompt(
     tokens: Int[np.ndarray, " L"],
     grids: Sequence[Grid],
     patches: Sequence[Float[np.ndarray, "_ S C"]],
-    image_token_id: int,
+    image_token_id: int | None,
     geometry: VisionGeometry | TileGeometry,
 ) -> ProcessedPrompt:
     """A prompt of its parts: `tokens` has `image_token_id` at every image token of the pictures, which lie in order."""

@@ -5,15 +5,15 @@ One glossary for the whole project (jaxtyping axis names):
     P   prompts (the group is the unit: a prompt and everything about it is one row)
     n   responses of a prompt (the group size)
     Lp  padded prompt length        Lr  padded response length
-    W   vision windows of a prompt, all its pictures together     S  patches in a window (Qwen2.5-VL: 64)
+    W   vision windows of a prompt, all its pictures together     S  patches in a window (Qwen2.5-VL: 64, Qwen2-VL: 4)
     C   numbers in a patch (3 * patch * patch)                    M  merged image tokens of a prompt (W * S / 4)
     D   hidden size                 V  vocabulary
     H   query heads    K  key/value heads    h  head dimension
 
-Pictures are laid out by attention window (InternVL: tile): the patches of one window are S consecutive places, in the
-order of Hugging Face's `window_index` (each run of merge_size**2 patches becomes one image token), and windows at a
-picture's edge are padded with masked places. Window attention is then a plain batch of S x S, with no index on the
-device.
+Pictures are laid out by attention window (InternVL: tile; Qwen2-VL, which has none: image token): the patches of one
+window are S consecutive places, in the order of Hugging Face's `window_index` (each run of merge_size**2 patches
+becomes one image token), and windows at a picture's edge are padded with masked places. Window attention is then a
+plain batch of S x S, with no index on the device.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The shape of a text decoder and of a Qwen2.5-VL policy, read from and written to the `config.json` of Hugging Face
-transformers 4 and 5.
+"""The shape of every family's text decoder, and of a Qwen2.5-VL or Qwen2-VL policy, read from and written to the
+`config.json` of Hugging Face transformers 4 and 5.
 
 transformers 4 (and the files on the hub) keep the text decoder's keys at the top level and its rotary settings in
 `rope_theta` and `rope_scaling`; transformers 5 nests them in `text_config` and `rope_parameters`. `from_hf` reads both;
@@ -14,7 +14,7 @@ from typing import Any
 
 from mmeureka_jax.errors import UserError
 
-MODEL_TYPE = "qwen2_5_vl"
+QWEN2_VL, QWEN2_5_VL = "qwen2_vl", "qwen2_5_vl"  # `model_type`
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower (HF `Qwen2_5_VLVisionConfig`)."""
+    """The vision tower (HF `Qwen2_5_VLVisionConfig`, and `Qwen2VLVisionConfig`, whose names are others)."""
 
     hidden_size: int
     intermediate_size: int
@@ -49,11 +49,12 @@ class VisionConfig:
     patch_size: int  # pixels a side
     temporal_patch_size: int
     spatial_merge_size: int  # patches a side that become one image token
-    window_size: int  # pixels a side of an attention window
-    full_attention_blocks: tuple[int, ...]
+    window_size: int  # pixels a side of an attention window (Qwen2-VL: of one image token)
+    full_attention_blocks: tuple[int, ...]  # Qwen2-VL: all
     in_channels: int
     out_hidden_size: int
     tokens_per_second: int = 2  # video only; kept for the exported file
+    plain_blocks: bool = False  # LayerNorms and an MLP of two layers (Qwen2-VL), not RMSNorms and a gated MLP
 
     @property
     def patches_per_window(self) -> int:
@@ -81,7 +82,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Qwen2_5VLConfig:
-    """A Qwen2.5-VL policy: its two towers and the token ids that have a meaning."""
+    """A Qwen2.5-VL or Qwen2-VL policy: its two towers and the token ids that have a meaning."""
 
     text: TextConfig
     vision: VisionConfig
@@ -118,10 +119,11 @@ class Qwen2_5VLConfig:
         text_keys = Keys({**config_json, **nested}, source, "")
         if not isinstance(config_json.get("vision_config"), Mapping):
             raise UserError(f"{source}: key 'vision_config' is missing; is this the file of a text-only model?")
-        vision = _read_vision(Keys(config_json["vision_config"], source, "vision_config."))
+        read_vision = _read_plain_vision if config_json.get("model_type") == QWEN2_VL else _read_vision
+        vision = read_vision(Keys(config_json["vision_config"], source, "vision_config."))
         # transformers 5: tied if either level says so.
         tied = bool(config_json.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
-        text = _read_text(text_keys, tied)
+        text = _read_multimodal_decoder(text_keys, tied)
 
         eos_ids, pad, bos = read_end_tokens(text_keys, generation_config_json or {})
         config = cls(
@@ -143,10 +145,11 @@ class Qwen2_5VLConfig:
 
         All end tokens are in `to_hf_generation`; `config.json` names the first, as the hub's files do.
         """
-        text, vision = self.text, self.vision
+        text = self.text
+        plain = self.model_type == QWEN2_VL
         config = {
-            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-            "model_type": MODEL_TYPE,
+            "architectures": [f"{'Qwen2VL' if plain else 'Qwen2_5_VL'}ForConditionalGeneration"],
+            "model_type": self.model_type,
             "torch_dtype": dtype,
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
@@ -173,24 +176,7 @@ class Qwen2_5VLConfig:
             "tie_word_embeddings": text.tie_word_embeddings,
             "use_cache": True,
             "vocab_size": text.vocab_size,
-            "vision_config": {
-                "model_type": MODEL_TYPE,
-                "depth": vision.depth,
-                "hidden_act": "silu",
-                "hidden_size": vision.hidden_size,
-                "intermediate_size": vision.intermediate_size,
-                "num_heads": vision.num_heads,
-                "in_chans": vision.in_channels,  # the hub files' name; transformers itself reads in_channels
-                "in_channels": vision.in_channels,
-                "out_hidden_size": vision.out_hidden_size,
-                "patch_size": vision.patch_size,
-                "spatial_merge_size": vision.spatial_merge_size,
-                "spatial_patch_size": vision.patch_size,
-                "window_size": vision.window_size,
-                "fullatt_block_indexes": list(vision.full_attention_blocks),
-                "tokens_per_second": vision.tokens_per_second,
-                "temporal_patch_size": vision.temporal_patch_size,
-            },
+            "vision_config": _plain_vision_to_hf(self.vision) if plain else _vision_to_hf(self.vision),
         }
         if text.head_dim * text.num_heads != text.hidden_size:
             config["head_dim"] = text.head_dim
@@ -199,6 +185,10 @@ class Qwen2_5VLConfig:
     def to_hf_generation(self) -> dict[str, Any]:
         """The dictionary of a `generation_config.json` with every end token."""
         return generation_config(self.eos_token_ids, self.pad_token_id, self.bos_token_id)
+
+    @property
+    def model_type(self) -> str:
+        return QWEN2_VL if self.vision.plain_blocks else QWEN2_5_VL
 
     @property
     def placeholders(self) -> dict[str, int]:
@@ -249,6 +239,11 @@ class Qwen2_5VLConfig:
             (
                 all(0 <= block < vision.depth for block in vision.full_attention_blocks),
                 f"full attention blocks {list(vision.full_attention_blocks)} are not all in 0..{vision.depth - 1}",
+            ),
+            (
+                not vision.plain_blocks or vision.intermediate_size % vision.hidden_size == 0,
+                f"vision intermediate_size {vision.intermediate_size} is no multiple of hidden_size "
+                f"{vision.hidden_size}, which a {QWEN2_VL} file tells it by",
             ),
         ]
         for name, token in self.placeholders.items():
@@ -336,7 +331,7 @@ def first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _read_text(keys: Keys, tied: bool) -> TextConfig:
+def _read_multimodal_decoder(keys: Keys, tied: bool) -> TextConfig:
     keys.require("hidden_act", "silu")
     num_layers = keys.integer("num_hidden_layers")
     num_heads = keys.integer("num_attention_heads")
@@ -346,8 +341,8 @@ def _read_text(keys: Keys, tied: bool) -> TextConfig:
     kinds = {rope.get("rope_type", "default"), rope.get("type", "default")}
     if not kinds <= {"mrope", "default"} or "mrope_section" not in rope:
         raise UserError(
-            f"{keys.source}: rotary settings {dict(rope)!r} are not supported; the {MODEL_TYPE} policy has the plain "
-            "multimodal kind, {'type': 'mrope', 'mrope_section': [..]} (no yarn or other scaling)"
+            f"{keys.source}: rotary settings {dict(rope)!r} are not supported; the policy has the plain multimodal "
+            "kind, {'type': 'mrope', 'mrope_section': [..]} (no yarn or other scaling)"
         )
     section = Keys(rope, keys.source, "rope_scaling.").integers("mrope_section")
     if num_heads <= 0 or len(section) != 3:
@@ -367,6 +362,52 @@ def _read_text(keys: Keys, tied: bool) -> TextConfig:
         mrope_section=(section[0], section[1], section[2]),
         tie_word_embeddings=tied,
         max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
+    )
+
+
+_DECODERS = ("qwen2", "qwen3", "llama", "internlm2")
+
+
+def read_decoder(keys: Keys, tied: bool) -> TextConfig:
+    """The section of a decoder that gives a token one position (`model_type` says which).
+
+    Raises:
+        UserError: another decoder, a missing or malformed key, or a feature that the policy does not have.
+    """
+    kind = keys.get("model_type")
+    if kind not in _DECODERS:
+        raise UserError(f"{keys.source}: {keys.prefix}model_type is {kind!r}, expected one of {', '.join(_DECODERS)}")
+    keys.require("hidden_act", "silu")
+    keys.require("attention_bias", kind == "qwen2", False)
+    keys.require("bias", False)  # InternLM2's
+    keys.require("mlp_bias", False)
+    refuse_sliding_window(keys, keys.integer("num_hidden_layers"))
+    hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    if num_heads <= 0:
+        raise UserError(f"{keys.source}: {keys.prefix}num_attention_heads {num_heads} is not usable")
+    head_dim = keys.integer("head_dim", default=128 if kind == "qwen3" else hidden_size // num_heads)
+    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    scaling = first_given(rope.get("rope_type"), rope.get("type"), "default")
+    # The dynamic kind is the plain one up to max_position_embeddings.
+    if scaling not in ("default", "dynamic"):
+        raise UserError(f"{keys.source}: {keys.prefix}rope_scaling {dict(rope)!r} is not supported")
+    theta = Keys({**keys.values, **rope}, keys.source, keys.prefix).real("rope_theta", default=10000.0)
+    return TextConfig(
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=keys.integer("intermediate_size"),
+        num_layers=keys.integer("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
+        head_dim=head_dim,
+        rms_norm_eps=keys.real("rms_norm_eps", default=1e-6),
+        rope_theta=theta,
+        mrope_section=(head_dim // 2, 0, 0),  # one position a token
+        tie_word_embeddings=tied,
+        max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
+        attention_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        fused_qkv=kind == "internlm2",
     )
 
 
@@ -394,8 +435,14 @@ def refuse_sliding_window(keys: Keys, num_layers: int) -> None:
         )
 
 
+def _require_plain_angles(vision: Keys) -> None:
+    rope = Keys(vision.get("rope_parameters") or {}, vision.source, f"{vision.prefix}rope_parameters.")
+    rope.require("rope_theta", 10000.0)
+
+
 def _read_vision(keys: Keys) -> VisionConfig:
     keys.require("hidden_act", "silu")
+    _require_plain_angles(keys)
     return VisionConfig(
         hidden_size=keys.integer("hidden_size"),
         intermediate_size=keys.integer("intermediate_size"),
@@ -410,3 +457,65 @@ def _read_vision(keys: Keys) -> VisionConfig:
         out_hidden_size=keys.integer("out_hidden_size"),
         tokens_per_second=int(keys.real("tokens_per_second", default=4)),
     )
+
+
+def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
+    return {
+        "model_type": QWEN2_5_VL,
+        "depth": vision.depth,
+        "hidden_act": "silu",
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_heads": vision.num_heads,
+        "in_chans": vision.in_channels,  # the hub files' name; transformers itself reads in_channels
+        "in_channels": vision.in_channels,
+        "out_hidden_size": vision.out_hidden_size,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.spatial_merge_size,
+        "spatial_patch_size": vision.patch_size,
+        "window_size": vision.window_size,
+        "fullatt_block_indexes": list(vision.full_attention_blocks),
+        "tokens_per_second": vision.tokens_per_second,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+
+
+def _read_plain_vision(keys: Keys) -> VisionConfig:
+    """Qwen2-VL's section: `hidden_size` is there what the later one calls `out_hidden_size`."""
+    keys.require("hidden_act", "quick_gelu")
+    _require_plain_angles(keys)
+    size, depth = keys.integer("embed_dim"), keys.integer("depth")
+    patch_size = keys.integer("patch_size", "spatial_patch_size", default=14)
+    merge_size = keys.integer("spatial_merge_size", default=2)
+    return VisionConfig(
+        hidden_size=size,
+        intermediate_size=size * keys.integer("mlp_ratio", default=4),
+        depth=depth,
+        num_heads=keys.integer("num_heads"),
+        patch_size=patch_size,
+        temporal_patch_size=keys.integer("temporal_patch_size", default=2),
+        spatial_merge_size=merge_size,
+        window_size=patch_size * merge_size,
+        full_attention_blocks=tuple(range(depth)),
+        in_channels=keys.integer("in_channels", "in_chans", default=3),
+        out_hidden_size=keys.integer("hidden_size"),
+        plain_blocks=True,
+    )
+
+
+def _plain_vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
+    return {
+        "model_type": QWEN2_VL,
+        "depth": vision.depth,
+        "embed_dim": vision.hidden_size,
+        "hidden_act": "quick_gelu",
+        "hidden_size": vision.out_hidden_size,
+        "mlp_ratio": vision.intermediate_size // vision.hidden_size,
+        "num_heads": vision.num_heads,
+        "in_chans": vision.in_channels,
+        "in_channels": vision.in_channels,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.spatial_merge_size,
+        "spatial_patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }

@@ -9,13 +9,14 @@ from typing import Any
 from flax import nnx
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models import internvl, qwen2_5_vl
+from mmeureka_jax.models import internvl, qwen2_5_vl, text_only
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.internvl import InternVL, InternVLConfig
 from mmeureka_jax.models.qwen2_5_vl import Qwen2_5VL
 from mmeureka_jax.models.rules import Rule
+from mmeureka_jax.models.text_only import TextOnly, TextOnlyConfig
 
-PolicyConfig = Qwen2_5VLConfig | InternVLConfig
+PolicyConfig = Qwen2_5VLConfig | InternVLConfig | TextOnlyConfig
 
 
 @dataclass(frozen=True)
@@ -24,25 +25,33 @@ class Family:
 
     Attributes:
         config: the class of its sizes, whose `from_hf` reads `config.json`.
-        module: makes the Flax module of a config, with the towers `vision` and `language`.
+        module: makes the Flax module of a config, with the towers `vision` (if it reads pictures) and `language`.
         rules: its parameters' stored names and shapes.
         modules: (pattern, replacement) pairs that turn the rules' names into those of torch's modules in memory, of
-            which PEFT's files speak.
+            which PEFT's files speak; without them the two are the same.
         renamed: (pattern, replacement) pairs that turn other names of stored tensors into those of the rules.
     """
 
     config: type[Any]
     module: Callable[[Any], nnx.Module]
     rules: Callable[[Any], tuple[Rule, ...]]
-    modules: Callable[[Any], tuple[tuple[str, str], ...]]
+    modules: Callable[[Any], tuple[tuple[str, str], ...]] = lambda config: ()
     renamed: tuple[tuple[str, str], ...] = ()
 
 
-QWEN2_5_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.module_names, qwen2_5_vl.RENAMED)
+QWEN_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.module_names, qwen2_5_vl.RENAMED)
 INTERNVL = Family(InternVLConfig, InternVL, internvl.rules, internvl.module_names, internvl.RENAMED)
+TEXT_ONLY = Family(TextOnlyConfig, TextOnly, text_only.rules)
 
 # By `model_type` of config.json.
-FAMILIES: dict[str, Family] = {"qwen2_5_vl": QWEN2_5_VL, "internvl": INTERNVL, "internvl_chat": INTERNVL}
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": QWEN_VL,
+    "qwen2_vl": QWEN_VL,
+    "internvl": INTERNVL,
+    "internvl_chat": INTERNVL,
+    "qwen2": TEXT_ONLY,
+    "qwen3": TEXT_ONLY,
+}
 
 
 def family_of(config: PolicyConfig) -> Family:
@@ -57,6 +66,6 @@ def family_named(model_type: Any, source: str) -> Family:
     if model_type not in FAMILIES:
         raise UserError(
             f"{source}: model_type is {model_type!r}, but only {', '.join(map(repr, FAMILIES))} are supported; "
-            "give a Qwen2.5-VL or an InternVL checkpoint"
+            "give a Qwen2.5-VL, Qwen2-VL or InternVL checkpoint, or a text-only one of Qwen2, Qwen2.5 or Qwen3"
         )
     return FAMILIES[model_type]

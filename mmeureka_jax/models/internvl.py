@@ -34,10 +34,9 @@ from mmeureka_jax.models.config import (
     Beside,
     Keys,
     TextConfig,
-    first_given,
     generation_config,
+    read_decoder,
     read_end_tokens,
-    refuse_sliding_window,
 )
 from mmeureka_jax.models.decoder import Decoder, run_stack
 from mmeureka_jax.models.layers import LayerNorm, Linear, RMSNorm, parameter
@@ -169,7 +168,7 @@ class InternVLConfig:
         turn_end = added.get(TURN_END)
         eos = eos if turn_end is None or turn_end in eos else (turn_end, *eos)
         config = cls(
-            text=_read_text(text_keys, _is_tied(text_keys, top, beside)),
+            text=read_decoder(text_keys, _is_tied(text_keys, top, beside)),
             vision=_read_vision(vision_keys, tile_size, merge_size, original),
             layout="original" if original else "native",
             tiling=tiling,
@@ -309,9 +308,6 @@ def _read_vision(keys: Keys, tile_size: int, merge_size: int, original: bool) ->
     )
 
 
-_LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "internlm2")
-
-
 def _is_tied(text: Keys, top: Keys, beside: Beside) -> bool:
     """Whether the output head is the embedding. transformers 4 says so in the text's section, 5 at the top; where they
     differ, a head that is stored is one of its own."""
@@ -319,46 +315,6 @@ def _is_tied(text: Keys, top: Keys, beside: Beside) -> bool:
     if len(said) < 2:
         return said == {True}
     return not any(name.endswith(("lm_head.weight", ".output.weight")) for name in beside.tensors())
-
-
-def _read_text(keys: Keys, tied: bool) -> TextConfig:
-    kind = keys.get("model_type")
-    if kind not in _LANGUAGE_MODELS:
-        raise UserError(
-            f"{keys.source}: {keys.prefix}model_type is {kind!r}, expected one of {', '.join(_LANGUAGE_MODELS)}"
-        )
-    keys.require("hidden_act", "silu")
-    keys.require("attention_bias", kind == "qwen2", False)
-    keys.require("bias", False)  # InternLM2's
-    keys.require("mlp_bias", False)
-    refuse_sliding_window(keys, keys.integer("num_hidden_layers"))
-    hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    if num_heads <= 0:
-        raise UserError(f"{keys.source}: {keys.prefix}num_attention_heads {num_heads} is not usable")
-    head_dim = keys.integer("head_dim", default=128 if kind == "qwen3" else hidden_size // num_heads)
-    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
-    scaling = first_given(rope.get("rope_type"), rope.get("type"), "default")
-    # The dynamic kind is the plain one up to max_position_embeddings.
-    if scaling not in ("default", "dynamic"):
-        raise UserError(f"{keys.source}: {keys.prefix}rope_scaling {dict(rope)!r} is not supported")
-    theta = Keys({**keys.values, **rope}, keys.source, keys.prefix).real("rope_theta", default=10000.0)
-    return TextConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=keys.integer("intermediate_size"),
-        num_layers=keys.integer("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
-        head_dim=head_dim,
-        rms_norm_eps=keys.real("rms_norm_eps", default=1e-6),
-        rope_theta=theta,
-        mrope_section=(head_dim // 2, 0, 0),  # one position a token
-        tie_word_embeddings=tied,
-        max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
-        attention_bias=kind == "qwen2",
-        qk_norm=kind == "qwen3",
-        fused_qkv=kind == "internlm2",
-    )
 
 
 # Modules.

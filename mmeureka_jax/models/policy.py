@@ -87,7 +87,7 @@ class Policy:
         return nnx.to_pure_dict(axes)
 
     def module(self, params: Params) -> Any:
-        """The family's module, with `vision` and `language` (a `Decoder`)."""
+        """The family's module, with `vision` (if it reads pictures) and `language` (a `Decoder`)."""
         return nnx.merge(self._module()[0], params)
 
     def _module(self) -> tuple[nnx.GraphDef, nnx.State]:
@@ -138,11 +138,10 @@ class Policy:
 
 def encode_images(policy: Policy, params: Params, images: ImageBatch) -> Float[Array, "P M D"]:
     """Embeddings of the merged image tokens, in the order that `PromptBatch.image_index` refers to."""
-    prompts, windows, places, _ = images.patches.shape
-    merged = windows * places // policy.config.vision.spatial_merge_size**2
+    prompts, windows, _, _ = images.patches.shape
     dtype = jnp.dtype(policy.compute_dtype)
     if windows == 0:
-        return jnp.zeros((prompts, merged, policy.config.text.hidden_size), dtype)
+        return jnp.zeros((prompts, 0, policy.config.text.hidden_size), dtype)
     return policy.module(params).vision(images, dtype=dtype, remat=policy.remat)
 
 

@@ -1,7 +1,8 @@
-"""Qwen2.5-VL as Flax modules, and the names of its stored tensors.
+"""Qwen2.5-VL and Qwen2-VL as Flax modules, and the names of their stored tensors.
 
-Mirrors `transformers.models.qwen2_5_vl.modeling_qwen2_5_vl`; names are Hugging Face's. What differs is the layout:
-pictures come window by window (see batch.py). The text decoder is in decoder.py.
+Mirrors `transformers.models.qwen2_5_vl.modeling_qwen2_5_vl` and its `qwen2_vl` sibling, which differ in the vision
+tower's blocks (`VisionConfig.plain_blocks`) and in that the older one has no windows; names are Hugging Face's. What
+differs is the layout: pictures come window by window (see batch.py). The text decoder is in decoder.py.
 """
 
 from __future__ import annotations
@@ -17,13 +18,27 @@ from mmeureka_jax.models.attention import PADDING, attention, keys_first, split_
 from mmeureka_jax.models.batch import Array, ImageBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig, VisionConfig
 from mmeureka_jax.models.decoder import Decoder, run_stack
-from mmeureka_jax.models.layers import GatedMLP, Linear, RMSNorm, Rotary, apply_rotary, parameter, planar_rotary
+from mmeureka_jax.models.layers import (
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Rotary,
+    apply_rotary,
+    parameter,
+    planar_rotary,
+)
 from mmeureka_jax.models.rules import Rule, Rules, decoder_rules
 
 # Newer transformers name the towers model.visual and model.language_model; the hub's names are used here.
 RENAMED = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
 
 VISION_NORM_EPSILON = 1e-6  # fixed in transformers, whatever the text decoder's is
+
+
+def _norm(config: VisionConfig, *, stack: int | None = None) -> nnx.Module:
+    kind = LayerNorm if config.plain_blocks else RMSNorm
+    return kind(config.hidden_size, VISION_NORM_EPSILON, stack=stack)
 
 
 class VisionAttention(nnx.Module):
@@ -41,14 +56,26 @@ class VisionAttention(nnx.Module):
         return self.proj(out.reshape(x.shape))
 
 
+class PlainMLP(nnx.Module):
+    """fc2(quick_gelu(fc1(x))), where quick_gelu(x) = x * sigmoid(1.702 x) (`VisionMlp` of Qwen2-VL)."""
+
+    def __init__(self, size: int, hidden: int, axes: tuple[str, str], *, bias: bool = False, stack: int | None = None):
+        outer, inner = axes
+        self.fc1 = Linear(size, hidden, (outer, inner), bias=bias, stack=stack)
+        self.fc2 = Linear(hidden, size, (inner, outer), bias=bias, stack=stack)
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        inner = self.fc1(x)
+        return self.fc2(inner * jax.nn.sigmoid(1.702 * inner))
+
+
 class VisionBlock(nnx.Module):
     def __init__(self, config: VisionConfig, *, stack: int | None = None):
-        self.norm1 = RMSNorm(config.hidden_size, VISION_NORM_EPSILON, stack=stack)
-        self.norm2 = RMSNorm(config.hidden_size, VISION_NORM_EPSILON, stack=stack)
+        self.norm1, self.norm2 = _norm(config, stack=stack), _norm(config, stack=stack)
         self.attn = VisionAttention(config, stack=stack)
-        self.mlp = GatedMLP(
-            config.hidden_size, config.intermediate_size, ("vision_embed", "vision_mlp"), bias=True, stack=stack
-        )
+        kind = PlainMLP if config.plain_blocks else GatedMLP
+        axes = ("vision_embed", "vision_mlp")
+        self.mlp = kind(config.hidden_size, config.intermediate_size, axes, bias=True, stack=stack)
 
     def __call__(self, x: Float[Array, "B T E"], rotary: Rotary, segments: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         x = x + self.attn(self.norm1(x), rotary, segments)
@@ -75,7 +102,7 @@ class PatchMerger(nnx.Module):
 
     def __init__(self, config: VisionConfig):
         self.width = config.hidden_size * config.spatial_merge_size**2
-        self.ln_q = RMSNorm(config.hidden_size, VISION_NORM_EPSILON)
+        self.ln_q = _norm(config)
         self.mlp_0 = Linear(self.width, self.width, ("vision_embed", None), bias=True)
         self.mlp_2 = Linear(self.width, config.out_hidden_size, (None, "vision_embed"), bias=True)
 
@@ -96,33 +123,33 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: ImageBatch, *, dtype: jnp.dtype, remat: bool) -> Float[Array, "P M D"]:
         prompts, windows, places, _ = images.patches.shape
-        x = self.patch_embed(images.patches.astype(dtype))
-        rotary = planar_rotary(images.patch_positions, self.head_dim)
 
         def by_window(a: Array) -> Array:
-            return a.reshape(prompts * windows, places, *a.shape[3:])
+            return a.reshape(prompts * windows, places, *a.shape[2:])
 
         def by_prompt(a: Array) -> Array:
             return a.reshape(prompts, windows * places, *a.shape[3:])
 
+        x = by_prompt(self.patch_embed(images.patches.astype(dtype)))
+        rotary = jax.tree.map(by_prompt, planar_rotary(images.patch_positions, self.head_dim))
         # Patches see those of their own picture. Its number is above 0: segment 0 is one that all see.
-        pictures = jnp.where(images.patch_mask, images.image_ids[..., None] + 1, PADDING)
+        pictures = by_prompt(jnp.where(images.patch_mask, images.image_ids[..., None] + 1, PADDING))
         definition, stacked = nnx.split(self.blocks)
 
         def body(x: Array, block_and_kind: tuple[nnx.State, Array]) -> tuple[Array, None]:
             block, is_full = nnx.merge(definition, block_and_kind[0]), block_and_kind[1]
 
             def full(x: Array) -> Array:
-                return block(by_prompt(x), jax.tree.map(by_prompt, rotary), by_prompt(pictures)).reshape(x.shape)
+                return block(x, rotary, pictures)
 
             def window(x: Array) -> Array:
                 return block(by_window(x), jax.tree.map(by_window, rotary), by_window(pictures)).reshape(x.shape)
 
-            x = jax.lax.cond(is_full, full, window, x)
-            return constrain(x, "batch", None, None, None), None
+            x = full(x) if all(self.is_full) else jax.lax.cond(is_full, full, window, x)
+            return constrain(x, "batch", None, None), None
 
         x, _ = run_stack(body, x, (stacked, np.asarray(self.is_full)), remat=remat)
-        return constrain(self.merger(by_prompt(x)), "batch", "seq", "act_embed")
+        return constrain(self.merger(x), "batch", "seq", "act_embed")
 
 
 class Qwen2_5VL(nnx.Module):
@@ -138,15 +165,19 @@ def rules(config: Qwen2_5VLConfig) -> tuple[Rule, ...]:
     patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     found.add("vision/patch_embed/kernel", "visual.patch_embed.proj.weight", (v.hidden_size, *patch), "patches")
     leaf, tensor = "vision/blocks", "visual.blocks.{}"
-    found.scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth)
+    found.scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth, bias=v.plain_blocks)
     found.linear(f"{leaf}/attn/qkv", f"{tensor}.attn.qkv", v.hidden_size, 3 * v.hidden_size, v.depth, bias=True)
     found.linear(f"{leaf}/attn/proj", f"{tensor}.attn.proj", v.hidden_size, v.hidden_size, v.depth, bias=True)
-    found.scale(f"{leaf}/norm2", f"{tensor}.norm2", v.hidden_size, v.depth)
-    sizes = {"gate_proj": (v.hidden_size, v.intermediate_size), "up_proj": (v.hidden_size, v.intermediate_size)}
-    sizes["down_proj"] = (v.intermediate_size, v.hidden_size)
-    for name, size in sizes.items():
-        found.linear(f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", *size, v.depth, bias=True)
-    found.scale("vision/merger/ln_q", "visual.merger.ln_q", v.hidden_size)
+    found.scale(f"{leaf}/norm2", f"{tensor}.norm2", v.hidden_size, v.depth, bias=v.plain_blocks)
+    *inputs, output = ("fc1", "fc2") if v.plain_blocks else ("gate_proj", "up_proj", "down_proj")
+    for name in inputs:
+        found.linear(
+            f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", v.hidden_size, v.intermediate_size, v.depth, bias=True
+        )
+    found.linear(
+        f"{leaf}/mlp/{output}", f"{tensor}.mlp.{output}", v.intermediate_size, v.hidden_size, v.depth, bias=True
+    )
+    found.scale("vision/merger/ln_q", "visual.merger.ln_q", v.hidden_size, bias=v.plain_blocks)
     found.linear("vision/merger/mlp_0", "visual.merger.mlp.0", merged, merged, bias=True)
     found.linear("vision/merger/mlp_2", "visual.merger.mlp.2", merged, v.out_hidden_size, bias=True)
     decoder_rules(found, config.text)

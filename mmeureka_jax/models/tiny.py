@@ -22,6 +22,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Beside, Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig
+from mmeureka_jax.models.text_only import TextOnlyConfig
 from mmeureka_jax.models.weights import rules, write_checkpoint
 
 if TYPE_CHECKING:
@@ -87,7 +88,6 @@ _INTERNVL_TEMPLATE = _CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|visi
 
 _PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
-    "processor_class": "Qwen2_5_VLProcessor",
     "min_pixels": 4 * 28 * 28,
     "max_pixels": 16384 * 28 * 28,
     "patch_size": 14,
@@ -158,8 +158,9 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
         if config.family == "internvl":
             size = {"height": config.tile_size, "width": config.tile_size}
             _write_json(companions / "preprocessor_config.json", {**_INTERNVL_PREPROCESSOR, "size": size})
-        else:
-            _write_json(companions / "preprocessor_config.json", _PREPROCESSOR)
+        elif config.family != "qwen2":
+            kind = "Qwen2VLProcessor" if config.family == "qwen2_vl" else "Qwen2_5_VLProcessor"
+            _write_json(companions / "preprocessor_config.json", {**_PREPROCESSOR, "processor_class": kind})
         model_config = _model_config(config, tokenizer)
         write_checkpoint(
             _random_tensors(model_config, config.seed),
@@ -180,10 +181,15 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConf
         )
     if config.family == "internvl":
         return _internvl_config(config, tokenizer.get_vocab())
+    if config.family == "qwen2":
+        text = {"architectures": ["Qwen2ForCausalLM"], **_qwen2_text(config, tokenizer.get_vocab())}
+        return TextOnlyConfig.from_hf(text, None, "model.random")
     head_dim = config.hidden_size // config.num_heads
     time = head_dim // 8  # a quarter of the frequencies, as in the released models; the rest for row and column
     row = (head_dim // 2 - time) // 2
     ids = tokenizer.get_vocab()
+    plain = config.family == "qwen2_vl"
+    full = range(config.vision_depth) if plain else config.vision_full_attention_blocks
     model_config = Qwen2_5VLConfig(
         text=TextConfig(
             vocab_size=_table_size(ids),
@@ -207,10 +213,11 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConf
             patch_size=14,
             temporal_patch_size=2,
             spatial_merge_size=2,
-            window_size=112,
-            full_attention_blocks=tuple(config.vision_full_attention_blocks),
+            window_size=28 if plain else 112,
+            full_attention_blocks=tuple(full),
             in_channels=3,
             out_hidden_size=config.hidden_size,
+            plain_blocks=plain,
         ),
         **special_token_ids(ids),
     )
@@ -222,10 +229,10 @@ def _table_size(vocab: Mapping[str, int]) -> int:
     return -(-len(vocab) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
-def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> InternVLConfig:
-    """Of the native layout, with a Qwen2 decoder and the towers' settings of InternVL2.5-8B."""
+def _qwen2_text(config: RandomModelConfig, vocab: Mapping[str, int]) -> dict[str, Any]:
+    """The section of a Qwen2 decoder."""
     ids = special_token_ids(vocab)
-    text = {
+    return {
         "model_type": "qwen2",
         "vocab_size": _table_size(vocab),
         "hidden_size": config.hidden_size,
@@ -242,6 +249,10 @@ def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> Int
         "eos_token_id": ids["eos_token_ids"][0],
         "pad_token_id": ids["pad_token_id"],
     }
+
+
+def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> InternVLConfig:
+    """Of the native layout, with a Qwen2 decoder and the towers' settings of InternVL2.5-8B."""
     vision = {
         "model_type": "internvl_vision",
         "hidden_size": config.vision_hidden_size,
@@ -263,7 +274,7 @@ def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> Int
     config_json = {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
-        "text_config": text,
+        "text_config": _qwen2_text(config, vocab),
         "vision_config": vision,
         "image_token_id": vocab[CONTEXT_TOKEN],
         "image_seq_length": (config.tile_size // 28) ** 2,

@@ -25,7 +25,6 @@ from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
-from mmeureka_jax.rl.evaluate import filler_prompt
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.rl.sampler import Samples, compile_ahead, program_count, sample
@@ -179,7 +178,7 @@ class Collector:
 
         prompts = self._prompts_per_call
         own = prompts // jax.process_count()
-        filler = [filler_prompt(self._policy.config)] * own
+        filler = [self._processor.filler()] * own
         programs = program_count(self.settings, prompts * self.settings.group_size // batch_shards())
         show = self._config.tracking.progress and is_main()
         with progress(len(self._buckets) * programs, "compile", unit="program", enabled=show) as bar:

@@ -12,7 +12,6 @@ import numpy as np
 
 from mmeureka_jax.mesh import batch_divisor, to_global
 from mmeureka_jax.models.batch import pick_bucket
-from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.sampler import sample
@@ -68,7 +67,7 @@ def generate(
     rows = -(-max(batch_size, divisor) // divisor) * divisor // hosts  # this host's rows of a global batch
     batches = [problems[i : i + rows] for i in range(0, len(problems), rows)]
     count = int(same_on_all_hosts(len(batches)))
-    filler = filler_prompt(loaded.policy.config)
+    filler = processor.filler()
     with ThreadPoolExecutor(max_workers=4) as pool:
 
         def process(index: int) -> Any:
@@ -88,24 +87,6 @@ def generate(
             samples, _ = sample(loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2])
             for i, problem in enumerate(own):
                 yield problem, [_response(samples, processor, i, j) for j in range(settings.group_size)]
-
-
-def filler_prompt(config: PolicyConfig) -> ProcessedPrompt:
-    """A prompt of one token and no picture, for rows that only fill up a batch."""
-    from mmeureka_jax.data.processor import ProcessedPrompt
-
-    vision = config.vision
-    places = vision.patches_per_window
-    return ProcessedPrompt(
-        tokens=np.zeros(1, np.int32),
-        positions=np.zeros((3, 1), np.int32),
-        next_position=1,
-        image_index=np.full(1, -1, np.int32),
-        patches=np.zeros((0, places, vision.patch_numbers), np.float32),
-        patch_positions=np.zeros((0, places, 2), np.int32),
-        patch_mask=np.zeros((0, places), bool),
-        image_ids=np.zeros(0, np.int32),
-    )
 
 
 def _response(samples: Any, processor: Processor, i: int, j: int) -> Response:

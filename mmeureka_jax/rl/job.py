@@ -209,7 +209,11 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             report_file=run_dir / "data_check.json",
             also_check=recipe.also_check,
         )
-        check_image_windows(config.data.max_image_windows, problems.report.max_windows)
+        check_image_windows(
+            config.data.max_image_windows,
+            problems.report.max_windows,
+            text_only=processor.image_token_id is None,
+        )
         evaluator = open_evaluator(config, loaded, processor, rewards) if rewards is not None and validated else None
         learner = Learner(
             config,
@@ -282,7 +286,9 @@ def check_batch_sizes(mesh: Mesh, sizes: dict[str, int]) -> None:
         )
 
 
-def check_image_windows(limit: int, needed: int) -> None:
+def check_image_windows(limit: int, needed: int, *, text_only: bool = False) -> None:
+    if limit and text_only:
+        raise UserError(f"data.max_image_windows = {limit}, but the model reads text alone; set it to 0")
     if 0 < limit < needed:
         raise UserError(
             f"data.max_image_windows = {limit}, but the pictures of a problem take {needed} windows; raise it to "

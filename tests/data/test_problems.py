@@ -119,6 +119,17 @@ def test_k12_json_list(pictures):
     assert problem == Problem("a", user(None, "Area?"), (ImageRef(pictures / "images" / "a.png"),), "3", {})
 
 
+def test_gsm8k_rows(tmp_path):
+    """The gold answer is what the solution's last line says."""
+    solutions = ["48/2 = <<48/2=24>>24 clips.\n48+24 = <<48+24=72>>72 in all.\n#### 72", "#### 3\n#### 1,450 "]
+    answers = ["72", "1,450"]
+    others = ["#### 7", "a\n#### 7\nb", "7"]  # not of that form: left as they are
+    rows = [{"question": "How many?", "answer": answer} for answer in solutions + others]
+    source = open_problems(write_jsonl(tmp_path / "train.jsonl", rows))
+    assert [source[row].answer for row in range(len(rows))] == answers + others
+    assert source[1] == Problem("train-1", user("How many?"), (), "1,450", {})
+
+
 def test_chat_rows_of_the_sample_command(pictures):
     content = [
         {"type": "text", "text": "Compare"},

@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support import WithoutVideo
-from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLModel, Qwen2_5_VLProcessor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2_5_VLModel,
+    Qwen2_5_VLProcessor,
+    Qwen2VLModel,
+    Qwen2VLProcessor,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mmeureka_jax.config import RandomModelConfig
@@ -23,7 +30,7 @@ from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import pick_bucket
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
+from mmeureka_jax.models.tiny import RANDOM_MODEL_FILE, write_tiny_checkpoint
 
 MAX_PIXELS = 100 * 28 * 28
 
@@ -99,22 +106,30 @@ class HFProcessor(WithoutVideo, Qwen2_5_VLProcessor):
     pass
 
 
-def hf_inputs(folder, messages, images):
+class OlderHFProcessor(WithoutVideo, Qwen2VLProcessor):
+    pass
+
+
+THEIRS = {"qwen2_5_vl": (Qwen2_5_VLModel, HFProcessor), "qwen2_vl": (Qwen2VLModel, OlderHFProcessor)}
+
+
+def hf_inputs(folder, kind, messages, images):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, max_pixels=MAX_PIXELS)
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     pictures = [Image.open(io.BytesIO(ref.read_bytes())) for ref in images]
-    return HFProcessor(image_processor, tokenizer)(text=[text], images=pictures or None, return_tensors="pt")
+    return kind(image_processor, tokenizer)(text=[text], images=pictures or None, return_tensors="pt")
 
 
 def assert_equal_to_hf(folder, processor, case):
     ours = processor(case)
     messages = apply_prompt_style(case.messages, processor.prompt_style)
-    hf = hf_inputs(folder, messages, case.images)
+    model_class, processor_class = THEIRS[processor.config.model_type]
+    hf = hf_inputs(folder, processor_class, messages, case.images)
     np.testing.assert_array_equal(ours.tokens, hf["input_ids"][0].numpy())
 
     with torch.device("meta"):
-        model = Qwen2_5_VLModel(AutoConfig.from_pretrained(folder))
+        model = model_class(AutoConfig.from_pretrained(folder))
     positions, delta = model.get_rope_index(
         hf["input_ids"], mm_token_type_ids=hf["mm_token_type_ids"], image_grid_thw=hf.get("image_grid_thw")
     )
@@ -129,7 +144,7 @@ def assert_equal_to_hf(folder, processor, case):
     np.testing.assert_array_equal(units[ours.image_index[is_image]], frames)
     # The windows of the k-th picture are marked k.
     tokens_of = [int(grid.prod()) // 4 for grid in hf.get("image_grid_thw", ())]
-    of_token = ours.image_ids[ours.image_index[is_image] // 16]
+    of_token = ours.image_ids[ours.image_index[is_image] // processor.pictures.geometry.units_per_window]
     np.testing.assert_array_equal(of_token, np.repeat(np.arange(len(tokens_of)), tokens_of))
     assert ours.patch_mask.sum() == len(pixels)
     assert processor.measure(case) == (len(ours.tokens), len(ours.patches))
@@ -139,6 +154,17 @@ def assert_equal_to_hf(folder, processor, case):
 @pytest.mark.parametrize("case", PROBLEMS.values(), ids=PROBLEMS)
 def test_prompts_equal_hf(checkpoint, processor, case):
     assert_equal_to_hf(checkpoint, processor, case)
+
+
+def test_prompts_of_qwen2_vl_equal_hf_and_have_no_padding(checkpoint, tmp_path):
+    """Its tower has no windows: each image token is one."""
+    folder = tmp_path / "qwen2_vl"
+    random = json.loads((checkpoint / RANDOM_MODEL_FILE).read_text())
+    write_tiny_checkpoint(folder, RandomModelConfig(**random | {"family": "qwen2_vl"}))
+    processor = make(folder)
+    for case in PROBLEMS.values():
+        ours = assert_equal_to_hf(folder, processor, case)
+        assert ours.patch_mask.all() and len(ours.image_ids) == (ours.image_index >= 0).sum()
 
 
 @pytest.mark.parametrize("style", ["instruct", "zero", "cpgd"])

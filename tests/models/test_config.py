@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Qwen2_5VLConfig
-from mmeureka_jax.models.families import family_named
+from mmeureka_jax.models.families import family_named, family_of
+from mmeureka_jax.models.text_only import TextOnlyConfig
 
 # The files of the released models, as transformers 4 wrote them.
 QWEN_7B = {
@@ -68,6 +70,68 @@ QWEN_3B = {
     "tie_word_embeddings": True,
     "vision_config": {**QWEN_7B["vision_config"], "out_hidden_size": 2048},
     "vocab_size": 151936,
+}
+# Of the hub too: no vision `hidden_act`, and `hidden_size` is the decoder's.
+QWEN2_VL_7B = {
+    **{key: value for key, value in QWEN_7B.items() if key != "vision_config"},
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "max_position_embeddings": 32768,
+    "model_type": "qwen2_vl",
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "in_chans": 3,
+        "hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    },
+}
+# Text models of the hub, likewise.
+QWEN2_5_HALF_B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 21,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.1",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN3_8B = {
+    **QWEN2_5_HALF_B,
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 36,
+    "model_type": "qwen3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
 }
 GENERATION = {
     "bos_token_id": 151643,
@@ -218,9 +282,74 @@ def test_refusals_name_the_file_and_what_is_wrong(path, value, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", None])
+def test_qwen2_vl_of_the_hub():
+    import transformers
+
+    config = Qwen2_5VLConfig.from_hf(QWEN2_VL_7B, GENERATION, "config.json")
+    vision = config.vision
+    assert (vision.hidden_size, vision.intermediate_size, vision.out_hidden_size) == (1280, 5120, 3584)
+    assert vision.patches_per_window == 4 and vision.full_attention_blocks == tuple(range(32))
+    shapes = [rule.shape for rule in family_of(config).rules(config) for _ in rule.tensors()]
+    assert sum(math.prod(shape) for shape in shapes) == 8_291_375_616  # of the hub's page: 8.29 B
+    assert Qwen2_5VLConfig.from_hf(config.to_hf(), config.to_hf_generation(), "config.json") == config
+    reference = transformers.Qwen2VLConfig.from_dict(copy.deepcopy(QWEN2_VL_7B))
+    assert Qwen2_5VLConfig.from_hf(reference.to_dict(), GENERATION, "config.json") == config
+    ours = transformers.Qwen2VLConfig.from_dict(config.to_hf())
+    real, written = reference.vision_config.to_dict(), ours.vision_config.to_dict()
+    assert {key: value for key, value in real.items() if key != "in_chans"}.items() <= written.items()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("vision_config.hidden_act", "silu", "vision_config.hidden_act is 'silu'; the policy has only 'quick_gelu'"),
+        ("vision_config.embed_dim", None, "key 'vision_config.embed_dim' is missing"),
+        ("vision_config.mlp_ratio", 3.5, "'vision_config.mlp_ratio' is 3.5, expected an integer"),
+        ("vision_config.hidden_size", 1280, "out_hidden_size 1280 differs from hidden_size 3584"),
+        ("vision_config.rope_parameters", {"rope_theta": 5e5}, "rope_parameters.rope_theta is 500000.0"),
+    ],
+)
+def test_qwen2_vl_files_that_are_refused(path, value, message):
+    with pytest.raises(UserError) as error:
+        Qwen2_5VLConfig.from_hf(edited(QWEN2_VL_7B, path, value), None, "config.json")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("file", "size"), [(QWEN2_5_HALF_B, 494_032_768), (QWEN3_8B, 8_190_735_360)])
+def test_text_models_of_the_hub(file, size):
+    import transformers
+
+    config = TextOnlyConfig.from_hf(file, GENERATION, "config.json")
+    shapes = [rule.shape for rule in family_of(config).rules(config) for _ in rule.tensors()]
+    assert sum(math.prod(shape) for shape in shapes) == size  # of the hub's page
+    assert (config.eos_token_ids, config.pad_token_id, config.bos_token_id) == ((151645, 151643), 151643, 151643)
+    assert config.to_hf("bfloat16") == file
+    # What transformers makes of the file, in its newest form, says the same.
+    resaved = transformers.AutoConfig.for_model(**copy.deepcopy(file)).to_dict()
+    assert TextOnlyConfig.from_hf(resaved, GENERATION, "config.json").text == config.text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("hidden_act", "gelu", "hidden_act is 'gelu'; the policy has only 'silu'"),
+        ("rope_scaling", {"type": "yarn", "factor": 4.0}, "'yarn'"),
+        ("use_sliding_window", True, "sliding-window attention is in use"),
+        ("num_key_value_heads", 3, "14 heads over 3"),
+        ("num_hidden_layers", 0, "not positive"),
+        ("vocab_size", None, "key 'vocab_size' is missing"),
+        ("eos_token_id", None, "names an eos_token_id"),
+    ],
+)
+def test_text_files_that_are_refused(path, value, message):
+    with pytest.raises(UserError, match=r"^some/config\.json: ") as error:
+        TextOnlyConfig.from_hf(edited(QWEN2_5_HALF_B, path, value), None, "some/config.json")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", None])
 def test_other_families_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"some/config.json: model_type is {name!r}, but only 'qwen2_5_vl', 'internvl'"):
+    with pytest.raises(UserError, match=f"some/config.json: model_type is {name!r}, but only 'qwen2_5_vl', 'qwen2_vl'"):
         family_named(name, "some/config.json")
 
 

@@ -202,13 +202,13 @@ def test_adapters_under_a_frozen_prefix_are_refused(policy):
 # --- files
 
 
-def torch_score(model, problems):
+def torch_score(model, names):
     """[P, n, Lr] under the torch model as it is."""
     with torch.no_grad():
         return np.asarray(
             [
                 [model.torch_log_probs(PROBLEMS[name], response)[0].numpy() for response in responses]
-                for name, responses in zip(problems, RESPONSES, strict=True)
+                for name, responses in zip(names, RESPONSES, strict=True)
             ]
         )
 
@@ -221,30 +221,32 @@ def with_torch(model, torch_model):
 
 
 def make(family, folder):
-    if family == "qwen2_5_vl":
-        return Lively(folder, tied=True, layers=2, depth=2)
-    return LivelyInternVL(folder, FORMS["native qwen2"])
+    if family == "internvl":
+        return LivelyInternVL(folder, FORMS["native qwen2"])
+    return Lively(folder, family=family, tied=True, layers=2, depth=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl", "internvl", "qwen2"])
 def test_adapters_go_to_peft_and_come_back(family, tmp_path):
     model = make(family, tmp_path / "model")
-    policy = dataclasses.replace(model.policy, lora=LORA)
+    lora = LORA if family != "qwen2" else dataclasses.replace(LORA, targets=LORA.targets[:1])
+    names = BOTH if family != "qwen2" else ["text only"] * 2
+    policy = dataclasses.replace(model.policy, lora=lora)
     params = with_adapters(model.params, policy, lively(policy))
-    batch = model.batch([PROBLEMS[name] for name in BOTH])
+    batch = model.batch([PROBLEMS[name] for name in names])
     ours = np.asarray(score(policy, params, batch))
-    save_adapters(params, model.config, LORA, tmp_path / "ours", base="somebody/model")
+    save_adapters(params, model.config, lora, tmp_path / "ours", base="somebody/model")
 
     theirs = peft.PeftModel.from_pretrained(model.torch, tmp_path / "ours")
-    in_peft = torch_score(with_torch(model, theirs), BOTH)
+    in_peft = torch_score(with_torch(model, theirs), names)
     np.testing.assert_allclose(in_peft, ours, atol=2e-4)
     assert json.loads((tmp_path / "ours" / CONFIG_FILE).read_text())["base_model_name_or_path"] == "somebody/model"
 
     theirs.save_pretrained(tmp_path / "theirs")
     stored = open_adapters(tmp_path / "theirs", model.config)
     assert (stored.rank, stored.alpha) == (3, 6.0)
-    assert set(stored.places) == set(LORA.paths(model.config))
+    assert set(stored.places) == set(lora.paths(model.config))
     for path, value in stored.read().items():
         np.testing.assert_array_equal(value, flatten_dict(params, sep="/")[path])
 

@@ -89,6 +89,9 @@ def test_too_few_image_windows_are_refused():
     check_image_windows(9, 9)
     with pytest.raises(UserError, match="data.max_image_windows = 8, but the pictures of a problem take 9 windows"):
         check_image_windows(8, 9)
+    check_image_windows(0, 0, text_only=True)
+    with pytest.raises(UserError, match="data.max_image_windows = 8, but the model reads text alone; set it to 0"):
+        check_image_windows(8, 0, text_only=True)
 
 
 def test_accuracy_before_training_is_not_that_of_a_checkpoint():
