@@ -1,6 +1,6 @@
 """One of two processes that sample together on a mesh in whose order the hosts alternate; run by test_distributed.py.
 
-    python -m tests.collect_on_two_hosts PORT PROCESS WORK_DIR
+    python -m tests.collect_on_two_hosts PORT PROCESS WORK_DIR [key.sub=value ...]
 
 Pods order their devices so (see mesh.make_mesh). Rewards here are a checksum of the text: every process checks that
 each group, its own and the other's, has the prompt of its order and the rewards of its responses.
@@ -39,11 +39,10 @@ class Rewards:
         return [RewardResult(checksum(request.response), {"accuracy": 0.5}, None) for request in requests]
 
 
-def main(port, process, work_dir):
+def main(port, process, work_dir, *overrides):
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
-    config = load_config(
-        "configs/smoke.yaml", ["rl.prompts_per_rollout=16", "sampler.batch_prompts=8", "rl.filter.enabled=false"]
-    )
+    sizes = "rl.prompts_per_rollout=16", "sampler.batch_prompts=8", "rl.filter.enabled=false"
+    config = load_config("configs/smoke.yaml", [*sizes, *overrides])
     by_host = sorted(jax.devices(), key=lambda device: device.process_index)
     loaded = open_policy(config, Path(work_dir), [by_host[i] for i in (0, 2, 1, 3)])
     assert [device.process_index for device in loaded.mesh.devices.flat] == [0, 1, 0, 1]
@@ -73,4 +72,4 @@ def main(port, process, work_dir):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

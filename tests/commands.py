@@ -26,6 +26,10 @@ SMALL = RandomModelConfig(
     hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1, vision_hidden_size=16,
     vision_intermediate_size=16, vision_depth=1, vision_num_heads=2, vision_full_attention_blocks=(0,),
 )  # fmt: skip
+# Overrides of a config whose model is random.
+ONE_LAYER = [
+    "model.random.num_layers=1", "model.random.vision_depth=1", "model.random.vision_full_attention_blocks=[0]",
+]  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 _CACHES = tempfile.TemporaryDirectory(prefix="mmeureka-test-caches-")

@@ -28,6 +28,8 @@ from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.rl.setup import open_checked
 
+pytestmark = pytest.mark.usefixtures("shared_reward_workers")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
@@ -375,6 +377,7 @@ def test_disk_that_fills_while_training(checkpoint, rows, tmp_path):
     save_config(config, yaml)
     overrides = "rl.prompts_per_rollout=8 rl.prompts_per_update=8 rl.group_size=2 rl.filter.enabled=false"
     overrides += " sampler.max_new_tokens=4 optimizer.frozen=[] checkpoint.every_steps=1 checkpoint.keep=8"
+    overrides += " rl.packing=0 reward.workers=1"
     train = f"{sys.executable} -m mmeureka_jax.cli train {yaml} {overrides}"
     script = f"mount -t tmpfs -o size=1500k none {disk} && {train}; code=$?; ls {disk}/run/checkpoints; exit $code"
     # A disk of its own that fills up needs a mount, which some containers and hardened kernels refuse to users.

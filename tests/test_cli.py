@@ -112,6 +112,7 @@ def small_demo(tmp_path) -> list[str]:
     return [
         "steps=2", f"data.train={data}", f"data.validation={data}", "sft.problems_per_step=8", "rl.group_size=2",
         "rl.prompts_per_rollout=8", "rl.prompts_per_update=8", "rl.micro_batches=1", "sft.micro_batches=1",
+        "reward.workers=1",
         "sampler.max_new_tokens=8", "sampler.batch_prompts=0", "sampler.compile_ahead=false", "data.prompt_buckets=[]",
         "data.max_prompt_tokens=96", "sft.max_response_tokens=96",
         "checkpoint.every_steps=1", "tracking.validate_every=1", "tracking.validation_batch=8",

@@ -16,6 +16,8 @@ from mmeureka_jax.difficulty import read_difficulty, rows_by_difficulty
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rl.setup import CheckedProblems
 
+pytestmark = pytest.mark.usefixtures("shared_reward_workers")
+
 SPEC = "tfds:shapes/dots@train[:6]"
 
 

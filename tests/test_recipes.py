@@ -17,6 +17,8 @@ from mmeureka_jax.rl.trainer import train
 from mmeureka_jax.sweep import load_sweep
 from mmeureka_jax.tracking import read_metrics
 
+pytestmark = pytest.mark.usefixtures("shared_reward_workers")
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem.endswith(("1_5b", "7b", "8b", "32b", "38b")))
 

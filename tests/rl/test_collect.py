@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from collect_on_two_hosts import problem
+from commands import ONE_LAYER
 
 from mmeureka_jax.config import load_config
 from mmeureka_jax.data.loader import LoadedProblem
@@ -43,6 +44,7 @@ def run(tmp_path_factory):
                 f"rl.prompts_per_rollout={calls * PROMPTS}",
                 f"sampler.batch_prompts={PROMPTS}",
                 "rl.filter.enabled=false",
+                *ONE_LAYER,
             ],
         )
         loaded, taken = open_policy(config, tmp_path_factory.mktemp("run")), []

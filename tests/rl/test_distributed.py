@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import environment
+from commands import ONE_LAYER, environment
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 1500  # seconds until a hang is called a hang
@@ -62,8 +62,7 @@ class Runs:
         command = [
             "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={run_dir}", "steps=3", "rl.packing=0",
             "rl.micro_batches=1",
-            "tracking.progress=false", "reward.workers=1", "model.random.num_layers=1",
-            "model.random.vision_depth=1", "model.random.vision_full_attention_blocks=[0]",
+            "tracking.progress=false", "reward.workers=1", *ONE_LAYER,
         ]  # fmt: skip
         commands = [command]
         if processes > 1:
@@ -108,4 +107,5 @@ def test_two_processes_train_as_one_does_and_resume(runs):
 @pytest.mark.slow
 def test_rewards_stay_with_their_responses_when_hosts_alternate_in_the_mesh(tmp_path):
     port = free_port()
-    run_together([["tests.collect_on_two_hosts", port, index, tmp_path / "work"] for index in range(2)], 2, tmp_path)
+    command = ["tests.collect_on_two_hosts", port]
+    run_together([[*command, index, tmp_path / "work", *ONE_LAYER] for index in range(2)], 2, tmp_path)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import mmeureka
+from commands import ONE_LAYER, mmeureka
 from PIL import Image
 
 from mmeureka_jax.tracking import read_metrics, read_rollouts
+
+pytestmark = pytest.mark.usefixtures("shared_reward_workers")
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "configs" / "k12_tiny.yaml"
@@ -22,10 +24,7 @@ def run_k12(data: Path, run_dir: Path, *overrides: str) -> tuple[set[str], dict]
     """Trains on `data` with all groups logged. Returns the ids that were trained on, and the data check's report."""
     common = [f"data.train={data}", f"run_dir={run_dir}", "tracking.progress=false", "tracking.rollouts_logged=1000"]
     common += ["rl.packing=0", "sampler.compile_ahead=false"]  # fewer programs, and smaller ones
-    common += [
-        f"model.random.{name}" for name in ("num_layers=1", "vision_depth=1", "vision_full_attention_blocks=[0]")
-    ]
-    assert mmeureka("train", CONFIG, *common, *overrides) == 0
+    assert mmeureka("train", CONFIG, *common, *ONE_LAYER, *overrides) == 0
     trained_on = {group["problem_id"] for _, groups in read_rollouts(run_dir) for group in groups}
     return trained_on, json.loads((run_dir / "data_check.json").read_text())
 

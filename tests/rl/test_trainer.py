@@ -29,6 +29,8 @@ from mmeureka_jax.rl.sft import fine_tune
 from mmeureka_jax.rl.trainer import train
 from mmeureka_jax.tracking import read_metrics, read_rollouts
 
+pytestmark = pytest.mark.usefixtures("shared_reward_workers")
+
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
 # The guessing policy answers a few of these problems right now and then, so that the filter has something to decide.
@@ -45,7 +47,7 @@ OVERRIDES = """
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy") / "model"
-    write_guessing_checkpoint(folder)
+    write_guessing_checkpoint(folder, layers=1)
     return folder
 
 
@@ -200,13 +202,14 @@ def test_log_probs_of_the_reference_and_of_the_step_s_own_policy(make_config, tm
 
 @pytest.mark.slow
 def test_imitation(make_config, caplog):
-    run_dir = train_run = fine_tune(make_config("sft.problems_per_step=8", "sft.max_response_tokens=96"))
+    settings = "sft.problems_per_step=8", "sft.max_response_tokens=96", "optimizer.learning_rate=1e-3"
+    run_dir = train_run = fine_tune(make_config(*settings))
     rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows if "validation/accuracy" in row] == [2, 3]
     assert rows[0]["sft/loss"] > rows[2]["sft/loss"] > 0
     with pytest.raises(UserError, match="kind of run: sft -> rl"):
-        train(make_config("sft.problems_per_step=8", "sft.max_response_tokens=96"))
+        train(make_config(*settings))
     assert read_metadata(train_run)["kind"] == "sft"
 
 
@@ -311,7 +314,7 @@ def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
     config = make_config(
         "tracking.validate_every=0", "checkpoint.every_steps=1", "optimizer.learning_rate=1e-3",
         "stages=[{steps: 2}, {steps: 2, data: {train: 'tfds:shapes/dots@train[20:40]'}, "
-        "rl: {kl_coefficient: 0.1}, optimizer: {learning_rate: 5.0e-4}}]",
+        "rl: {kl_coefficient: 0.1}, optimizer: {learning_rate: 1.0e-4}}]",
     )  # fmt: skip
     first, second = tmp_path / "run" / "stage1", tmp_path / "run" / "stage2"
     assert train(config) == second
