@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mmeureka_jax.config import CheckpointConfig
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import explain_write_errors, write_atomic
 from mmeureka_jax.manifest import Damaged, Manifest, check_same_arrays, describe_arrays, verify_arrays
 from mmeureka_jax.mesh import barrier, is_main
@@ -176,7 +176,7 @@ class Checkpointer:
             if isinstance(error, OSError) or reason is not None:
                 self._remove_unfinished()
                 raise UserError(
-                    f"cannot write a checkpoint to {self.folder}: {reason or _brief(error)}. Free some space (or lower "
+                    f"cannot write a checkpoint to {self.folder}: {reason or brief(error)}. Free some space (or lower "
                     "checkpoint.keep) and start the same command again: it goes on from the last complete checkpoint"
                 ) from error
             raise
@@ -211,19 +211,19 @@ class Checkpointer:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                run = self.restore_step(step, target)
+                run = self._restore_stored(step, target)
             except UserError:
                 raise
             except Exception as error:  # whatever the damaged file made the readers stumble over
                 if jax.process_count() > 1:  # the others may have read their parts, and wait for this process
                     raise UserError(
-                        f"{self.folder / str(step)} cannot be read ({_brief(error)}); move that folder away and start "
+                        f"{self.folder / str(step)} cannot be read ({brief(error)}); move that folder away and start "
                         "the same command again on all hosts: it goes on from the checkpoint before it"
                     ) from error
-                damaged[step] = _brief(error)
+                damaged[step] = brief(error)
             else:
                 self._set_aside(damaged, instead=step)
-                return run
+                return self._with_base(run)
         if damaged:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read:"
@@ -236,8 +236,21 @@ class Checkpointer:
         """The checkpoint of one step.
 
         Raises:
-            UserError: it holds other arrays than `target`. Any other exception: it is damaged.
+            UserError: it holds other arrays than `target`, or was saved beside another base. Any other exception: it is
+                damaged.
         """
+        return self._with_base(self._restore_stored(step, target))
+
+    def _with_base(self, run: RunState) -> RunState:
+        """The run with the frozen part that checkpoints do without, if they do. What goes wrong here is not theirs."""
+        if self._load_frozen is None:
+            return run
+        frozen = self._load_frozen()
+        verify_base(frozen, _read_progress(self._manager, run.step)["arrays"], self.folder / str(run.step))
+        return replace(run, train=replace(run.train, frozen=frozen))
+
+    def _restore_stored(self, step: int, target: TrainState) -> RunState:
+        """What the checkpoint of one step holds; see `restore_step`."""
         progress = _read_progress(self._manager, step)
         check_same_arrays(progress["arrays"], target, self.folder / str(step))
         items = {"state": ocp.args.StandardRestore(self._stored(target))}
@@ -249,9 +262,6 @@ class Checkpointer:
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = TrainState(**{"frozen": {}} | restored["state"])
         verify_arrays(state, progress["arrays"])
-        if self._load_frozen is not None:
-            state = replace(state, frozen=self._load_frozen())
-            verify_base(state.frozen, progress["arrays"], self.folder / str(step))
         groups = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items()}
         if stored:
             groups |= restored["groups"]
@@ -380,7 +390,7 @@ class SavedParams:
             raise
         except Exception as error:  # whatever the damaged file made the readers stumble over
             others = [other for other in sorted(self._manager.all_steps()) if other != step]
-            raise UserError(f"{path} is damaged ({_brief(error)}); other checkpoints: {others or 'none'}") from error
+            raise UserError(f"{path} is damaged ({brief(error)}); other checkpoints: {others or 'none'}") from error
 
 
 def is_no_space(error: Exception) -> str | None:
@@ -401,10 +411,6 @@ def verify_base(frozen: Params, arrays: Manifest, path: Path) -> None:
             f"{path} holds adapters alone, and the checkpoint that they belong to is no longer the same ({error}); put "
             "back the one that the run started from"
         ) from None
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def write_metadata(run_dir: Path, metadata: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ def add_export_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--step", type=step, default="latest", metavar="N|best|latest", help="default: %(default)s")
     parser.add_argument("--average", action="store_true", help="the average that optimizer.ema_decay kept")
     parser.add_argument("--adapters", action="store_true", help="only what model.lora trained, in PEFT's layout")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: float32)")
     parser.add_argument("--max-shard-gb", type=positive, default=5.0, metavar="GB", help="default: %(default)s")
     parser.add_argument("--source", type=Path, metavar="DIR", help="checkpoint that the run started from, if it moved")
 

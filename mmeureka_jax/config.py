@@ -290,15 +290,14 @@ def stage_configs(config: Config) -> list[Config]:
             raise UserError(f"{origin}: {given[0]} cannot be set for a stage; it is that of the whole config")
         stage = overlaid(whole, overlay, origin)
         if configs:
-            if {"model.checkpoint", "model.random"} & {
-                *overlay,
-                *(f"model.{key}" for key in overlay.get("model") or {}),
-            }:
+            fixed = ("model.checkpoint", "model.random", "model.lora.adapters", "model.lora.base_dtype")
+            if given := [key for key in fixed if key in set(config_io.given_keys(overlay))]:
                 raise UserError(
-                    f"{origin}: it starts from the policy of stage {number - 1}; take its model.checkpoint out"
+                    f"{origin}: it starts from the policy of stage {number - 1}, in float32; take its {given[0]} out"
                 )
             before = Path(configs[-1].run_dir) / EXPORT_FOLDER
-            lora = stage.model.lora and replace(stage.model.lora, adapters=None)  # the export holds them
+            # The export holds the adapters so far, merged: what they add would be rounded away in bfloat16.
+            lora = stage.model.lora and replace(stage.model.lora, adapters=None, base_dtype="float32")
             stage = replace(stage, model=replace(stage.model, checkpoint=str(before), random=None, lora=lora))
         configs.append(replace(stage, run_dir=str(Path(config.run_dir) / f"stage{number}")))
     return configs

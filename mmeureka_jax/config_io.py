@@ -241,6 +241,14 @@ def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(section, f"{prefix}{name}.")
 
 
+def given_keys(overlay: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of everything that an overlay sets, sections included."""
+    for name, value in overlay.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from given_keys(value, f"{prefix}{name}.")
+
+
 def _nearest_key(cls: type, key: str) -> str:
     """The key of the tree most like `key`; one with the same last name wins over one spelled alike, and of those one in
     an outer section."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmeureka_jax.checkpoint import METADATA_FILE, is_no_space
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.export import CARD_FILE, PROVENANCE_FILE
 from mmeureka_jax.models.orbax_files import is_orbax, write_orbax
-from mmeureka_jax.models.safetensors_files import check_is_new
+from mmeureka_jax.models.safetensors_files import check_is_new, read_json
 from mmeureka_jax.models.weights import (
     folder_files,
     load_params,
@@ -59,24 +61,37 @@ def convert(
     elif any(kind == np.float64 for kind in dtypes.values()):
         raise UserError(f"{folder}: has float64 tensors, which would lose bits; say which dtype with --dtype")
     params = load_params(folder, config, dtype=dtype)
+    files = _carried_over(folder, dtype)
     if to == "hf":
-        save_params(params, config, output, source=folder, dtype=dtypes, max_shard_bytes=max_shard_bytes)
+        save_params(params, config, output, source=folder, dtype=dtypes, max_shard_bytes=max_shard_bytes, files=files)
         return to
     temporary = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write_orbax(params, temporary, {name: kind.name for name, kind in dtypes.items()})
-        for name, content in folder_files(config, folder, dtypes).items():
+        for name, content in (folder_files(config, folder, dtypes) | files).items():
             (temporary / name).write_bytes(content)
         temporary.rename(output)
     except Exception as error:
         if isinstance(error, OSError) or is_no_space(error):
             raise UserError(
-                f"{output}: cannot be written ({str(error).strip().splitlines()[0][:200]}); nothing was left there. "
+                f"{output}: cannot be written ({brief(error)}); nothing was left there. "
                 "Free some space or give another folder"
             ) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed
     return to
+
+
+def _carried_over(folder: Path, dtype: str | None) -> dict[str, bytes]:
+    """`config.json` as it is, but for another `dtype`, and what a folder has beside a model's usual files."""
+    content = read_json(folder / "config.json")
+    if dtype is None:
+        config = (folder / "config.json").read_bytes()
+    else:
+        key = "dtype" if "dtype" in content else "torch_dtype"
+        config = (json.dumps(content | {key: dtype}, indent=2, ensure_ascii=False) + "\n").encode()
+    beside = [folder / PROVENANCE_FILE, folder / CARD_FILE, *sorted(folder.glob("LICENSE*"))]
+    return {"config.json": config} | {file.name: file.read_bytes() for file in beside if file.is_file()}

@@ -11,6 +11,11 @@ EXIT_STOPPED = 3
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it: a script does not take the run for a finished one
 
 
+def brief(error: BaseException) -> str:
+    """The first line of what a library raised, for a message of our own."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
 class UserError(ValueError):
     """Bad input from the user: a file, a row, a config key, a checkpoint or a mesh that cannot be used as given."""
 

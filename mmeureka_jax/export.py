@@ -37,7 +37,7 @@ def export_run(
     step: int | Literal["latest", "best"] = "latest",
     average: bool = False,
     adapters: bool = False,
-    dtype: str = "float32",
+    dtype: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     source: Path | None = None,
 ) -> int:
@@ -54,7 +54,7 @@ def export_run(
         step: a step, the newest checkpoint, or the one of the best validation accuracy.
         average: the parameters averaged over the updates (`optimizer.ema_decay`) instead of the last ones.
         adapters: write the adapters alone, float32, in PEFT's layout.
-        dtype: of the stored tensors: float32 (what was trained), bfloat16 or float16. Not of adapters.
+        dtype: of the stored tensors: float32 (what was trained; None), bfloat16 or float16. Adapters are float32.
         source: the folder of the checkpoint that the run started from, if it is no longer where it was.
 
     Raises:
@@ -78,6 +78,9 @@ def export_run(
     policy = Policy(model, lora=lora_of(overlaid(ModelConfig(), config["model"], METADATA_FILE), config["seed"]))
     if adapters and policy.lora is None:
         raise UserError(f"{run_dir}: the run trained no adapters; export it without --adapters")
+    if adapters and dtype is not None:
+        raise UserError("--dtype is of merged weights; adapters are written as they were trained, in float32")
+    dtype = dtype or "float32"
     params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
     text_only = model.image_token_id is None
     card = model_card(output.name, metadata, step, average, _metrics(run_dir), text_only=text_only, adapters=adapters)
@@ -130,6 +133,7 @@ def _provenance(metadata: dict[str, Any], step: int, average: bool) -> bytes:
         "max_pixels": config["data"]["max_pixels"],
         "max_new_tokens": config["sampler"]["max_new_tokens"],
         "accuracy": config["reward"]["accuracy"],
+        "lora_base_dtype": (config["model"].get("lora") or {}).get("base_dtype"),
         "packages": package_versions(),
     }
     return (json.dumps(content, indent=2) + "\n").encode()

@@ -20,10 +20,12 @@ from jaxtyping import Array, Float, Int
 
 from mmeureka_jax.config import Config, MeshConfig, ModelConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.export import read_provenance
 from mmeureka_jax.files import atomic_writer
 from mmeureka_jax.mesh import batch_divisor, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
+from mmeureka_jax.models.weights import resolve_checkpoint
 from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Response, generate
 from mmeureka_jax.rl.setup import LoadedPolicy, lora_of_adapters, open_policy
@@ -56,7 +58,10 @@ class ModelOptions:
     def open(self) -> LoadedPolicy:
         if jax.process_count() > 1:
             raise UserError("this command runs in one process; start it on one host, without MMEUREKA_DISTRIBUTED")
-        lora = None if self.adapters is None else lora_of_adapters(self.adapters, self.checkpoint)
+        lora = None
+        if self.adapters is not None:  # beside the base as their run had it
+            trained_in = read_provenance(resolve_checkpoint(self.adapters)).get("lora_base_dtype")
+            lora = lora_of_adapters(self.adapters, self.checkpoint, trained_in or "float32")
         model = ModelConfig(checkpoint=self.checkpoint, lora=lora, compute_dtype=self.compute_dtype, remat="none")
         return open_policy(Config(model=model, mesh=self.mesh), Path())
 

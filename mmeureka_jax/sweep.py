@@ -114,6 +114,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         validate_config(imitation, command="sft")
         start = {"model.checkpoint": str(folder / IMITATION_FOLDER / EXPORT_FOLDER), "model.random": None}
     base = load_config(path.parent / _get(path, tree, "config", str))
+    if imitation is not None and base.model.lora is not None:
+        # What the imitation has learnt would be rounded in bfloat16, and adapters of its own are in the export.
+        start |= {"model.lora.adapters": None, "model.lora.base_dtype": "float32"}
     members = []
     for kind, settings in _kinds(path, tree).items():
         for seed in seeds:

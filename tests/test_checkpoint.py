@@ -111,6 +111,27 @@ def test_what_is_saved_comes_back(tmp_path, groups):
     assert_same_run(restored, run)
 
 
+def test_what_goes_wrong_with_the_frozen_part_is_no_damage(tmp_path):
+    """It is read from elsewhere, and the checkpoint that it belongs to stays where it is."""
+    state = make_state(0)
+
+    def unreadable():
+        raise OSError("stale file handle")
+
+    for load_frozen in (lambda: state.frozen, unreadable):
+        checkpointer = Checkpointer(tmp_path, CheckpointConfig(), load_frozen)
+        if not checkpointer.steps():
+            checkpointer.save(RunState(state, step=1))
+            checkpointer.wait()
+            assert_same_run(checkpointer.restore_latest(abstract(state)), RunState(state, step=1))
+        else:
+            with pytest.raises(OSError, match="stale file handle"):
+                checkpointer.restore_latest(abstract(state))
+        checkpointer.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert not list((tmp_path / "checkpoints" / "1" / "state").rglob("*frozen*"))
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_donating_what_is_being_saved_does_not_change_it(tmp_path, devices):
     mesh = jax.make_mesh((devices,), ("x",), devices=jax.devices()[:devices])

@@ -327,6 +327,10 @@ def test_default_recipe_with_a_model_is_valid():
         (["stages=[{steps: 1}, {rl: {los: pg}}]"], ["stage 2: unknown key 'rl.los'", "'rl.loss'"]),
         (["stages=[{steps: 1}, {data: {train: ''}}]"], ["stage 2: data.train is empty"]),
         (["stages=[{steps: 1}, {model: {checkpoint: a}}]"], ["stage 2", "starts from the policy of stage 1"]),
+        (
+            ["stages=[{steps: 1}, {model: {lora: {adapters: a}}}]"],
+            ["stage 2: it starts from the policy of stage 1, in float32; take its model.lora.adapters out"],
+        ),
         (["stages=[{run_dir: a}]"], ["stage 1: run_dir cannot be set for a stage"]),
         (["stages=[1]"], ["stages must be a list of sections"]),
         (["data.prompt_buckets=[512,256,1024]"], ["ascending"]),

@@ -78,6 +78,7 @@ def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("difficulty", help="a model's accuracy on each problem, over several answers")
     _add_source_arguments(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
+    parser.add_argument("--adapters", metavar="DIR", help="adapters that belong to it, in PEFT's layout")
     parser.add_argument("--output", type=Path, required=True, metavar="D.jsonl", help="goes on with one that is there")
     parser.add_argument("--n", type=int, default=8, metavar="N", help="answers to each problem (default: 8)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
@@ -113,7 +114,12 @@ def difficulty_command(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
     )  # fmt: skip
     rows = measure_difficulty(
-        ModelOptions(args.model), options, args.output, n=args.n, temperature=args.temperature, seed=args.seed
+        ModelOptions(args.model, args.adapters),
+        options,
+        args.output,
+        n=args.n,
+        temperature=args.temperature,
+        seed=args.seed,
     )
     counts = Counter(round(row["accuracy"] * args.n) for row in rows)
     for right in range(args.n + 1):

@@ -1,4 +1,4 @@
-"""The layers that policies are made of. Parameters are float32 masters; every layer computes in the dtype of its input.
+"""The layers that policies are made of. Every layer computes in the dtype of its input, whatever its parameters'.
 
 Modules only declare parameters (name, shape, logical axes) and the forward pass; values come from checkpoints.
 `stack` adds a leading dimension for layers that are scanned: the module is then never called itself, but one slice of

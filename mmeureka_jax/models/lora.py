@@ -25,7 +25,7 @@ from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import DROPOUT_KEY, LORA_A, LORA_B, Linear, parameter
 
 _KERNEL = "/kernel"
-_OUTPUT = "language/lm_head"  # the loss multiplies with it block by block, without its module
+OUTPUT = "language/lm_head"  # the loss multiplies with it block by block, without its module
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Lora:
         Raises:
             UserError: a target matches none of those that can have one (all but the output projection).
         """
-        possible = [path for path in linear_maps(config) if path != _OUTPUT]
+        possible = [path for path in linear_maps(config) if path != OUTPUT]
         for target in self.targets:
             if not any(re.fullmatch(target, path) for path in possible):
                 raise UserError(

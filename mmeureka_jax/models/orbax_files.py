@@ -1,11 +1,11 @@
 """Parameters in Orbax's format, as `mmeureka convert` writes them and `weights.load_params` reads them.
 
-    FOLDER/params/        the parameter tree
-    FOLDER/params.json    dtype, shape and checksum of every array, and the dtype of every tensor that it was made of
-    FOLDER/...            config.json, tokenizer and processor files, as in a folder of Hugging Face's layout
+    FOLDER/params/             the parameter tree
+    FOLDER/orbax_params.json   dtype, shape and checksum of every array, dtype of every tensor that it was made of
+    FOLDER/...                 config.json, tokenizer and processor files, as in a folder of Hugging Face's layout
 
-Every device reads its own slices, in parallel and without a detour over the tensors of single layers. Nothing is lost:
-a leaf that stacks tensors of several dtypes is of one that holds them all, and they are written back as they were.
+Arrays lie in chunks, of which every device reads those that it needs. Nothing is lost: a leaf that stacks tensors of
+several dtypes is of one that holds them all, and they are written back as they were.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mmeureka_jax.errors import UserError
-from mmeureka_jax.manifest import Damaged, describe_arrays, verify_arrays
+from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.manifest import describe_arrays, verify_arrays
 from mmeureka_jax.models.rules import Rule
 from mmeureka_jax.models.safetensors_files import read_json
 
-DESCRIPTION_FILE = "params.json"
+DESCRIPTION_FILE = "orbax_params.json"
 _PARAMS = "params"
+_CHUNK_BYTES = 16 * 2**20  # at most
 
 
 def is_orbax(folder: Path) -> bool:
@@ -35,14 +36,18 @@ def is_orbax(folder: Path) -> bool:
 
 
 def write_orbax(params: Mapping[str, Any], folder: Path, dtypes: Mapping[str, str]) -> None:
-    """Writes params/ and params.json into `folder`, which exists.
+    """Writes params/ and orbax_params.json into `folder`, which exists.
 
     Args:
         dtypes: of the tensors that the parameters were made of, by their stored names.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve() / _PARAMS, params)
-    content = {"format": 1, "arrays": describe_arrays(params), "tensors": dict(dtypes)}
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder.resolve() / _PARAMS, args=ocp.args.PyTreeSave(params, save_args=chunks))
+    arrays: dict[str, Any] = {}
+    for name, leaf in flatten_dict(params, sep="/").items():  # one at a time: checksums of all together take memory
+        arrays |= describe_arrays({name: leaf})
+    content = {"format": 1, "arrays": arrays, "tensors": dict(dtypes)}
     (folder / DESCRIPTION_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -78,22 +83,28 @@ def load_orbax(
     places = flatten_dict(shardings, sep="/") if shardings is not None else {}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or arrays[name][0]), sharding=places.get(name, here))
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(arrays[name][0]), sharding=places.get(name, here))
         for name, shape in expected.items()
     }
     tree = unflatten_dict(target, sep="/")
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    # What Orbax may read ahead at a time; less than the largest array would be an error.
+    largest = max(leaf.size * leaf.dtype.itemsize for leaf in target.values())
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + largest // 2**30)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(handler) as checkpointer:
             params = checkpointer.restore(folder.resolve() / _PARAMS, args=arguments)
         for name, leaf in flatten_dict(params, sep="/").items():
-            stored = jnp.dtype(arrays[name][0])
-            if jnp.promote_types(stored, leaf.dtype) == leaf.dtype:  # else what was stored cannot be told from it
-                verify_arrays({name: leaf.astype(stored)}, arrays)
-    except (OSError, ValueError, KeyError, Damaged) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{folder}: damaged ({reason}); copy it or convert the checkpoint again") from error
-    return params
+            verify_arrays({name: leaf}, arrays)
+    except jax.errors.JaxRuntimeError:
+        raise  # a device's memory, for one
+    except Exception as error:  # whatever the damaged file made the readers stumble over
+        raise UserError(f"{folder}: damaged ({brief(error)}); copy it or convert the checkpoint again") from error
+    if dtype is None:
+        return params
+    flat = flatten_dict(params, sep="/")
+    del params
+    return unflatten_dict({name: flat.pop(name).astype(dtype) for name in list(flat)}, sep="/")
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,9 @@ Source: `peft.tuners.lora` and `peft.utils.save_and_load.get_peft_model_state_di
 from __future__ import annotations
 
 import json
+import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from flax.traverse_util import flatten_dict
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import LORA_A, LORA_B
-from mmeureka_jax.models.lora import Lora, linear_maps
+from mmeureka_jax.models.lora import OUTPUT, Lora, linear_maps
 from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, read_json, write_checkpoint_files
 
 CONFIG_FILE = "adapter_config.json"
@@ -39,6 +41,10 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None), "use_rslora": (False, None), "fan_in_fan_out": (False, None), "bias": ("none", None),
     "lora_bias": (False, None), "modules_to_save": (None, []), "rank_pattern": (None, {}), "alpha_pattern": (None, {}),
     "trainable_token_indices": (None,), "target_parameters": (None, []), "layer_replication": (None, []),
+    "use_qalora": (False, None), "use_bdlora": (False, None), "alora_invocation_tokens": (None,),
+    "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
+    # The others change the base too (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), and belong to what they made of it.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
 
 
@@ -58,7 +64,7 @@ def _places(config: PolicyConfig) -> dict[str, _Place]:
     maps, places = set(linear_maps(config)), {}
     for rule in family_of(config).rules(config):
         path = rule.leaf.removesuffix("/kernel")
-        if path in maps and path != rule.leaf:
+        if path in maps:
             size_out, size_in = rule.shape
             for name, layer in rule.tensors():
                 places[name.removesuffix(".weight")] = _Place(path, layer, rule.layers, size_in, size_out)
@@ -138,6 +144,13 @@ class StoredAdapters:
     def targets(self) -> tuple[str, ...]:
         return tuple(re.escape(path) for path in self.places)
 
+    def fingerprint(self) -> str:
+        """Of rank, scale and values."""
+        checksum = zlib.crc32(repr((self.rank, self.alpha)).encode())
+        for path, value in sorted(self.read().items()):
+            checksum = zlib.crc32(value.tobytes(), zlib.crc32(path.encode(), checksum))
+        return f"{checksum:08x}"
+
     def read(self) -> dict[str, np.ndarray]:
         """float32 values by the path of their leaf, as `lora.initial_adapters` gives them."""
         adapters = {}
@@ -169,10 +182,15 @@ def open_adapters(folder: Path, config: PolicyConfig) -> StoredAdapters:
         for key, plain in _PLAIN.items()
         if content.get(key) not in plain
     ]
-    rank, alpha, dropout = content.get("r"), content.get("lora_alpha"), content.get("lora_dropout", 0.0)
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        problems.append(f"{CONFIG_FILE}: r is {rank!r} and lora_alpha {alpha!r}; both must be numbers, r positive")
+    rank: Any = content.get("r")
+    alpha: Any = content.get("lora_alpha")
+    dropout: Any = content.get("lora_dropout") or 0.0
+    if type(rank) is not int or rank < 1 or not _is_number(alpha) or alpha <= 0:
+        problems.append(f"{CONFIG_FILE}: r is {rank!r}, lora_alpha {alpha!r}; both must be positive numbers, r whole")
         rank = alpha = 1
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        problems.append(f"{CONFIG_FILE}: lora_dropout is {dropout!r}; it must be 0 or more and below 1")
+        dropout = 0.0
     places, renamed = _places(config), family_of(config).renamed
     tensors: dict[tuple[str, str, int | None], StoredTensor] = {}
     for name, stored in open_checkpoint(folder, _NAME).items():
@@ -184,6 +202,11 @@ def open_adapters(folder: Path, config: PolicyConfig) -> StoredAdapters:
         if leaf is None or place is None:
             problems.append(f"{name}: the model has no such linear map")
             continue
+        if place.path == OUTPUT:
+            problems.append(f"{name}: adapters of the output projection are not supported")
+            continue
+        if (place.path, leaf, place.layer) in tensors:
+            problems.append(f"{name}: stored twice, also under another name")
         shape = (rank, place.size_in) if leaf == LORA_A else (place.size_out, rank)
         if stored.shape != shape:
             problems.append(f"{name}: shape {list(stored.shape)}, expected {list(shape)}")
@@ -206,6 +229,10 @@ def open_adapters(folder: Path, config: PolicyConfig) -> StoredAdapters:
     used = {path for path, _, _ in tensors}
     by_path = {place.path: place for place in places.values() if place.path in used}
     return StoredAdapters(folder, rank, float(alpha), float(dropout), tensors, by_path)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parse(name: str) -> tuple[str | None, str]:

@@ -9,7 +9,7 @@
 
 All of them run the same layers on the same parameters, so what the sampler saw and what the update computes agree to
 rounding. The static part of a policy (sizes, dtypes) is the hashable `Policy`; parameters are a nested dict of
-float32 arrays.
+arrays: float32 masters, but for the frozen base beside adapters (lora.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
 from mmeureka_jax.models.log_probs import log_probs_of
-from mmeureka_jax.models.lora import Lora, add_adapters, base_paths, in_base_dtype, with_dropout_keys
+from mmeureka_jax.models.lora import Lora, add_adapters, base_paths, in_base_dtype, is_adapter, with_dropout_keys
 
 Params = dict[str, Any]
 KeyValue = tuple[Array, Array]
@@ -96,10 +96,10 @@ class Policy:
     @property
     def base(self) -> Policy:
         """The same policy without adapters, for parameters without them (`lora.without_adapters`)."""
-        return dataclasses.replace(self, lora=None)
+        return dataclasses.replace(self, lora=None, dropping=False)
 
     def frozen(self, prefixes: tuple[str, ...]) -> tuple[str, ...]:
-        """What is not trained, as `optimizer.split_frozen` takes it: `prefixes`, or with adapters all but those.
+        """What is not trained, as `optimizer.split_frozen` takes it: `prefixes`, and with adapters all but those.
 
         Raises:
             UserError: there are adapters under a prefix.
@@ -108,12 +108,12 @@ class Policy:
             return prefixes
         for path in self.lora.paths(self.config):
             for prefix in prefixes:
-                if path == prefix or path.startswith(f"{prefix}/"):
+                if f"{path}/".startswith(f"{prefix}/") or (prefix.startswith(f"{path}/") and is_adapter(prefix)):
                     raise UserError(
                         f"model.lora.targets gives {path} an adapter, and optimizer.frozen leaves {prefix!r} "
                         "untrained; take it off one of the two (all but adapters is frozen anyway)"
                     )
-        return base_paths(self.abstract_params())
+        return *prefixes, *base_paths(self.abstract_params())
 
     def with_dropout(self, params: Params, *draw: Array | int) -> tuple[Policy, Params]:
         """A policy that drops out, and its parameters; this one where nothing is to be dropped.

@@ -236,6 +236,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             fingerprint=problems.source.fingerprint(),
             checkpoint=loaded.checkpoint,
             resuming=bool(checkpointer.steps()),
+            adapters=loaded.adapters.fingerprint() if loaded.adapters is not None else None,
         )
         run = checkpointer.restore_latest(learner.abstract_state()) or RunState(learner.initial_state())
         loader = ProblemLoader(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmeureka_jax.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
-from mmeureka_jax.config import Config, RandomModelConfig, config_diff, save_config, to_dict
+from mmeureka_jax.config import Config, LoraConfig, RandomModelConfig, config_diff, save_config, to_dict
 from mmeureka_jax.config_io import filled
 from mmeureka_jax.errors import RunStopped, UserError
 from mmeureka_jax.files import explain_write_errors
@@ -48,17 +48,28 @@ def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
     """
     defaults = to_dict(Config())
     defaults["model"]["random"] = to_dict(RandomModelConfig())
+    if metadata["config"].get("model", {}).get("lora") is not None:
+        defaults["model"]["lora"] = to_dict(LoraConfig())
     return config_diff(comparable(filled(metadata["config"], defaults)), comparable(to_dict(config)))
 
 
-def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, resuming: bool) -> None:
+def begin_run(
+    config: Config, *, kind: str, fingerprint: str, checkpoint: Path, resuming: bool, adapters: str | None = None
+) -> None:
     """Compares the run's metadata with what is about to run, and writes it for a new run.
+
+    Args:
+        fingerprint: of the data.
+        adapters: fingerprint of those that the run starts from (`model.lora.adapters`).
 
     Raises:
         UserError: the run folder was made by another kind of job, another config or other data, and
-            `checkpoint.allow_config_change` is not set. The message lists the differences.
+            `checkpoint.allow_config_change` is not set. The message lists the differences. Or, whatever is set, with
+            another alpha, or from other adapters.
     """
     run_dir = Path(config.run_dir)
+    if resuming:
+        _check_adapters(run_dir, config, adapters)
     if resuming and not config.checkpoint.allow_config_change:
         old = read_metadata(run_dir)
         if old is None:
@@ -84,12 +95,30 @@ def begin_run(config: Config, *, kind: str, fingerprint: str, checkpoint: Path, 
             "config": to_dict(config),
             "packages": package_versions(),
             "data_fingerprint": fingerprint,
+            "adapters_fingerprint": adapters,
             "checkpoint": str(Path(checkpoint).resolve()),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
         }
         write_metadata(run_dir, metadata)
         save_config(config, run_dir / "config.yaml")
+
+
+def _check_adapters(run_dir: Path, config: Config, fingerprint: str | None) -> None:
+    """Raises a UserError if the adapters in the run's checkpoints would mean something else than when they were saved,
+    or the policy that its reference is would be another one."""
+    old = read_metadata(run_dir) or {}
+    before, now = (old.get("config") or {}).get("model", {}).get("lora"), config.model.lora
+    if before is not None and now is not None and before["alpha"] != now.alpha:
+        raise UserError(
+            f"{run_dir} holds adapters that were trained with model.lora.alpha {before['alpha']:g}, and with "
+            f"{now.alpha:g} they would be another policy; set it back, or use another run_dir"
+        )
+    if before is not None and old.get("adapters_fingerprint") != fingerprint:
+        raise UserError(
+            f"{run_dir} holds a run that started from other adapters than model.lora.adapters "
+            f"({now and now.adapters}) holds now; put them back, or use another run_dir"
+        )
 
 
 def restore_position(loader: ProblemLoader, position: dict[str, Any] | None, config: Config) -> None:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -132,10 +132,19 @@ def lora_of(config: ModelConfig, seed: int) -> Lora | None:
     return Lora(lora.rank, lora.alpha, lora.targets, lora.dropout, lora.base_dtype, seed)
 
 
-def lora_of_adapters(adapters: str, checkpoint: str) -> LoraConfig:
+def lora_of_adapters(
+    adapters: str, checkpoint: str, base_dtype: Literal["bfloat16", "float32"] = "float32"
+) -> LoraConfig:
     """The settings that adapters beside a checkpoint (both folders or hub ids) were trained with."""
     stored = open_adapters(resolve_checkpoint(adapters), read_config(resolve_checkpoint(checkpoint)))
-    return LoraConfig(stored.rank, stored.alpha, stored.dropout, stored.targets, "float32", adapters)
+    return LoraConfig(
+        rank=stored.rank,
+        alpha=stored.alpha,
+        dropout=stored.dropout,
+        targets=stored.targets,
+        base_dtype=base_dtype,
+        adapters=adapters,
+    )
 
 
 def _open_adapters(config: LoraConfig | None, policy: Policy) -> StoredAdapters | None:

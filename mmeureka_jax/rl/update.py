@@ -2,6 +2,7 @@
 
 Everything that averages over tokens is turned into per-token weights on the whole batch first; micro-batches then
 only add up, and their sum is the full batch's loss and gradient exactly (to rounding), whatever their number.
+(With dropout in adapters each of them draws its own.)
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 from internvl_models import FORMS, LivelyInternVL
+from safetensors.numpy import load_file, save_file
 from support import PROBLEMS, Lively
 
 from mmeureka_jax.config import Config, OptimizerConfig
@@ -30,6 +31,7 @@ from mmeureka_jax.models.lora import (
 from mmeureka_jax.models.peft_files import CONFIG_FILE, open_adapters, save_adapters
 from mmeureka_jax.models.policy import encode_images, token_log_probs
 from mmeureka_jax.models.weights import load_params, save_params
+from mmeureka_jax.optimizer import split_frozen
 from mmeureka_jax.rl.update import make_training
 
 LORA = Lora(rank=3, alpha=6.0, targets=(r"language/layers/.*", r"vision/merger/(mlp_0|linear_1)"), base_dtype="float32")
@@ -174,8 +176,8 @@ def test_trained_are_adapters_alone_and_the_optimiser_s_state_is_proportional_to
     def size(tree):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    maps = {rule: model.params for rule in LORA.paths(model.config)}
-    kernels = [functools.reduce(lambda node, key: node[key], path.split("/"), model.params)["kernel"] for path in maps]
+    leaves = flatten_dict(model.params, sep="/")
+    kernels = [leaves[f"{path}/kernel"] for path in LORA.paths(model.config)]
     numbers = sum((k.shape[0] if k.ndim == 3 else 1) * rank * sum(k.shape[-2:]) for k in kernels)
     assert size(state.trainable) == 4 * numbers
     counters = 4 * 2  # AdamW's, and the schedule's
@@ -193,10 +195,11 @@ def test_a_target_that_matches_nothing_names_what_there_is(model):
 
 def test_adapters_under_a_frozen_prefix_are_refused(policy):
     assert "vision/merger/mlp_0/kernel" in policy.frozen(())
-    with pytest.raises(
-        UserError, match="vision/merger/mlp_0 an adapter, and optimizer.frozen leaves 'vision' untrained"
-    ):
-        policy.frozen(("vision",))
+    for prefix in ("vision", "vision/merger/mlp_0", "vision/merger/mlp_0/lora_a"):
+        with pytest.raises(UserError, match=f"vision/merger/mlp_0 an adapter, and optimizer.frozen leaves '{prefix}'"):
+            policy.frozen((prefix,))
+    with pytest.raises(UserError, match="no parameter path starts with 'visoin'"):
+        split_frozen(policy.abstract_params(), policy.frozen(("visoin",)))
 
 
 # --- files
@@ -283,6 +286,11 @@ def test_adapters_that_peft_made_are_read_and_those_of_some_layers_add_nothing_t
     np.testing.assert_allclose(torch_score(with_torch(model, whole), BOTH), in_peft, atol=2e-4)
 
 
+def rename_tensors(folder, old, new):
+    file = folder / "adapter_model.safetensors"
+    save_file({name.replace(old, new): x for name, x in load_file(file).items()}, file)
+
+
 def damaged(folder, **changes):
     content = json.loads((folder / CONFIG_FILE).read_text())
     (folder / CONFIG_FILE).write_text(json.dumps(content | changes))
@@ -295,6 +303,13 @@ def damaged(folder, **changes):
         (lambda folder: damaged(folder, peft_type="LOHA"), ["peft_type is 'LOHA'"]),
         (lambda folder: damaged(folder, r=5), ["lora_A.weight: shape [3, 64], expected [5, 64]", "lora_B.weight"]),
         (lambda folder: damaged(folder, r="many"), ["r is 'many'"]),
+        (lambda folder: damaged(folder, r=True, lora_alpha=float("nan")), ["r is True, lora_alpha nan"]),
+        (lambda folder: damaged(folder, lora_alpha=0, lora_dropout="x"), ["lora_alpha 0", "lora_dropout is 'x'"]),
+        (lambda folder: damaged(folder, init_lora_weights="pissa_niter_4"), ["init_lora_weights is 'pissa_niter_4'"]),
+        (
+            lambda folder: rename_tensors(folder, "model.language_model.layers.0.mlp.up_proj", "lm_head"),
+            ["lm_head.lora_A.weight: adapters of the output projection are not supported"],
+        ),
         (lambda folder: (folder / CONFIG_FILE).unlink(), ["adapter_config.json: cannot be read"]),
         (
             lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
@@ -302,7 +317,7 @@ def damaged(folder, **changes):
         ),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 30), ["not a valid safetensors"]),
     ],
-    ids=["kinds", "type", "rank", "no number", "no config", "pickle", "damaged"],
+    ids="kinds|type|rank|no number|odd numbers|alpha and dropout|start|head|no config|pickle|damaged".split("|"),
 )
 def test_adapters_that_do_not_fit_are_refused(model, params, tmp_path, harm, messages):
     save_adapters(params, model.config, LORA, tmp_path / "adapters", base=None)

@@ -98,6 +98,8 @@ def test_a_base_that_is_no_longer_the_same_is_refused(finished, base, tmp_path):
         train(again)
     assert mmeureka("export", copy, "--output", tmp_path / "out", "--source", changed) == 2
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="trained with model.lora.alpha 8, and with 16 they would be another policy"):
+        train(config_of(copy, base, "steps=4", "checkpoint.allow_config_change=true", "model.lora.alpha=16"))
 
 
 @pytest.mark.slow
@@ -136,13 +138,22 @@ def test_adapters_are_exported_by_themselves_or_merged_and_others_start_from_the
     first, second = read_metrics(tmp_path / "next")
     assert first["validation/accuracy"] == read_metrics(finished)[-1]["validation/accuracy"]
     assert second["policy/kl_reference"] == pytest.approx(0, abs=1e-3)  # its reference starts there too
+    rows = read_metrics(tmp_path / "next")
+    elsewhere = shutil.copytree(tmp_path / "adapters", tmp_path / "elsewhere")
+    tensors = load_file(elsewhere / "adapter_model.safetensors")
+    save_file({name: x * 2 for name, x in tensors.items()}, elsewhere / "adapter_model.safetensors")
+    moved = f"model.lora.adapters={elsewhere}", "checkpoint.allow_config_change=true", "model.lora.dropout=0"
+    with pytest.raises(UserError, match="started from other adapters than model.lora.adapters"):
+        train(config_of(tmp_path / "next", base, *moved, "steps=2"))
+    assert read_metrics(tmp_path / "next") == rows
+    others = "model.lora.rank=8", "model.lora.targets=[language/.*/mlp/.*]"
     with pytest.raises(UserError) as caught:
-        train(
-            config_of(tmp_path / "other", base, start, "model.lora.rank=8", "model.lora.targets=[language/.*/mlp/.*]")
-        )
+        train(config_of(tmp_path / "other", base, start, *others))
     assert "model.lora.rank is 8, theirs is 4" in str(caught.value)
     assert "they have one for language/layers/self_attn/q_proj" in str(caught.value)
 
     capsys.readouterr()
+    assert mmeureka("export", finished, "--output", tmp_path / "x", "--adapters", "--dtype", "bfloat16") == 2
+    assert "--dtype is of merged weights" in capsys.readouterr().err
     assert mmeureka("export", finished, "--output", tmp_path / "adapters", "--adapters") == 2
     assert "exists already" in capsys.readouterr().err
