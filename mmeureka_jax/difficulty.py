@@ -85,10 +85,8 @@ def measure_difficulty(
         )
 
         def row_of(problem: Problem, responses: list[Response]) -> dict[str, Any]:
-            requests = [
-                RewardRequest(response.text, problem.answer or "", problem.question, problem.metadata)
-                for response in responses
-            ]
+            texts = [processor.response_prefix + response.text for response in responses]
+            requests = [RewardRequest(text, problem.answer or "", problem.question, problem.metadata) for text in texts]
             accuracy = float(np.mean([score.parts["accuracy"] for score in rewards.score(requests)]))
             length = float(np.mean([len(response.tokens) for response in responses]))
             return {"id": problem.id, "accuracy": accuracy, "n": n, "length": length}

@@ -19,7 +19,7 @@ from mmeureka_jax.export import read_provenance
 from mmeureka_jax.files import atomic_writer, write_atomic
 from mmeureka_jax.inference import ModelOptions, length_buckets
 from mmeureka_jax.rl.evaluate import Evaluator, Graded
-from mmeureka_jax.rl.setup import open_checked
+from mmeureka_jax.rl.setup import check_context, open_checked
 from mmeureka_jax.tracking import progress
 
 GROUPED_BY = ("kind", "subject", "difficulty")  # metadata keys that results are broken down by
@@ -81,6 +81,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
             processor,
             report_file=output / "data_check.json",
         )
+        check_context(loaded.policy.config.text, problems.report.max_tokens + asked["max_new_tokens"])
         indices = problems.indices[: options.limit]
         evaluator = Evaluator(
             loaded,

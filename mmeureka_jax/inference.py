@@ -28,7 +28,7 @@ from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_
 from mmeureka_jax.models.weights import resolve_checkpoint
 from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Response, generate
-from mmeureka_jax.rl.setup import LoadedPolicy, lora_of_adapters, open_policy
+from mmeureka_jax.rl.setup import LoadedPolicy, check_context, lora_of_adapters, open_policy
 from mmeureka_jax.tracking import progress
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def sample_file(
         loaded = model.open()
         processor = _open_processor(loaded, prompts)
         problems, longest, num_windows = _read_prompts(prompts, processor, unique_ids=True)
+        check_context(loaded.policy.config.text, longest + max_new_tokens)
         settings = SamplingSettings(
             group_size=n,
             max_new_tokens=max_new_tokens,

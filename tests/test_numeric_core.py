@@ -9,7 +9,7 @@ from pathlib import Path
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 for name in ("grain", "tensorflow", "tensorflow_datasets", "array_record", "math_verify", "sympy", "torch",
-             "transformers", "tokenizers", "huggingface_hub", "datasets", "pyarrow"):
+             "transformers", "tokenizers", "huggingface_hub", "datasets", "pyarrow", "peft"):
     sys.modules[name] = None  # an import of it raises ImportError
 count = 0
 for package in ("mmeureka_jax.models", "mmeureka_jax.rl"):

@@ -109,6 +109,7 @@ class _Row:
     answer: Any = None
     images: Any = ()  # pictures that the chat does not name itself: paths, URLs, bytes or {"bytes", "path"}
     used: tuple[str, ...] = ()  # keys that do not go to the metadata
+    solution: str | None = None  # goes there, unless the row has one of its own
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,20 @@ def _read_question(key: str) -> Callable[[Mapping[str, Any]], _Row]:
         if _is_absent(images):
             images = [row.get("image"), row.get("image_path")]
         chat = [{"role": "user", "content": row[key]}]
-        return _Row(chat, _final_answer(row.get("answer")), images, (key, "answer", "images", "image", "image_path"))
+        answer, solution = _final_answer(row.get("answer"))
+        return _Row(chat, answer, images, (key, "answer", "images", "image", "image_path"), solution)
 
     return read
 
 
-def _final_answer(answer: Any) -> Any:
-    """Of a solution whose last line is `#### ` and the answer, as GSM8K's are, that answer; else what is given."""
-    match = re.search(r"\n####[ ]*(.+)\s*\Z", answer) if isinstance(answer, str) else None
-    return match[1].strip() if match else answer
+def _final_answer(answer: Any) -> tuple[Any, str | None]:
+    """Of a solution whose last line is `#### ` and the answer, as GSM8K's are, that answer and the solution; else what
+    is given, and None."""
+    if isinstance(answer, str):
+        _, mark, last = answer.rstrip().rpartition("\n####")
+        if mark and last.strip() and "\n" not in last:
+            return last.strip(), answer
+    return answer, None
 
 
 # The first form whose keys a row has is taken.
@@ -233,6 +239,8 @@ def _make_problem(
         raise RowError(f"the answer is of type {type(answer).__name__}; expected text or a number")
     messages, values = _unify_chat(parts.chat, parts.images)
     metadata = {key: value for key, value in row.items() if key not in (*parts.used, "id", "metadata")}
+    if parts.solution is not None:
+        metadata.setdefault("solution", parts.solution)
     return Problem(
         id=problem_id,
         messages=messages,

@@ -98,7 +98,7 @@ class Processor:
         return processor
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = ("tokenizer", "_chat_template", "_placeholders")
+        cached = ("tokenizer", "_chat_template", "_placeholders", "response_prefix")
         return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     # What the checkpoint says.
@@ -218,18 +218,21 @@ class Processor:
             raise _of(problem, error) from None
         return tokens, grids
 
+    def _rendered(self, messages: Sequence[dict[str, Any]]) -> str:
+        return self.tokenizer.apply_chat_template(
+            self.pictures.for_template(messages),
+            chat_template=self._chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+
     def _encode_prompt(self, messages: Sequence[dict[str, Any]], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
         """Chat template, tokens, and each picture's placeholder repeated once per image token (as HF's processor)."""
         for message in messages:
             for part in message["content"]:
                 if part["type"] == "text":
                     self._refuse_placeholders(part["text"])
-        text = self.tokenizer.apply_chat_template(
-            self.pictures.for_template(messages),
-            chat_template=self._chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = self._rendered(messages)
         # As HF's processor: a tokenizer that begins a text with a token of its own does so, unless the template did.
         bos = self.tokenizer.bos_token
         begun = bos is not None and text.startswith(bos)
@@ -244,6 +247,14 @@ class Processor:
         return np.repeat(tokens, repeats)
 
     # Text.
+
+    @cached_property
+    def response_prefix(self) -> str:
+        """What the chat template has already written of a response: "<think>" and a line's end, for some that reason.
+        The reward rules read it before the response."""
+        message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        text = self._rendered([message])
+        return text[text.rindex("<think>") :] if text.rstrip().endswith("<think>") else ""
 
     def encode_response(self, text: str) -> Int[np.ndarray, " T"]:
         """Tokens of a response, its end token last. Raises UserError for a text with a picture placeholder in it."""

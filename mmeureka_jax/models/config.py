@@ -32,10 +32,11 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary frequencies that follow (time, row, column); sum = head_dim / 2
     tie_word_embeddings: bool
-    max_position_embeddings: int = 128000  # kept for the exported file; the policy itself has no limit
+    max_position_embeddings: int = 128000  # that it was trained on; the policy itself has no limit
     attention_bias: bool = True  # of queries, keys and values (Qwen2; not Llama, Qwen3 and InternLM2)
     qk_norm: bool = False  # each head's queries and keys are normalised (Qwen3)
     fused_qkv: bool = False  # queries, keys and values come of one matrix (InternLM2)
+    dynamic_rope: bool = False  # beyond max_position_embeddings angles are others, which the policy does not have
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Qwen2_5VLConfig:
             config_json: as transformers 4 (flat or nested) or 5 wrote it.
             generation_config_json: decides the end and padding tokens when it names them, as in transformers.
             source: the file, for messages.
-            beside: not needed: `config.json` says everything.
+            beside: the tokenizer, which knows whether turns have an end.
 
         Raises:
             UserError: a missing or malformed key, sizes that do not fit together, or a feature
@@ -118,14 +119,15 @@ class Qwen2_5VLConfig:
         nested = {k: v for k, v in (config_json.get("text_config") or {}).items() if v is not None}
         text_keys = Keys({**config_json, **nested}, source, "")
         if not isinstance(config_json.get("vision_config"), Mapping):
-            raise UserError(f"{source}: key 'vision_config' is missing; is this the file of a text-only model?")
+            raise UserError(f"{source}: key 'vision_config' is missing: no settings of a vision tower")
         read_vision = _read_plain_vision if config_json.get("model_type") == QWEN2_VL else _read_vision
         vision = read_vision(Keys(config_json["vision_config"], source, "vision_config."))
         # transformers 5: tied if either level says so.
         tied = bool(config_json.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
         text = _read_multimodal_decoder(text_keys, tied)
 
-        eos_ids, pad, bos = read_end_tokens(text_keys, generation_config_json or {})
+        added = beside.added_tokens() if beside is not None else {}
+        eos_ids, pad, bos = read_end_tokens(text_keys, generation_config_json or {}, added)
         config = cls(
             text=text,
             vision=vision,
@@ -282,8 +284,8 @@ class Keys:
             raise UserError(f"{self.source}: key '{self.prefix}{names[0]}' is {value!r}, expected {expected}")
         return value
 
-    def integers(self, key: str) -> tuple[int, ...]:
-        value = self.get(key)
+    def integers(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        value = first_given(self.get(key), default)
         if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
             raise UserError(f"{self.source}: key '{self.prefix}{key}' is {value!r}, expected a list of integers")
         return tuple(value)
@@ -307,8 +309,16 @@ def generation_config(eos: tuple[int, ...], pad: int, bos: int | None) -> dict[s
     return generation if bos is None else {"bos_token_id": bos, **generation}
 
 
-def read_end_tokens(keys: Keys, generation: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int | None]:
+TURN_END = "<|im_end|>"
+
+
+def read_end_tokens(
+    keys: Keys, generation: Mapping[str, Any], added_tokens: Mapping[str, int]
+) -> tuple[tuple[int, ...], int, int | None]:
     """The tokens that end a response (`generation_config.json` decides, then the config), that pad, and that begin.
+
+    A turn's end is one always, whatever the files say, where the tokenizer has it: chat templates write it, and base
+    checkpoints name the end of a text alone.
 
     Raises:
         UserError: none is named, or one is no token id.
@@ -324,7 +334,9 @@ def read_end_tokens(keys: Keys, generation: Mapping[str, Any]) -> tuple[tuple[in
             f"{keys.source}: eos_token_id {eos!r}, pad_token_id {pad!r} and bos_token_id {bos!r} (here or in "
             "generation_config.json) must be token ids; only the first may be a list"
         )
-    return eos_ids, pad if pad is not None else eos_ids[-1], bos
+    pad = pad if pad is not None else eos_ids[-1]
+    turn_end = added_tokens.get(TURN_END)
+    return eos_ids if turn_end is None or turn_end in eos_ids else (turn_end, *eos_ids), pad, bos
 
 
 def first_given(*values: Any) -> Any:
@@ -407,6 +419,7 @@ def read_decoder(keys: Keys, tied: bool) -> TextConfig:
         max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
         attention_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
+        dynamic_rope=scaling == "dynamic",
         fused_qkv=kind == "internlm2",
     )
 
@@ -441,20 +454,22 @@ def _require_plain_angles(vision: Keys) -> None:
 
 
 def _read_vision(keys: Keys) -> VisionConfig:
+    """What a file leaves out is as in transformers' `Qwen2_5_VLVisionConfig`, whose defaults some versions do not
+    write."""
     keys.require("hidden_act", "silu")
     _require_plain_angles(keys)
     return VisionConfig(
-        hidden_size=keys.integer("hidden_size"),
-        intermediate_size=keys.integer("intermediate_size"),
-        depth=keys.integer("depth"),
-        num_heads=keys.integer("num_heads"),
+        hidden_size=keys.integer("hidden_size", default=3584),
+        intermediate_size=keys.integer("intermediate_size", default=3420),
+        depth=keys.integer("depth", default=32),
+        num_heads=keys.integer("num_heads", default=16),
         patch_size=keys.integer("patch_size", "spatial_patch_size", default=14),
         temporal_patch_size=keys.integer("temporal_patch_size", default=2),
         spatial_merge_size=keys.integer("spatial_merge_size", default=2),
         window_size=keys.integer("window_size", default=112),
-        full_attention_blocks=keys.integers("fullatt_block_indexes"),
+        full_attention_blocks=keys.integers("fullatt_block_indexes", default=(7, 15, 23, 31)),
         in_channels=keys.integer("in_channels", "in_chans", default=3),
-        out_hidden_size=keys.integer("out_hidden_size"),
+        out_hidden_size=keys.integer("out_hidden_size", default=3584),
         tokens_per_second=int(keys.real("tokens_per_second", default=4)),
     )
 
@@ -481,24 +496,27 @@ def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
 
 
 def _read_plain_vision(keys: Keys) -> VisionConfig:
-    """Qwen2-VL's section: `hidden_size` is there what the later one calls `out_hidden_size`."""
+    """Qwen2-VL's section: `hidden_size` is there what the later one calls `out_hidden_size`. Defaults as above."""
     keys.require("hidden_act", "quick_gelu")
     _require_plain_angles(keys)
-    size, depth = keys.integer("embed_dim"), keys.integer("depth")
+    size, depth = keys.integer("embed_dim", default=1280), keys.integer("depth", default=32)
+    ratio = keys.real("mlp_ratio", default=4)
+    if not ratio.is_integer():
+        raise UserError(f"{keys.source}: key 'vision_config.mlp_ratio' is {ratio}, expected a whole number")
     patch_size = keys.integer("patch_size", "spatial_patch_size", default=14)
     merge_size = keys.integer("spatial_merge_size", default=2)
     return VisionConfig(
         hidden_size=size,
-        intermediate_size=size * keys.integer("mlp_ratio", default=4),
+        intermediate_size=size * int(ratio),
         depth=depth,
-        num_heads=keys.integer("num_heads"),
+        num_heads=keys.integer("num_heads", default=16),
         patch_size=patch_size,
         temporal_patch_size=keys.integer("temporal_patch_size", default=2),
         spatial_merge_size=merge_size,
         window_size=patch_size * merge_size,
         full_attention_blocks=tuple(range(depth)),
         in_channels=keys.integer("in_channels", "in_chans", default=3),
-        out_hidden_size=keys.integer("hidden_size"),
+        out_hidden_size=keys.integer("hidden_size", default=3584),
         plain_blocks=True,
     )
 

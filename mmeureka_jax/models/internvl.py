@@ -53,7 +53,6 @@ PROJECTOR_EPSILON = 1e-5  # torch's default, in both references
 QK_NORM_EPSILON = 1e-6  # of transformers; the original has layer_norm_eps, whose released value is the same
 
 CONTEXT_TOKEN, START_TOKEN, END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
-TURN_END = "<|im_end|>"
 
 # Of the original's conversation template `internvl2_5`, the one of InternVL2.5, 3 and 3.5.
 SYSTEM_MESSAGE = (
@@ -163,10 +162,7 @@ class InternVLConfig:
             raise UserError(f"{source}: the tokenizer beside it lacks {missing}, which mark a picture")
         nested = {key: value for key, value in text_keys.values.items() if value is not None}
         end_keys = Keys({**config_json, **nested}, source, "")
-        eos, pad, bos = read_end_tokens(end_keys, generation_config_json or {})
-        # The original's chat() ends with a turn, whatever the files say.
-        turn_end = added.get(TURN_END)
-        eos = eos if turn_end is None or turn_end in eos else (turn_end, *eos)
+        eos, pad, bos = read_end_tokens(end_keys, generation_config_json or {}, added)
         config = cls(
             text=read_decoder(text_keys, _is_tied(text_keys, top, beside)),
             vision=_read_vision(vision_keys, tile_size, merge_size, original),

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmeureka_jax.errors import UserError, brief
@@ -41,6 +40,8 @@ def write_orbax(params: Mapping[str, Any], folder: Path, dtypes: Mapping[str, st
     Args:
         dtypes: of the tensors that the parameters were made of, by their stored names.
     """
+    import orbax.checkpoint as ocp
+
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(folder.resolve() / _PARAMS, args=ocp.args.PyTreeSave(params, save_args=chunks))
@@ -64,6 +65,8 @@ def load_orbax(
     Raises:
         UserError: arrays that are missing, misshapen or unexpected (all of them in one message), or damaged ones.
     """
+    import orbax.checkpoint as ocp
+
     arrays = _read_description(folder)["arrays"]
     expected = {rule.leaf: list(rule.leaf_shape) for rule in rules}
     problems = [f"{name}: missing (expected shape {shape})" for name, shape in expected.items() if name not in arrays]

@@ -52,14 +52,15 @@ class TextOnlyConfig:
 
         Args:
             source: the file, for messages.
-            beside: not needed: `config.json` says everything.
+            beside: the tokenizer, which knows whether turns have an end.
 
         Raises:
             UserError: a missing or malformed key, sizes that do not fit together, or a feature that this policy does
                 not have.
         """
         keys = Keys(config_json, source, "")
-        eos, pad, bos = read_end_tokens(keys, generation_config_json or {})
+        added = beside.added_tokens() if beside is not None else {}
+        eos, pad, bos = read_end_tokens(keys, generation_config_json or {}, added)
         config = cls(
             text=read_decoder(keys, tied=bool(keys.get("tie_word_embeddings", False))),
             eos_token_ids=eos,

@@ -312,9 +312,10 @@ class Collector:
     def score(self, loaded: Sequence[LoadedProblem], texts: Sequence[Sequence[str]]) -> list[list[RewardResult]]:
         from mmeureka_jax.rewards.base import RewardRequest
 
+        begun = self._processor.response_prefix
         flat = self._rewards.score(
             [
-                RewardRequest(text, item.problem.answer or "", item.problem.question, item.problem.metadata)
+                RewardRequest(begun + text, item.problem.answer or "", item.problem.question, item.problem.metadata)
                 for item, row in zip(loaded, texts, strict=True)
                 for text in row
             ]

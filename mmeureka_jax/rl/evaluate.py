@@ -135,8 +135,9 @@ class Evaluator:
         ):  # fmt: skip
             answered.append(item)
             on_batch(1)
+        begun = self._processor.response_prefix
         requests = [
-            RewardRequest(responses[0].text, problem.answer or "", problem.question, problem.metadata)
+            RewardRequest(begun + responses[0].text, problem.answer or "", problem.question, problem.metadata)
             for problem, responses in answered
         ]
         scores = self._rewards.score(requests)

@@ -23,7 +23,14 @@ from mmeureka_jax.mesh import batch_divisor, is_main
 from mmeureka_jax.rl.evaluate import Evaluator, summarise
 from mmeureka_jax.rl.learner import Learner
 from mmeureka_jax.rl.run_folder import CompileCounter, NonFiniteGuard, begin_run, restore_position
-from mmeureka_jax.rl.setup import LoadedPolicy, open_checked, open_policy, open_processor, same_on_all_hosts
+from mmeureka_jax.rl.setup import (
+    LoadedPolicy,
+    check_context,
+    open_checked,
+    open_policy,
+    open_processor,
+    same_on_all_hosts,
+)
 from mmeureka_jax.rl.update import Objective
 from mmeureka_jax.tracking import Tracker, progress
 
@@ -196,6 +203,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         loaded = open_policy(config, run_dir)
         stack.enter_context(jax.set_mesh(loaded.mesh))
         check_batch_sizes(loaded.mesh, recipe.batch_sizes)
+        response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
+        check_context(loaded.policy.config.text, config.data.max_prompt_tokens + response)
         processor = open_processor(config, loaded.checkpoint)
         validated = config.data.validation is not None and config.tracking.validate_every > 0
         rewards = stack.enter_context(RewardWorkers(config.reward)) if recipe.scored or validated else None

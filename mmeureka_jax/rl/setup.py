@@ -27,6 +27,7 @@ from mmeureka_jax.config_io import filled
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
+from mmeureka_jax.models.config import TextConfig
 from mmeureka_jax.models.lora import Lora, initial_adapters
 from mmeureka_jax.models.peft_files import StoredAdapters, open_adapters
 from mmeureka_jax.models.policy import Params, Policy
@@ -171,6 +172,26 @@ def _open_adapters(config: LoraConfig | None, policy: Policy) -> StoredAdapters 
             + "\nset the keys to what they are"
         )
     return stored
+
+
+def check_context(text: TextConfig, longest: int) -> None:
+    """Warns of prompts and responses that together may be longer than what the checkpoint was trained on.
+
+    Raises:
+        UserError: the checkpoint asks for other rotary angles beyond that.
+    """
+    if longest <= text.max_position_embeddings:
+        return
+    message = (
+        f"a prompt and its response may take {longest} positions, and the checkpoint was trained on "
+        f"{text.max_position_embeddings} (max_position_embeddings)"
+    )
+    if text.dynamic_rope:
+        raise UserError(
+            f"{message}; beyond those its rotary angles change (rope_scaling dynamic), which the policy does not have: "
+            "lower the limits of prompts or responses"
+        )
+    logger.warning("%s; responses beyond those are likely to be poor", message)
 
 
 def open_random_model(run_dir: Path, config: RandomModelConfig) -> Path:

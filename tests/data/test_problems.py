@@ -127,7 +127,8 @@ def test_gsm8k_rows(tmp_path):
     rows = [{"question": "How many?", "answer": answer} for answer in solutions + others]
     source = open_problems(write_jsonl(tmp_path / "train.jsonl", rows))
     assert [source[row].answer for row in range(len(rows))] == answers + others
-    assert source[1] == Problem("train-1", user("How many?"), (), "1,450", {})
+    assert source[1] == Problem("train-1", user("How many?"), (), "1,450", {"solution": solutions[1]})
+    assert source[2] == Problem("train-2", user("How many?"), (), "#### 7", {})
 
 
 def test_chat_rows_of_the_sample_command(pictures):

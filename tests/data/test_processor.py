@@ -241,6 +241,9 @@ def test_checkpoints_that_cannot_be_used(changed):
     with pytest.raises(UserError, match=f"image_token_id of config.json is {spare}"):
         make(changed)
     (changed / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read as JSON"):
+        make(changed)
+    (changed / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="tokenizer cannot be loaded"):
         make(changed)
 
@@ -298,14 +301,13 @@ def test_decoding_skips_special_tokens_and_spare_rows_of_the_vocabulary(processo
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_end_tokens_are_those_of_generation_config(changed, listed):
+def test_end_tokens_are_those_of_generation_config_and_the_end_of_a_turn(changed, listed):
     tokenizer = make(changed).tokenizer
     end, text = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
     (changed / "generation_config.json").write_text(json.dumps({"eos_token_id": [text, end] if listed else text}))
     processor = make(changed)
-    assert processor.eos_token_ids == ((text, end) if listed else (text,))
-    # A turn ends with the tokenizer's eos where the model knows it as one.
-    assert processor.encode_response("a")[-1] == (end if listed else text)
+    assert processor.eos_token_ids == ((text, end) if listed else (end, text))
+    assert processor.encode_response("a")[-1] == end
 
 
 # Workers.

@@ -1,6 +1,8 @@
 """Prompts of models that read no pictures, against their tokenizer's chat template; and rows that are refused."""
 
 import json
+import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from mmeureka_jax.data.problems import Problem, RowError, open_problems
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
+from mmeureka_jax.rewards.format import follows_format
 
 # As that of Qwen2.5 does: contents are texts, and a system turn is made up.
 TEMPLATE = """\
@@ -47,6 +50,17 @@ def folder(tmp_path_factory):
 
 def make(folder, prompt_style="plain"):
     return Processor.from_checkpoint(folder, prompt_style=prompt_style, max_prompt_tokens=500)
+
+
+def test_what_the_template_writes_of_a_response_is_known(folder, tmp_path):
+    """As templates of models that always reason do."""
+    assert make(folder).response_prefix == ""
+    thinking = shutil.copytree(folder, tmp_path / "model")
+    (thinking / "chat_template.jinja").write_text(TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"))
+    processor = make(thinking)
+    assert processor.response_prefix == "<think>\n"
+    assert follows_format(processor.response_prefix + "so 2\n</think>\n<answer> $2$ </answer>", "instruct") == 1
+    assert pickle.loads(pickle.dumps(processor)).response_prefix == "<think>\n"
 
 
 def turns(*texts):

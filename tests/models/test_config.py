@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.config import Beside, Qwen2_5VLConfig
 from mmeureka_jax.models.families import family_named, family_of
 from mmeureka_jax.models.text_only import TextOnlyConfig
 
@@ -282,6 +282,37 @@ def test_refusals_name_the_file_and_what_is_wrong(path, value, message):
     assert message in str(error.value)
 
 
+# As transformers 4.4x saved them: without what its classes have as defaults.
+STRIPPED = {
+    "qwen2_vl": {"hidden_size": 8192, "in_chans": 3, "model_type": "qwen2_vl", "spatial_patch_size": 14},
+    "qwen2_5_vl": {"hidden_size": 1280, "in_chans": 3, "model_type": "qwen2_5_vl", "spatial_patch_size": 14},
+}
+
+
+@pytest.mark.parametrize("family", STRIPPED)
+def test_what_a_vision_config_leaves_out_is_as_in_transformers(family):
+    import transformers
+
+    file = {"qwen2_vl": QWEN2_VL_7B, "qwen2_5_vl": QWEN_7B}[family]
+    width = 8192 if family == "qwen2_vl" else 3584
+    file = {**file, "hidden_size": width, "num_attention_heads": width // 128, "vision_config": STRIPPED[family]}
+    kind = transformers.Qwen2VLConfig if family == "qwen2_vl" else transformers.Qwen2_5_VLConfig
+    reference = kind.from_dict(copy.deepcopy(file))
+    ours = Qwen2_5VLConfig.from_hf(file, GENERATION, "config.json")
+    assert ours == Qwen2_5VLConfig.from_hf(reference.to_dict(), GENERATION, "config.json")
+    assert ours.vision.depth == 32 and ours.vision.num_heads == 16 and ours.vision.hidden_size == 1280
+
+
+@pytest.mark.parametrize("file", [QWEN2_5_HALF_B, QWEN2_VL_7B, QWEN_7B], ids=["text", "qwen2_vl", "qwen2_5_vl"])
+def test_the_end_of_a_turn_ends_responses_of_base_checkpoints_too(file):
+    config = TextOnlyConfig if file is QWEN2_5_HALF_B else Qwen2_5VLConfig
+    base, beside = {"eos_token_id": 151643}, Beside(lambda: {"<|im_end|>": 151645})
+    read = config.from_hf(file, base, "config.json", beside)
+    assert (read.eos_token_ids, read.pad_token_id) == ((151645, 151643), 151643)
+    assert config.from_hf(file, base, "config.json", Beside()).eos_token_ids == (151643,)
+    assert config.from_hf(file, GENERATION, "config.json", beside).eos_token_ids == (151645, 151643)
+
+
 def test_qwen2_vl_of_the_hub():
     import transformers
 
@@ -303,8 +334,8 @@ def test_qwen2_vl_of_the_hub():
     ("path", "value", "message"),
     [
         ("vision_config.hidden_act", "silu", "vision_config.hidden_act is 'silu'; the policy has only 'quick_gelu'"),
-        ("vision_config.embed_dim", None, "key 'vision_config.embed_dim' is missing"),
-        ("vision_config.mlp_ratio", 3.5, "'vision_config.mlp_ratio' is 3.5, expected an integer"),
+        ("vision_config.embed_dim", "wide", "key 'vision_config.embed_dim' is 'wide', expected an integer"),
+        ("vision_config.mlp_ratio", 3.5, "'vision_config.mlp_ratio' is 3.5, expected a whole number"),
         ("vision_config.hidden_size", 1280, "out_hidden_size 1280 differs from hidden_size 3584"),
         ("vision_config.rope_parameters", {"rope_theta": 5e5}, "rope_parameters.rope_theta is 500000.0"),
     ],

@@ -14,9 +14,10 @@ from mmeureka_jax.config import Config, DataConfig, SFTConfig, TrackingConfig
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
+from mmeureka_jax.models.weights import read_config
 from mmeureka_jax.rl import setup
 from mmeureka_jax.rl.job import Job, check_image_windows
-from mmeureka_jax.rl.setup import open_checked, open_random_model
+from mmeureka_jax.rl.setup import check_context, open_checked, open_random_model
 from mmeureka_jax.rl.sft import recipe
 
 
@@ -82,6 +83,19 @@ def test_hosts_that_see_other_rows_are_told(monkeypatch):
         setup._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
     monkeypatch.setattr(setup.multihost_utils, "process_allgather", lambda own: np.stack([own, own]))
     setup._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
+
+
+def test_lengths_beyond_what_the_checkpoint_was_trained_on(tmp_path, caplog):
+    write_tiny_checkpoint(tmp_path, TINY)
+    text = dataclasses.replace(read_config(tmp_path).text, max_position_embeddings=100)
+    check_context(text, 100)
+    assert not caplog.records
+    check_context(text, 101)
+    assert "may take 101 positions, and the checkpoint was trained on 100" in caplog.text
+    dynamic = dataclasses.replace(text, dynamic_rope=True)
+    check_context(dynamic, 100)
+    with pytest.raises(UserError, match="rope_scaling dynamic.*lower the limits"):
+        check_context(dynamic, 101)
 
 
 def test_too_few_image_windows_are_refused():
