@@ -173,6 +173,8 @@ def open_adapters(folder: Path, config: PolicyConfig) -> StoredAdapters:
         UserError: not such a folder (pickled adapters are refused by name), a broken file, adapters of a kind that is
             not supported, or tensors that do not belong to the policy; all of those in one message.
     """
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder / CONFIG_FILE}: no such file; give a folder of adapters in PEFT's layout")
     content = read_json(folder / CONFIG_FILE)
     problems = []
     if content.get("peft_type") != "LORA":

@@ -310,7 +310,7 @@ def damaged(folder, **changes):
             lambda folder: rename_tensors(folder, "model.language_model.layers.0.mlp.up_proj", "lm_head"),
             ["lm_head.lora_A.weight: adapters of the output projection are not supported"],
         ),
-        (lambda folder: (folder / CONFIG_FILE).unlink(), ["adapter_config.json: cannot be read"]),
+        (lambda folder: (folder / CONFIG_FILE).unlink(), ["adapter_config.json: no such file"]),
         (
             lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
             ["only pickled weights (adapter_model.bin)"],
