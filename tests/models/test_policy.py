@@ -84,7 +84,7 @@ def test_gradients_of_the_summed_log_prob_equal_transformers(both):
             assert np.linalg.norm(one - of_torch) <= 1e-3 * np.linalg.norm(of_torch), name
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_shared_prompt_equals_the_repeated_layout(tied, packed):
     """Loss and gradients with one prompt for n responses, padded or packed, = those with the prompt repeated n times
     (1e-5 relative)."""
