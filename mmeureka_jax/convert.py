@@ -14,8 +14,9 @@ import numpy as np
 from mmeureka_jax.checkpoint import METADATA_FILE, is_no_space
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.export import CARD_FILE, PROVENANCE_FILE
+from mmeureka_jax.files import read_json
 from mmeureka_jax.models.orbax_files import is_orbax, write_orbax
-from mmeureka_jax.models.safetensors_files import check_is_new, read_json
+from mmeureka_jax.models.safetensors_files import check_is_new
 from mmeureka_jax.models.weights import (
     folder_files,
     load_params,

@@ -8,7 +8,6 @@ JPEG's faster reduced-size decoding (`Image.draft`) gives other pixels, so it is
 from __future__ import annotations
 
 import io
-import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from mmeureka_jax.data.problems import ImageRef, RowError
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import read_json
 from mmeureka_jax.models.config import Qwen2_5VLConfig, first_given
 
 # Plain raster formats. Pillow knows more, among them EPS, which it hands to a Ghostscript process.
@@ -196,23 +196,13 @@ class PicturePreprocessor:
         return text
 
 
-def _read_json_object(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    return content
-
-
 def read_settings(path: Path) -> tuple[Path, Mapping[str, Any]]:
     """The file with the image processor's settings, and the settings; the nested form wins, as in transformers."""
     nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
-    if nested.exists() and isinstance(settings := _read_json_object(nested).get("image_processor"), Mapping):
+    if nested.exists() and isinstance(settings := read_json(nested).get("image_processor"), Mapping):
         return nested, settings
     if flat.exists():
-        return flat, _read_json_object(flat)
+        return flat, read_json(flat)
     raise UserError(f"{path}: neither preprocessor_config.json nor a processor_config.json with an image_processor")
 
 

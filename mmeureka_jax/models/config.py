@@ -8,6 +8,7 @@ transformers 4 (and the files on the hub) keep the text decoder's keys at the to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -302,6 +303,25 @@ class Keys:
         if value not in allowed:
             only = " or ".join(repr(choice) for choice in allowed)
             raise UserError(f"{self.source}: {self.prefix}{key} is {value!r}; the policy has only {only}")
+
+
+class KeptConfig:
+    """Of a family whose `config.json` is kept as it was read (`stored`): what is written of it again."""
+
+    stored: str
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    bos_token_id: int | None
+
+    def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
+        """The dictionary of `config.json`: as it was read, but for `dtype`, that of the weights beside it."""
+        config = json.loads(self.stored)
+        config.pop("dtype", None)
+        return {**config, "torch_dtype": dtype}
+
+    def to_hf_generation(self) -> dict[str, Any]:
+        """The dictionary of a `generation_config.json` with every end token."""
+        return generation_config(self.eos_token_ids, self.pad_token_id, self.bos_token_id)
 
 
 def generation_config(eos: tuple[int, ...], pad: int, bos: int | None) -> dict[str, Any]:

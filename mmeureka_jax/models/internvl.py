@@ -32,9 +32,9 @@ from mmeureka_jax.models.attention import attention, keys_first, split_heads
 from mmeureka_jax.models.batch import Array, ImageBatch
 from mmeureka_jax.models.config import (
     Beside,
+    KeptConfig,
     Keys,
     TextConfig,
-    generation_config,
     read_decoder,
     read_end_tokens,
 )
@@ -107,7 +107,7 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class InternVLConfig:
+class InternVLConfig(KeptConfig):
     """An InternVL policy: its towers, its picture tokens, and the `config.json` that it came with."""
 
     text: TextConfig
@@ -179,16 +179,6 @@ class InternVLConfig:
         )
         config.check_sizes(source)
         return config
-
-    def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """The dictionary of `config.json`: as it was read, but for `dtype`, that of the weights beside it."""
-        config = json.loads(self.stored)
-        config.pop("dtype", None)
-        return {**config, "torch_dtype": dtype}
-
-    def to_hf_generation(self) -> dict[str, Any]:
-        """The dictionary of a `generation_config.json` with every end token."""
-        return generation_config(self.eos_token_ids, self.pad_token_id, self.bos_token_id)
 
     @property
     def placeholders(self) -> dict[str, int]:

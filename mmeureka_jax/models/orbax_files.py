@@ -21,9 +21,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.files import read_json
 from mmeureka_jax.manifest import describe_arrays, verify_arrays
 from mmeureka_jax.models.rules import Rule
-from mmeureka_jax.models.safetensors_files import read_json
 
 DESCRIPTION_FILE = "orbax_params.json"
 _PARAMS = "params"

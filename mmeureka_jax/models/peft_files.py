@@ -26,10 +26,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import read_json
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import LORA_A, LORA_B
 from mmeureka_jax.models.lora import OUTPUT, Lora, linear_maps
-from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, read_json, write_checkpoint_files
+from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, write_checkpoint_files
 
 CONFIG_FILE = "adapter_config.json"
 _NAME = "adapter_model"

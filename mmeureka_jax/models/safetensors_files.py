@@ -75,21 +75,6 @@ def open_checkpoint(folder: Path, name: str = "model") -> dict[str, StoredTensor
     return {tensor: headers[file][tensor] for tensor, file in weight_map.items()}
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: it cannot be read, or is something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object")
-    return content
-
-
 def check_is_new(folder: Path) -> None:
     """Raises a UserError if there is something at `folder` already (an empty folder may be)."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

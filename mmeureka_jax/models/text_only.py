@@ -15,9 +15,9 @@ from flax import nnx
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import (
     Beside,
+    KeptConfig,
     Keys,
     TextConfig,
-    generation_config,
     read_decoder,
     read_end_tokens,
 )
@@ -26,7 +26,7 @@ from mmeureka_jax.models.rules import Rule, Rules, decoder_rules
 
 
 @dataclass(frozen=True)
-class TextOnlyConfig:
+class TextOnlyConfig(KeptConfig):
     """A policy that reads no pictures: its decoder, and the `config.json` that it came with."""
 
     text: TextConfig
@@ -70,16 +70,6 @@ class TextOnlyConfig:
         )
         config.check_sizes(source)
         return config
-
-    def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """The dictionary of `config.json`: as it was read, but for `dtype`, that of the weights beside it."""
-        config = json.loads(self.stored)
-        config.pop("dtype", None)
-        return {**config, "torch_dtype": dtype}
-
-    def to_hf_generation(self) -> dict[str, Any]:
-        """The dictionary of a `generation_config.json` with every end token."""
-        return generation_config(self.eos_token_ids, self.pad_token_id, self.bos_token_id)
 
     def check_sizes(self, source: str) -> None:
         """Raises a `UserError` about `source` if sizes do not fit together."""

@@ -26,11 +26,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import read_json
 from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
 from mmeureka_jax.models.orbax_files import is_orbax, load_orbax, tensor_dtypes
 from mmeureka_jax.models.rules import Layout, Rule, from_stored, to_stored
-from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, read_json, write_checkpoint_files
+from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, write_checkpoint_files
 
 # Files that travel unchanged from the checkpoint a policy came from to the one that is saved.
 COMPANION_FILES = (
