@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 from PIL import Image
@@ -23,10 +24,12 @@ from mmeureka_jax.data.pictures import read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.models.batch import PromptBatch
-from mmeureka_jax.models.policy import Params, Policy
+from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.models.rules import from_stored
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.models.weights import load_params, read_config, rules
+from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
+from mmeureka_jax.rl.sampler import sample
 
 
 class WithoutVideo:
@@ -180,3 +183,48 @@ def _hub_name(name: str) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_and_score(policy, params, batch, responses):
+    """Log-probabilities and entropies of the responses' tokens; pictures are encoded first."""
+    return token_log_probs(policy, params, batch, encode_images(policy, params, batch.images), responses)
+
+
+def responses_for(count, n, length, seed=0, vocab=250):
+    """Random tokens [count, n, length], the same each time."""
+    return np.random.default_rng(seed).integers(5, vocab, (count, n, length)).astype(np.int32)
+
+
+def assert_gradients_equal(ours: Params, theirs: Params, *, vanishing=lambda name: False) -> None:
+    """Within 1e-3 of each tensor's norm, layer by layer; those whose name is `vanishing` are 0 but for rounding."""
+    for (path, mine), expected in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        name = jax.tree_util.keystr(path)
+        if vanishing(name):
+            assert max(np.abs(mine).max(), np.abs(expected).max()) < 1e-4
+            continue
+        stacked = "blocks" in name or "layers" in name  # each layer is a tensor of its own
+        for one, of_torch in zip(mine, expected, strict=True) if stacked else [(mine, expected)]:
+            assert np.linalg.norm(one - of_torch) <= 1e-3 * np.linalg.norm(of_torch), name
+
+
+def assert_greedy_equals_transformers(model: Lively, items: Sequence[Problem], length: int) -> None:
+    """Token for token, up to the first end token."""
+    config = model.config
+    settings = SamplingSettings(
+        temperature=0.0, group_size=1, max_new_tokens=length, eos_token_ids=config.eos_token_ids,
+        pad_token_id=config.pad_token_id,
+    )  # fmt: skip
+    seeds, active = prompt_seeds([item.id for item in items]), np.ones(len(items), bool)
+    samples, _ = sample(model.policy, settings, "rollout", model.params, model.batch(items), seeds, 0, 0, active)
+    for i, item in enumerate(items):
+        inputs, start = model.torch_inputs(item, np.zeros(0, np.int32))
+        with torch.no_grad():
+            out = model.torch.generate(
+                **inputs, max_new_tokens=length, do_sample=False, eos_token_id=list(config.eos_token_ids),
+                pad_token_id=config.pad_token_id, suppress_tokens=list(model.policy.forbidden_tokens) or None,
+            )  # fmt: skip
+        expected = out[0, start:].numpy()
+        assert samples.lengths[i, 0] == len(expected)
+        np.testing.assert_array_equal(samples.tokens[i, 0, : len(expected)], expected, err_msg=item.id)
+    assert len(np.unique(samples.tokens)) > 10  # not a test of stuck answers

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from support import PROBLEMS, Lively
+from support import PROBLEMS, Lively, assert_gradients_equal, responses_for
 
 from mmeureka_jax.models.log_probs import log_probs_of
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
@@ -33,10 +33,6 @@ def both(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):
     return Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
-
-
-def responses_for(count, n, length, seed=0, vocab=250):
-    return np.random.default_rng(seed).integers(5, vocab, (count, n, length)).astype(np.int32)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -77,11 +73,7 @@ def test_gradients_of_the_summed_log_prob_equal_transformers(both):
     both.torch.zero_grad()
     sum(both.torch_log_probs(item, responses[0, j])[0].sum() for j in range(2)).backward()
     theirs = both.torch_gradients()
-    for (path, mine), expected in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        name = jax.tree_util.keystr(path)
-        stacked = "blocks" in name or "layers" in name  # each layer is a tensor of its own
-        for one, of_torch in zip(mine, expected, strict=True) if stacked else [(mine, expected)]:
-            assert np.linalg.norm(one - of_torch) <= 1e-3 * np.linalg.norm(of_torch), name
+    assert_gradients_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 
 import jax
@@ -10,18 +9,26 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import PROBLEMS, Lively, enlivened, problem, start_folder
+from support import (
+    PROBLEMS,
+    Lively,
+    assert_gradients_equal,
+    assert_greedy_equals_transformers,
+    encode_and_score,
+    enlivened,
+    problem,
+    responses_for,
+    start_folder,
+)
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mmeureka_jax.config import MeshConfig
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
-from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
+from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.models.text_only import TextOnlyConfig
 from mmeureka_jax.models.tiny import build_tokenizer_files
 from mmeureka_jax.models.weights import load_params, read_config, save_params
-from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
-from mmeureka_jax.rl.sampler import sample
 
 # Family, and whether the output head is the embedding.
 FORMS = {
@@ -66,15 +73,6 @@ def problems(model):
     return TEXTS if isinstance(model.config, TextOnlyConfig) else list(PROBLEMS.values())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode_and_score(policy, params, batch, responses):
-    return token_log_probs(policy, params, batch, encode_images(policy, params, batch.images), responses)
-
-
-def responses_for(count, n, length):
-    return np.random.default_rng(0).integers(5, 250, (count, n, length)).astype(np.int32)
-
-
 def test_log_probs_equal_transformers(model):
     items = problems(model)
     batch, responses = model.batch(items), responses_for(len(items), 2, 9)
@@ -99,33 +97,12 @@ def test_gradients_of_the_summed_log_prob_equal_transformers(model):
     model.torch.zero_grad()
     sum(model.torch_log_probs(item, responses[0, j])[0].sum() for j in range(2)).backward()
     theirs = model.torch_gradients()
-    for (path, mine), expected in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        name = jax.tree_util.keystr(path)
-        stacked = "blocks" in name or "layers" in name  # each layer is a tensor of its own
-        for one, of_torch in zip(mine, expected, strict=True) if stacked else [(mine, expected)]:
-            assert np.linalg.norm(one - of_torch) <= 1e-3 * np.linalg.norm(of_torch), name
+    assert_gradients_equal(ours, theirs)
 
 
 @pytest.mark.slow
 def test_greedy_equals_transformers_token_for_token(model):
-    items, length, config = problems(model), 64, model.config
-    settings = SamplingSettings(
-        temperature=0.0, group_size=1, max_new_tokens=length, eos_token_ids=config.eos_token_ids,
-        pad_token_id=config.pad_token_id,
-    )  # fmt: skip
-    seeds, active = prompt_seeds([item.id for item in items]), np.ones(len(items), bool)
-    samples, _ = sample(model.policy, settings, "rollout", model.params, model.batch(items), seeds, 0, 0, active)
-    for i, item in enumerate(items):
-        inputs, start = model.torch_inputs(item, np.zeros(0, np.int32))
-        with torch.no_grad():
-            out = model.torch.generate(
-                **inputs, max_new_tokens=length, do_sample=False, eos_token_id=list(config.eos_token_ids),
-                pad_token_id=config.pad_token_id, suppress_tokens=list(model.policy.forbidden_tokens) or None,
-            )  # fmt: skip
-        expected = out[0, start:].numpy()
-        assert samples.lengths[i, 0] == len(expected)
-        np.testing.assert_array_equal(samples.tokens[i, 0, : len(expected)], expected, err_msg=item.id)
-    assert len(np.unique(samples.tokens)) > 10  # not a test of stuck answers
+    assert_greedy_equals_transformers(model, problems(model), 64)
 
 
 def test_round_trip_is_bitwise(model, tmp_path):
