@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from mmeureka_jax import __version__
+from mmeureka_jax.config import ACCURACY_RULES
 from mmeureka_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_STOPPED,
@@ -28,7 +29,6 @@ from mmeureka_jax.errors import (
 )
 
 PROMPT_STYLES = ("plain", "instruct", "zero", "cpgd")
-ACCURACY_FORMS = ("instruct", "boxed")
 DTYPES = ("float32", "bfloat16", "float16")
 RESUMABLE = ("sft", "train", "demo", "sweep")
 
@@ -162,7 +162,9 @@ def add_eval_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="default: %(default)s")
     group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
     group.add_argument("--prompt-style", choices=PROMPT_STYLES, help="instructions around each question")
-    group.add_argument("--accuracy", choices=ACCURACY_FORMS, help="where answers stand: <answer> tags, or \\boxed{}")
+    group.add_argument(
+        "--accuracy", choices=ACCURACY_RULES, help="reward.accuracy: the rule that answers are graded by"
+    )
     group.add_argument("--max-new-tokens", type=positive_int, metavar="N")
     add_pixel_arguments(group)
     group.add_argument("--max-prompt-tokens", type=positive_int, metavar="N", help="default: the model's context")

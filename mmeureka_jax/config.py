@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mmeureka_jax import config_io
 from mmeureka_jax.config_io import CustomFunction, Overlay, config_diff, overlaid, to_dict
@@ -17,6 +17,8 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 
 __all__ = [
+    "ACCURACY_RULES",
+    "AccuracyRule",
     "Config",
     "config_diff",
     "load_config",
@@ -24,6 +26,9 @@ __all__ = [
     "stage_configs",
     "to_dict",
 ]
+
+AccuracyRule = Literal["instruct", "boxed", "upstream", "upstream_tags", "upstream_boxed"]
+ACCURACY_RULES: tuple[AccuracyRule, ...] = get_args(AccuracyRule)  # what commands offer
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ class DataConfig:
 class RewardConfig:
     """reward = sum of weight * rule; every rule is logged by itself, also with weight 0."""
 
-    accuracy: Literal["instruct", "boxed"] = "instruct"  # where the answer stands: <answer> tags, or \\boxed{}
+    # Where the answer stands: <answer> tags, or \boxed{}. upstream, upstream_boxed: by MM-EUREKA's own rules, to repeat
+    # the run of a paper; upstream_tags: as its public code, which compares the tags along with the answer.
+    accuracy: AccuracyRule = "instruct"
     accuracy_weight: float = 1.0
     format: Literal["instruct", "zero"] = "instruct"  # zero: nothing outside the tags, a thought of 300 characters
     format_weight: float = 0.5

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from mmeureka_jax.checkpoint import package_versions
-from mmeureka_jax.config import Config, DataConfig, RewardConfig, SamplerConfig
+from mmeureka_jax.config import AccuracyRule, Config, DataConfig, RewardConfig, SamplerConfig
 from mmeureka_jax.export import read_provenance
 from mmeureka_jax.files import atomic_writer, write_atomic
 from mmeureka_jax.inference import ModelOptions, length_buckets
@@ -42,7 +42,7 @@ class EvalOptions:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_prompt_tokens: int | None = None
-    accuracy: Literal["instruct", "boxed"] | None = None
+    accuracy: AccuracyRule | None = None
     max_new_tokens: int | None = None
     batch_size: int = 32
     reward_workers: int = RewardConfig.workers

@@ -24,6 +24,7 @@ FIXED_FORMS = {
     "step": "--model DIR --prompts 8 --group 8 --new 64 --side 112 --train all --steps 5",
     "generate": "--model DIR --batch 64 --prompt 40 --new 96 --group 1",
     "update": "--model DIR --prompts 8 --group 8 --prompt 104 --new 64 --train language",
+    "rewards": "--answers 1000 --hanging 0.1 --workers 2 --time-limit 5.0",
     "vs_trl": "--prompts 8 --group 8 --new 64 --side 112 --repeats 3 --steps 5",
     "vs_transformers": "--what generate --batch 64 --prompt 40 --new 96 --group 1",
     "vs_tunix": "--batch 64 --prompt 40 --new 96 --group 1",
@@ -56,7 +57,7 @@ def test_fixed_command_forms_parse(benchmark, name):
     given = FIXED_FORMS[name].split()
     args = vars(benchmark(name).build_parser().parse_args(given))
     for option, value in zip(given[::2], given[1::2], strict=True):
-        assert str(args[option.removeprefix("--")]) == value
+        assert str(args[option.removeprefix("--").replace("-", "_")]) == value
 
 
 # Each contest, the script of ours that takes part, and how many responses there are.
@@ -260,6 +261,23 @@ def test_stragglers(checkpoint):
     assert result["ratio"] == pytest.approx(result["ragged_tok_per_s"] / result["equal_tok_per_s"], abs=1e-3)
     assert result["compiles"] == 0 and 4 < result["mean_length"] < result["longest"] <= 32
     assert [len(seconds) for seconds in result["all"].values()] == [2, 2]
+
+
+@pytest.mark.slow
+def test_rewards():
+    result = run_script("rewards", "--answers", 60, "--hanging", 0.05, "--time-limit", 2)
+    assert result["ratio"] == pytest.approx((result["hanging_s"] - 2) / result["plain_s"], abs=0.05)
+    assert result["hanging"] == 3 and result["failures"] >= result["timeouts"] and result["honest_failures"] == 0
+    assert 0 < result["one_median_ms"] <= result["one_p99_ms"] <= result["one_max_ms"]
+    assert result["reader_growth"] > 0 and result["reader_slowest_s"] > 0
+
+
+def test_rewards_asks_for_distinct_answers(benchmark):
+    module = benchmark("rewards")
+    requests, places = module.mixed_requests(500, 50, 1_000)
+    assert len({(request.response, request.answer) for request in requests}) == 500
+    assert len(places) == 50 and set(places.values()) == set(module.HANGING)
+    assert len({requests[place].response for place in places}) == 50
 
 
 def test_straggling_lengths_are_log_normal_and_cut_off(benchmark):

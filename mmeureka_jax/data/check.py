@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import mmeureka_jax
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config import AccuracyRule, RewardConfig
 from mmeureka_jax.data.pictures import frame_count, picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, RowError
 from mmeureka_jax.errors import UserError
@@ -109,7 +109,7 @@ def check_problems(
     source: ProblemSource,
     processor: MeasuresPrompts | None,
     *,
-    accuracy: Literal["instruct", "boxed"] | None = "instruct",
+    accuracy: AccuracyRule | None = "instruct",
     decode_images: bool = True,
     unique_ids: bool = True,
     progress: bool = True,
@@ -119,7 +119,7 @@ def check_problems(
 
     Args:
       processor: measures prompts from picture headers, and refuses those that are too long; None measures nothing.
-      accuracy: the form of the rule that gold answers must be parsable for; None leaves them unchecked.
+      accuracy: the rule that gold answers must be parsable for; None leaves them unchecked.
       decode_images: decode every picture, which finds truncated files; else only their headers are read.
       unique_ids: refuse a row whose id an earlier one has.
       cache_dir: where reports are kept; default: `mmeureka` in `XDG_CACHE_HOME` (or `~/.cache`).
@@ -230,16 +230,14 @@ def _find_duplicates(rows: list[_CheckedRow], reasons: list[Rejected | None]) ->
             reasons[row.row] = Rejected(row.id, row.row, "duplicate id", reason)
 
 
-def _check_golds(
-    rows: list[_CheckedRow], reasons: list[Rejected | None], form: Literal["instruct", "boxed"], progress: bool
-) -> None:
+def _check_golds(rows: list[_CheckedRow], reasons: list[Rejected | None], rule: AccuracyRule, progress: bool) -> None:
     """Rejects rows whose gold answer the accuracy rule can compare nothing with."""
     good = [row for row in rows if reasons[row.row] is None and row.answer is not None]
     answers = list(dict.fromkeys(row.answer for row in good if row.answer is not None))
     if not answers:
         return
     problems: dict[str, str | None] = {}
-    config = RewardConfig(accuracy=form, workers=min(os.cpu_count() or 1, _MAX_REWARD_WORKERS))
+    config = RewardConfig(accuracy=rule, workers=min(os.cpu_count() or 1, _MAX_REWARD_WORKERS))
     with (
         RewardWorkers(config) as rewards,
         progress_bar(len(answers), "check gold answers", unit="answer", enabled=progress) as bar,
@@ -297,7 +295,7 @@ def _cache_file(source: ProblemSource, processor: Any, settings: tuple[Any, ...]
 def _rules_state() -> str:
     """Names the code that judges rows: this package's readers and rules, and the libraries under them."""
     package = Path(mmeureka_jax.__file__).parent
-    files = sorted([*package.glob("data/*.py"), *package.glob("rewards/*.py")])
+    files = sorted([*package.glob("data/*.py"), *package.glob("rewards/**/*.py")])
     libraries = [f"{name} {version(name)}" for name in ("math-verify", "pillow", "transformers")]
     return _digest([*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files), *libraries])
 

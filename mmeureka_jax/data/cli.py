@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mmeureka_jax.config import DataConfig
+from mmeureka_jax.config import ACCURACY_RULES, DataConfig, RewardConfig
 from mmeureka_jax.data.pictures import picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
@@ -58,7 +58,7 @@ def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
     check.add_argument("--min-pixels", type=int, metavar="N", default=defaults.min_pixels)
     check.add_argument("--max-pixels", type=int, metavar="N", default=defaults.max_pixels)
     check.add_argument(
-        "--accuracy", choices=("instruct", "boxed"), default="instruct", help="rule to parse answers for"
+        "--accuracy", choices=ACCURACY_RULES, default=RewardConfig.accuracy, help="rule to parse answers for"
     )
     check.add_argument("--headers-only", action="store_true", help="do not decode pictures, which finds truncated ones")
     check.add_argument("--allow-no-answer", action="store_true", help="take rows without an answer too")
@@ -87,7 +87,7 @@ def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems at a time (default: 16)")
     group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
     group.add_argument("--prompt-style", choices=("plain", "instruct", "zero", "cpgd"))
-    group.add_argument("--accuracy", choices=("instruct", "boxed"))
+    group.add_argument("--accuracy", choices=ACCURACY_RULES)
     for name in ("--max-new-tokens", "--max-prompt-tokens", "--min-pixels", "--max-pixels"):
         group.add_argument(name, type=int, metavar="N")
     parser.set_defaults(run=difficulty_command)

@@ -2,15 +2,13 @@
 
 import json
 import re
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmeureka_jax.rewards.accuracy import accuracy, compare, gold_is_parsable, gold_problem
-from mmeureka_jax.rewards.answer_text import extract_answer
+from mmeureka_jax.rewards.accuracy import accuracy, compare, gold_problem
 
 # gold answer -> the same answer in other words
 EQUAL = {
@@ -46,7 +44,7 @@ EQUAL = {
     "2, -2": [r"$\pm 2$"],
     "35%": [r"$35\%$", "35 percent"],
     "2:30": ["02:30", "2:30"],
-    "1/3": ["0.333333"],
+    "1/3": [r"0.\overline{3}", "2/6"],
     "0.5": [".5", "00.50", "1/2", "(1+2)/6", "6÷12", "2**-1", "2^-1"],
     r"$-\frac{1}{2}\overrightarrow{a}-\frac{1}{2}\overrightarrow{b}$": [
         r"$-\frac{1}{2}(\overrightarrow{a}+\overrightarrow{b})$"],
@@ -93,7 +91,7 @@ UNEQUAL = {
     "$4m$": ["4"],
     "35%": ["3.5"],
     "20°30'": ["50", "20"],
-    "1/3": ["0.3", "0.33"],
+    "1/3": ["0.3", "0.33", "0.333333"],
     "30": ["30, 60, 90"],
 }  # fmt: skip
 
@@ -103,12 +101,12 @@ BROKEN_GOLDS = ["", "  ", "$$", "???", r"\frac{1}{", "$}{$", r"\sqrt{2", "1 +", 
 
 @pytest.mark.parametrize("gold", EQUAL)
 def test_equal_answers_in_other_forms_score(gold):
-    assert [text for text in EQUAL[gold] if compare(text, gold, in_tags=True) != 1.0] == []
+    assert [text for text in EQUAL[gold] if compare(text, gold) != 1.0] == []
 
 
 @pytest.mark.parametrize("gold", UNEQUAL)
 def test_wrong_lists_and_hedges_do_not_score(gold):
-    assert [text for text in UNEQUAL[gold] if compare(text, gold, in_tags=True) != 0.0] == []
+    assert [text for text in UNEQUAL[gold] if compare(text, gold) != 0.0] == []
 
 
 @pytest.mark.parametrize("gold", [*EQUAL, *UNEQUAL])
@@ -121,105 +119,87 @@ def test_gold_quoted_back_scores(gold, form):
 @pytest.mark.parametrize("gold", BROKEN_GOLDS)
 def test_a_gold_that_does_not_parse_has_a_reason_and_never_scores(gold):
     assert gold_problem(gold)
-    assert not gold_is_parsable(gold, "instruct")
     for text in (gold, "5", "1", ""):
         assert accuracy(f"<answer>{text}</answer>", gold, "instruct") == 0.0
         assert accuracy(text, gold, "instruct") == 0.0
         assert accuracy(rf"\boxed{{{text}}}", gold, "boxed") == 0.0
 
 
-@pytest.mark.parametrize(
-    ("response", "score"),
-    [
-        ("<think>4</think><answer>5</answer>", 1.0),
-        ("<think>5</think><answer>4</answer>", 0.0),
-        ("<answer>5</answer><answer>4</answer>", 1.0),  # the first span counts
-        ("<answer>4</answer><answer>5</answer>", 0.0),
-        ("<answer>\n5\n</answer>", 1.0),  # no span on one line: what follows the last tag
-        ("<answer>\n4\n</answer> so 5", 0.0),
-        ("<answer>4\n</answer><answer>\n5", 1.0),
-        ("<answer></answer> 5", 0.0),  # empty tags are an answer
-        ("5 <answer>no idea</answer>", 0.0),
-        ("<think>2 + 3, so the answer is 5.", 1.0),  # no tag: math-verify's rightmost value
-        ("First 5, but then the answer is $6$.", 0.0),
-        ("nothing", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_where_the_instruct_answer_is_taken_from(response, score):
-    assert accuracy(response, "5", "instruct") == score
-
-
-@pytest.mark.parametrize(
-    ("response", "score"),
-    [
-        (r"so \boxed{5}", 1.0),
-        (r"\boxed{4} no, \boxed{5}", 1.0),  # the last one
-        (r"\boxed{5} no, \boxed{4}", 0.0),
-        (r"\boxed{5} and \boxed{4", 1.0),  # the last balanced one
-        (r"$\boxed{\frac{10}{2}}$", 1.0),
-        (r"\boxed{}", 0.0),
-        (r"\boxed{3, 4, 5}", 0.0),
-        ("<answer>5</answer>", 0.0),
-        ("5", 0.0),
-    ],
-)
-def test_where_the_boxed_answer_is_taken_from(response, score):
-    assert accuracy(response, "5", "boxed") == score
-
-
-def test_a_choice_in_a_response_without_tags():
-    assert accuracy("The answer is B.", "B", "instruct") == 1.0
-    assert accuracy("It could be A, B, C or D.", "B", "instruct") == 0.0
-
-
-fractions = st.fractions(min_value=-100, max_value=100, max_denominator=60)
-
-
-@settings(deadline=None, max_examples=60)
-@given(fractions, fractions)
-def test_fractions_score_exactly_when_equal(gold: Fraction, answer: Fraction):
-    sign = "-" if answer < 0 else ""
-    text = rf"${sign}\frac{{{abs(answer.numerator) * 3}}}{{{answer.denominator * 3}}}$"
-    assert accuracy(f"<answer>{text}</answer>", str(gold), "instruct") == float(gold == answer)
-    assert accuracy(f"<answer>{gold}</answer>", str(gold), "instruct") == 1.0
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.integers(-50, 50), min_size=2, max_size=6, unique=True),
-    st.sampled_from([", ", " ", "; ", " or ", " and ", "\n"]),
-)
-def test_listing_candidates_never_scores(candidates, separator):
-    listed = separator.join(map(str, candidates))
-    assert [gold for gold in candidates if compare(listed, str(gold), in_tags=True) != 0.0] == []
-
-
-@given(st.lists(st.sampled_from(["<answer>", "</answer>", "<answer", "7", "\n", "\r", ">"]), max_size=12).map("".join))
-def test_the_answer_is_what_the_regular_expression_of_upstream_finds(response):
-    match = re.search(r"<answer>(.*?)</answer>", response)
-    found, in_tags = extract_answer(response, "instruct")
-    if match:
-        assert (found, in_tags) == (match[1], True)
-    else:
-        assert in_tags == ("<answer>" in response)
-
-
 @settings(deadline=None, max_examples=200)
 @example("01")
 @given(st.text(alphabet=r"01a\{}$()^_,.;:= √π°²<>" + "frac", max_size=20))
 def test_no_text_raises(text):
-    compare(text, "7.3104", in_tags=True)
+    compare(text, "7.3104")
     gold_problem(text)
 
 
-K12 = Path(__file__).parents[3] / "shared" / "data" / "k12_sample" / "k12.json"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CASES = Path(__file__).parent / "cases"
+needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not next to the repository")
 
 
-@pytest.mark.skipif(not K12.is_file(), reason="the K12 sample is not beside the repository")
+def rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def in_both_forms(row):
+    """The scores of an answer in an `<answer>` block and in a box."""
+    block = f"<think>t</think><answer>{row['answer']}</answer>"
+    box = rf"<think>t</think><answer>\boxed{{{row['answer']}}}</answer>"
+    return accuracy(block, row["gold"], "instruct"), accuracy(box, row["gold"], "boxed")
+
+
+def disagreements(pairs):
+    return [row for row in pairs if in_both_forms(row) != (row["verdict"], row["verdict"])]
+
+
+def test_pairs_are_judged_as_a_teacher_would():
+    assert disagreements(rows(CASES / "pairs.jsonl")) == []
+
+
+def test_responses_are_judged_as_a_teacher_would():
+    wrong = [row for row in rows(CASES / "responses.jsonl") if _score(row) != row["verdict"]]
+    assert wrong == []
+
+
+def _score(row):
+    return accuracy(row["response"], row["gold"], row["form"])
+
+
+@needs_shared_data
+def test_the_shared_cases_agree_but_for_one():
+    """7% for 7 is another value; docs/rewards.md says why."""
+    wrong = disagreements(rows(SHARED / "grading" / "pairs.jsonl"))
+    assert [(row["gold"], row["answer"]) for row in wrong] == [("7", "7%")]
+    responses = rows(SHARED / "grading" / "responses.jsonl")
+    assert [row for row in responses if _score(row) != row["verdict"]] == []
+
+
+def test_answers_that_only_please_the_rule_score_nothing():
+    gaming = rows(CASES / "gaming.jsonl")
+    assert len(gaming) >= 60
+    assert [row for row in gaming if in_both_forms(row) != (0.0, 0.0)] == []
+
+
+def test_a_gold_is_usable_or_has_a_reason():
+    golds = rows(CASES / "golds.jsonl")
+    assert [row["gold"] for row in golds if (gold_problem(row["gold"]) is None) != row["usable"]] == []
+    quoted = [{"gold": row["gold"], "answer": row["gold"]} for row in golds]
+    assert [row for row in quoted if in_both_forms(row) != (float(gold_problem(row["gold"]) is None),) * 2] == []
+
+
+@pytest.mark.parametrize(
+    "text", [r"x\infty", r"\infty x", r"x\infty+1", r"\infty^0", r"\frac{x\infty}{y}", "nan", "inf", r"\frac{0}{0}"]
+)
+@pytest.mark.parametrize("gold", ["7", r"2\sqrt{3}", "x+1", "y=2x+1", r"(1,\sqrt{2})", "x^2+y^2=4", "1"])
+def test_nothing_infinite_equals_anything_finite(text, gold):
+    assert compare(text, gold) == compare(f"y={text}", gold) == 0.0
+
+
+@needs_shared_data
 def test_k12_golds_quoted_back_score():
     """All but two of the 64: explanations in sentences, which no rule can compare and the data check refuses."""
-    golds = [row["answer"] for row in json.loads(K12.read_text())]
+    golds = [row["answer"] for row in json.loads((SHARED / "k12_sample" / "k12.json").read_text())]
     exceptions = [gold for gold in golds if gold_problem(gold) is not None]
     assert len(golds) == 64
     assert len(exceptions) == 2
@@ -231,10 +211,14 @@ def test_k12_golds_quoted_back_score():
         assert accuracy("<think>t</think><answer>7.3104</answer>", gold, "instruct") == 0.0, gold
 
 
-@pytest.mark.skipif(not K12.is_file(), reason="the K12 sample is not beside the repository")
+@needs_shared_data
 def test_k12_golds_do_not_score_for_each_other():
-    golds = [gold for row in json.loads(K12.read_text()) if gold_problem(gold := row["answer"]) is None]
+    golds = [
+        gold
+        for row in json.loads((SHARED / "k12_sample" / "k12.json").read_text())
+        if gold_problem(gold := row["answer"]) is None
+    ]
     pairs = [(gold, golds[(i + step) % len(golds)]) for i, gold in enumerate(golds) for step in range(1, 12)]
-    same = [(a, b) for a, b in pairs if a != b and compare(b, a, in_tags=True)]
+    same = [(a, b) for a, b in pairs if a != b and compare(b, a)]
     unlike = [pair for pair in same if len({re.sub(r"[$.\s]|cm²|m$", "", gold) for gold in pair}) > 1]
     assert unlike == []

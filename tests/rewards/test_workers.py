@@ -1,29 +1,36 @@
-"""The worker processes: the limit, crashes, order, and that nothing is left behind."""
+"""The worker processes: the limit, the slow lane, crashes, order, and that nothing is left behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmeureka_jax.config import RewardConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.rewards import workers as workers_module
 from mmeureka_jax.rewards.base import RewardRequest
 from mmeureka_jax.rewards.workers import MEMORY_LIMIT, RewardWorkers
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 3.0  # seconds; far above what an honest answer needs on a busy machine
+# Upstream's rule: it refuses nothing, so that answers hang which ours does not evaluate.
+UPSTREAM = RewardConfig(accuracy="upstream", time_limit=LIMIT)
 HANGING = [
-    "9^{9^{9^{9}}}",  # one long C call: no signal handler would run
-    "(10^{9})!",
-    r"\prod_{k=1}^{10^9} k",
-    "2^{2^{2^{2^{2^{2}}}}} - 1",
-    r"\binom{10^{9}}{10^{8}}",
-    "99999999999999999999!",
+    "$9^{9^{9^{9}}}$",  # one long C call: no signal handler would run
+    "$(10^{9})!$",
+    r"$\prod_{k=1}^{10^9} k$",
+    "$2^{2^{2^{2^{2^{2}}}}} - 1$",
+    r"$\binom{10^{9}}{10^{8}}$",
+    "$99999999999999999999!$",
 ]
 
 
@@ -33,13 +40,46 @@ def request(text, gold="5", **kwargs):
 
 @pytest.fixture(scope="module")
 def workers():
-    with RewardWorkers(RewardConfig(time_limit=LIMIT)) as rewards:
+    with RewardWorkers(UPSTREAM) as rewards:
         rewards.validate()
         yield rewards
 
 
+def test_our_rule_refuses_at_once_what_would_hang():
+    with RewardWorkers(RewardConfig(time_limit=LIMIT)) as rewards:
+        results = rewards.score([request(answer) for answer in HANGING] + [request(5), request("x", "A")])
+        assert [result.parts["accuracy"] for result in results] == [0.0] * len(HANGING) + [1.0, 0.0]
+        assert all(result.failure is None for result in results)
+        problems = rewards.check_golds(["5", "", r"\frac{1}{", HANGING[0], "trapezoid.", "8\n8"])
+    assert [problem is None for problem in problems] == [True, False, False, False, True, True]
+    assert "does not parse" in problems[3]
+
+
 def pids(rewards):
-    return [worker.process.pid for worker in rewards._workers]
+    return [worker.pid for worker in rewards._workers]
+
+
+def children(pid):
+    """The processes that a process has forked, zombies left out."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [child for child in map(int, listed) if alive(child)]
+
+
+def family(rewards):
+    """The template and all of its workers."""
+    template = rewards._template.process.pid
+    return [template, *children(template)]
+
+
+def distinct_hanging(count):
+    return [f"$9^{{9^{{9^{{{9 + i}}}}}}}$" for i in range(count)]
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
 
 
 def alive(pid):
@@ -51,10 +91,7 @@ def alive(pid):
 
 
 def wait_until_gone(processes, seconds):
-    deadline = time.monotonic() + seconds
-    while any(map(alive, processes)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not any(map(alive, processes))
+    return wait_until(lambda: not any(map(alive, processes)), seconds)
 
 
 def test_parts_total_and_order(workers):
@@ -105,12 +142,91 @@ def test_equal_hanging_answers_cost_the_limit_once(workers):
     assert {result.failure for result in results} == {f"accuracy: timeout after {LIMIT:g} s"}
 
 
+def test_hanging_answers_wait_for_their_limits_together_beside_the_others(workers):
+    workers.validate()
+    before = family(workers)
+    requests = [request(i % 7, str(i % 5)) for i in range(120)]
+    places = range(0, 120, 10)
+    for place, answer in zip(places, distinct_hanging(12), strict=True):
+        requests[place] = request(answer)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    start = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        scoring = pool.submit(workers.score, requests)
+        assert wait_until(lambda: len(workers._slow) > 4)
+        slow = [worker.pid for worker in workers._slow[:4]]
+        assert all(os.getpriority(os.PRIO_PROCESS, pid) > own for pid in slow)
+        assert os.sched_getscheduler(slow[0]) == os.SCHED_IDLE
+        results = scoring.result()
+    assert LIMIT <= time.monotonic() - start < LIMIT + 6.0  # one after the other by two workers: 6 * LIMIT
+    for i, result in enumerate(results):
+        assert result.failure == (f"accuracy: timeout after {LIMIT:g} s" if i in places else None)
+        assert result.parts["accuracy"] == float(i not in places and i % 7 == i % 5)
+    assert workers._slow == []
+    assert not any(map(alive, slow))
+    workers.validate()
+    now = family(workers)
+    assert now[0] == before[0]
+    assert len(now) == len(before)
+    assert all(os.getpriority(os.PRIO_PROCESS, pid) == own for pid in now)
+
+
+def test_answers_that_go_on_in_the_slow_lane_are_scored_as_any_other(workers, monkeypatch):
+    requests = [
+        request(rf"$\frac{{{i}}}{{{i % 9 + 2}}}$", rf"\frac{{{2 * i}}}{{{2 * (i % 7 + 2)}}}") for i in range(1, 80)
+    ]
+    expected = workers.score(requests)
+    assert 10 < sum(result.parts["accuracy"] for result in expected) < 70
+    moved = []
+    move = RewardWorkers._move
+    monkeypatch.setattr(RewardWorkers, "_move", lambda self, *args: moved.append(args[0].pid) or move(self, *args))
+    monkeypatch.setattr(workers_module, "SLICE", 0.0)
+    monkeypatch.setattr(workers_module, "SUSPECT_SLICE", 0.0)
+    monkeypatch.setattr(workers_module, "SLOW_LIMIT", 1000)
+    assert workers.score(requests) == expected
+    assert len(moved) > 10
+    assert not any(map(alive, moved))
+
+
+def test_a_full_slow_lane_ends_the_oldest_answer(workers, monkeypatch):
+    monkeypatch.setattr(workers_module, "SLOW_LIMIT", 2)
+    monkeypatch.setattr(workers_module, "SLICE", 0.03)  # so that a busy machine comes to the last before the limit
+    monkeypatch.setattr(workers_module, "SUSPECT_SLICE", 0.03)
+    workers.validate()
+    answers = distinct_hanging(6)
+    results = workers.score([request(text) for answer in answers for text in (answer, 5)] + [request(5, "6")])
+    assert [result.parts["accuracy"] for result in results[1::2]] == [1.0] * 6
+    assert results[-1].failure is None
+    failures = [result.failure for result in results[:12:2]]
+    early = [failure for failure in failures if failure != f"accuracy: timeout after {LIMIT:g} s"]
+    assert 1 <= len(early) <= 4
+    for failure in early:
+        match = re.fullmatch(r"accuracy: timeout after (\d\.\d) s, with 2 other answers as slow", failure)
+        assert match and float(match[1]) < LIMIT
+    assert set(failures[:2]) <= set(early)
+    assert failures[-1] not in early
+
+
+def test_scores_depend_neither_on_order_nor_on_what_came_before(workers):
+    texts = [r"\sin^2 x+\cos^2 x", r"\sqrt{5+2\sqrt{6}}", "(x+1)^3-x^3", r"\frac{x^2-1}{x-1}", r"\frac{1}{3}"]
+    golds = ["1", r"\sqrt{2}+\sqrt{3}", "3x^2+3x+1", "x+1", "0.3333"]
+    requests = [request(f"${text}$", gold) for text in texts for gold in golds]
+    expected = workers.score(requests)
+    for seed in range(2):
+        order = [(7 * i + seed) % len(requests) for i in range(len(requests))]
+        hanging = request(distinct_hanging(2)[seed])
+        results = workers.score([hanging, *(requests[i] for i in order)])
+        assert results[1:] == [expected[i] for i in order]
+    with RewardWorkers(replace(UPSTREAM, workers=1)) as others:
+        assert others.score(requests[::-1]) == expected[::-1]
+
+
 def test_check_golds(workers):
-    golds = ["5", "", r"\frac{1}{", "9^{9^{9^{9}}}", "trapezoid.", "8\n8"]
+    golds = ["5", "", "yes\nno", "9^{9^{9^{9}}}", "$2x+1$", r"\frac{1}{2}"]
     problems = workers.check_golds(golds)
     assert [problem is None for problem in problems] == [True, False, False, False, True, True]
     assert "timeout" in problems[3]
-    assert problems[1] == "is empty"
+    assert "nothing that upstream's rule can read" in problems[1]
 
 
 def test_an_idle_worker_that_died_is_replaced(workers):
@@ -121,6 +237,45 @@ def test_an_idle_worker_that_died_is_replaced(workers):
     results = workers.score([request(i) for i in (4, 5)])
     assert [result.parts["accuracy"] for result in results] == [0.0, 1.0]
     assert all(result.failure is None for result in results)
+
+
+def test_a_template_that_died_is_replaced(workers):
+    workers.validate()
+    before = family(workers)
+    os.kill(before[0], signal.SIGKILL)
+    assert [r.parts["accuracy"] for r in workers.score([request(i) for i in (4, 5)])] == [0.0, 1.0]
+    assert wait_until_gone(before, 5.0)
+    workers.validate()
+    assert len(family(workers)) == len(before)
+
+
+def test_answers_survive_the_death_of_the_template(workers):
+    workers.validate()
+    before = family(workers)
+    requests = [request(answer) for answer in distinct_hanging(4)] + [request(i % 7, str(i % 5)) for i in range(300)]
+    timer = threading.Timer(0.5, os.kill, (before[0], signal.SIGKILL))
+    timer.start()
+    results = workers.score(requests)
+    timer.join()
+    assert {result.failure for result in results[:4]} == {f"accuracy: timeout after {LIMIT:g} s"}
+    assert [r.parts["accuracy"] for r in results[4:]] == [float(i % 7 == i % 5) for i in range(300)]
+    assert wait_until_gone(before, 5.0)
+    workers.validate()
+    assert workers._template.process.pid != before[0]
+
+
+def test_a_template_that_does_not_start_is_an_error(monkeypatch):
+    monkeypatch.setattr(workers_module.sys, "executable", "/bin/false")
+    with RewardWorkers(RewardConfig()) as rewards, pytest.raises(UserError, match="do not start.*exit code 1"):
+        rewards.validate()
+
+
+def test_the_template_can_be_forked(workers):
+    """It has one thread, and nothing in it that starts others."""
+    workers.validate()
+    for pid in family(workers):
+        assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+        assert "jaxlib" not in Path(f"/proc/{pid}/maps").read_text()
 
 
 def test_memory_is_limited(workers):
@@ -175,15 +330,92 @@ def test_a_bad_custom_rule_is_refused_before_the_first_answer(tmp_path):
         rewards.validate()
 
 
+LEAVING = """
+import subprocess, sys
+def score(response, answer, question, metadata):
+    match metadata.get("do"):
+        case "exit": sys.exit(3)
+        case "interrupt": raise KeyboardInterrupt
+        case "start": return float(subprocess.Popen(["sleep", "1000"]).pid)
+    return 1.0
+"""
+
+
+def test_no_worker_comes_back_into_the_template(tmp_path):
+    """A second process that answers the template's requests would mix everything up. What a rule has started ends with
+    its worker."""
+    file = tmp_path / "rule.py"
+    file.write_text(LEAVING)
+    config = RewardConfig(custom=f"{file}:score", custom_weight=1.0, time_limit=LIMIT)
+    with RewardWorkers(config) as rewards:
+        rewards.validate()
+        template, *before = family(rewards)
+        assert len(before) == len(rewards._workers) == 6
+        wishes = ["exit", "interrupt", None, "start"]
+        results = rewards.score([request(5, metadata={"do": wish}) for wish in wishes])
+        assert [result.failure for result in results] == [
+            "custom: the reward worker crashed (exit code 3)",
+            "custom: the reward worker crashed (exit code 1)",
+            None,
+            None,
+        ]
+        rewards.validate()
+        assert rewards._template.process.pid == template
+        assert sorted(children(template)) == sorted(pids(rewards))
+        started = int(results[3].parts["custom"])
+        assert alive(started)
+    assert wait_until_gone([template, started], 5.0)
+
+
+def test_a_custom_rule_that_exits_on_import_is_an_error(tmp_path):
+    file = tmp_path / "rule.py"
+    file.write_text("raise SystemExit(4)")
+    config = RewardConfig(custom=f"{file}:score")
+    with RewardWorkers(config) as rewards, pytest.raises(UserError, match="do not start.*exit code 4"):
+        rewards.validate()
+
+
+COUNTING = """
+import os, pathlib, time
+def score(response, answer, question, metadata):
+    mark = pathlib.Path(metadata["folder"], str(os.getpid()))
+    mark.touch()
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        pass
+    count = len(list(mark.parent.iterdir()))
+    mark.unlink()
+    return float(count)
+"""
+
+
+def test_no_more_custom_jobs_than_workers_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers_module, "SLICE", 0.0)
+    file = tmp_path / "rule.py"
+    file.write_text(COUNTING)
+    running = tmp_path / "running"
+    running.mkdir()
+    config = replace(UPSTREAM, custom=f"{file}:score", custom_weight=1.0)
+    with RewardWorkers(config) as rewards:
+        answers = [*distinct_hanging(2), *range(8)]
+        results = rewards.score([request(answer, metadata={"folder": str(running)}) for answer in answers])
+    assert [result.failure for result in results] == [f"accuracy: timeout after {LIMIT:g} s"] * 2 + [None] * 8
+    assert max(result.parts["custom"] for result in results) == 2.0
+
+
 @pytest.mark.parametrize("config", [RewardConfig(workers=0), RewardConfig(time_limit=0.0)])
 def test_settings_that_cannot_work(config):
     with pytest.raises(UserError, match="reward"):
         RewardWorkers(config)
 
 
-def test_closed_workers_are_gone_and_say_so():
+@pytest.mark.parametrize("ready", [True, False])
+def test_closed_workers_are_gone_and_say_so(ready):
     rewards = RewardWorkers(RewardConfig(workers=1))
-    processes = pids(rewards)
+    if ready:
+        rewards.validate()
+    processes = family(rewards)
+    assert len(processes) == (3 if ready else 1)
     rewards.close()
     rewards.close()
     assert not any(map(alive, processes))
@@ -205,36 +437,67 @@ def test_the_package_is_light():
 
 # A user's script without a __main__ guard: a spawned multiprocessing child would run it again.
 SCRIPT = f"""
+import sys
 from mmeureka_jax.config import RewardConfig
 from mmeureka_jax.rewards.base import RewardRequest
 from mmeureka_jax.rewards.workers import RewardWorkers
-with RewardWorkers(RewardConfig(time_limit={LIMIT})) as rewards:
+with RewardWorkers(RewardConfig(accuracy="upstream", time_limit={LIMIT})) as rewards:
     rewards.validate()
-    print(*[worker.process.pid for worker in rewards._workers], flush=True)
-    rewards.score([RewardRequest("<answer>9^{{9^{{9^{{9}}}}}}</answer>", "5")])
+    print(rewards._template.process.pid, *[worker.pid for worker in rewards._workers], flush=True)
+    rewards.score([RewardRequest(f"<answer>{{text}}</answer>", "5") for text in sys.argv[1:]])
     input()
 """
+
+
+def start_script(folder, count):
+    """A process whose workers hang with `count` answers, then wait for work."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, script, *distinct_hanging(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(
     ("how", "wait"), [(signal.SIGKILL, 0.5), (signal.SIGINT, 0.5), (signal.SIGKILL, LIMIT + 1.5)], ids=str
 )
 def test_no_worker_outlives_its_parent(tmp_path, how, wait):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-    ) as parent:
-        processes = [int(pid) for pid in parent.stdout.readline().split()]
+    with start_script(tmp_path, 1) as parent:
+        template, *processes = (int(pid) for pid in parent.stdout.readline().split())
         assert len(processes) == 3
         time.sleep(wait)  # while one worker hangs, or while all wait for work
+        processes += children(template)
         parent.send_signal(how)
         assert parent.wait(timeout=20.0) != 0
-    assert wait_until_gone(processes, LIMIT + 8.0)
+    assert wait_until_gone([template, *processes], LIMIT + 8.0)
+
+
+def test_workers_that_hang_end_at_once_with_their_parent(tmp_path):
+    with start_script(tmp_path, 12) as parent:
+        template, *_ = (int(pid) for pid in parent.stdout.readline().split())
+        assert wait_until(lambda: len(children(template)) >= 12 + 1)  # and one that stands by
+        processes = children(template)
+        parent.kill()
+        parent.wait(timeout=20.0)
+        assert wait_until_gone([template, *processes], 1.5)  # long before their limits
+
+
+@pytest.mark.parametrize("wait", [1.5, LIMIT + 3.0])
+def test_no_worker_outlives_parent_and_template(tmp_path, wait):
+    """A scheduler may kill all that it knows at once: then workers see to their end themselves."""
+    with start_script(tmp_path, 4) as parent:
+        template, *_ = (int(pid) for pid in parent.stdout.readline().split())
+        time.sleep(wait)
+        processes = children(template)
+        os.kill(template, signal.SIGSTOP)  # so that it ends nobody
+        parent.kill()
+        parent.wait(timeout=20.0)
+        os.kill(template, signal.SIGKILL)
+    assert len(processes) >= 3
+    assert wait_until_gone([template, *processes], LIMIT + 8.0)

@@ -1,0 +1,27 @@
+"""Answers that are meant to hang, fill the memory or take over the grader."""
+
+import pytest
+from rewards.hostile import hostile_answers
+
+from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.rewards.base import RewardRequest
+from mmeureka_jax.rewards.workers import RewardWorkers
+
+LIMIT = 5.0  # seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["instruct", "boxed"])
+def test_hostile_answers_score_nothing_run_nothing_and_cost_at_most_their_limit(tmp_path, form):
+    canary = tmp_path / "canary"
+    answers = hostile_answers(str(canary))
+    assert len({text for _, text in answers}) >= 254
+    wrap = "<think>t</think><answer>{}</answer>" if form == "instruct" else r"<think>t</think>\boxed{{{}}}"
+    requests = [RewardRequest(wrap.format(text), "61") for _, text in answers]
+    with RewardWorkers(RewardConfig(accuracy=form, time_limit=LIMIT)) as rewards:
+        results = rewards.score([*requests, RewardRequest(wrap.format("61"), "61")])
+    assert not canary.exists()
+    assert [result.parts["accuracy"] for result in results] == [0.0] * len(requests) + [1.0]
+    failures = {result.failure for result in results} - {None}
+    assert all(failure.startswith("accuracy: timeout after") for failure in failures)
+    assert sum(result.failure is not None for result in results) <= 5  # our guards know nearly all of them
