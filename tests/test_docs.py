@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from mmeureka_jax.config import Config, LoraConfig, ModelConfig, RandomModelConfig, load_config
 from mmeureka_jax.config_io import dotted_keys
+from mmeureka_jax.rewards.accuracy import accuracy, compare
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
@@ -108,3 +111,50 @@ def test_mentioned_commands_parse(path: Path):
 @pytest.mark.parametrize("path", [*PAGES, *RECIPES], ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_path_of_one_machine(path: Path):
     assert not re.search(r"(?<![\w.$~}])/(?:root|home|Users|work|opt)/", path.read_text())
+
+
+def rows_of_tables(text: str, *headings: str) -> list[list[str]]:
+    """The cells of all tables whose first columns have these headings."""
+    rows = []
+    inside = False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[: len(headings)] == list(headings):
+            inside = True
+        elif inside and not cells[0].startswith("---"):
+            rows.append(cells)
+    return rows
+
+
+def quoted(cell: str) -> list[str]:
+    return [text.replace("⏎", "\n") for text in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_the_examples_of_the_rewards_page_are_judged_as_it_says():
+    text = (ROOT / "docs" / "rewards.md").read_text()
+    rows = rows_of_tables(text, "gold answer", "scores", "does not score")
+    assert len(rows) > 25
+    wrong = []
+    for gold, scoring, other, *_ in rows:
+        (gold,) = quoted(gold)
+        wrong += [(gold, answer, 1) for answer in quoted(scoring) if compare(answer, gold) != 1.0]
+        wrong += [(gold, answer, 0) for answer in quoted(other) if compare(answer, gold) != 0.0]
+    responses = rows_of_tables(text, "rule", "response", "gold answer", "score")
+    assert len(responses) > 5
+    for form, response, gold, score, _ in responses:
+        if accuracy(quoted(response)[0], quoted(gold)[0], quoted(form)[0]) != float(score):
+            wrong.append((gold, response, score))
+    assert wrong == []
+
+
+def test_the_table_of_differences_to_upstream_counts_as_it_says():
+    cases = [json.loads(line) for line in (ROOT / "tests/rewards/cases/upstream.jsonl").read_text().splitlines()]
+    compared = [case for case in cases if case["form"] != "tags"]
+    agreeing = [case for case in compared if accuracy(case["response"], case["gold"], case["form"]) == case["score"]]
+    rows = rows_of_tables((ROOT / "docs" / "rewards.md").read_text(), "kind", "cases", "agree")
+    stated = {kind: (int(count), int(agree)) for kind, count, agree, *_ in rows if kind}
+    counts = {kind: Counter(case["kind"] for case in group) for kind, group in (("all", compared), ("same", agreeing))}
+    expected = {kind: (count, counts["same"][kind]) for kind, count in counts["all"].items()}
+    assert stated == expected | {"all": (len(compared), len(agreeing))}
