@@ -111,7 +111,7 @@ def parse_expression(text: str) -> Expr | None:
 
 
 def parse_number(text: str) -> Value | None:
-    """A plain decimal, power of ten or fraction, exactly: most answers. The LaTeX parser takes a hundred times as long."""
+    """A plain decimal, power of ten or fraction, exactly: most answers, and far faster than the LaTeX parser."""
     if plain := _PLAIN_NUMBER.fullmatch(text):
         if len(text) > MAX_DIGITS / 4:
             return None
