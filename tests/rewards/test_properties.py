@@ -313,3 +313,99 @@ def test_an_equation_of_a_line_may_be_scaled_and_turned(a, b, c, factor):
 )
 def test_an_exact_answer_is_not_met_by_a_rounded_one(gold, answer):
     assert compare(answer, gold) == 0.0
+
+
+small = st.integers(-9, 9)
+
+
+@grading
+@given(st.lists(small, min_size=4, max_size=4), st.integers(0, 3))
+def test_matrices_are_compared_entry_by_entry(entries, place):
+    def written(values, name="pmatrix", opening="", closing=""):
+        a, b, c, d = values
+        return rf"{opening}\begin{{{name}}} {a} & {b} \\ {c} & {d} \end{{{name}}}{closing}"
+
+    gold = written(entries)
+    ways = [gold.replace(" ", ""), written(entries, "bmatrix"), f"A = {gold}", f"${gold}$"]
+    ways.append(written(entries, "matrix", r"\left(", r"\right)"))
+    assert gold_problem(gold) is None
+    assert scores(ways, gold) == ways
+    changed = [entry + (i == place) for i, entry in enumerate(entries)]
+    transposed = [entries[i] for i in (0, 2, 1, 3)]
+    assert compare(written(changed), gold) == 0.0
+    assert compare(written(transposed), gold) == float(transposed == entries)
+
+
+@grading
+@given(st.integers(2, 60), st.integers(2, 60), st.integers(1, 9))
+def test_a_chain_must_hold_and_its_last_side_is_the_answer(a, b, wrong):
+    gold = str(a + b)
+    holding = [f"{a} + {b} = {gold}", f"x = {a} + {b} = {gold}", f"{gold} = x", f"S = {gold}", f"x = y = {gold}"]
+    holding += [rf"x + {a} = {gold} + {a} \Rightarrow x = {gold}", rf"{a + b - 0.01:.2f} \approx {gold}"]
+    assert scores(holding, gold) == holding
+    failing = [f"{a} + {b + wrong} = {gold}", f"{gold} = {a + b + wrong}", f"{gold} = {gold}", rf"{gold} \to {gold}"]
+    failing += [f"x = {gold} = {a + b + wrong}", f"{a} = {gold}", rf"{gold} \approx {(a + b) * 2}", f"true = {gold}"]
+    assert scores(failing, gold) == []
+
+
+@grading
+@given(small, small, small.filter(bool))
+def test_formulas_are_equal_in_any_arrangement(a, b, k):
+    gold = f"{k}(x-{a})(x-{b})".replace("--", "+")
+    expanded = f"{k}x^2 - {k * (a + b)}x + {k * a * b}".replace("- -", "+ ").replace("+ -", "- ")
+    ways = [expanded, f"f(x) = {expanded}", f"${expanded}$", f"(x-{b})({k}x-{k * a})".replace("--", "+")]
+    assert scores(ways, gold) == ways
+    assert [way for way in ways if compare(gold, way) != 1.0] == []
+    other = f"{k}x^2 - {k * (a + b)}x + {k * a * b + 1}".replace("- -", "+ ").replace("+ -", "- ")
+    assert scores([other, expanded.replace("x", "y"), f"-({expanded})", "x", "0"], gold) == []
+
+
+@grading
+@given(st.integers(1, 80), st.integers(1, 59))
+def test_amounts_of_several_units_are_compared_as_they_stand(large, small_amount):
+    gold = f"{large}°{small_amount}′"
+    ways = [rf"{large}^\circ {small_amount}'", f"{large}度{small_amount}分", rf"\angle A = {large}°{small_amount}'"]
+    assert scores(ways, gold) == ways
+    assert (
+        scores(
+            [f"{large}°", f"{small_amount}'", f"{large}°{small_amount + 60}'", f"{large + 60}°{small_amount}'"], gold
+        )
+        == []
+    )
+    time = f"{large} h {small_amount} min"
+    assert scores([f"{large} hours {small_amount} minutes", f"{large}小时{small_amount}分钟"], time) != []
+    assert compare(f"{small_amount} h {large} min", time) == float(large == small_amount)
+
+
+@grading
+@given(
+    st.integers(2, 900),
+    st.sampled_from(["{}个", "共有{}个", "答案：{}", "约{}", "{}元", "第{}", "x的值为{}", "等于{}。", "${}$厘米"]),
+)
+def test_chinese_words_that_state_a_value(value, frame):
+    assert compare(frame.format(value), str(value)) == 1.0
+    assert compare(frame.format(value + 1), str(value)) == 0.0
+
+
+@grading
+@given(
+    st.integers(2, 900),
+    st.sampled_from(
+        [
+            "不是{}",
+            "{}万",
+            "{}以上",
+            "大于{}",
+            "至少{}个",
+            "{}成",
+            "{}分之一",
+            "负{}",
+            "{}或99999",
+            "可能是{}",
+            "{}的平方",
+            "非{}",
+        ]
+    ),
+)
+def test_chinese_words_that_deny_bound_or_change_a_value(value, frame):
+    assert compare(frame.format(value), str(value)) == 0.0

@@ -261,7 +261,7 @@ def _is_safe(text: str) -> bool:
     """Whether a text may be given to the parser."""
     if not text or len(text) > MAX_CHARACTERS or "\n" in text:
         return False
-    if re.search(r"[^\x20-\x7e]", text) or re.search(r"\d'|'\d|\d_|\b0x|[@#$?;:\"`]|\.\.|\d{301}", text):
+    if re.search(r"[^\x20-\x7e]", text) or re.search(r"\d'|'\d|\d_|\b0x[\dA-F]|[@#$?;:\"`]|\.\.|\d{301}", text):
         return False
     if any(command not in _COMMANDS for command in re.findall(r"\\([a-zA-Z]+)", text)):
         return False
