@@ -30,7 +30,7 @@ _FILLER = re.compile(
 # What keeps a text from being words, and what makes it words or a name.
 _UNREAD = re.compile(r"\\(?:frac|sqrt|int|sum)\b")
 _WORDS = re.compile(r"[A-Za-z]{3}|[\u4e00-\u9fff]|[<>=]|\\[a-zA-Z]{2,}|\d:\d\d|\d_\{?\d|\d\s*–\s*\d|\\circ")
-_NAME = re.compile(r"[A-Za-z_][\w{}^]*'*\s?(?:\^?\{?\d?[-+]\}?)?")
+_NAME = re.compile(r"[A-Za-z_][\w{}()^\-]*'*\s?(?:\^?\{?\d?[-+]\}?)?")
 _NO_VALUE = re.compile(r"(?:nan|n/a|null|undefined behaviour)", re.IGNORECASE)
 
 
@@ -47,6 +47,8 @@ def compare(text: str, answer: str) -> float:
 @lru_cache(maxsize=4096)
 def gold_problem(answer: str) -> str | None:
     """Why the rule cannot compare with this gold answer, as a phrase that follows "the gold answer"; None if it can."""
+    if len(answer) > MAX_CHARACTERS:
+        return f"is too long ({len(answer)} characters)"
     gold = _spelled(answer)
     if not re.search(r"\w|[<>=]|\\[a-zA-Z]", gold):
         return "is empty" if not answer.strip() else f"{answer!r} holds nothing to compare"
@@ -75,8 +77,9 @@ def _agrees(text: str, gold: str) -> bool:
     if (choice := choices.gold_letters(gold)) is not None:
         letters, words = choice
         return choices.picked_letters(text) == letters or (words != "" and _agrees(text, words))
-    is_name = text.isascii() and text.isalpha()
-    if choices.is_run(gold) and not is_name and choices.picked_letters(text) == frozenset(gold):
+    # AC may be a name: letters that run together are compared as names, in their order.
+    letters_only = text.isascii() and text.isalpha()
+    if choices.is_run(gold) and not letters_only and choices.picked_letters(text) == frozenset(gold):
         return True
     if _same(gold, text):
         return True

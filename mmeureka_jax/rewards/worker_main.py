@@ -111,6 +111,8 @@ class Template:
             case "settle":
                 self._settle()
                 reply = {}
+            case other:
+                raise ValueError(f"unknown request {other!r}")
         self._control.send(json.dumps(reply | {"call": request["call"]}).encode())
 
     def _start(self, worker: int, custom: bool, descriptor: int) -> None:

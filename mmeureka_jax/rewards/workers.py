@@ -4,8 +4,8 @@ SymPy cannot be interrupted: an answer such as 9^{9^{9^{9}}} never comes back, a
 long C calls. So every answer is compared in a worker process that can be killed. A worker that runs over the limit or
 crashes is replaced at once; its answer scores 0 and is counted as a failure, and every other answer is scored as usual.
 
-An honest answer takes milliseconds. One that has not come back after a short slice goes on in the slow lane, at a low
-priority, while a new worker takes the next answer: answers that hang wait for their limits together, beside all others.
+An honest answer takes milliseconds. One that has not come back after a short slice continues in the slow lane, at a low
+priority, while a new worker takes the next answer: answers that hang wait for their limits together, next to others.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ STARTUP_ATTEMPTS = 3  # failed starts in a row after which the machine is at fau
 MEMORY_LIMIT = 1 << 30  # bytes of address space, against powers and factorials that would fill the machine
 SLICE = 0.05  # CPU seconds of an answer before it may move to the slow lane; most honest ones need a tenth
 SUSPECT_SLICE = 0.01  # the same for an answer like one that is in the slow lane, or did not come back from there
-SLOW_LIMIT = 32  # answers in the slow lane, each up to MEMORY_LIMIT; with one more, the oldest ends
-SLOW_NICENESS = 5  # of the newest in the slow lane: a third of the weight of others
+SLOW_LIMIT = (
+    32  # answers in the slow lane, each up to MEMORY_LIMIT; with one more, the oldest of the commonest form ends
+)
+SLOW_NICENESS = 10  # of the newest in the slow lane: a tenth of the weight of others
+SLOW_SHARES = 8  # the newest in the slow lane, which have that weight; the others run when nobody else wants to
 TEMPLATE_WAIT = 20.0  # seconds for an answer of the template, which is normally there at once
 _CPU_CLOCK = 2  # Linux, clock_getcpuclockid(3): which clock of a process
 MESSAGE_BYTES = 4096  # answers of the template are short
@@ -219,7 +222,7 @@ class RewardWorkers:
         self._workers[self._workers.index(worker)] = self._start(worker.runs_custom)
         self._suspects.add(_skeleton(worker.job))
         worker.lower_priority()
-        for older in self._slow[: -self.config.workers]:
+        for older in self._slow[:-SLOW_SHARES]:
             older.lower_priority(idle=True)
 
     def _oldest_of_the_commonest_form(self) -> _Worker:

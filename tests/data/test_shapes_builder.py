@@ -33,6 +33,8 @@ prepare_shapes("shapes/easy", sys.argv[1])
 def small_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     small = [dataclasses.replace(config, train_size=24, test_size=8) for config in Shapes.BUILDER_CONFIGS]
     monkeypatch.setattr(Shapes, "BUILDER_CONFIGS", small)
+    # TFDS remembers the configs of a class; without this, tests after this one might prepare the small ones for good.
+    monkeypatch.setattr(Shapes, "builder_configs", {config.name: config for config in small}, raising=False)
 
 
 def start_preparing(data_dir: Path, size: int) -> subprocess.Popen:

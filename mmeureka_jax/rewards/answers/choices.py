@@ -15,30 +15,36 @@ import re
 from mmeureka_jax.rewards.answers import notation, wording
 
 _GOLD = re.compile(r"[(\[]?([A-Z])[)\]]?|([a-d])")
+_GOLD_LABEL = re.compile(r"\(?[a-d][).]\s(?=\S)")
 _GOLD_WITH_TEXT = re.compile(r"(?:\(([A-Z])\)|([A-Z])\s?[.)]|([A-Z])(?:,|:(?=\s)))\s*(?P<text>\S.*)", re.DOTALL)
 _JOINT = re.compile(
     r"\s*(?:[,;&/]|\band\b|[和与及])\s*(?:and\s+)?|(?<=[)\]])(?=[(\[])|\s+(?=[(\[]?[A-Z][)\]]?(?:\s|$))"
 )
+_LETTER_AND_MORE = re.compile(r"[A-J](?:\s*[,;/&和与]|\s+and\s)")
 _LETTER = re.compile(r"[(\[]?([A-Za-z])([)\]]?)(?![A-Za-z0-9_'])")
 _RUN = re.compile(r"[(\[]?([A-J]{2,8})[)\]]?(?![\w'])")
 _LEAD = re.compile(
     r"^(?:(?:it's|the|my|our|final|correct|right|best|true|only|answers?|options?|choices?|letters?|choose|select|pick|go|"
     r"with|is|are|it|its|so|thus|therefore|hence|i|we|must|should|be|would|will|both|statements?|figures?|graphs?|"
-    r"diagrams?|pictures?|images?)\b|本题|此题|故|应|选项|选择?|答案|正确|是|为|的|因此|所以|[:,*\s])*",
+    r"diagrams?|pictures?|images?)\b|本题|此题|故|应|我|选项|选择?|答案|正确|是|为|的|因此|所以|[:,*\s])*",
     re.IGNORECASE,
 )
 _CONFIRMATION = re.compile(
-    r"\s*(?:is|are)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|true|best|answers?|option|choice|one)\b|\s*(?:选?项)?(?:是?正确|是?对|$)",
+    r"\s*(?:is|are)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|true|best|answers?|option|choice)\b|\s*is\s+the\s+one\b"
+    r"|\s*(?:选?项)?(?:是?正确|是?对|$)",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"\s*(?:[.,:;)\]]|[–—](?=\s)|-(?=\s[A-Za-z]{2}))\s*|\s*\n|\s+[(](?!\s*(?:wrong|incorrect))")
 _REASON = re.compile(r"\s*,?\s+(?:because|since|by|due to)\b")
 _TAKEN_BACK = re.compile(
-    r"\b(?i:wait|actually|no|rather|or|maybe|perhaps|instead)\b[\s,.:]*[(\[]?[A-Z][)\]]?\W*$|\?\W*$"
+    r"\b(?i:wait|actually|no|rather|maybe|perhaps|instead|hmm|sorry|oops)\b[\s,.:]*[(\[]?[A-Z][)\]]?\W*$|\?\W*$"
     r"|^(?![.)\]])\W*(?:wrong|incorrect|eliminated|ruled out|not correct)\W*$"
 )
 _JOINED = re.compile(r"^(?![.:)\]]).*\b(?:also|then|and|but|plus)\b[\s,.:]*[(\[]?[A-Z][)\]]?\W*$")
+_NOT_ANOTHER = re.compile(r"\s*,?\s*(?:and\s+)?(?:not|rather than|instead of)\s+[(\[]?[A-Z][)\]]?\W*")
+_LABELLED = re.compile(r"[(\[]?[A-Z][)\]]?\s?[.:)\]]\s")
 _OTHER_LABEL = re.compile(r"(?:^|[;,\n\s(.])([A-Z])\s?[.:)]\s")
+_NOT_A_TEXT = re.compile(r"[Oo]r\b|[A-H]\s+(?:is|may|also)\b|alternatively\b")
 _OTHER_LETTER = re.compile(r"(?<![A-Za-z\\])[(\[]?([A-Z])[)\]]?(?![A-Za-z'])")
 _OBJECTS = frozenset(
     "point points angle angles line lines side sides segment edge vertex vertices ray circle triangle plane arc node "
@@ -51,14 +57,15 @@ def gold_letters(gold: str) -> tuple[frozenset[str], str] | None:
 
     Letters that run together (`AC`) are no choices here: they may be a name, and `equality` compares names.
     """
-    plain = _plain(gold)
+    plain = re.sub(r"^(?:选项|(?i:choice|option)\s+(?=[A-Za-z]$))", "", _plain(gold))
+    if _GOLD_LABEL.match(plain):
+        plain = plain.replace(plain[:2], plain[:2].upper(), 1)
     if single := _GOLD.fullmatch(plain):
         return frozenset((single[1] or single[2]).upper()), ""
     if with_text := _GOLD_WITH_TEXT.fullmatch(plain):
         text = with_text["text"].strip()
-        if not _LETTER.fullmatch(re.sub(r"^and\s+", "", text)) and not re.match(
-            r"[A-J](?:\s*[,;/&和与]|\s+and\s)", text
-        ):
+        more = _LETTER.fullmatch(re.sub(r"^and\s+", "", text)) or _LETTER_AND_MORE.match(text)
+        if not (more and (with_text[3] or text.startswith("and "))):  # `A, C` is no choice with the text C
             return frozenset(next(filter(None, with_text.groups()[:3]))), text
     letters, end = _read_letters(plain)
     if len(letters) > 1 and end == len(plain) and all(letter in "ABCDEFGHIJ" for letter in letters):
@@ -76,7 +83,7 @@ def picked_letters(text: str) -> frozenset[str]:
     """The letters that an answer picks; none if it does not pick, denies, or hedges."""
     plain = _plain(text)
     alone = re.fullmatch(r"\W*[A-Za-z]\W*", plain)  # `I` is a word of the lead too
-    rest = plain if alone else _LEAD.sub("", plain, count=1)
+    rest = plain if alone or _LABELLED.match(plain) else _LEAD.sub("", plain, count=1)
     if run := _RUN.match(rest):
         distinct = len(set(run[1])) == len(run[1])
         return frozenset(run[1]) if distinct and _confirms(rest[run.end() :], run[1], False) else frozenset()
@@ -107,7 +114,8 @@ def _read_letters(text: str) -> tuple[list[str], int]:
 def _plain(text: str) -> str:
     text = re.sub(r"\\\s", " ", text)
     plain = notation.trim(notation.unwrap_text(text))
-    return plain[1:-1] if re.fullmatch(r"\{[^{}]*\}", plain) else plain
+    braces = re.fullmatch(r"\\?\{([^{}\\]*)\\?\}", plain)
+    return plain if braces is None else braces[1]
 
 
 def _confirms(tail: str, letters: str, labelled: bool) -> bool:
@@ -116,7 +124,7 @@ def _confirms(tail: str, letters: str, labelled: bool) -> bool:
     labelled: the letter stands in parentheses, so that the text may follow at once.
     """
     small = letters.islower()
-    if not tail.strip(" .,;:)]*!"):
+    if not tail.strip(" .,;:)]*!") or _NOT_ANOTHER.fullmatch(tail):
         return True
     if (
         _TAKEN_BACK.search(tail)
@@ -126,14 +134,12 @@ def _confirms(tail: str, letters: str, labelled: bool) -> bool:
         return False
     if _CONFIRMATION.match(tail):
         return not wording.denies(re.split(r"\b(?:since|because|as)\b|[.,;]", tail)[0])
-    if re.match(r"\s*(?:,\s*)?(?:and\s+)?not\s+[(\[]?[A-Z][)\]]?\W*$", tail):  # C, not D
-        return True
     label = _LABEL.match(tail)
     if label is not None and (not small or tail[label.start() : label.end()].strip()):
         text = tail[label.end() :]
         comma = tail.lstrip().startswith(",")
-        alone = not re.match(r"\s*[.:)\]]", tail) and _OTHER_LETTER.fullmatch(text.strip(" ."))
-        return not alone and not (comma and wording.hedges(text))
+        another = not re.match(r"\s*[.:)\]]", tail) and _OTHER_LETTER.fullmatch(text.strip(" ."))
+        return not another and not _NOT_A_TEXT.match(text) and not (comma and wording.hedges(text))
     if labelled:
         return not re.match(r"\s*(?:or|nor)\b", tail)
     if small:
@@ -141,6 +147,8 @@ def _confirms(tail: str, letters: str, labelled: bool) -> bool:
     if _REASON.match(tail):
         return True
     # The text of the choice after a space: no sentence about the letter, and no formula with it.
+    if (first := re.match(r"\s+([a-z]+)", tail)) and wording.changes(first[1]):
+        return False
     if not re.match(r"\s+(?:[A-Z][a-z]|[0-9$]|\\(?:frac|sqrt|pi)|[a-z]{3})", tail) or wording.denies(tail):
         return False
     if _OTHER_LETTER.search(re.sub(r"\$[^$]*\$", "", tail)):

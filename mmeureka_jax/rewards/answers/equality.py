@@ -12,13 +12,22 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
-from sympy import Interval, MatrixBase, Rational, Set
+from sympy import Expr, Interval, MatrixBase, Rational, Set, fraction, together
 from sympy.sets import Union
 
 from mmeureka_jax.rewards.answers import mathematics, wording
-from mmeureka_jax.rewards.answers.names import is_word, same_name, same_variable, text_key, variable
+from mmeureka_jax.rewards.answers.names import (
+    is_formula_of_elements,
+    is_word,
+    same_name,
+    same_variable,
+    text_key,
+    variable,
+)
+from mmeureka_jax.rewards.answers.numbers import parse_number, precision
 from mmeureka_jax.rewards.answers.records import (
     Answer,
     Collection,
@@ -150,8 +159,10 @@ def same_part(gold: Readings, answer: Readings) -> bool:
 
 def _stated_words(text: str) -> str | None:
     """What a sentence says that something is: `The colour is blue`."""
-    sentence = re.fullmatch(r"(.{1,60}?) (?:is|are) ([^\d]*)", text)
-    return text_key(sentence[2]) if sentence is not None and not wording.denies(text) else None
+    sentence = re.fullmatch(r"(.{1,60}?)(?: (?:is|are) |(?<=[\u4e00-\u9fff])是)([^\d]*)", text)
+    if sentence is None or wording.denies(text) or re.search(r"\b(?:says?|said|thinks?|believes?)\b", text):
+        return None
+    return text_key(sentence[2])
 
 
 def _same_items(gold: tuple[Readings, ...], answer: tuple[Readings, ...], ordered: bool) -> bool:
@@ -197,9 +208,9 @@ def _same_bodies(gold: Part, answer: Part) -> bool:
         case Collection() as a, Collection() as b:
             return _same_items(a.items, b.items, ordered=False)
         case Collection((item,)), _:
-            return not _is_empty_set(item) and same_part(item, (answer, answer))
+            return not _is_empty_set(item) and same_part(item, (answer,))
         case _, Collection((item,)):
-            return not _is_empty_set(item) and same_part((gold, gold), item)
+            return not _is_empty_set(item) and same_part((gold,), item)
         case Sequence("(", items, ")"), Expression(text=text):
             return _same_vectors(items, text)
         case Expression(text=text), Sequence("(", items, ")"):
@@ -208,7 +219,7 @@ def _same_bodies(gold: Part, answer: Part) -> bool:
             return not a.is_time and _same_ratios(a, b)
         case Ratio((x, y), False), Expression() if answer.unit is None and not answer.counted:
             return _same_expressions(Part("", Expression(rf"\frac{{{x}}}{{{y}}}")), answer)
-        case Expression(), Ratio((x, y)) if gold.unit is None and not gold.counted:
+        case Expression(text=text), Ratio((x, y)) if gold.unit is None and not gold.counted and not text.isdigit():
             return _same_expressions(gold, Part("", Expression(rf"\frac{{{x}}}{{{y}}}")))
         case Compound() as a, Compound() as b:
             return _same_compounds(a, b) or _degrees(gold) is not None and _degrees(gold) == _degrees(answer)
@@ -238,12 +249,19 @@ def _same_vectors(items: tuple[Readings, ...], text: str) -> bool:
 
 def _same_expressions(gold: Part, answer: Part) -> bool:
     assert isinstance(gold.body, Expression) and isinstance(answer.body, Expression)
+    if gold.body == answer.body and gold.unit == answer.unit:
+        return True
     if is_word(gold.body.text) and is_word(answer.body.text):
         return False  # no products of their letters
+    if is_formula_of_elements(gold.body.text):
+        return False
     a, b = mathematics.parse(gold.body.text), mathematics.parse(answer.body.text)
     if a is None or b is None:
         return False
-    tolerance = mathematics.precision(gold.body.text) * abs(gold.body.scale)
+    tolerance = precision(gold.body.text) * Rational(abs(gold.body.scale))
+    is_plain = gold.body.scale == answer.body.scale == 1 and not _is_percent(gold) and not _is_percent(answer)
+    if not is_plain and not (isinstance(a, Expr | MatrixBase) and isinstance(b, Expr | MatrixBase)):
+        return False
     a, b = _scaled(a, gold.body.scale), _scaled(b, answer.body.scale)
     gold_percent, percent = _is_percent(gold), _is_percent(answer)
     if gold_percent != percent:
@@ -256,8 +274,8 @@ def _same_expressions(gold: Part, answer: Part) -> bool:
     return mathematics.same(a, b, tolerance)
 
 
-def _scaled(value: Any, scale: int) -> Any:
-    return value if scale == 1 else value * scale
+def _scaled(value: Any, scale: Fraction) -> Any:
+    return value if scale == 1 else value * Rational(scale)
 
 
 def _share(is_percent: bool) -> Rational:
@@ -273,12 +291,14 @@ def _same_units(gold: Part, answer: Part) -> bool:
         return True  # their bodies hold units
     if gold.unit is not None and answer.unit is not None:
         return gold.unit == answer.unit
+    if gold.unit is None and answer.unit in (ARC_MINUTE, ARC_SECOND):
+        return False  # 7'
     if _is_degrees_of_pi(gold, answer) or _is_degrees_of_pi(answer, gold):
         return False
     if gold.counted and answer.counted:
         return _count_alike(gold.counted, answer.counted)
     if gold.counted and answer.unit is not None:
-        return _is_percent(answer) is False and answer.unit.is_generic
+        return answer.unit.is_generic
     if answer.counted and gold.unit is not None:
         return gold.unit.is_generic
     return True
@@ -326,7 +346,7 @@ def _degrees(part: Part) -> Rational | None:
         amounts = ((part.body.text, part.unit),)
     total = Rational(0)
     for number, unit in amounts:
-        value = mathematics.parse_number(number)
+        value = parse_number(number)
         if value is None or unit not in _PARTS_OF_A_DEGREE:
             return None
         total += value / _PARTS_OF_A_DEGREE[unit]
@@ -336,6 +356,8 @@ def _degrees(part: Part) -> Rational | None:
 def _same_sets(gold: Set, answer: Set) -> bool:
     if gold == answer:
         return True
+    if gold.is_empty or answer.is_empty:
+        return False
     pieces, others = (s.args if isinstance(s, Union) else (s,) for s in (gold, answer))
     if len(pieces) != len(others):
         return False
@@ -378,6 +400,8 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
     if a is None or b is None or c is None or d is None:
         return False
     left, right = a - b, c - d
+    if gold.sign == "=":  # y = 6/x is xy = 6
+        left, right = (fraction(together(difference))[0] for difference in (left, right))
     if left.free_symbols != right.free_symbols or not left.free_symbols:
         return False
     sign = mathematics.proportional(left, right)

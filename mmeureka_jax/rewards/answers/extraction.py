@@ -6,7 +6,7 @@ A thought (`<think>…</think>`) never counts, and a response that is cut in the
     its last box, what follows "the answer is", or else its last sentence.
   boxed: the last `\boxed{…}`, within the answer block where there is one. A last box that never closes is no answer.
 
-Every function here is linear in the length of the response.
+All of it is linear in the length of the response; what follows a marker is looked for in its last 2,000 characters.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ MAX_CHARACTERS = 2000  # nothing longer is an answer
 
 _MAX_TOKENS = 8  # special ones at the end
 
-_TAG = re.compile(r"<(/?)(think|answer)\b>?", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(think|answer)\b\s?>?", re.IGNORECASE)
+_CUT_TAG = re.compile(r"<(?:/[a-z]{0,5})?$", re.IGNORECASE)
 # What introduces an answer and ends the argument before it.
 _MARKER = re.compile(
     r"\b(?:answers?|option|choice)\*{0,2} (?:is|are|would be|should be)\b[ *]{0,3}[:：]?"
-    r"|\b(?:answers?|solution|result)\*{0,2} ?[:：]|答案\s?[是为]?\s?[:：]?|答[:：]|故选\s?[:：]?|####",
+    r"|\b(?:answers?|ans|solution|result)\*{0,2} ?[:：]|\bans\. |答案\s?[是为]?\s?[:：]?|答[:：]|故选\s?[:：]?|####",
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(r"(?:[,.;:\n，。；]\s*)(?:(?:so|therefore|thus|hence)\b,?|所以|因此|故)\s*", re.IGNORECASE)
 _DOUBT = re.compile(
-    r"\b(?:not|never|wrong|incorrect|false|cannot|doubt|if|unless|whether|maybe|perhaps)\b|n't|[不非错]", re.IGNORECASE
+    r"\b(?:not|never|wrong|incorrect|false|cannot|doubt|if|unless|whether|maybe|perhaps|multiple|several)\b|n't|[不非错]",
+    re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")
 
@@ -103,7 +105,7 @@ def _answer_block(text: str) -> str | None:
         if match[1]:
             return text[: match.start()]
         start = match.end()
-    return None if start is None else text[start:]
+    return None if start is None else _CUT_TAG.sub("", text[start:])
 
 
 def stated_answer(text: str) -> str:

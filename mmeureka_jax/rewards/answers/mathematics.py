@@ -1,54 +1,50 @@
 r"""Expressions as SymPy objects, by math-verify's LaTeX parser, and when two of them are equal.
 
 An expression is the whole text or nothing: what holds a command that is not listed here, or is left over, is None.
-
-SymPy evaluates whatever it is asked to, and some answers ask for more than any machine has (`9^{9^{9}}`, `(10^9)!`). So
-the size of every number that an evaluation would write down is bounded from the expression first, and what is too large
-is not evaluated: no honest answer needs it. Sums, products, integrals and limits are not evaluated either: an answer
-that leaves them is not finished. Workers with a time limit remain for what this does not foresee.
+What would cost too much to evaluate is none either (`cost`). Workers with a time limit remain for what that does not
+foresee.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import struct
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 from sympy import (
+    Abs,
     AccumBounds,
-    Add,
     Basic,
     Expr,
     Float,
     MatrixBase,
-    Mul,
-    Pow,
+    Max,
+    Min,
     Rational,
     Symbol,
-    factorial,
+    ceiling,
+    floor,
     nan,
     oo,
+    sign,
     zoo,
 )
 from sympy.core.function import AppliedUndef, Derivative
 from sympy.sets import FiniteSet
 
 from mmeureka_jax.rewards.answers import notation
+from mmeureka_jax.rewards.answers.cost import is_affordable
+from mmeureka_jax.rewards.answers.numbers import EXACT, parse_number
 
 Value: TypeAlias = Basic | MatrixBase
 
 MAX_CHARACTERS = 400  # of one expression
 MAX_DEPTH = 8  # brackets in brackets: the parser's time doubles with each
-MAX_DIGITS = 10_000  # of a number that is written down
-MAX_NODES = 400
-MAX_POWER_OF_SUM = 40
-EXACT = Rational(0)  # the tolerance of numbers that nobody rounded
-DECIMALS_OF_A_FLOAT = 8  # a number with so many significant digits was rounded, by a computer or by hand
+MAX_BARS = 8  # |x|: as with brackets
+MAX_POWERS = 24
 
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none", equations=False
@@ -56,21 +52,18 @@ _NORMALIZATION = NormalizationConfig(
 _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _COMMANDS = frozenset(
     "frac sqrt pi infty cdot times div pm mp sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp "
-    "binom vec hat bar overline dot tilde begin end lfloor rfloor lceil rceil max min circ det mathbf mathrm mathbb "
+    "binom vec hat bar overline dot tilde begin end lfloor rfloor lceil rceil circ det mathbf mathrm mathbb "
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon phi chi "
     "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar ell prime emptyset imath text "
     "operatorname".split()
 )
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "vmatrix", "Bmatrix", "Vmatrix", "array"))
-_PLAIN_NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*(?P<digits>\d+(?:\.\d*)?|\.\d+)(?:\s*\\(?:times|cdot)\s*10\^\{(?P<power>[-+]?\d{1,3})\})?",
-    re.ASCII,
-)
-_PLAIN_FRACTION = re.compile(
-    r"([-+]?)\s*(?:\\frac\{(-?\d{1,300})\}\{(-?\d{1,300})\}|(\d{1,300})\s*/\s*(\d{1,300}))", re.ASCII
-)
 # Where symbols are tried: floats, since powers of fractions are written out.
 _POINTS = tuple(Float(above, 60) / below for above, below in ((31, 17), (-23, 19), (7, 29), (-5, 37)))
+_PIECEWISE = (Abs, Max, Min, floor, ceiling, sign)
+_STEP = Float(1, 60) / 7  # from the points of the first symbols to those of the next
+_DIGITS_OF_VALUES = 40
+_NEGLIGIBLE = Rational(1, 10**30)  # relative difference of equal values
 
 
 @lru_cache(maxsize=1024)
@@ -90,14 +83,22 @@ def parse(text: str) -> Value | None:
             normalization_config=None,
             conversion_config=_CONVERSION,
         )
-    except Exception:  # the parser raises whatever it comes across
+        return _checked(value)
+    except MemoryError:
+        raise
+    except Exception:  # the parser and SymPy raise whatever they come across
         return None
+
+
+def _checked(value: Any) -> Value | None:
+    """What the parser made of a text, if it may be compared: decimals made exact, no infinity within a formula."""
     if isinstance(value, FiniteSet) and len(value) == 1:
         value = next(iter(value))
     if isinstance(value, Expr):
-        value = value.xreplace({number: Rational(str(number)) for number in value.atoms(Float)})
-        value = value.xreplace({call: Symbol(str(call)) for call in value.atoms(AppliedUndef)})
-    if not isinstance(value, Basic | MatrixBase) or value.has(Derivative) or not _is_affordable(value):
+        exact = {number: Rational(str(number)) for number in value.atoms(Float)}
+        named = {call: Symbol(str(call)) for call in value.atoms(AppliedUndef)}
+        value = value.xreplace(exact | named)
+    if not isinstance(value, Basic | MatrixBase) or value.has(Derivative) or not is_affordable(value):
         return None
     if value.has(nan, zoo, AccumBounds) or (value.has(oo) and value not in (oo, -oo)):
         return None
@@ -110,35 +111,12 @@ def parse_expression(text: str) -> Expr | None:
     return value if isinstance(value, Expr) else None
 
 
-def parse_number(text: str) -> Value | None:
-    """A plain decimal, power of ten or fraction, exactly: most answers, and far faster than the LaTeX parser."""
-    if plain := _PLAIN_NUMBER.fullmatch(text):
-        if len(text) > MAX_DIGITS / 4:
-            return None
-        number = Rational(_without_noise(plain["digits"])) * Rational(10) ** int(plain["power"] or 0)
-        return -number if plain["sign"] == "-" else number
-    if fraction := _PLAIN_FRACTION.fullmatch(text):
-        above, below = int(fraction[2] or fraction[4]), int(fraction[3] or fraction[5])
-        return None if below == 0 else Rational(above, below) * (-1 if fraction[1] == "-" else 1)
-    return None
-
-
-def precision(text: str) -> Rational:
-    """What a decimal of very many digits, as `str` of a float or a calculator writes it, may be off by: half a unit in
-    its last place. 0 for every other number, which is exact."""
-    plain = _PLAIN_NUMBER.fullmatch(text.strip())
-    if plain is None or "." not in plain["digits"]:
-        return EXACT
-    whole, _, decimals = _without_noise(plain["digits"]).partition(".")
-    if len((whole + decimals).lstrip("0")) < DECIMALS_OF_A_FLOAT:
-        return EXACT
-    return Rational(1, 2) * Rational(10) ** (int(plain["power"] or 0) - len(decimals))
-
-
 def same(gold: Value, value: Value, tolerance: Rational = EXACT) -> bool:
     """Whether two parsed expressions are equal: exactly, or within `tolerance` for numbers."""
     try:
         return _same(gold, value, tolerance)
+    except MemoryError:
+        raise
     except Exception:  # SymPy raises whatever it comes across, and what it cannot compare is not known to be equal
         return False
 
@@ -152,10 +130,11 @@ def _same(gold: Value, value: Value, tolerance: Rational) -> bool:
         return bool(verify(gold, value, float_rounding=12, timeout_seconds=None))
     if gold == value:
         return True
-    if not gold.is_finite or not value.is_finite:
-        infinite = [part for part in (gold, value) if part.is_infinite]
-        if infinite:
-            return False
+    names, others = ({symbol.name for symbol in part.free_symbols} for part in (gold, value))
+    if names != others and (gold.has(*_PIECEWISE) or value.has(*_PIECEWISE)):
+        return False  # |x - 100| + x - 93 is 7 wherever it is tried
+    if gold.is_infinite or value.is_infinite:
+        return False
     return _same_at_points(gold, value, tolerance)
 
 
@@ -180,19 +159,19 @@ def is_below(low: Expr, high: Expr) -> bool:
         return False
 
 
-def proportional(gold: Value, value: Value) -> int:
+def proportional(gold: Expr, value: Expr) -> int:
     """The sign of k where `value` is k times `gold` with a constant k that is no zero; 0 if it is not."""
     ratios = []
     for point in range(len(_POINTS)):
         above, below = _at_point(value, gold, point), _at_point(gold, value, point)
         if above is None or below is None:
             continue
-        if abs(below) < 1e-12 or abs(above) < 1e-12:
+        if abs(below) < _NEGLIGIBLE or abs(above) < _NEGLIGIBLE:
             return 0
         ratios.append(above / below)
-    if len(ratios) < 2 or any(abs(ratio - ratios[0]) > 1e-12 * abs(ratios[0]) for ratio in ratios):
+    if len(ratios) < 2 or any(abs(ratio - ratios[0]) > _NEGLIGIBLE * abs(ratios[0]) for ratio in ratios):
         return 0
-    return 0 if abs(ratios[0].imag) > 1e-12 * abs(ratios[0]) else (1 if ratios[0].real > 0 else -1)
+    return 1 if ratios[0] > 0 else -1
 
 
 def _same_matrices(gold: Value, value: Value) -> bool:
@@ -206,34 +185,34 @@ def _same_at_points(gold: Expr, value: Expr, tolerance: Rational) -> bool:
     symbols = gold.free_symbols | value.free_symbols
     tried = 0
     for point in range(len(_POINTS) if symbols else 1):
-        a, b = _at_point(gold, value, point, 40), _at_point(value, gold, point, 40)
+        a, b = _at_point(gold, value, point), _at_point(value, gold, point)
         if a is None or b is None:
             continue
-        if abs(a - b) > max(abs(a), abs(b)) * Rational(1, 10**30) + tolerance:
+        if abs(a - b) > max(abs(a), abs(b)) * _NEGLIGIBLE + tolerance:
             return False
         tried += 1
-    if tried >= min(2, len(_POINTS) if symbols else 1):
+    if tried >= (2 if symbols else 1):
         return True
     return not symbols and bool(verify(gold, value, float_rounding=12, timeout_seconds=None))
 
 
-def _at_point(expression: Value, other: Value, point: int, digits: int = 20):
+def _at_point(expression: Expr, other: Expr, point: int) -> Expr | None:
     """The value of an expression where every symbol of the two has a value of its own; None where it has none."""
-    names = sorted(symbol.name for symbol in expression.free_symbols | other.free_symbols)
-    values = {
-        symbol: _POINTS[(point + i) % len(_POINTS)] + Float(i // len(_POINTS), 60) / 7
-        for i, name in enumerate(names)
-        for symbol in expression.free_symbols
-        if symbol.name == name
-    }
+    names = sorted({symbol.name for symbol in expression.free_symbols | other.free_symbols})
+    values = {}
+    for symbol in expression.free_symbols:
+        round_, place = divmod(names.index(symbol.name) + point, len(_POINTS))
+        values[symbol] = _POINTS[place] + round_ * _STEP
     try:
-        result = expression.subs(values).doit().evalf(digits)
+        result = expression.subs(values).doit().evalf(_DIGITS_OF_VALUES)
         if result.has(nan, zoo, oo, -oo) or not result.is_number:
             return None
         if values and result.is_real is False:
             return None  # a root of a negative number, of which there are several
-        return result if digits > 20 else complex(result)
-    except Exception:
+        return result
+    except MemoryError:
+        raise
+    except Exception:  # SymPy raises whatever it comes across
         return None
 
 
@@ -249,19 +228,20 @@ def _prepared(text: str) -> str:
     text = re.sub(r"\\(ln|log|lg|sin|cos|tan) ?([a-z]|\\[a-z]+)/", r"(\\\1 \2)/", text)
     # Where all letters are pairs of capitals, they name segments, from either end, and are no products of letters.
     if not re.search(r"[a-z]|(?<![A-Z])[A-Z](?![A-Z])|[A-Z]{3}|[A-Z][_(]", re.sub(r"\\[a-zA-Z]+", " ", text)):
-        text = re.sub("[A-Z]{2}", lambda match: rf"\overline{{{''.join(sorted(match[0]))}}}", text)
+        text = re.sub(r"(?<!\{)[A-Z]{2}", lambda match: rf"\overline{{{''.join(sorted(match[0]))}}}", text)
     # The parser adds numbers that stand side by side, and is told here which it may add.
     text = re.sub(r"(?<=[\d)])\s*\((?=[\d(])", r" \\cdot (", text)
     text = re.sub(r"(?<![\d.^_}])(\d+)\s*(\\frac\{\d+\}\{\d+\})", r"(\1+\2)", text)
-    text = re.sub(r"\\det(?![a-zA-Z])", "", text)
-    return re.sub(r"(?<=\d)!!", "?", text)
+    return re.sub(r"\\det(?![a-zA-Z])", "", text)
 
 
 def _is_safe(text: str) -> bool:
     """Whether a text may be given to the parser."""
     if not text or len(text) > MAX_CHARACTERS or "\n" in text:
         return False
-    if re.search(r"[^\x20-\x7e]", text) or re.search(r"\d'|'\d|\d_|\b0x[\dA-F]|[@#$?;:\"`]|\.\.|\d{301}", text):
+    if re.search(r"[^\x20-\x7e]", text) or re.search(
+        r"\d'|'\d|\d\s?_|\d\s?\^\s?\{?T|!!|\b0x[\dA-F]|[@#$?;:\"`]|\.\.|\d{301}", text
+    ):
         return False
     if any(command not in _COMMANDS for command in re.findall(r"\\([a-zA-Z]+)", text)):
         return False
@@ -269,7 +249,7 @@ def _is_safe(text: str) -> bool:
         return False
     if r"\pm" in text or r"\mp" in text:  # `reading` makes two values of it
         return False
-    if text.count("|") > 8 or (r"\max" in text or r"\min" in text) and "^" in text:
+    if text.count("|") > MAX_BARS or text.count("^") > MAX_POWERS:
         return False
     if re.search(r"\\binom[^0-9]*\d{5}|\\binom[^0-9]*\d+[^0-9]*\d{5}", text):  # evaluated by the parser
         return False
@@ -283,81 +263,3 @@ def _is_safe(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0 and deepest <= MAX_DEPTH
-
-
-def _without_noise(digits: str) -> str:
-    """A decimal as it was before a computer wrote it: 0.30000000000000004 is 0.3, and so is 0.30000001192092896, which
-    is what float32 makes of it."""
-    whole, _, decimals = digits.partition(".")
-    if len((whole + decimals).strip("0")) < 15 or not decimals.strip("0"):
-        return digits
-    value = float(digits)
-    if value < 3e38 and struct.unpack("f", struct.pack("f", value))[0] == value:
-        for digits_ in range(1, 9):
-            short = f"{value:.{digits_}g}"
-            if struct.pack("f", float(short)) == struct.pack("f", value):
-                return f"{float(short):.60f}".rstrip("0") if "e" in short else short
-    short = f"{value:.15g}"
-    return digits if "e" in short else short
-
-
-def _is_affordable(value: Value) -> bool:
-    """Whether evaluating an expression writes no number of more than MAX_DIGITS digits, and no very long sum."""
-    if isinstance(value, MatrixBase):
-        return len(value) <= 64 and all(_is_affordable(entry) for entry in value.flat())
-    nodes = 0
-    for node in _nodes(value):
-        nodes += 1
-        if nodes > MAX_NODES or type(node).__name__ in ("Sum", "Product", "Integral", "Limit"):
-            return False
-    return _digits(value) <= MAX_DIGITS
-
-
-def _nodes(value: Basic):
-    stack = [value]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack.extend(node.args)
-
-
-def _digits(value: Basic) -> float:
-    """An upper bound of the digits of a number, above or below the decimal point; symbols count 1."""
-    if isinstance(value, Rational):
-        return (value.p.bit_length() if isinstance(value.p, int) else int(value.p).bit_length()) * 0.302 + int(
-            value.q
-        ).bit_length() * 0.302
-    if not value.args:
-        return 1.0
-    sizes = [_digits(argument) for argument in value.args]
-    if max(sizes) == math.inf:
-        return math.inf
-    if isinstance(value, Add):
-        return max(sizes) + math.log10(len(sizes)) + 1
-    if isinstance(value, Mul):
-        return sum(sizes)
-    if isinstance(value, Pow):
-        base, exponent = value.args
-        size = _magnitude(exponent, sizes[1])
-        if isinstance(base, Add) and base.free_symbols and size > MAX_POWER_OF_SUM:
-            return math.inf
-        if any(isinstance(node, Pow) and node.exp.free_symbols for node in _nodes(exponent)):
-            return math.inf  # x^{x^{x}}
-        return sizes[0] * max(size, 1.0)
-    if isinstance(value, factorial) or type(value).__name__ in ("factorial2", "subfactorial", "gamma"):
-        size = _magnitude(value.args[0], sizes[0])
-        return math.inf if size > 1e6 else size * math.log10(size + 2)
-    if type(value).__name__ in ("exp", "cosh", "sinh"):
-        return max(_magnitude(value.args[0], sizes[0]), 1.0)
-    if type(value).__name__ == "binomial":
-        return 2 * max(_magnitude(argument, size) for argument, size in zip(value.args, sizes, strict=True))
-    return max(sizes)
-
-
-def _magnitude(value: Basic, digits: float) -> float:
-    """The absolute value of an exponent, or a bound of it."""
-    if digits < 16 and not value.free_symbols:
-        return abs(complex(value.evalf(15)))
-    if isinstance(value, Rational):
-        return abs(float(value)) if digits < 300 else math.inf
-    return 10.0 ** min(digits, 300.0) if not value.free_symbols else 1.0

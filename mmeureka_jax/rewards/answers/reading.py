@@ -7,16 +7,18 @@ r"""The grammar of answers: what an answer states, as small records.
     words     whatever is none of these: it equals only the same words
 
 Some texts have several readings (`5m` is five metres or five times m; `(2, 5)` a point or an interval). All of them are
-kept, and two answers agree if any reading of one agrees with any of the other. Nothing is evaluated here.
+kept, and two answers agree if any reading of one agrees with any of the other. Nothing is evaluated here, but that the
+sides of a chain have to be equal.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache
 
-from sympy import Expr
+from sympy import Expr, Rational
 
 from mmeureka_jax.rewards.answers import mathematics, notation, wording
 from mmeureka_jax.rewards.answers.names import is_word
@@ -36,6 +38,8 @@ from mmeureka_jax.rewards.answers.units import (
     ARC_MINUTE,
     ARC_SECOND,
     DEGREE,
+    HOUR,
+    METRE,
     MINUTE,
     SECOND,
     Unit,
@@ -55,23 +59,26 @@ _STATEMENT = re.compile(
 _FRAME = re.compile(
     r"([A-Za-z \\$]*?\b(?:is|are|get|have)\s+)(?=\$?\\?[a-zA-Z]\w?\s*(?:=|<|>|\\[lgn]eq|\\in))(.*)", re.DOTALL
 )
-_BEHIND_DEGREES = {MINUTE: ARC_MINUTE, SECOND: ARC_SECOND}  # 35度36分
+# What a unit is behind another: 35度36分, 4h 25m.
+_BEHIND = {(DEGREE, MINUTE): ARC_MINUTE, (DEGREE, SECOND): ARC_SECOND, (HOUR, METRE): MINUTE}
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm det mod".split()
 )
 _WORD = re.compile(
-    r"(?<![\\A-Za-z0-9}\])_^{])(?:[A-Za-z][a-z]{2,}|[A-Z]{3,}|or|and|not|no|of|is|to|if|at|by|be|it|as|an|so|my)"
-    r"(?![A-Za-z_^({])"
+    r"(?<![\\A-Za-z0-9}\])_^{])(?:[A-Za-z][a-z]{2,}|[A-Z]{3,})(?![A-Za-z_^({/])"
+    r"|(?<![\w\\}\])^{+\-*/=])(?:or|and|not|no|of|is|to|if|at|by|be|it|as|an|so|my)(?![A-Za-z_^({/+\-*=])"
     r"|[\u4e00-\u9fff]+"
 )
 _LEAD_WORD = re.compile(
-    r"\s*([A-Za-z]+(?:['\-][A-Za-z]+)*|[\u4e00-\u9fff]+)(\.(?=\s)|[,:*]*)(?=[\s\\$\d(\[{+\-.,:*\u4e00-\u9fff]|$)"
+    r"\s*([A-Za-z]+(?:['\-][A-Za-z]+)*|[\u4e00-\u9fff]+)(\.(?=\s)|[,:*]*)(?=[\s\\$\d(\[{.,:*\u4e00-\u9fff]|$)"
 )
 _SHORT_WORDS = frozenset("or and not no of is to if at by be it as an so my a i we he in on up".split())
 _TAIL_START = re.compile(
-    r"(?<![\\A-Za-z])[A-Za-z]+|\\(?:Omega|mu|dollar)(?![a-zA-Z])|\^\{\\circ\}|%|'|[\u4e00-\u9fff]+"
+    r"(?<![\\A-Za-z])[A-Za-z]+|\\(?:Omega|mu|dollar)(?![a-zA-Z])|\^\{\\circ\}|[%'€£¥]|[\u4e00-\u9fff]+"
     r"|\((?=[A-Za-z]{2}[^()]*\)$|[a-zA-Z]\)$)"
 )
+# N60°W, A-C-B: no products and differences of their letters.
+_ORDERED_LETTERS = re.compile(r"[NESW]\s?\d+(?:\.\d+)?\^\{\\circ\}\s?[NESW]|[A-Z](?:-[A-Z]){2,}")
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d])(?! \d)")
 
 
@@ -88,7 +95,7 @@ def read(text: str) -> tuple[Answer, ...]:
 def _read_answer(text: str) -> list[Answer]:
     region = read_region(notation.unwrap_text(text))
     answers = [Answer(((region,),))] if region is not None else []
-    if "," in text and (compound := _read_compound(text.replace(",", " "))) is not None:
+    if (compound := _read_compound(re.sub(r",? and |,", " ", text))) is not None:
         answers.append(Answer(((Part(text, compound),),)))
     parts, ordered, alternatives = split_parts(text)
     if not parts or len(parts) > MAX_PARTS:
@@ -240,7 +247,7 @@ def _number_of(side: str) -> mathematics.Value | None:
             value = mathematics.parse(part.body.text)
             if isinstance(value, Expr) and mathematics.is_number(value):
                 percent = part.unit is not None and part.unit.is_percent
-                return value * part.body.scale / (100 if percent else 1)
+                return value * Rational(part.body.scale) / (100 if percent else 1)
     return None
 
 
@@ -256,6 +263,7 @@ def is_name(text: str) -> bool:
     if re.fullmatch(r"[A-Za-z\u4e00-\u9fff' ]*[\u4e00-\u9fff]+|(?:[A-Za-z']+ )*[A-Za-z']{3,}", text):
         return True
     name = re.sub(r"_\s*(?:\{[^{}]*\}|\w|\\[a-zA-Z]+)", "", text)  # subscripts
+    name = re.sub(r"^([A-Z])\^\{?(?:-1|T)\}?$", r"\1", name)  # of a matrix
     name = re.sub(r"^([A-Za-z]|\\[a-zA-Z]+)'*(?:\^\{?-1\}?)?\s*\([^()=]*\)$", r"\1", name)  # f(2)
     if re.search(r"[\d+*/^,;]|-|\\(?:times|cdot|div|pm|sqrt|pi|infty|frac|circ|cup|cap|log|ln)(?![a-zA-Z])", name):
         return bool(
@@ -275,7 +283,7 @@ def _read_membership(left: str, right: str) -> list[Part]:
 def _read_value(text: str, in_math: bool) -> list[Part]:
     """Readings of a text without a relation, with the words around its value."""
     text = text.strip()
-    if not text:
+    if not text or _ORDERED_LETTERS.fullmatch(text):
         return []
     if (bracketed := _read_brackets(text)) is not None:
         return bracketed
@@ -287,19 +295,30 @@ def _read_value(text: str, in_math: bool) -> list[Part]:
     if sign is None or not body:
         return []
     if lead and (bracketed := _read_brackets(body)) is not None:
-        return bracketed
+        return _signed(bracketed, sign)
     unit = None
     if money := match_currency(body):
         unit, body = money
         if not body:
             return []
     if unit is None and (compound := _read_compound(body)) is not None:
-        return [Part("", compound)]
+        return _signed([Part("", compound)], sign)
     readings = []
     if not _WORD.search(body):
-        readings.append(Part("", Expression(body, sign), unit=unit))
+        readings.append(Part("", Expression(body, Fraction(sign)), unit=unit))
     readings += _with_tail(body, sign, unit, in_math)
     return readings
+
+
+def _signed(readings: list[Part], sign: int) -> list[Part]:
+    """Readings behind `minus`, which only numbers and formulas may stand behind."""
+    if sign > 0:
+        return readings
+    return [
+        replace(part, body=replace(part.body, scale=-part.body.scale))
+        for part in readings
+        if isinstance(part.body, Expression)
+    ]
 
 
 def _with_tail(body: str, sign: int, currency: Unit | None, in_math: bool) -> list[Part]:
@@ -314,7 +333,7 @@ def _with_tail(body: str, sign: int, currency: Unit | None, in_math: bool) -> li
         tail = body[match.start() :]
         if match[0] == "(":
             tail = tail[1:-1]  # 12 (cm)
-        scale = 1
+        scale = Fraction(1)
         unit = currency
         found = match_unit(tail)
         if found is None:
@@ -324,10 +343,13 @@ def _with_tail(body: str, sign: int, currency: Unit | None, in_math: bool) -> li
             unit, tail = found
             if attached and tail[:1].isalnum():
                 continue
-        words = wording.read_tail(tail)
+        zero_sign, tail = wording.read_zero(tail)
+        if zero_sign < 0:
+            unit = None  # degrees of whatever scale
+        words = wording.read_tail(tail, counted=unit is None and scale == 1)
         if words is None or (attached and found is None and scale == 1 and match[0].isascii()):
             continue
-        return [Part("", Expression(core, sign * scale), unit=unit, counted=words if unit is None else ())]
+        return [Part("", Expression(core, sign * zero_sign * scale), unit=unit, counted=words if unit is None else ())]
     return []
 
 
@@ -342,6 +364,8 @@ def _split_lead(text: str) -> tuple[str, str]:
         word = match[1]
         if word.isascii():
             lowered = word.lower()
+            if any(len(piece) == 1 for piece in word.split("-")) and "-" in word:
+                break  # v-at
             if lowered in _FUNCTIONS or (len(word) < 3 and lowered not in _SHORT_WORDS):
                 break
             if not is_word(word) and 1 < len(word) < 5 and word.isalpha():
@@ -393,12 +417,8 @@ def _read_ratio(pieces: list[str]) -> list[Part]:
 
 
 def _is_time(pieces: list[str]) -> bool:
-    return (
-        all(piece.isdigit() for piece in pieces)
-        and int(pieces[0]) <= 24
-        and len(pieces[1]) == 2
-        and int(pieces[1]) < 60
-    )
+    hours, minutes = pieces
+    return re.fullmatch("[01]?[0-9]|2[0-4]", hours) is not None and re.fullmatch("[0-5][05]", minutes) is not None
 
 
 def _read_compound(text: str) -> Compound | None:
@@ -410,8 +430,8 @@ def _read_compound(text: str) -> Compound | None:
         if found is None:
             return None
         unit = found[0]
-        if amounts and amounts[0][1] == DEGREE:
-            unit = _BEHIND_DEGREES.get(unit, unit)
+        if amounts:
+            unit = _BEHIND.get((amounts[0][1], unit), unit)
         amounts.append((number[1], unit))
         rest = found[1]
     return Compound(tuple(amounts)) if len(amounts) > 1 and not rest.strip() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeAlias
 
 from sympy import Set
@@ -12,10 +13,10 @@ from mmeureka_jax.rewards.answers.units import Unit
 
 @dataclass(frozen=True)
 class Expression:
-    """A number or formula. scale: what it is multiplied by (`7 thousand`, `minus 7`)."""
+    """A number or formula. scale: what it is multiplied by (`7 thousand`, `1 half`, `minus 7`)."""
 
     text: str
-    scale: int = 1
+    scale: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)

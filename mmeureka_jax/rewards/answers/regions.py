@@ -32,7 +32,7 @@ def _region(text: str) -> Region | None:
         r"\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?[|:]\s*(.+?)\\?\}", text, re.DOTALL
     ):
         region = _region(builder[2].strip())
-        return region if region is not None and region.variable in ("", builder[1]) else None
+        return Region("", region.numbers) if region is not None and region.variable in ("", builder[1]) else None
     alternatives, joints = split_top(text, re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\vee(?![a-zA-Z])|或"))
     if joints:
         return _joined(alternatives, Union) if all(map(SIGN.search, alternatives)) else None

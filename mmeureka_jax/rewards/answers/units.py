@@ -12,42 +12,30 @@ from functools import lru_cache
 
 # A line a unit: its name and other spellings. The plural in -s of a word is understood.
 _TABLE = r"""
-mm MM millimeter millimetre 毫米         cm CM centimeter centimetre 厘米 公分  dm decimeter decimetre 分米
-m meter metre 米                       km KM kilometer kilometre 千米 公里      nm nanometer nanometre 纳米
-um micrometer micrometre micron 微米   inch inches in 英寸                    foot feet ft 英尺
-yard yd                                mile mi 英里                           ha hectare 公顷
-acre                                   mu 亩
-mg milligram 毫克                      g gram gm 克                           kg KG kilogram kilo 千克 公斤
-ton tonne 吨                           pound lb lbs GBP 英镑 磅               oz ounce
-ml mL milliliter millilitre 毫升       l L liter litre 升                     gallon gal
-s sec second 秒 秒钟                   ms millisecond 毫秒                    min minute mins 分钟 分
-h hr hour hrs 小时 时                  day 天 日                              week 周 星期
-month 个月 月                          year yr 年
-deg degree ^{\circ} 度                 arcmin '                               arcsec ''
-rad radian 弧度                        celsius ^{\circ}C 摄氏度               fahrenheit ^{\circ}F 华氏度
-K kelvin 开尔文 开                     N newton 牛 牛顿                       J joule 焦 焦耳
-kJ kilojoule 千焦                      W watt 瓦 瓦特                         kW kilowatt 千瓦
-Pa pascal 帕 帕斯卡                    kPa kilopascal 千帕                    MPa megapascal 兆帕
-Hz hertz 赫兹 赫                       kHz kilohertz 千赫                     MHz megahertz 兆赫
-V volt 伏 伏特                         kV kilovolt 千伏                       mV millivolt 毫伏
-A amp ampere 安 安培                   mA milliampere milliamp 毫安           ohm \Omega 欧 欧姆
-kohm k\Omega                           C coulomb 库仑 库                      F farad 法拉
-T tesla 特斯拉                         Wb weber 韦伯                          eV electronvolt 电子伏特
-us microsecond \mu_s                   ug microgram \mu_g                     uA microampere microamp \mu_A
-uF microfarad \mu_F                    uC microcoulomb \mu_C                  uL microliter \mu_L
-mol mole 摩尔 摩                       cal calorie 卡                         kcal kilocalorie 千卡
-kWh 度电 千瓦时                        atm atmosphere                         bar
-lx lux                                 lm lumen                               dB decibel
-u amu                                  pixel px                               byte bytes
-bit bits                               knot                                   person people 人 名
-dollar USD \dollar 美元                cent 美分                              yuan RMB CNY 元 块
-euro EUR 欧元                          jiao 角
-percent % percentage pct               unit 单位
+"  mm MM millimeter millimetre 毫米  cm CM cms centimeter centimetre 厘米 公分  dm decimeter decimetre 分米
+m meter metre 米  km KM kilometer kilometre 千米 公里  nm nanometer nanometre 纳米
+um micrometer micrometre micron 微米  inch inches in 英寸  foot feet ft 英尺  yard yd  mile mi 英里  ha hectare 公顷
+acre  mu 亩  mg milligram 毫克  g gram gm 克  kg KG kgs kilogram kilogramme kilo 千克 公斤  ton tonne 吨
+pound lb lbs GBP £ 英镑 磅  oz ounce  ml mL milliliter millilitre 毫升  l L liter litre 升  gallon gal
+s sec second 秒 秒钟  ms millisecond 毫秒  min minute mins 分钟 分  h hr hour hrs 小时 时  day 天 日  week 周 星期
+month 个月 月  year yr yrs 年 岁  deg degree ^{\circ} 度  arcmin '  arcsec ''  rad radian 弧度
+celsius ^{\circ}C 摄氏度  fahrenheit ^{\circ}F 华氏度  K kelvin 开尔文 开  N newton 牛 牛顿  J joule 焦 焦耳
+kJ kilojoule 千焦  W watt 瓦 瓦特  kW kilowatt 千瓦  Pa pascal 帕 帕斯卡  kPa kilopascal 千帕  MPa megapascal 兆帕
+Hz hertz 赫兹 赫  kHz kilohertz 千赫  MHz megahertz 兆赫  V volt 伏 伏特  kV kilovolt 千伏  mV millivolt 毫伏
+A amp ampere 安 安培  mA milliampere milliamp 毫安  ohm \Omega 欧 欧姆  kohm k\Omega  C coulomb 库仑 库
+F farad 法拉  T tesla 特斯拉  Wb weber 韦伯  eV electronvolt electron_volt electron_volts 电子伏特
+us microsecond \mu_s  ug microgram \mu_g  uA microampere microamp \mu_A  uF microfarad \mu_F  uC microcoulomb \mu_C
+uL microliter \mu_L  mol mole 摩尔 摩  cal calorie 卡  kcal kilocalorie 千卡  kWh 度电 千瓦时  atm atmosphere  bar
+lx lux  lm lumen  dB decibel  u amu  pixel px  byte bytes  bit bits  knot  rpm r/min 转/分  person people 人 名
+dollar USD \dollar 美元  cent 美分  yuan RMB CNY ¥ 元 块  euro EUR € 欧元  jiao 角  percent % percentage pct
+unit 单位
 """
 _DERIVED = {
     "mph": (("mile", 1), ("h", -1)),
     "kmph": (("km", 1), ("h", -1)),
     "kph": (("km", 1), ("h", -1)),
+    "kWh": (("kW", 1), ("h", 1)),
+    "cc": (("cm", 3),),
 }
 _CURRENCY = {
     r"\dollar": "dollar", "USD": "dollar", "¥": "yuan", "RMB": "yuan", "CNY": "yuan", "€": "euro", "£": "pound",
@@ -103,7 +91,9 @@ class Unit:
 DEGREE = Unit((("deg", 1),))
 ARC_MINUTE = Unit((("arcmin", 1),))
 ARC_SECOND = Unit((("arcsec", 1),))
+HOUR = Unit((("h", 1),))
 MINUTE = Unit((("min", 1),))
+METRE = Unit((("m", 1),))
 SECOND = Unit((("s", 1),))
 
 
@@ -183,7 +173,7 @@ def _read_name(text: str) -> tuple[str, str] | None:
     else:
         return None
     if name == "deg":
-        for scale, letter in (("celsius", "c"), ("fahrenheit", "f")):
+        for scale, letter in (("celsius", "c|centigrade"), ("fahrenheit", "f")):
             if degrees := re.match(rf"\s?(?:{scale}|{letter})(?![a-zA-Z])", rest, re.IGNORECASE):
                 return scale, rest[degrees.end() :]
     return name, rest
