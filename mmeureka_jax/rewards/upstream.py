@@ -23,7 +23,7 @@ What else a reader would not guess:
 
 `extract` needs no SymPy and runs in the training process. `compare` may run for ever: math-verify's time limits are
 signals, which fail in threads, and are off; `workers.py` kills what runs too long. Upstream, where the limit is 5 s for
-each step, goes on after it: a gold answer that takes longer to parse scores 1, an answer may still pass as a choice.
+each step, continues after it: a gold answer that takes longer to parse scores 1, an answer may still pass as a choice.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def extract(response: str, form: UpstreamForm) -> str | None:
     """The part of a response that upstream's rule compares, in linear time. None: nothing to compare, which scores 0
     whatever the gold answer (an empty response, unless boxed).
 
-    instruct: what stands inside the first `<answer>…</answer>` on one line; else all that follows the last `<answer>`;
+    instruct: what is inside the first `<answer>…</answer>` on one line; else all that follows the last `<answer>`;
       else the whole response.
     tags: the same, but of `<answer>…</answer>` the tags too.
     boxed: the last balanced `\\boxed{…}` with `\\boxed`; a box inside another is a part of that one. Else "".

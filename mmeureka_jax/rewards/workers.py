@@ -62,8 +62,8 @@ class RewardWorkers:
         results = rewards.score(requests)
 
     The processes start at once and get ready in the background; there is one more than works at a time, so that one
-    stands ready when another has to be replaced. They are forked from a template process that has imported the rules.
-    A custom rule has as many workers of its own, as each loads it; its jobs never go on in the slow lane. The processes
+    is ready when another has to be replaced. They are forked from a template process that has imported the rules.
+    A custom rule has as many workers of its own, as each loads it; its jobs never move to the slow lane. The processes
     import neither JAX nor the caller's main script, ignore Ctrl-C, and end by themselves when this process ends in
     whatever way. Calls from several threads take turns. Raises UserError for settings that cannot work.
     """
@@ -115,7 +115,7 @@ class RewardWorkers:
         "the gold answer")."""
         replies = self._run([{"kind": "gold", "answer": answer} for answer in answers])
         for i, reply in enumerate(replies):
-            if "error" in reply:  # once more, alone: a busy machine is no reason to drop a row for good
+            if "error" in reply:  # once more, by itself: a busy machine is no reason to drop a row for good
                 replies[i] = self._run([{"kind": "gold", "answer": answers[i]}])[0]
         return [
             f"{answer!r} cannot be compared: {reply['error']}" if "error" in reply else reply["value"]
@@ -211,7 +211,7 @@ class RewardWorkers:
         self._drop(worker)
 
     def _move(self, worker: _Worker, replies: dict[bytes, dict[str, Any]]) -> None:
-        """Lets a worker go on in the slow lane and puts another in its place. The newest there have a part of the
+        """Lets a worker continue in the slow lane and puts another in its place. The newest there have a part of the
         processor for certain, the others what nobody else wants."""
         assert worker.job is not None
         if len(self._slow) >= SLOW_LIMIT:
@@ -317,7 +317,7 @@ class _Template:
                 stdout=2,  # what a custom rule prints must not mix with the output of a command
                 pass_fds=[remote.fileno()],
                 env=environment,
-                process_group=0,  # Ctrl-C goes to the parent alone
+                process_group=0,  # Ctrl-C goes only to the parent
             )
 
     def start(self, runs_custom: bool, descriptor: int) -> int:

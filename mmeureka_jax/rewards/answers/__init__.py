@@ -1,6 +1,6 @@
 """Reading answers: from a response to the values that it states, and whether two of them are equal.
 
-extraction   which text of a response counts as its answer; boxes: the last box, and what stands around it
+extraction   which text of a response counts as its answer; boxes: the last box, and what is around it
 notation     one spelling for what is written in many ways (string work, no SymPy); spellings: the rewrites
 units        units of measurement, in any spelling
 wording      words around a value: which state it, change it, deny it or count it

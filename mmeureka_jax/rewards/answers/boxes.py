@@ -1,4 +1,4 @@
-r"""The last `\boxed{…}` of a text, and whether what stands around it leaves it the answer.
+r"""The last `\boxed{…}` of a text, and whether the text around it leaves it the answer.
 
 Linear in the length of the text: models write a megabyte of braces.
 """
@@ -19,7 +19,7 @@ _SIDE_BY_SIDE = re.compile(
     r"[\s$.,;:、，；。*]*(?:\\text\s?\{\s?)?(?:(?:and|or|和|或|与)[\s$,，}]*)?(?:\$?[a-zA-Z](?:_\{?\w+\}?)?\s?=\s?)?"
 )
 _NUMBER = re.compile(r"\((\d)\)|([①-⑨])")
-# What in front of a box makes something else of its content, and what does behind it.
+# What before a box, and what after it, makes something else of its content.
 _CHANGED_BEFORE = re.compile(
     r"""
     (?: \b(?: (?:not|never|cannot)(?:\ be|\ equal)? | except | neither | nor | no | either | or | than

@@ -2,7 +2,7 @@
 
     answer    [words that pick] letters [text of the choice | words that confirm]
     letters   C   (C)   [C]   A, C   A and C   (A)(C)   AC
-    text      behind a label (`C. 14`, `(C) 14`, `C: 14`), or behind a space where it is no sentence about the letter
+    text      after a label (`C. 14`, `(C) 14`, `C: 14`), or after a space where it is no sentence about the letter
 
 A letter is not picked where it is denied (`not C`, `C is wrong`), offered with others (`C or E`), taken back (`C, wait,
 D`), or the name of something else (`point C`, `A number`). Any letter may be a choice: problems have four, or ten.
@@ -121,7 +121,7 @@ def _plain(text: str) -> str:
 def _confirms(tail: str, letters: str, labelled: bool) -> bool:
     """Whether what follows the letters leaves them picked: nothing, the text of the choice, or "is correct".
 
-    labelled: the letter stands in parentheses, so that the text may follow at once.
+    labelled: the letter is in parentheses, so that the text may follow at once.
     """
     small = letters.islower()
     if not tail.strip(" .,;:)]*!") or _NOT_ANOTHER.fullmatch(tail):
@@ -157,7 +157,7 @@ def _confirms(tail: str, letters: str, labelled: bool) -> bool:
 
 
 def _at_the_end(plain: str) -> frozenset[str]:
-    """A letter behind a word or two that name no other kind of thing: `vitamin C`."""
+    """A letter after a word or two that name no other kind of thing: `vitamin C`."""
     match = re.fullmatch(r"((?:[A-Za-z]{3,} ){1,2})[(\[]?([A-Z])[)\]]?[.\s]*", plain)
     if match is None or any(word in _OBJECTS or wording.is_known(word) for word in match[1].lower().split()):
         return frozenset()

@@ -3,7 +3,7 @@
 text        equal up to case, articles, quotes and spacing (`trapezoid.`, `>`, `(1,1)→(2,3)`)
 names       `x = 5` is `5` and is not `y = 5`; names of points may be read from their other end
 units       may be missing on one side; two different ones do not agree. Percent is a factor of 1/100, and only the
-            sign of a gold answer may be missing (`7%` is met by `7`, `0.5%` is not met by `0.5`)
+            sign of a gold answer may be missing (`7` answers `7%`, `0.5` does not answer `0.5%`)
 bodies      by mathematics; a sequence is no set, an interval is the inequality that says the same
 """
 
@@ -78,7 +78,7 @@ def same_answer(gold: Answer, answer: Answer) -> bool:
 
 
 def _without_domain(answer: Answer) -> Answer:
-    r"""Without `k \in \mathbb{Z}` behind a formula: it goes without saying."""
+    r"""Without `k \in \mathbb{Z}` after a formula: it goes without saying."""
     parts = tuple(part for part in answer.parts if not _DOMAIN.fullmatch(part[0].text))
     return replace(answer, parts=parts) if parts else answer
 
@@ -180,7 +180,7 @@ def _same_items(gold: tuple[Readings, ...], answer: tuple[Readings, ...], ordere
 
 
 def _names_say_order(gold: Answer, answer: Answer) -> bool:
-    """x = 1, y = 2 is met by 1, 2 in this order alone; x_1 and x_2 are two values of one thing."""
+    """x = 1, y = 2 is answered by 1, 2 only in this order; x_1 and x_2 are two values of one thing."""
     names = [variable(name) for name in _names(gold)]
     return not any(_names(answer)) and all(names) and len(set(names)) == len(names)
 

@@ -73,16 +73,16 @@ def _after_thought(response: str) -> str:
     opened: int | None = None
     closed: int | None = None
     closed_before_answer: int | None = None
-    behind_closed: int | None = None  # where the tag before this one ended, if that was </think>
+    after_closed: int | None = None  # where the tag before this one ended, if that was </think>
     for match in _TAG.finditer(response):
         tag = match[1] + match[2].lower()
         if tag == "answer":
-            if behind_closed is not None and not response[behind_closed : match.start()].strip():
-                return response[behind_closed:]
+            if after_closed is not None and not response[after_closed : match.start()].strip():
+                return response[after_closed:]
             closed_before_answer = closed
-        behind_closed = None
+        after_closed = None
         if tag == "/think":
-            closed = behind_closed = match.end()
+            closed = after_closed = match.end()
         elif tag == "think" and opened is None:
             opened = match.start()
     if closed is None:
@@ -93,7 +93,7 @@ def _after_thought(response: str) -> str:
 def _answer_block(text: str) -> str | None:
     """The content of the first `<answer>`, up to its end or the end of the text; None without one.
 
-    Where a block ends that never began, the prompt may have begun it: it is what stands before.
+    Where a block ends that never began, the prompt may have begun it: it is what comes before.
     """
     start: int | None = None
     for match in _TAG.finditer(text):
@@ -141,7 +141,7 @@ def marked_answer(text: str) -> str | None:
 
 
 def without_asides(text: str) -> str:
-    """A text without the sentences behind its first one that state no value: `It is 1.5. This is the final answer.`"""
+    """A text without the sentences after its first one that state no value: `It is 1.5. This is the final answer.`"""
     first, *others = re.split(r"(?<=[.。!])\s+(?=[A-Z\u4e00-\u9fff])", text)
     if not re.search(r"\d|\\", first) or any(re.search(r"\d|[\\$]", s) or _DOUBT.search(s) for s in others):
         return text

@@ -47,7 +47,7 @@ _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n")
 _LOWERED_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉ₙ]+")
-_MARKS = {"√": "对", "✓": "对", "✔": "对", "×": "错", "✗": "错", "✘": "错"}  # right and wrong, where they stand alone
+_MARKS = {"√": "对", "✓": "对", "✔": "对", "×": "错", "✗": "错", "✘": "错"}  # whole answers
 # Text whose direction is turned around reads as something else than its characters say.
 _DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")

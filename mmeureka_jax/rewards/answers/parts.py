@@ -20,7 +20,7 @@ _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 
 
 def split_parts(text: str) -> tuple[list[str], bool, bool]:
-    """The parts of an answer, whether their order counts, and whether they are alternatives, joined by `or` alone.
+    """The parts of an answer, whether their order counts, and whether they are alternatives, joined only by `or`.
 
     Lines, `;`, `(1) … (2) …`, neighbouring `$…$ $…$` and numbers between spaces are the blanks of a question, in order.
     Commas outside brackets, `and` and `or` make a set, and so do numbered statements (`②④⑤`, `(2)(4)`, `2.4.5.`).

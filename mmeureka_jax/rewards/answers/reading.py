@@ -59,7 +59,7 @@ _STATEMENT = re.compile(
 _FRAME = re.compile(
     r"([A-Za-z \\$]*?\b(?:is|are|get|have)\s+)(?=\$?\\?[a-zA-Z]\w?\s*(?:=|<|>|\\[lgn]eq|\\in))(.*)", re.DOTALL
 )
-# What a unit is behind another: 35度36分, 4h 25m.
+# What a unit is after another: 35度36分, 4h 25m.
 _BEHIND = {(DEGREE, MINUTE): ARC_MINUTE, (DEGREE, SECOND): ARC_SECOND, (HOUR, METRE): MINUTE}
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm det mod".split()
@@ -311,7 +311,7 @@ def _read_value(text: str, in_math: bool) -> list[Part]:
 
 
 def _signed(readings: list[Part], sign: int) -> list[Part]:
-    """Readings behind `minus`, which only numbers and formulas may stand behind."""
+    """Readings after `minus`, which only numbers and formulas may follow."""
     if sign > 0:
         return readings
     return [
@@ -322,7 +322,7 @@ def _signed(readings: list[Part], sign: int) -> list[Part]:
 
 
 def _with_tail(body: str, sign: int, currency: Unit | None, in_math: bool) -> list[Part]:
-    """Readings of a value with a unit or words behind it."""
+    """Readings of a value with a unit or words after it."""
     for match in _TAIL_START.finditer(body):
         core = body[: match.start()].rstrip(" ,-")
         if not core or _WORD.search(core) or not notation.is_balanced(core) or not _can_end(core):
@@ -410,7 +410,7 @@ def _closes_at_end(text: str) -> bool:
 
 
 def _read_ratio(pieces: list[str]) -> list[Part]:
-    """`1:2:3`; what goes on without end is words."""
+    """`1:2:3`; what continues without end is words."""
     if any(r"\ldots" in piece for piece in pieces):
         return []
     return [Part("", Ratio(tuple(pieces), len(pieces) == 2 and _is_time(pieces)))]

@@ -38,7 +38,7 @@ class Collection:
 @dataclass(frozen=True)
 class Ratio:
     items: tuple[str, ...]
-    is_time: bool = False  # 2:30 may be a time of day: as a gold answer it is met by itself alone
+    is_time: bool = False  # 2:30 may be a time of day: as a gold answer it accepts only itself
 
 
 @dataclass(frozen=True)
@@ -90,4 +90,4 @@ class Answer:
 
     parts: tuple[tuple[Part, ...], ...]
     ordered: bool = False
-    alternatives: bool = False  # joined by `or` alone
+    alternatives: bool = False  # joined only by `or`

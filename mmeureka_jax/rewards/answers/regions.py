@@ -64,7 +64,7 @@ def _joined(texts: list[str], join: type[Set]) -> Region | None:
 
 
 def _inequality(sides: list[str], signs: list[str]) -> Region | None:
-    """`2 < x`, `2 <= x < 5`: the variable alone on one side, numbers on the others."""
+    """`2 < x`, `2 <= x < 5`: only the variable on one side, numbers on the others."""
     places = [
         i
         for i, side in enumerate(sides)

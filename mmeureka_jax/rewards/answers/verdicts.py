@@ -1,4 +1,4 @@
-"""Yes and no, true and false, in English and Chinese, with what may be said behind them."""
+"""Yes and no, true and false, in English and Chinese, with what may follow them."""
 
 from __future__ import annotations
 

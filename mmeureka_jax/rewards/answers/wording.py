@@ -1,8 +1,9 @@
 """Words around a value. Some state it (`the area is 5`), count it (`5 apples are left`) or say how exact it is (`about
 5`); others change it (`5 thousand`, `half of 5`, `minus 5`), bound it (`at least 5`) or deny it (`not 5`).
 
-The words in front of a value must end with one that states it; the words behind it may be anything that is not listed
-here as changing, hedging or denying. So an unknown word in front makes an answer unreadable, which never scores.
+The words in front of a value must end with one that states it. The words after it must name what is counted, or say how
+exact it is, and none of them may be listed here as changing, hedging or denying. An answer with other words cannot be
+read, and never scores.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def read_lead(text: str) -> int | None:
 
 
 def read_zero(text: str) -> tuple[int, str]:
-    """The sign of `below zero` behind a value, and the text without it."""
+    """The sign of `below zero` after a value, and the text without it."""
     found = re.fullmatch(r"(.*?)\s*\b(below|above) zero\W*", text)
     return (1, text) if found is None else (-1 if found[2] == "below" else 1, found[1])
 
@@ -127,7 +128,7 @@ def read_scale(text: str) -> tuple[Fraction, str]:
 
 
 def read_tail(text: str, counted: bool) -> tuple[str, ...] | None:
-    """The words behind a value and its unit, if they leave it as it is (`apples are left`); None if they do not.
+    """The words after a value and its unit, if they leave it as it is (`apples are left`); None if they do not.
 
     counted: the value has no unit, so that the words have to name what is counted.
     """
@@ -146,7 +147,7 @@ def read_tail(text: str, counted: bool) -> tuple[str, ...] | None:
 
 
 def _names_what_is_counted(words: tuple[str, ...]) -> bool:
-    """Whether words behind a number begin with things (`red apples`), or say how exact or complete it is."""
+    """Whether words after a number begin with things (`red apples`), or say how exact or complete it is."""
     if not words[0].isascii():
         return _CHINESE_COUNTED.match(words[0]) is not None
     return words[0] in _SAYS_HOW or any(
@@ -155,7 +156,7 @@ def _names_what_is_counted(words: tuple[str, ...]) -> bool:
 
 
 def _is_changing(word: str) -> bool:
-    """Whether a word behind a value makes something else of it."""
+    """Whether a word after a value makes something else of it."""
     if not word.isascii():
         if _CHINESE_DENIALS.search(word):
             return True
