@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from decimal import Decimal
 
 from sympy import Rational
 
@@ -27,7 +28,7 @@ def parse_number(text: str) -> Rational | None:
     if len(text) > _MAX_LENGTH:
         return None
     if plain := _NUMBER.fullmatch(text):
-        number = Rational(_without_noise(plain["digits"])) * Rational(10) ** int(plain["power"] or 0)
+        number = Rational(*_without_noise(plain).as_integer_ratio())
         return -number if plain["sign"] == "-" else number
     if fraction := _FRACTION.fullmatch(text):
         above = int(fraction[2] or fraction[4])
@@ -42,22 +43,24 @@ def precision(text: str) -> Rational:
     plain = _NUMBER.fullmatch(text.strip())
     if plain is None or "." not in plain["digits"]:
         return EXACT
-    digits = _without_noise(plain["digits"])
-    if _significant(digits) < ROUNDED_DIGITS:
+    number = _without_noise(plain).as_tuple()
+    if len(number.digits) < ROUNDED_DIGITS:
         return EXACT
-    return Rational(1, 2) * Rational(10) ** (int(plain["power"] or 0) - len(digits.partition(".")[2]))
+    return Rational(1, 2) * Rational(10) ** int(number.exponent)
 
 
-def _without_noise(digits: str) -> str:
-    """A decimal as it was before a computer wrote it: 0.30000000000000004 is 0.3, and so is 0.30000001192092896, which
-    is what float32 makes of it."""
-    if not digits.partition(".")[2].strip("0") or not _FLOAT_DIGITS[0] <= _significant(digits) <= _FLOAT_DIGITS[1]:
-        return digits
-    value = float(digits)
-    if digits.strip("0") not in (repr(value).strip("0"), f"{value:.{_FLOAT_DIGITS[1]}g}".strip("0")):
-        return digits  # no computer writes it so
-    short = _shortest_float32(value) or f"{value:.{_FLOAT_DIGITS[0]}g}"
-    return digits if "e" in short else short
+def _without_noise(plain: re.Match[str]) -> Decimal:
+    """A decimal, without its sign, as it was before a computer wrote it: 0.30000000000000004 is 0.3, and so is
+    0.30000001192092896, which is what float32 makes of it."""
+    number = Decimal(f"{plain['digits']}e{plain['power'] or 0}")
+    few, many = _FLOAT_DIGITS
+    if not plain["digits"].partition(".")[2].strip("0") or not few <= len(number.as_tuple().digits) <= many:
+        return number
+    value = float(number)
+    if number not in (Decimal(repr(value)), Decimal(f"{value:.{many}g}")):
+        return number  # no computer writes it so
+    short = _shortest_float32(value) or f"{value:.{few}g}"
+    return number if "e" in short and not plain["power"] else Decimal(short)
 
 
 def _shortest_float32(value: float) -> str | None:
@@ -66,7 +69,3 @@ def _shortest_float32(value: float) -> str | None:
         return None
     spellings = (f"{value:.{digits}g}" for digits in range(1, 10))
     return next(short for short in spellings if struct.pack("f", float(short)) == struct.pack("f", value))
-
-
-def _significant(digits: str) -> int:
-    return len(digits.replace(".", "").lstrip("0"))
