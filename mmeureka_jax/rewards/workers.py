@@ -48,7 +48,7 @@ SLOW_LIMIT = (
     32  # answers in the slow lane, each up to MEMORY_LIMIT; with one more, the oldest of the commonest form ends
 )
 SLOW_NICENESS = 10  # of the newest in the slow lane: a tenth of the weight of others
-SLOW_SHARES = 8  # the newest in the slow lane, which have that weight; the others run when nobody else wants to
+SLOW_SHARES = 6  # the newest in the slow lane, which have that weight; the others run when nobody else wants to
 TEMPLATE_WAIT = 20.0  # seconds for an answer of the template, which is normally there at once
 _CPU_CLOCK = 2  # Linux, clock_getcpuclockid(3): which clock of a process
 MESSAGE_BYTES = 4096  # answers of the template are short
