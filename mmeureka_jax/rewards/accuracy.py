@@ -92,6 +92,7 @@ def _same(gold: str, text: str) -> bool:
     return any(equality.same_answer(a, b) for a in golds for b in answers)
 
 
+@lru_cache(maxsize=512)  # the answers of a group share their gold answer
 def _spelled(text: str) -> str:
     """An answer without what other frameworks put around it, in one spelling."""
     for _ in range(4):

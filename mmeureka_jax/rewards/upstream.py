@@ -32,6 +32,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from mmeureka_jax.rewards.answers.boxes import brace_ends
+
 if TYPE_CHECKING:
     from sympy import Basic, MatrixBase
 
@@ -42,6 +44,7 @@ UpstreamForm: TypeAlias = Literal["instruct", "tags", "boxed"]
 FORMS: dict[str, UpstreamForm] = {"upstream": "instruct", "upstream_tags": "tags", "upstream_boxed": "boxed"}
 
 CHOICES = frozenset("abcd")
+_BRACE = re.compile(r"[{}]")  # one after a backslash counts, as upstream
 
 
 def upstream_accuracy(response: str, answer: str, form: UpstreamForm) -> float:
@@ -95,18 +98,12 @@ def gold_problem(answer: str, form: UpstreamForm) -> str | None:
 
 
 def _last_box(text: str) -> str:
-    opened: list[int] = []
-    ends = {}  # where the brace that opens at a position closes
-    for brace in re.finditer(r"[{}]", text):  # a brace after a backslash counts, as upstream
-        if brace[0] == "{":
-            opened.append(brace.start())
-        elif opened:
-            ends[opened.pop()] = brace.end()
+    ends = brace_ends(text, _BRACE)
     box, box_end = "", 0
     for command in re.finditer(r"\\boxed\{", text):
-        end = ends.get(command.end() - 1)
+        end = ends.get(command.end())
         if end is not None and command.start() >= box_end:
-            box, box_end = text[command.start() : end], end
+            box, box_end = text[command.start() : end + 1], end + 1
     return box
 
 

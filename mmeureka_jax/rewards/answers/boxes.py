@@ -10,6 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 
 _BOX = re.compile(r"\\(?:f?boxed|fbox)(?:\s{0,9}\{|\s?(?P<bare>[0-9A-Z])(?![A-Za-z0-9]))")
+_BRACE = re.compile(r"(?<!\\)[{}]")
 _MAX_BOXES = 40  # in one list
 _CONTEXT = 60  # characters before and after a box that are looked at
 
@@ -112,11 +113,11 @@ def _number_before(text: str, boxes: list[_Box], index: int) -> int:
     return unicodedata.digit(numbers[-1]) if numbers else 0
 
 
-def brace_ends(text: str) -> dict[int, int]:
-    """Where the brace that opens just before a position closes."""
+def brace_ends(text: str, brace: re.Pattern[str] = _BRACE) -> dict[int, int]:
+    """Where the brace that opens just before a position closes. `brace` says which braces count."""
     opened: list[int] = []
     ends = {}
-    for match in re.finditer(r"(?<!\\)[{}]", text):
+    for match in brace.finditer(text):
         if match[0] == "{":
             opened.append(match.end())
         elif opened:
