@@ -29,7 +29,7 @@ from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.user_code import load_function
 
 SIGNATURE = "function(rewards) -> advantages"  # of an estimator; both [P, n]
-_REWARD_LIMIT = 10.0  # of a response's reward where a KL penalty is added to it, as in MM-EUREKA's code
+_REWARD_LIMIT = 10.0  # of what a response is given before a KL penalty is added to it
 _ADORA_CORRECT = 0.5  # accuracy above which an answer counts as right
 
 
@@ -222,8 +222,6 @@ def compute_advantages(
         kl_penalties: what `rl.kl_place: reward` takes off the reward at each token.
     """
     mask, rewards = outcomes.mask(length), np.asarray(outcomes.rewards, np.float64)
-    if kl_penalties is not None:
-        rewards = _limited(rewards)
     per_response = np.asarray(make_estimator(config)(rewards), np.float64)
     if per_response.shape != rewards.shape:
         raise UserError(
@@ -232,6 +230,8 @@ def compute_advantages(
         )
     if config.adora_weight is not None:
         per_response = per_response * adora_weights(outcomes, config.adora_weight)
+    if kl_penalties is not None:
+        per_response = _limited(per_response)
     advantages = np.where(mask, per_response[..., None], 0.0)
     if kl_penalties is not None:
         advantages = np.where(mask, advantages - returns_to_go(np.where(mask, kl_penalties, 0.0)), 0.0)
@@ -289,6 +289,11 @@ def gae_advantages(
 
 
 def _limited(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """What responses are given, baseline and weight of the prompt included, within ±10.
+
+    Source: `compute_reward` of OpenRLHF and MM-EUREKA. There it holds without a penalty too; here it does not, so that
+    large rewards of the user's own are not cut unasked. Those of the built-in rules never come near it.
+    """
     return np.clip(rewards, -_REWARD_LIMIT, _REWARD_LIMIT)
 
 

@@ -200,14 +200,40 @@ def test_neither_order_nor_padding_nor_garbage_matters(config):
     np.testing.assert_allclose(result[..., :7], expected[rows][:, columns], rtol=1e-6, atol=1e-7)
 
 
-def test_rewards_are_limited_only_where_a_penalty_is_added():
-    outcomes = Outcomes(
-        rewards=np.array([[50.0, 0.0]]), accuracies=np.zeros((1, 2)), lengths=np.ones((1, 2), int),
-        finished=np.ones((1, 2), bool),
-    )  # fmt: skip
-    config = RLConfig(advantage="dr_grpo")
-    np.testing.assert_allclose(compute_advantages(outcomes, config, 1)[0, :, 0], [25, -25])
-    np.testing.assert_allclose(compute_advantages(outcomes, config, 1, np.zeros((1, 2, 1)))[0, :, 0], [5, -5])
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_baseline", "reinforce_pp"])
+@pytest.mark.parametrize("adora", [None, 0.25])
+def test_what_a_response_is_given_is_limited_as_upstream_does(name, adora):
+    """Upstream's order, in plain Python: baseline, weight of the prompt, limit of ±10, penalties, sums to the end."""
+    n = 120  # a group so large that even (R - mean) / std can pass 10
+    rewards = np.zeros((2, n))
+    rewards[0, :4], rewards[1, 7] = [50.0, -30.0, 9.0, 4.0], 2.0
+    lengths = np.tile([3, 1, 2], (2, n // 3))
+    outcomes = Outcomes(rewards, rewards > 0.5, lengths, np.ones((2, n), bool))
+    kl = np.random.default_rng(0).normal(size=(2, n, 3))
+    config = RLConfig(advantage=name, whiten="off", adora_weight=adora)
+    result = compute_advantages(outcomes, config, 3, kl)
+    limited = 0
+    for p in range(2):
+        weight = 1.0 if adora is None else adora_weights(outcomes, adora)[p].item()
+        mean, std = statistics.mean(rewards[p]), statistics.stdev(rewards[p])
+        for i in range(n):
+            given = {
+                "grpo": (rewards[p, i] - mean) / (std + 1e-9),
+                "rloo": rewards[p, i] - (sum(rewards[p]) - rewards[p, i]) / (n - 1),
+                "reinforce_baseline": rewards[p, i] - mean,
+                "reinforce_pp": rewards[p, i],
+            }[name] * weight
+            limited += abs(given) > 10
+            for t in range(3):
+                expected = max(-10.0, min(10.0, given)) - sum(kl[p, i, t : lengths[p, i]])
+                assert result[p, i, t] == pytest.approx(expected if t < lengths[p, i] else 0.0, abs=1e-5)
+    assert limited or (name, adora) == ("grpo", 0.25)
+
+
+def test_without_a_penalty_nothing_is_limited():
+    """Unlike upstream: rewards of the user's own keep their size."""
+    outcomes = Outcomes(np.array([[50.0, 0.0]]), np.zeros((1, 2)), np.ones((1, 2), int), np.ones((1, 2), bool))
+    np.testing.assert_allclose(compute_advantages(outcomes, RLConfig(advantage="dr_grpo"), 1)[0, :, 0], [25, -25])
 
 
 def test_a_batch_without_a_token_or_without_a_difference():
