@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +12,7 @@ import numpy as np
 from mmeureka_jax.checkpoint import METADATA_FILE, is_no_space
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.export import CARD_FILE, PROVENANCE_FILE
-from mmeureka_jax.files import read_json
+from mmeureka_jax.files import read_json, temporary_folder
 from mmeureka_jax.models.orbax_files import is_orbax, write_orbax
 from mmeureka_jax.models.safetensors_files import check_is_new
 from mmeureka_jax.models.weights import (
@@ -66,14 +64,12 @@ def convert(
     if to == "hf":
         save_params(params, config, output, source=folder, dtype=dtypes, max_shard_bytes=max_shard_bytes, files=files)
         return to
-    temporary = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_orbax(params, temporary, {name: kind.name for name, kind in dtypes.items()})
-        for name, content in (folder_files(config, folder, dtypes) | files).items():
-            (temporary / name).write_bytes(content)
-        temporary.rename(output)
+        with temporary_folder(output) as temporary:
+            write_orbax(params, temporary, {name: kind.name for name, kind in dtypes.items()})
+            for name, content in (folder_files(config, folder, dtypes) | files).items():
+                (temporary / name).write_bytes(content)
+            temporary.rename(output)
     except Exception as error:
         if isinstance(error, OSError) or is_no_space(error):
             raise UserError(
@@ -81,8 +77,6 @@ def convert(
                 "Free some space or give another folder"
             ) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed
     return to
 
 

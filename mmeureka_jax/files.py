@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,16 +48,17 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
     Raises:
       UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.ExitStack() as stack:
         with explain_write_errors(path):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder")
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = temporary.open("wb")
-        # The first error is the one to report, not what closing the file then adds.
-        stack.callback(_quietly, lambda: temporary.unlink(missing_ok=True))
+            temporary, descriptor = _open_temporary(path, _open_file)
+            file = os.fdopen(descriptor, "wb")
+            file.truncate(0)
+        # The first error is the one to report, not what closing the file then adds. The lock ends with `close`.
         stack.callback(_quietly, file.close)
+        stack.callback(_quietly, lambda: temporary.unlink() if _is_at(file.fileno(), temporary) else None)
 
         def write(content: bytes) -> None:
             with explain_write_errors(path):
@@ -64,8 +68,100 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
         with explain_write_errors(path):
             file.flush()
             os.fsync(file.fileno())
-            file.close()
             temporary.replace(path)
+
+
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder next to `target`, to be filled and renamed; what is left of it at the end is removed.
+
+    One that a killed process left is removed when the next one is made for the same target.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder, descriptor = _open_temporary(target, _open_folder)
+    try:
+        _empty(folder)
+        yield folder
+    finally:
+        if _is_at(descriptor, folder):  # else it has been renamed, and the name may be another process's by now
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder; a kill on the way leaves it whole, or nothing of that name."""
+    with temporary_folder(folder) as aside:
+        folder.rename(aside / folder.name)
+
+
+def _open_temporary(target: Path, open_it: Callable[[Path], int]) -> tuple[Path, int]:
+    """The path of a file or folder next to `target`, and a descriptor that holds a lock on it while it is open.
+
+    The names are always the same, `.NAME.0.tmp` and so on, and the first that nobody holds is taken, with what a killed
+    process left in it. So leftovers are used up by the next process that writes the same target, also on a disk that
+    other hosts share, and those of a living one are never touched. Where the file system has no locks every process has
+    a name of its own, and leftovers stay.
+    """
+    for number in itertools.count():
+        path = target.with_name(f".{target.name}.{number}.tmp")
+        while True:
+            try:
+                descriptor = open_it(path)
+            except (IsADirectoryError, FileExistsError):  # left by something of the other kind
+                break
+            except FileNotFoundError:  # its holder has just renamed it
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, path):
+                    _remove_leftovers(target, number + 1)
+                    return path, descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                break
+            except OSError:
+                os.close(descriptor)
+                _quietly(path.rmdir if path.is_dir() else path.unlink)
+                path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+                return path, open_it(path)
+            os.close(descriptor)
+    raise AssertionError("unreachable")
+
+
+def _open_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _open_folder(path: Path) -> int:
+    path.mkdir(exist_ok=True)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has that path: its holder may have renamed or removed it before letting go."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_leftovers(target: Path, number: int) -> None:
+    """Removes what processes left that were killed while others wrote the same target."""
+    while (path := target.with_name(f".{target.name}.{number}.tmp")).exists():
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, path):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
+        number += 1
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 @contextlib.contextmanager

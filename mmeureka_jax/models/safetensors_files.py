@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import temporary_folder
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -103,21 +103,17 @@ def write_checkpoint_files(
         UserError: `folder` exists and is not empty, or the disk is full or not writable.
     """
     check_is_new(folder)
-    temporary = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this one's number
-        temporary.mkdir(parents=True)
-        _write_shards(temporary, name, shapes, iter(tensors), dtypes, max_shard_bytes)
-        for file_name, content in files.items():
-            _write(temporary / file_name, [content])
-        temporary.rename(folder)
+        with temporary_folder(folder) as temporary:
+            _write_shards(temporary, name, shapes, iter(tensors), dtypes, max_shard_bytes)
+            for file_name, content in files.items():
+                _write(temporary / file_name, [content])
+            temporary.rename(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); nothing was left there. "
             "Free some space or give another folder"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed
 
 
 def _file_names(name: str) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from mmeureka_jax.config import RandomModelConfig, to_dict
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import temporary_folder
 from mmeureka_jax.models.config import Beside, Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig
@@ -152,8 +152,7 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
     Raises:
         UserError: sizes that do not fit together, or `path` is taken or cannot be written.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        companions = Path(folder)
+    with temporary_folder(Path(path).with_name(f"{Path(path).name}.files")) as companions:
         tokenizer = build_tokenizer_files(companions, config.family)
         if config.family == "internvl":
             size = {"height": config.tile_size, "width": config.tile_size}

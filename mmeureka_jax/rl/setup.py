@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from jax.sharding import Mesh
 from mmeureka_jax.config import Config, LoraConfig, ModelConfig, RandomModelConfig, config_diff, to_dict
 from mmeureka_jax.config_io import filled
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import explain_write_errors, write_atomic
+from mmeureka_jax.files import explain_write_errors, remove_folder, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
 from mmeureka_jax.models.config import TextConfig
 from mmeureka_jax.models.lora import Lora, initial_adapters
@@ -221,7 +220,7 @@ def open_random_model(run_dir: Path, config: RandomModelConfig) -> Path:
         if is_main() and (differences or not exists):
             if differences:
                 with explain_write_errors(folder):
-                    shutil.rmtree(folder)
+                    remove_folder(folder)
             write_tiny_checkpoint(folder, config)
     barrier("random checkpoint written")
     return folder

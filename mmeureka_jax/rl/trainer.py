@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs
 from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.export import PROVENANCE_FILE, read_provenance
+from mmeureka_jax.files import remove_folder
 from mmeureka_jax.mesh import is_main
 from mmeureka_jax.rl.advantages import make_estimator
 from mmeureka_jax.rl.collect import Collected, Collector
@@ -84,7 +84,7 @@ def export_policy(config: Config) -> None:
     output = run_dir / EXPORT_FOLDER
     if is_main():
         if (output / PROVENANCE_FILE).exists():  # of an earlier step, or of another config: it was made here
-            shutil.rmtree(output)
+            remove_folder(output)
         # A process of its own, on the host: the devices are those of the run, and all hosts share them.
         command = [sys.executable, "-m", "mmeureka_jax.cli", "export", str(run_dir), f"--output={output}"]
         done = subprocess.run(command, capture_output=True, text=True)

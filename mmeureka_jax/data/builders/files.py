@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from mmeureka_jax.data.pictures import read_picture
 from mmeureka_jax.data.problems import Problem, ProblemSource, RowError, open_problems
 from mmeureka_jax.data.readers import TfdsTable, tfds_data_dir
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import explain_write_errors
+from mmeureka_jax.files import explain_write_errors, remove_folder, temporary_folder
 from mmeureka_jax.tracking import progress
 
 VERSION = "1.0.0"
@@ -154,6 +152,7 @@ def build_dataset(
         raise UserError(f"split {split!r}: expected letters, digits and _")
     directory = Path(data_dir).expanduser() if data_dir is not None else tfds_data_dir()
     final = directory / name / VERSION
+    _end_replacement(final, _backup_of(final))
     sources = _existing_splits(name, final)
     if split in sources:
         raise UserError(f"{final}: split {split} exists; choose another split or name, or remove that folder")
@@ -161,17 +160,13 @@ def build_dataset(
         spec, root=root, allow_outside_root=allow_outside_root, require_answer=require_answer
     )
     tfds.disable_progress_bar()
-    workplace = directory / f".{name}.{os.getpid()}.incomplete"
-    with explain_write_errors(directory):
-        try:
-            builder = FilesBuilder(
-                name, sources, skip_unusable=skip_unusable, show_progress=show_progress, data_dir=workplace
-            )
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
-                builder.download_and_prepare()
-            _replace(final, workplace / name / VERSION, backup=workplace / "replaced")
-        finally:
-            shutil.rmtree(workplace, ignore_errors=True)
+    with explain_write_errors(directory), temporary_folder(directory / name) as workplace:
+        builder = FilesBuilder(
+            name, sources, skip_unusable=skip_unusable, show_progress=show_progress, data_dir=workplace
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
+            builder.download_and_prepare()
+        _replace(final, workplace / name / VERSION, backup=_backup_of(final))
     return BuiltDataset(
         final,
         f"tfds:{name}@{split}",
@@ -191,15 +186,26 @@ def _existing_splits(name: str, directory: Path) -> dict[str, ProblemSource]:
     }
 
 
+def _backup_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
 def _replace(folder: Path, new: Path, backup: Path) -> None:
-    """Moves `new` to the place of `folder`; what was there becomes `backup`, and is put back if the move fails."""
+    """Moves `new` to the place of `folder`; what was there is put back if the move fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    existed = folder.exists()
-    if existed:
+    if folder.exists():
         folder.rename(backup)
     try:
         new.rename(folder)
-    except OSError:
-        if existed:
-            backup.rename(folder)
-        raise
+    finally:
+        _end_replacement(folder, backup)
+
+
+def _end_replacement(folder: Path, backup: Path) -> None:
+    """Ends a replacement that a kill may have cut short: puts the old folder back, or removes it for a new one."""
+    if backup.exists():
+        with explain_write_errors(folder):
+            if folder.exists():
+                remove_folder(backup)
+            else:
+                backup.rename(folder)

@@ -19,12 +19,12 @@ from mmeureka_jax.data.shape_canvas import DEFAULT_SIDE
 from mmeureka_jax.data.shape_scenes import DIFFICULTIES, KINDS
 from mmeureka_jax.data.shapes import HASTY_FRACTION, Split, generate
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import explain_write_errors
+from mmeureka_jax.files import explain_write_errors, temporary_folder
 from mmeureka_jax.tracking import progress
 
 DEMO_KINDS = ("dots", "fraction", "bars")  # what a policy of a few million parameters learns in minutes
 
-_PREPARING = threading.Lock()  # one thread at a time; processes are kept apart by TFDS's own folders
+_PREPARING = threading.Lock()  # one thread at a time; processes are kept apart by their folders
 
 
 @dataclass(kw_only=True)
@@ -113,8 +113,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 def prepare_shapes(name: str = "shapes", data_dir: str | Path | None = None) -> Shapes:
     """The builder of `shapes[/CONFIG][:VERSION]`, prepared below `data_dir` (TFDS's default folder) where it is not.
 
-    TFDS writes into a folder of its own and renames it when complete, so a killed or a concurrent preparation leaves
-    either nothing or a whole dataset.
+    It is written elsewhere and renamed when complete, so a killed or a concurrent preparation leaves nothing or a whole
+    dataset.
 
     Raises:
         UserError: an unknown config or version, a folder that cannot be written, a full disk.
@@ -125,9 +125,9 @@ def prepare_shapes(name: str = "shapes", data_dir: str | Path | None = None) -> 
         raise UserError(f"tfds:{name}: the configs of shapes are {', '.join(configs)}; write for instance shapes/easy")
     directory = Path(data_dir).expanduser() if data_dir is not None else tfds_data_dir()
 
-    def make() -> Shapes:
+    def make(folder: Path = directory) -> Shapes:
         return Shapes(
-            config=match["config"], version=match["version"], data_dir=str(directory), file_format="array_record"
+            config=match["config"], version=match["version"], data_dir=str(folder), file_format="array_record"
         )
 
     with _PREPARING, explain_write_errors(directory):
@@ -138,9 +138,13 @@ def prepare_shapes(name: str = "shapes", data_dir: str | Path | None = None) -> 
         if builder.is_prepared():
             return builder
         tfds.disable_progress_bar()  # there is our own
+        final = Path(builder.data_path)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
-                builder.download_and_prepare()
+            with temporary_folder(final) as workplace:
+                with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
+                    made = make(workplace)
+                    made.download_and_prepare()
+                Path(made.data_path).rename(final)
         except OSError:
             if not builder.is_prepared():  # else another process was quicker, with the same rows
                 raise
