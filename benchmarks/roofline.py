@@ -50,6 +50,7 @@ from benchmarks.common import (
 )
 from benchmarks.floors import Batch, Work
 from benchmarks.update import random_batch
+from mmeureka_jax.console import progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig
@@ -59,7 +60,6 @@ from mmeureka_jax.rl.learner import Learner
 from mmeureka_jax.rl.sampler import sample
 from mmeureka_jax.rl.setup import LoadedPolicy
 from mmeureka_jax.rl.update import policy_objective
-from mmeureka_jax.tracking import progress
 
 PARTS = ("vision", "prefill", "decode", "update")
 TRACED = {"decode": "rollout", "update": "update"}  # part -> what its trace is of

@@ -19,6 +19,7 @@ from typing import Any
 
 from mmeureka_jax import __version__
 from mmeureka_jax.config import ACCURACY_RULES
+from mmeureka_jax.console import speak_in_lines, waiting
 from mmeureka_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_STOPPED,
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def keep_quiet() -> None:
     """Leaves stderr to this package: what the libraries print of an error, with tracebacks, they also raise."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    speak_in_lines()
     for noisy in ("absl", "asyncio", "orbax", "jax", "tensorboardX", "httpx", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
@@ -314,7 +315,9 @@ def run_train(args: argparse.Namespace) -> int:
     train(config)
     if is_main():
         for stage in stage_configs(config):
-            print(f"report: {write_report(stage.run_dir).resolve()}")
+            with waiting("writing the report"):
+                path = write_report(stage.run_dir)
+            print(f"report: {path.resolve()}")
     return 0
 
 
@@ -329,7 +332,9 @@ def run_sft(args: argparse.Namespace) -> int:
 
     run_dir = fine_tune(config)
     if is_main():
-        print(f"report: {write_report(run_dir).resolve()}")
+        with waiting("writing the report"):
+            path = write_report(run_dir)
+        print(f"report: {path.resolve()}")
     return 0
 
 

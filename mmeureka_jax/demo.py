@@ -6,7 +6,6 @@ in the same folder stopped, and what is done is not done again.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.config import load_config
+from mmeureka_jax.console import say
 from mmeureka_jax.export import PROVENANCE_FILE, export_run
 from mmeureka_jax.mesh import split_cpu
 from mmeureka_jax.report import write_report
@@ -51,10 +51,10 @@ def demo(output: Path, overrides: Sequence[str] = (), *, started: float | None =
     for spec in sorted({sft.data.train, rl.data.train}):
         open_problems(spec)  # draws the pictures of the built-in problems, the first time
 
-    _say(f"1 of 2: imitation of worked solutions, {sft.steps} steps of {sft.sft.problems_per_step}")
+    say(f"1 of 2: imitation of worked solutions, {sft.steps} steps of {sft.sft.problems_per_step}")
     _export_once(fine_tune(sft), imitated)
     responses = f"{rl.rl.prompts_per_rollout} x {rl.rl.group_size}"
-    _say(f"2 of 2: reinforcement learning ({rl.rl.loss}), {rl.steps} steps of {responses} responses")
+    say(f"2 of 2: reinforcement learning ({rl.rl.loss}), {rl.steps} steps of {responses} responses")
     run_dir = train(rl)
     _export_once(run_dir, trained)
     report = write_report(run_dir)
@@ -74,7 +74,3 @@ def _export_once(run_dir: Path, output: Path) -> None:
     """Exports a finished run, unless that is done; an export is there as a whole or not at all."""
     if not (output / PROVENANCE_FILE).exists():
         export_run(run_dir, output)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

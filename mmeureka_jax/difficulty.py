@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from mmeureka_jax.config import Config, DataConfig, RewardConfig
+from mmeureka_jax.console import progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.eval_command import EvalOptions, questions
 from mmeureka_jax.export import read_provenance
@@ -25,7 +26,6 @@ from mmeureka_jax.inference import ModelOptions, length_buckets
 from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Response, generate
 from mmeureka_jax.rl.setup import open_checked
-from mmeureka_jax.tracking import progress
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.problems import Problem
@@ -55,7 +55,7 @@ def measure_difficulty(
     from mmeureka_jax.rewards.workers import RewardWorkers
 
     with ExitStack() as stack:
-        loaded = model.open()
+        loaded = model.open("data difficulty")
         asked = questions(
             options, read_provenance(loaded.checkpoint), loaded.policy.config.text.max_position_embeddings
         )

@@ -15,12 +15,12 @@ import jax
 
 from mmeureka_jax.checkpoint import package_versions
 from mmeureka_jax.config import AccuracyRule, Config, DataConfig, RewardConfig, SamplerConfig
+from mmeureka_jax.console import progress
 from mmeureka_jax.export import read_provenance
 from mmeureka_jax.files import atomic_writer, write_atomic
 from mmeureka_jax.inference import ModelOptions, length_buckets
 from mmeureka_jax.rl.evaluate import Evaluator, Graded
 from mmeureka_jax.rl.setup import check_context, open_checked
-from mmeureka_jax.tracking import progress
 
 GROUPED_BY = ("kind", "subject", "difficulty")  # metadata keys that results are broken down by
 RESULTS_FILE, ROWS_FILE = "results.json", "rows.jsonl"
@@ -64,7 +64,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
 
     with ExitStack() as stack:
         write_row = stack.enter_context(atomic_writer(output / ROWS_FILE))
-        loaded = model.open()
+        loaded = model.open("eval")
         context = loaded.policy.config.text.max_position_embeddings
         provenance = read_provenance(loaded.adapters.folder) if loaded.adapters is not None else {}
         asked = questions(options, provenance or read_provenance(loaded.checkpoint), context)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mmeureka_jax.config import Config, MeshConfig, ModelConfig
+from mmeureka_jax.console import progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.export import read_provenance
 from mmeureka_jax.files import atomic_writer
@@ -28,8 +29,8 @@ from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_
 from mmeureka_jax.models.weights import resolve_checkpoint
 from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Response, generate
+from mmeureka_jax.rl.header import say_header
 from mmeureka_jax.rl.setup import LoadedPolicy, check_context, lora_of_adapters, open_policy
-from mmeureka_jax.tracking import progress
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.problems import Problem
@@ -55,7 +56,8 @@ class ModelOptions:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh: MeshConfig = MeshConfig(data=-1, fsdp=1, tensor=1)
 
-    def open(self) -> LoadedPolicy:
+    def open(self, command: str) -> LoadedPolicy:
+        """Finds the policy, checks it, and says what `command` runs on."""
         if jax.process_count() > 1:
             raise UserError("this command runs in one process; start it on one host, without MMEUREKA_DISTRIBUTED")
         lora = None
@@ -63,7 +65,9 @@ class ModelOptions:
             trained_in = read_provenance(resolve_checkpoint(self.adapters)).get("lora_base_dtype")
             lora = lora_of_adapters(self.adapters, self.checkpoint, trained_in or "float32")
         model = ModelConfig(checkpoint=self.checkpoint, lora=lora, compute_dtype=self.compute_dtype, remat="none")
-        return open_policy(Config(model=model, mesh=self.mesh), Path())
+        loaded = open_policy(Config(model=model, mesh=self.mesh), Path())
+        say_header(command, loaded, self.checkpoint)
+        return loaded
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def sample_file(
         UserError: anything about the checkpoint, the rows or the output that cannot work, before anything is sampled.
     """
     with atomic_writer(output) as write:
-        loaded = model.open()
+        loaded = model.open("sample")
         processor = _open_processor(loaded, prompts)
         problems, longest, num_windows = _read_prompts(prompts, processor, unique_ids=True)
         check_context(loaded.policy.config.text, longest + max_new_tokens)
@@ -138,7 +142,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         UserError: as `sample_file`; also a row without a `response` text.
     """
     with atomic_writer(output) as write:
-        loaded = model.open()
+        loaded = model.open("score")
         processor = _open_processor(loaded, prompts)
         problems, longest, num_windows = _read_prompts(prompts, processor, unique_ids=False)
         responses = _encode_responses(problems, processor)

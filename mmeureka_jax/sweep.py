@@ -39,11 +39,12 @@ from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.config import EXPORT_FOLDER, Config, load_config, save_config
 from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.config_io import overlaid, read_yaml
+from mmeureka_jax.console import progress, say
 from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserError
 from mmeureka_jax.export import read_provenance
 from mmeureka_jax.files import exclusive, explain_write_errors, write_atomic
 from mmeureka_jax.rl.run_folder import config_changes
-from mmeureka_jax.tracking import METRICS_FILE, progress, read_metrics
+from mmeureka_jax.tracking import METRICS_FILE, read_metrics
 
 CONFIG_FILE, LOG_FILE, STOPPED_FILE = "run.yaml", "log.txt", "stopped.json"
 IMITATION_FOLDER = "imitation"
@@ -249,7 +250,7 @@ def run_sweep(sweep: Sweep, *, only: int | None = None, retry: bool = False, sho
                     crashed.append(str(error))
                 else:
                     if stopped:
-                        bar.write(f"{member.kind} seed {member.seed} {state(member)}", file=sys.stderr)
+                        say(f"{member.kind} seed {member.seed} {state(member)}")
                 if only is None and any(rows_of(one) for one in sweep.members):
                     write_comparison(sweep)
             bar.update()

@@ -1,4 +1,4 @@
-"""What a run writes about itself: `metrics.jsonl`, TensorBoard event files, samples of rollouts, and progress bars.
+"""What a run writes about itself: `metrics.jsonl`, TensorBoard event files, and samples of rollouts.
 
     RUN/metrics.jsonl                 a JSON row a step: {"step": 3, "reward/accuracy": 0.25, ...}
     RUN/tensorboard/                  scalars, histograms, and rollout samples as pictures and text
@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mmeureka_jax.config import TrackingConfig
 from mmeureka_jax.errors import UserError
@@ -139,20 +137,6 @@ class Tracker:
         if self._events:
             self._events.close()
             self._events = None
-
-
-def progress(total: int, description: str, *, unit: str, enabled: bool = True, initial: int = 0) -> tqdm:
-    """A bar with rate and time left on the terminal; a line now and then where the output is a file."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=f" {unit}",
-        disable=not enabled,
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
-        smoothing=0.1,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmeureka_jax.config import TrackingConfig
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.tracking import ResponseSample, RolloutSample, Tracker, progress, read_metrics, read_rollouts
+from mmeureka_jax.tracking import ResponseSample, RolloutSample, Tracker, read_metrics, read_rollouts
 
 NO_TENSORBOARD = TrackingConfig(tensorboard=False)
 
@@ -223,16 +223,6 @@ def test_run_dir_that_is_a_file(tmp_path):
 def test_read_metrics_of_no_run(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl: no metrics here"):
         read_metrics(tmp_path)
-
-
-def test_progress_counts_from_where_a_run_resumes(capsys):
-    with progress(10, "train", unit="steps", initial=4) as bar:
-        bar.update(1)
-        assert (bar.n, bar.total) == (5, 10)
-    assert "train" in capsys.readouterr().err
-    with progress(10, "train", unit="steps", enabled=False) as bar:
-        bar.update(1)
-    assert capsys.readouterr().err == ""
 
 
 def test_metrics_are_valid_json_lines(tmp_path):

@@ -22,12 +22,12 @@ from typing import Any, Protocol
 
 import mmeureka_jax
 from mmeureka_jax.config import AccuracyRule, RewardConfig
+from mmeureka_jax.console import progress as progress_bar
 from mmeureka_jax.data.pictures import frame_count, picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, RowError
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.rewards.workers import RewardWorkers
-from mmeureka_jax.tracking import progress as progress_bar
 
 _MAX_THREADS = 16
 _MAX_REWARD_WORKERS = 8

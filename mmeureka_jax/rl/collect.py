@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from mmeureka_jax.config import Config
+from mmeureka_jax.console import progress
 from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
@@ -29,7 +30,7 @@ from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.rl.sampler import Samples, compile_ahead, program_count, sample
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
-from mmeureka_jax.tracking import ResponseSample, RolloutSample, progress
+from mmeureka_jax.tracking import ResponseSample, RolloutSample
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem, ProblemLoader
@@ -181,7 +182,7 @@ class Collector:
         filler = [self._processor.filler()] * own
         programs = program_count(self.settings, prompts * self.settings.group_size // batch_shards())
         show = self._config.tracking.progress and is_main()
-        with progress(len(self._buckets) * programs, "compile", unit="program", enabled=show) as bar:
+        with progress(len(self._buckets) * programs, "compile the sampler", unit="program", enabled=show) as bar:
             for bucket in self._buckets:
                 batch = collate(filler, bucket, self._num_windows)
                 inputs = (batch, prompt_seeds(["filler"] * own), np.zeros(own, bool))

@@ -115,6 +115,7 @@ class Evaluator:
         self._loaded, self._processor, self._rewards = loaded, processor, rewards
         self._source = source
         self._own = list(indices)[jax.process_index() :: jax.process_count()]
+        self.count = len(self._own)  # problems of this host
         self._settings = SamplingSettings(
             group_size=1,
             max_new_tokens=max_new_tokens,

@@ -17,10 +17,12 @@ from jax.sharding import Mesh
 
 from mmeureka_jax.checkpoint import Checkpointer, RunState
 from mmeureka_jax.config import Config
+from mmeureka_jax.console import Bar, Steps, progress, say, waiting
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.mesh import batch_divisor, is_main
 from mmeureka_jax.rl.evaluate import Evaluator, summarise
+from mmeureka_jax.rl.header import say_header, say_start
 from mmeureka_jax.rl.learner import Learner
 from mmeureka_jax.rl.run_folder import CompileCounter, NonFiniteGuard, begin_run, restore_position
 from mmeureka_jax.rl.setup import (
@@ -32,11 +34,9 @@ from mmeureka_jax.rl.setup import (
     same_on_all_hosts,
 )
 from mmeureka_jax.rl.update import Objective
-from mmeureka_jax.tracking import Tracker, progress
+from mmeureka_jax.tracking import Tracker
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from mmeureka_jax.data.loader import ProblemLoader
     from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
@@ -51,6 +51,7 @@ class Recipe:
     """In what one kind of job differs from the other.
 
     Attributes:
+        command: what the user calls it.
         updates_per_step: optimiser steps in a step of the loop.
         prompts_per_batch: problems that the loader gives at a time, over all hosts.
         batch_sizes: config key -> number of prompts that the mesh has to divide.
@@ -61,6 +62,7 @@ class Recipe:
     """
 
     kind: Literal["rl", "sft"]
+    command: str
     objective: Objective
     updates_per_step: int
     micro_batches: int
@@ -81,7 +83,7 @@ class Job:
         ...                                 # changes run.train and the other fields of `run`
         run.step += 1
         row |= job.validate_if_due()
-        job.log(row, "shown on the bar")
+        job.log(row, "the few numbers that are shown")
         job.save_if_due()
     """
 
@@ -97,7 +99,7 @@ class Job:
     checkpointer: Checkpointer
     guard: NonFiniteGuard
     tracker: Tracker
-    bar: tqdm
+    steps: Steps
     compiles: CompileCounter
     termination: TerminationSignal
     _step_start: float = 0.0
@@ -125,12 +127,20 @@ class Job:
             self.checkpointer.wait()
             raise Terminated(f"stopped by SIGTERM after step {self.run.step}; the same command goes on from there")
         self._step_start = time.perf_counter()
+        self.steps.begin()
         return True
+
+    def begin_training(self) -> None:
+        """What came before the first step is over, and does not count for the time left."""
+        self.compiles.seconds_since_last()
+        self.steps.begin_training()
 
     def validate_before_training(self) -> None:
         """The row of step 0: how good the policy is that the run starts from."""
         if self.evaluator is not None and self.run.step == 0 and not self._stopping:
-            self.tracker.log_metrics(0, self._validate())
+            row = self._validate()
+            self.tracker.log_metrics(0, row)
+            say(f"before training: val {row['validation/accuracy']:.3f}")
             self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
 
     def validate_if_due(self) -> dict[str, float]:
@@ -141,23 +151,30 @@ class Job:
     def _validate(self) -> dict[str, float]:
         assert self.evaluator is not None
         start = time.perf_counter()
-        row: dict[str, Any] = summarise(self.evaluator.run(self.run.train.params))
+        self.steps.phase("validating", is_said=True)
+        with self._bar_of_validation() as bar:
+            row: dict[str, Any] = summarise(self.evaluator.run(self.run.train.params, bar.update))
         self._accuracy = row["validation/accuracy"]
         if self._accuracy > self.run.best_accuracy:
             self.run.best_accuracy = self._accuracy
             self._save_at_once = self.config.checkpoint.keep_best > 0 and self.run.step > 0
         return row | {"time/validation": time.perf_counter() - start}
 
+    def _bar_of_validation(self) -> Bar:
+        assert self.evaluator is not None
+        shown, total = self.config.tracking.progress and is_main(), self.evaluator.count
+        return progress(total, "validate", unit="problem", enabled=shown, leave=False)
+
     def log(self, row: dict[str, float], shown: str) -> None:
-        """Writes the row of this step and moves the bar."""
+        """Writes the row of this step and says its few numbers."""
         row |= {
             "time/step": time.perf_counter() - self._step_start,
             "time/checkpoint": self._seconds_saving,  # that the step before it waited for its checkpoint
-            "time/compiles": float(self.compiles.since_last()),
+            "time/compiles": float(compiles := self.compiles.since_last()),
         }
         self.tracker.log_metrics(self.run.step, row)
-        self.bar.set_postfix_str(shown)
-        self.bar.update(1)
+        seconds = self.compiles.seconds_since_last()
+        self.steps.finish(shown, seconds if compiles else 0.0)
 
     def save_if_due(self) -> None:
         """A checkpoint every so many steps, at the end, at a new best accuracy, and before the run stops for SIGTERM.
@@ -169,6 +186,7 @@ class Job:
         self._stopping = self.termination.on_any_host()
         regular = due(self.run.step, self.config.checkpoint.every_steps, self.at_end)
         if regular or self._save_at_once or self._stopping:
+            self.steps.phase("saving a checkpoint")
             self.run.data, self.run.counters = self.loader.get_state(), dict(self.guard.counters)
             self.checkpointer.save(self.run, self._accuracy)
         self._accuracy, self._save_at_once = None, False
@@ -201,6 +219,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
 
         # What the job needs. Every mistake that can be known is found here, before step 0.
         loaded = open_policy(config, run_dir)
+        say_header(recipe.command, loaded, config.model.checkpoint, config)
         stack.enter_context(jax.set_mesh(loaded.mesh))
         check_batch_sizes(loaded.mesh, recipe.batch_sizes)
         response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
@@ -209,7 +228,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         validated = config.data.validation is not None and config.tracking.validate_every > 0
         rewards = stack.enter_context(RewardWorkers(config.reward)) if recipe.scored or validated else None
         if rewards is not None:
-            rewards.validate()
+            with waiting(f"starting {config.reward.workers} reward workers"):
+                rewards.validate()
         problems = open_checked(
             config.data.train,
             config,
@@ -247,7 +267,9 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             resuming=bool(checkpointer.steps()),
             adapters=loaded.adapters.fingerprint() if loaded.adapters is not None else None,
         )
-        run = checkpointer.restore_latest(learner.abstract_state()) or RunState(learner.initial_state())
+        run = restore(checkpointer, learner) or RunState(learner.initial_state())
+        at_start = run.step
+        say_start(at_start, config.steps, config.run_dir)
         loader = ProblemLoader(
             problems.source,
             rows_by_difficulty(config.data, problems),
@@ -264,8 +286,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         restore_position(loader, run.data, config)
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step)
         stack.callback(tracker.close)
-        show = config.tracking.progress and is_main()
-        bar = stack.enter_context(progress(config.steps, recipe.kind, unit="step", enabled=show, initial=run.step))
+        steps = stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress))
         yield Job(
             config=config,
             loaded=loaded,
@@ -279,11 +300,21 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             checkpointer=checkpointer,
             guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind == "sft"),
             tracker=tracker,
-            bar=bar,
+            steps=steps,
             compiles=compiles,
             termination=termination,
         )
-        checkpointer.wait()
+        if run.step > at_start:
+            with waiting(f"finishing checkpoint {run.step} in {checkpointer.folder}"):
+                checkpointer.wait()
+
+
+def restore(checkpointer: Checkpointer, learner: Learner) -> RunState | None:
+    """The newest checkpoint's state, if there is one."""
+    if not checkpointer.steps():
+        return None
+    with waiting(f"reading checkpoint {checkpointer.steps()[-1]}"):
+        return checkpointer.restore_latest(learner.abstract_state())
 
 
 def check_batch_sizes(mesh: Mesh, sizes: dict[str, int]) -> None:
@@ -309,7 +340,7 @@ def check_image_windows(limit: int, needed: int, *, text_only: bool = False) -> 
 def open_evaluator(config: Config, loaded: LoadedPolicy, processor: Processor, rewards: RewardWorkers) -> Evaluator:
     """Validation on `data.validation`."""
     assert config.data.validation is not None
-    problems = open_checked(config.data.validation, config, processor)
+    problems = open_checked(config.data.validation, config, processor, label="validation")
     return Evaluator(
         loaded,
         processor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mmeureka_jax.config import Config
+from mmeureka_jax.console import waiting
 from mmeureka_jax.mesh import to_global, to_host
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
@@ -23,6 +25,7 @@ from mmeureka_jax.rl.rollout import (
     Group,
     UpdateBatch,
     make_update_batch,
+    packed_widths,
     padding,
     rows_of_host,
     sampled_log_probs,
@@ -65,12 +68,14 @@ class Learner:
         self._objective = objective
         self._micro_batches = micro_batches
         self._packing = packing
+        self._buckets = max(len(config.data.prompt_buckets), 1)
         critic = make_critic(config, total_updates) if with_critic else None
         self._training = make_training(config, total_updates, critic)
         self.shardings = self._training.shardings(loaded.policy, loaded.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
         self.compiled = CompiledUpdate(loaded.policy, objective, self._training, self.shardings)
         self._reference = _Reference.of(loaded) if with_reference else None
+        self._programs: set[tuple[int, int]] = set()  # (prompt length, width) of the parts that it is compiled for
 
     def initial_state(self) -> TrainState:
         """The checkpoint's parameters and a fresh optimiser."""
@@ -104,8 +109,27 @@ class Learner:
     def _update(
         self, state: TrainState, parts: list[UpdateBatch], padded: float, kl_coefficient: float
     ) -> tuple[TrainState, Metrics]:
-        state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
+        with self._compiling(parts):
+            state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
         return state, metrics | {"update/padding": padded}
+
+    @contextmanager
+    def _compiling(self, parts: list[UpdateBatch]) -> Iterator[None]:
+        """Says so if the update of these parts has to be compiled: one of their shapes is new."""
+        places = parts[0].responses.shape[1] * parts[0].responses.shape[2]
+        shapes = {(part.prompts.tokens.shape[1], part.width or places) for part in parts}
+        new = sorted(shapes - self._programs)
+        self._programs |= shapes
+        if not new:
+            yield
+            return
+        widths = len(packed_widths(places, self._packing))
+        what = " and ".join(f"prompts of {length}, width {width}" for length, width in new)
+        with waiting(
+            f"compiling the update for {what} ({len(self._programs)} of up to {widths * self._buckets} shapes, each "
+            "compiled once; later steps are faster)"
+        ):
+            yield
 
     def _by_token(
         self, compute: Callable[[UpdateBatch], Array], config: Config, groups: Sequence[Group]
@@ -174,7 +198,7 @@ class _Reference:
     @classmethod
     def of(cls, loaded: LoadedPolicy) -> _Reference:
         if loaded.policy.lora is None:
-            return cls(loaded.policy, loaded.load_params(), on_base=False)
+            return cls(loaded.policy, loaded.load_params("the reference policy"), on_base=False)
         if loaded.adapters is None:
             return cls(loaded.policy.base, {}, on_base=True)
         return cls(loaded.policy, loaded.load_adapters(), on_base=True)

@@ -8,6 +8,7 @@ RUN/nonfinite/        batches whose update was skipped
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,13 +193,16 @@ def _flat(batch: UpdateBatch) -> dict[str, Any]:
 
 
 class CompileCounter:
-    """Counts XLA compilations of this process within a `with` block, to show that a steady state compiles nothing."""
+    """Counts XLA compilations of this process within a `with` block, to show that a steady state compiles nothing, and
+    their seconds, tracing included."""
 
     _EVENT = "/jax/core/compile/backend_compile_duration"
+    _TIMED = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration", _EVENT)
 
     def __init__(self) -> None:
         self.total = 0
         self._seen = 0
+        self._intervals: list[tuple[float, float]] = []  # (begin, end), apart from one another
 
     def __enter__(self) -> CompileCounter:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -209,7 +213,17 @@ class CompileCounter:
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         self.total += event == self._EVENT
+        if event in self._TIMED:
+            end = time.monotonic()
+            while self._intervals and self._intervals[-1][0] >= end - duration_secs:
+                self._intervals.pop()  # within this one: functions are traced while others are
+            self._intervals.append((end - duration_secs, end))
 
     def since_last(self) -> int:
         new, self._seen = self.total - self._seen, self.total
         return new
+
+    def seconds_since_last(self) -> float:
+        seconds = sum(end - begin for begin, end in self._intervals)
+        self._intervals.clear()
+        return seconds

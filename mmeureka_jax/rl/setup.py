@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 
 from mmeureka_jax.config import Config, LoraConfig, ModelConfig, RandomModelConfig, config_diff, to_dict
 from mmeureka_jax.config_io import filled
+from mmeureka_jax.console import progress, say_facts, waiting
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, remove_folder, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
@@ -32,7 +34,6 @@ from mmeureka_jax.models.peft_files import StoredAdapters, open_adapters
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.models.weights import load_params, read_config, resolve_checkpoint
 from mmeureka_jax.optimizer import merge_params
-from mmeureka_jax.tracking import progress
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.check import CheckReport
@@ -54,9 +55,10 @@ class LoadedPolicy:
     checkpoint: Path
     adapters: StoredAdapters | None = None
 
-    def load_params(self) -> Params:
+    def load_params(self, what: str = "the policy") -> Params:
         """The parameters to start from, sharded over the mesh: the checkpoint's, and adapters if the policy has any."""
-        return self.load_base() if self.policy.lora is None else merge_params(self.load_base(), self.load_adapters())
+        base = self.load_base(what)
+        return base if self.policy.lora is None else merge_params(base, self.load_adapters())
 
     def load_adapters(self) -> Params:
         """The adapters to start from, of a policy that has any: a part of the parameter tree."""
@@ -70,11 +72,12 @@ class LoadedPolicy:
         }
         return unflatten_dict(placed, sep="/")
 
-    def load_base(self) -> Params:
+    def load_base(self, what: str = "the policy") -> Params:
         """The checkpoint's parameters: float32 masters, or under adapters of `lora.base_dtype`."""
         lora = self.policy.lora
         dtype = jnp.dtype("float32" if lora is None else lora.base_dtype)
-        return load_params(self.checkpoint, self.policy.config, self.shardings(), dtype)
+        with waiting(f"loading {what} from {self.checkpoint}"):
+            return load_params(self.checkpoint, self.policy.config, self.shardings(), dtype)
 
     def shardings(self) -> Params:
         return tree_shardings(self.mesh, self.policy.abstract_params(), self.policy.param_axes())
@@ -258,11 +261,13 @@ def open_checked(
     require_answer: bool = True,
     report_file: Path | None = None,
     also_check: Callable[[Problem, Processor], object] | None = None,
+    label: str = "data",
 ) -> CheckedProblems:
     """Opens and checks a dataset. Unusable rows are logged, and written to `report_file`, by id and reason.
 
     Args:
         also_check: raises RowError for a problem that cannot be used for another reason.
+        label: what the header calls it.
 
     Raises:
         UserError: no row can be used, or hosts see other rows.
@@ -274,9 +279,10 @@ def open_checked(
         spec, root=config.data.root, allow_outside_root=config.data.allow_outside_root, require_answer=require_answer
     )
     show = config.tracking.progress and is_main()
-    report = check_problems(source, processor, progress=show)
-    if also_check is not None:
-        report = _check_further(source, report, processor, also_check, show)
+    with nullcontext() if show else waiting(f"checking {spec}, {len(source)} rows"):
+        report = check_problems(source, processor, progress=show)
+        if also_check is not None:
+            report = _check_further(source, report, processor, also_check, show)
     _check_that_hosts_agree(spec, [report.usable, report.max_windows, source.fingerprint()])
     if is_main():
         if report.rejected or report.notes:
@@ -286,7 +292,13 @@ def open_checked(
             write_atomic(report_file, json.dumps(report.to_json(), indent=1).encode())
     if not report.usable:
         raise UserError(f"{spec}: no row can be used\n{_describe(report, report_file)}")
+    say_facts({label: f"{spec}, {describe_rows(report)}"})
     return CheckedProblems(source, report)
+
+
+def describe_rows(report: CheckReport) -> str:
+    pictures = "with pictures" if report.max_windows else "without pictures"
+    return f"{len(report.usable)} of {report.num_rows} rows can be used, {pictures}"
 
 
 def _check_further(

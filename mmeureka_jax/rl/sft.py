@@ -39,8 +39,10 @@ def fine_tune(config: Config) -> Path:
     with open_job(config, recipe(config)) as job:
         run = job.run
         batches = ImitationBatches(config, job.loaded.policy, job.processor, job.num_windows)
+        job.begin_training()
         while job.begin_step():
             start = time.perf_counter()
+            job.steps.phase("updating")
             batch = batches.make(next(job.loader))
             run.train, on_device = job.learner.update_from_shares(run.train, batch)
             run.step += 1
@@ -70,6 +72,7 @@ def recipe(config: Config) -> Recipe:
     sft = config.sft
     return Recipe(
         kind="sft",
+        command="sft",
         objective=imitation_objective(),
         updates_per_step=1,
         micro_batches=sft.micro_batches,

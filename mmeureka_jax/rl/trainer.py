@@ -20,6 +20,7 @@ import jax
 from mmeureka_jax.checkpoint import RunState, read_metadata
 from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs
 from mmeureka_jax.config_checks import validate_config
+from mmeureka_jax.console import say, waiting
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.export import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.files import remove_folder
@@ -58,10 +59,15 @@ def train(config: Config) -> Path:
     *stages, last = stage_configs(config)
     for number, stage in enumerate(stages, start=1):
         if is_exported(stage):
+            say(f"stage {number} of {len(stages) + 1} is finished: {stage.run_dir}")
             continue
+        say(f"stage {number} of {len(stages) + 1}: {stage.run_dir}")
         if train_stage(stage):
             raise Terminated(f"stopped by SIGTERM after stage {number}; the same command goes on from there")
-        export_policy(stage)
+        with waiting(f"exporting the policy of stage {number} for the next one"):
+            export_policy(stage)
+    if stages:
+        say(f"stage {len(stages) + 1} of {len(stages) + 1}: {last.run_dir}")
     train_stage(last)
     return Path(last.run_dir)
 
@@ -111,15 +117,20 @@ def train_stage(config: Config) -> bool:
         if config.sampler.compile_ahead and not job.at_end:
             collector.compile_ahead(run.train.params)
         job.validate_before_training()
+        job.begin_training()
         while job.begin_step():
             first_rollout = run.rollout
+            job.steps.phase("sampling")
             collected, run.rollout = collector.collect(
                 run.train.params,
                 buffer,
                 step=run.step,
                 rollout=run.rollout,
-                on_round=lambda count: job.bar.set_postfix_str(f"groups {count}/{config.rl.prompts_per_rollout}"),
+                on_round=lambda count: job.steps.phase(
+                    "sampling", f"{count} of {config.rl.prompts_per_rollout} groups"
+                ),
             )
+            job.steps.phase("updating")
             row = learn(learner, job.guard, config, run, collected.groups, first_rollout)
             run.step, run.groups = run.step + 1, tuple(buffer.groups)
             row |= collected.metrics | job.validate_if_due()
@@ -153,6 +164,7 @@ def recipe(config: Config) -> Recipe:
         make_estimator(rl)  # a function of the user's own that cannot be used is found here
     return Recipe(
         kind="rl",
+        command="train",
         objective=policy_objective(config),
         updates_per_step=rl.epochs_per_rollout * rl.prompts_per_rollout // rl.prompts_per_update,
         micro_batches=rl.micro_batches,
@@ -214,14 +226,15 @@ def learn(
 
 
 def describe(row: dict[str, float]) -> str:
-    """The few numbers that the progress bar shows."""
+    """The few numbers that are shown of a step."""
     parts = []
     if row["filter/rounds"]:
         parts = [f"acc {row['reward/accuracy']:.2f}", f"len {row['response/length']:.0f}"]
         parts.append(f"kept {row['filter/kept']:.0%}")
+    parts.append(f"loss {row['loss/total']:.3g}")
     if "validation/accuracy" in row:
         parts.append(f"val {row['validation/accuracy']:.3f}")
-    return " ".join(parts)
+    return "  ".join(parts)
 
 
 def log_responses(tracker: Tracker, config: Config, step: int, collected: Collected) -> None:
