@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmeureka_jax.config import MeshConfig
@@ -105,29 +106,43 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
         raise UserError(f"mesh: sizes must be positive and at most one -1, got {sizes}")
-    fixed = int(np.prod([size for size in sizes.values() if size > 0]))
+    fixed = math.prod(size for size in sizes.values() if size > 0)
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
-    if int(np.prod(list(sizes.values()))) != len(devices):
+    per_host = Counter(device.process_index for device in devices)
+    whole = math.gcd(*per_host.values())  # tensor groups of this size and its divisors fit into every host
+    choices = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
+    if math.prod(sizes.values()) != len(devices):
         raise UserError(
             f"mesh: (data, fsdp, tensor) = {tuple(getattr(config, a) for a in AXES)} does not divide the "
-            f"{len(devices)} devices that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of them"
+            f"{len(devices)} devices that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of "
+            f"them; mesh.tensor can be {choices}"
         )
-    mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-    if not _hosts_have_own_rows(mesh):  # the order that suits the network best can take tensor groups across hosts
-        by_host = np.asarray(sorted(devices, key=lambda device: device.process_index))
-        mesh = Mesh(by_host.reshape(mesh.devices.shape), AXES, axis_types=(AxisType.Auto,) * 3)
-    if not _hosts_have_own_rows(mesh):
+    if whole % sizes["tensor"]:
         raise UserError(
             f"mesh.tensor = {sizes['tensor']} spreads a prompt over several hosts, which each load prompts of their "
-            f"own; choose a divisor of the {len(devices) // jax.process_count()} devices of a host"
+            f"own; of the {whole} devices of a host it can take {choices}"
         )
-    return mesh
+    return Mesh(_arranged(devices, tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _hosts_have_own_rows(mesh: Mesh) -> bool:
+def _arranged(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """The devices in an array of this shape, in the order that suits the network best, if tensor groups then stay on
+    one host; else host by host, where neighbours in a group are neighbours in the network too."""
+    try:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError, AssertionError) as error:  # a network that JAX does not know
+        logger.debug("devices are taken host by host: %s", error)
+    else:
+        if _hosts_have_own_rows(arranged):
+            return arranged
+    order = sorted(range(len(devices)), key=lambda i: devices[i].process_index)  # stable: within a host as they come
+    return np.asarray([devices[i] for i in order]).reshape(shape)
+
+
+def _hosts_have_own_rows(devices: np.ndarray) -> bool:
     """Whether the devices that share rows of a batch (those along `tensor`) belong to one host, everywhere."""
-    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    groups = devices.reshape(-1, devices.shape[-1])
     return all(len({device.process_index for device in group}) == 1 for group in groups)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -279,17 +282,49 @@ class FakeDevice:
     device_kind: str = "cpu"
 
 
-def test_a_prompt_stays_on_one_host(monkeypatch):
+def test_a_prompt_stays_on_one_host():
     """Hosts load different prompts, so the devices that share one must be of one host, whatever order they come in."""
     devices = [FakeDevice(i, process_index=i % 2) for i in range(8)]
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
     for sizes in ((1, 2, 4), (2, 2, 2), (1, -1, 2)):
         mesh = make_mesh(MeshConfig(*sizes), devices)
         groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
         assert all(len({device.process_index for device in group}) == 1 for group in groups)
         assert set(mesh.devices.flat) == set(devices)
-    with pytest.raises(UserError, match="mesh.tensor = 8 spreads a prompt .* divisor of the 4 devices of a host"):
+    with pytest.raises(UserError, match="mesh.tensor = 8 spreads a prompt .* of the 4 devices of a host it can take 1, 2, 4"):
         make_mesh(MeshConfig(1, 1, 8), devices)
+
+
+DESCRIBED = {
+    "v5e:4x4": 16, "v5e:8x8": 64, "v5e:16x16": 256, "v6e:4x4": 16, "v6e:16x16": 256, "v5p:2x2x2": 8, "v5p:2x2x4": 16,
+    "v5p:4x4x4": 64, "v4:2x2x2": 16, "v4:4x4x4": 128,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def described():
+    """What becomes of each mesh on TPU slices that are not there, whose hosts have four chips."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.fail("libtpu, which describes the slices, is not installed; the test extra brings it")
+    command = [sys.executable, "-m", "tests.meshes_of_tpus", *DESCRIBED]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_every_tpu_slice_has_its_meshes(described, name, tensor):
+    """Tensor groups lie in one host, and each chip of a group has another one of it next to it in the network."""
+    made = described[name][str(tensor)]
+    assert made["shape"] == [1, DESCRIBED[name] // tensor, tensor] and made["devices"] == DESCRIBED[name]
+    assert made["hosts_of_a_group"] == 1 and made["hops_to_the_next"] <= 1
+
+
+@pytest.mark.parametrize("name", [name for name in DESCRIBED if not name.startswith("v4")])
+@pytest.mark.parametrize("tensor", [3, 8])
+def test_a_tpu_slice_says_which_tensor_sizes_it_can_have(described, name, tensor):
+    refused = described[name][str(tensor)]["refused"]
+    assert refused.count("\n") == 0 and refused.endswith("1, 2, 4")
 
 
 def test_all_parameters_that_do_not_divide_are_listed(model):
