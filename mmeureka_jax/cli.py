@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -28,9 +29,11 @@ from mmeureka_jax.errors import (
     Terminated,
     UserError,
 )
+from mmeureka_jax.files import refuse_address
 
 PROMPT_STYLES = ("plain", "instruct", "zero", "cpgd")
 DTYPES = ("float32", "bfloat16", "float16")
+PATH_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "HF_HOME", "HF_HUB_CACHE")
 RESUMABLE = ("sft", "train", "demo", "sweep")
 
 
@@ -38,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     keep_quiet()
     try:
+        refuse_addresses(sys.argv[1:] if arguments is None else arguments)
         code = args.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here and not when Python ends
         return code
@@ -54,6 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def refuse_addresses(arguments: Sequence[str]) -> None:
+    """Raises a UserError if an argument, or a variable that names a folder, is the address of something elsewhere."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        match = re.fullmatch(r"(?:([\w.-]+)=)?(.*)", argument, re.DOTALL)
+        assert match is not None
+        refuse_address(match[1] or (before if before.startswith("--") else "arguments"), match[2])
+    for name in PATH_VARIABLES:
+        refuse_address(f"${name}", os.environ.get(name, ""))
 
 
 def keep_quiet() -> None:

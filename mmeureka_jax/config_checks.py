@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from mmeureka_jax.config import (
@@ -20,8 +21,10 @@ from mmeureka_jax.config import (
     RLConfig,
     SamplerConfig,
     stage_configs,
+    to_dict,
 )
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import address_problem, refuse_address
 
 MAX_SEED = 2**31  # seeds are 32-bit integers on devices
 
@@ -259,6 +262,17 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
     return problems
 
 
+def _check_paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """No text of a config is the address of something elsewhere."""
+    problems = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            problems += _check_paths(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            problems.append(address_problem(f"{prefix}{name}", value))
+    return [problem for problem in problems if problem]
+
+
 def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
     """Checks what one field alone cannot tell and what needs no devices or files; `sft` leaves the RL sections out.
 
@@ -269,6 +283,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     if config.stages:
         if command == "sft":
             raise UserError("stages are of reinforcement learning; run `mmeureka sft` once for each, or take them out")
+        refuse_address("run_dir", config.run_dir)
         for number, stage in enumerate(stage_configs(config), start=1):
             try:
                 validate_config(stage, command=command)
@@ -294,6 +309,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     ):
         problems += [f"{key} must be {text}; got {get(key)}" for key in keys if not is_right(get(key))]
 
+    problems += _check_paths(to_dict(config))
     problems += _check_model(config.model)
     problems += _check_data(config.data)
     if command == "train":

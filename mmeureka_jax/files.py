@@ -1,4 +1,8 @@
-"""Writing files so that a killed run leaves the old file or the new one, and a full disk gives a clear message."""
+"""Writing files so that a killed run leaves the old file or the new one, and a full disk gives a clear message.
+
+Files are those of the machine: an address such as gs://bucket/run is refused (`address_problem`), since `Path` would
+make it a local folder named gs:.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,6 +30,27 @@ _WHAT_TO_DO = {
     errno.EACCES: "make the folder writable, or choose another one",
     errno.EROFS: "the file system is read-only; choose another folder",
 }
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # also where `Path` has made one slash of two; no drive letter
+
+
+def address_problem(name: str, value: str | Path) -> str | None:
+    """What is wrong with a value that ought to be a path, named `name`, if it is the address of something elsewhere."""
+    match = _ADDRESS.match(str(value).strip())
+    if match is None:
+        return None
+    if match[1].lower() == "file":
+        return f"{name}: {value} is an address; give the path itself, without file://"
+    return (
+        f"{name}: {value} is an address, and only folders and files of the machine can be used; give a folder that all "
+        "hosts of the run share (NFS, Filestore or Lustre), and copy to it what lies elsewhere"
+    )
+
+
+def refuse_address(name: str, value: str | Path) -> None:
+    """Raises a UserError for the address of something elsewhere."""
+    if problem := address_problem(name, value):
+        raise UserError(problem)
 
 
 @contextlib.contextmanager
@@ -48,6 +74,7 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
     Raises:
       UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
     """
+    refuse_address("output", path)
     with contextlib.ExitStack() as stack:
         with explain_write_errors(path):
             if path.is_dir():
@@ -174,6 +201,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or the folder cannot be written.
     """
+    refuse_address("folder", folder)
     with contextlib.ExitStack() as stack:
         with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

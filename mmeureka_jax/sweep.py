@@ -42,7 +42,7 @@ from mmeureka_jax.config_io import overlaid, read_yaml
 from mmeureka_jax.console import progress, say
 from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserError
 from mmeureka_jax.export import read_provenance
-from mmeureka_jax.files import exclusive, explain_write_errors, write_atomic
+from mmeureka_jax.files import exclusive, explain_write_errors, refuse_address, write_atomic
 from mmeureka_jax.rl.run_folder import config_changes
 from mmeureka_jax.tracking import METRICS_FILE, read_metrics
 
@@ -97,7 +97,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise UserError(f"{path}: unknown keys {unknown}; a sweep has {', '.join(_KEYS)}")
     folders = [text.partition("=")[2] for text in overrides if text.startswith("folder=")]
     overrides = [text for text in overrides if not text.startswith("folder=")]
-    folder = Path(folders[-1] if folders else _get(path, tree, "folder", str))
+    place = folders[-1] if folders else _get(path, tree, "folder", str)
+    refuse_address(f"{path}: folder", place)
+    folder = Path(place)
     seeds = _get(path, tree, "seeds", list, [0])
     if not seeds or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds must be different integers, such as [0, 1, 2]; got {seeds}")
