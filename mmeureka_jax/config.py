@@ -232,6 +232,7 @@ class MeshConfig:
     fsdp: int = -1  # parameters, optimiser state and batch split
     tensor: int = 1  # heads, MLP and vocabulary split
     cpu_devices: int = 1  # on a CPU: devices of a process, which share its cores
+    heartbeat_seconds: float = 30.0  # of many processes: one that is silent for so long is lost, and the others end
 
 
 @dataclass(frozen=True)

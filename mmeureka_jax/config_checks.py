@@ -34,7 +34,7 @@ _POSITIVE = """
     rl.prompts_per_update rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap rl.drift_cap rl.kl_horizon
     sft.problems_per_step sft.micro_batches sft.max_response_tokens optimizer.learning_rate optimizer.eps
     optimizer.max_grad_norm optimizer.max_nonfinite_updates checkpoint.every_steps checkpoint.keep
-    tracking.validation_batch rl.critic.learning_rate
+    tracking.validation_batch rl.critic.learning_rate mesh.heartbeat_seconds
 """.split()
 _NOT_NEGATIVE = """
     data.max_image_windows data.workers reward.overlong_buffer data.prefetch sampler.temperature sampler.top_k

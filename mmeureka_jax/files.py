@@ -104,6 +104,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
     One that a killed process left is removed when the next one is made for the same target.
     """
+    refuse_address("output", target)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder, descriptor = _open_temporary(target, _open_folder)
     try:

@@ -1,4 +1,4 @@
-"""Addresses where a path belongs (gs://bucket/run): refused everywhere, with what to use instead, and nothing is made."""
+"""Addresses where a path belongs (gs://bucket/run): refused with what to use instead, and nothing is made."""
 
 from __future__ import annotations
 

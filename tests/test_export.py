@@ -32,6 +32,7 @@ from mmeureka_jax.config import (
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.eval_command import EvalOptions, questions
 from mmeureka_jax.export import export_run, read_provenance
+from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.model_card import model_card
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
 from mmeureka_jax.models.weights import load_params, read_config
@@ -53,7 +54,8 @@ def run(tmp_path_factory) -> Path:
         reward=RewardConfig(accuracy="boxed"),
         optimizer=OptimizerConfig(frozen=("vision", "language/embed_tokens"), ema_decay=0.9),
     )
-    begin_run(config, kind="rl", fingerprint="of the data", checkpoint=run_dir / "model", resuming=False)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    begin_run(config, kind="rl", fingerprint="of the data", checkpoint=run_dir / "model", resuming=False, mesh=mesh)
     start = load_params(run_dir / "model", read_config(run_dir / "model"))
     checkpointer = Checkpointer(run_dir, CheckpointConfig(keep=3))
     for step, accuracy in ACCURACIES.items():

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import pytest
 from support import PROBLEMS, Lively
 
 from mmeureka_jax.cli import start_jax
-from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig
+from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, load_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import (
     AXES,
@@ -36,6 +37,7 @@ from mmeureka_jax.mesh import (
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.sampler import sample
+from mmeureka_jax.rl.trainer import recipe
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
 
 MESHES = [(2, 2, 2), (1, 4, 1)]  # (data, fsdp, tensor)
@@ -290,7 +292,7 @@ def test_a_prompt_stays_on_one_host():
         groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
         assert all(len({device.process_index for device in group}) == 1 for group in groups)
         assert set(mesh.devices.flat) == set(devices)
-    with pytest.raises(UserError, match="mesh.tensor = 8 spreads a prompt .* of the 4 devices of a host it can take 1, 2, 4"):
+    with pytest.raises(UserError, match="mesh.tensor = 8 spreads .* of the 4 devices of a host it can take 1, 2, 4"):
         make_mesh(MeshConfig(1, 1, 8), devices)
 
 
@@ -318,6 +320,15 @@ def test_every_tpu_slice_has_its_meshes(described, name, tensor):
     made = described[name][str(tensor)]
     assert made["shape"] == [1, DESCRIBED[name] // tensor, tensor] and made["devices"] == DESCRIBED[name]
     assert made["hosts_of_a_group"] == 1 and made["hops_to_the_next"] <= 1
+
+
+def test_the_readmes_command_for_16_chips_starts(described):
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    command = re.search(r"slice of 16 chips(?s:.*?) -- (\S+\.yaml) (?s:.*?)mesh\.tensor=(\d)", text)
+    tensor = int(command[2])
+    assert all(described[name][command[2]]["shape"] == [1, 16 // tensor, tensor] for name in ("v5e:4x4", "v6e:4x4"))
+    sizes = recipe(load_config(command[1], [f"mesh.tensor={tensor}"])).batch_sizes
+    assert [size % (16 // tensor) for size in sizes.values()] == [0] * len(sizes)
 
 
 @pytest.mark.parametrize("name", [name for name in DESCRIBED if not name.startswith("v4")])

@@ -265,6 +265,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             fingerprint=problems.source.fingerprint(),
             checkpoint=loaded.checkpoint,
             resuming=bool(checkpointer.steps()),
+            mesh=loaded.mesh,
             adapters=loaded.adapters.fingerprint() if loaded.adapters is not None else None,
         )
         run = restore(checkpointer, learner) or RunState(learner.initial_state())

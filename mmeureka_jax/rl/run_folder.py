@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mmeureka_jax.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
 from mmeureka_jax.config import Config, LoraConfig, RandomModelConfig, config_diff, save_config, to_dict
@@ -30,16 +31,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAY_DIFFER = ("run_dir", "checkpoint.allow_config_change", "tracking.progress")
+# What a resumed run may change freely: keys that change none of its results, and the mesh, which changes roundings.
+_MAY_DIFFER = """
+    run_dir data.workers data.prefetch reward.workers sampler.compile_ahead mesh checkpoint tracking
+""".split()
+_OF_THOSE_MAY_NOT = ("tracking.validation_problems",)  # accuracies over other problems would not compare
 
 
-def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without the keys that a resumed run may change freely."""
-    copy = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
-    for key in _MAY_DIFFER:
-        section, _, name = key.rpartition(".")
-        (copy.get(section, {}) if section else copy).pop(name, None)
-    return copy
+def may_differ(key: str) -> bool:
+    """Whether a resumed run may change this key freely."""
+    return key not in _OF_THOSE_MAY_NOT and (key in _MAY_DIFFER or key.partition(".")[0] in _MAY_DIFFER)
 
 
 def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
@@ -51,13 +52,22 @@ def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
     defaults["model"]["random"] = to_dict(RandomModelConfig())
     if metadata["config"].get("model", {}).get("lora") is not None:
         defaults["model"]["lora"] = to_dict(LoraConfig())
-    return config_diff(comparable(filled(metadata["config"], defaults)), comparable(to_dict(config)))
+    lines = config_diff(filled(metadata["config"], defaults), to_dict(config))
+    return [line for line in lines if not may_differ(line.partition(":")[0])]
 
 
 def begin_run(
-    config: Config, *, kind: str, fingerprint: str, checkpoint: Path, resuming: bool, adapters: str | None = None
+    config: Config,
+    *,
+    kind: str,
+    fingerprint: str,
+    checkpoint: Path,
+    resuming: bool,
+    mesh: Mesh,
+    adapters: str | None = None,
 ) -> None:
-    """Compares the run's metadata with what is about to run, and writes it for a new run.
+    """Compares the run's metadata with what is about to run, says where a run continues on another mesh, and writes
+    the metadata.
 
     Args:
         fingerprint: of the data.
@@ -90,7 +100,16 @@ def begin_run(
                 + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to go on with the "
                 "new ones"
             )
+    layout = _layout(mesh)
     if is_main():
+        before = (read_metadata(run_dir) or {}).get("mesh", layout) if resuming else layout
+        if before != layout:
+            logger.info(
+                "the run was made on %s; it continues on %s. Sums are then taken in another order: results agree to "
+                "rounding, not bit for bit",
+                before,
+                layout,
+            )
         metadata = {
             "kind": kind,
             "config": to_dict(config),
@@ -100,9 +119,20 @@ def begin_run(
             "checkpoint": str(Path(checkpoint).resolve()),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
+            "mesh": layout,
         }
         write_metadata(run_dir, metadata)
         save_config(config, run_dir / "config.yaml")
+
+
+def _layout(mesh: Mesh) -> str:
+    """The mesh in words: data 2 x fsdp 4 x tensor 1 (8 x TPU v5e, 2 processes)."""
+    devices = mesh.devices.ravel()
+    processes = len({device.process_index for device in devices})
+    return (
+        " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        + f" ({len(devices)} x {devices[0].device_kind}, {processes} process{'es' * (processes > 1)})"
+    )
 
 
 def _check_adapters(run_dir: Path, config: Config, fingerprint: str | None) -> None:

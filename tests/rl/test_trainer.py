@@ -21,6 +21,7 @@ from guessing import write_guessing_checkpoint
 from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.config import Config, load_config, to_dict
 from mmeureka_jax.errors import EXIT_STOPPED, UserError
+from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.rl import job, trainer
 from mmeureka_jax.rl.rollout import UpdateBatch
 from mmeureka_jax.rl.run_folder import NonFiniteGuard, begin_run, config_changes, restore_position
@@ -284,21 +285,28 @@ def test_other_parameters_are_refused_also_when_told(make_config, copied):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_another_mesh(make_config, monkeypatch, tmp_path):
-    """From one device to eight: the step after it agrees with that of one device to rounding."""
+def test_a_run_continues_on_another_mesh(make_config, monkeypatch, tmp_path, caplog):
+    """From one device to eight, with no flag: the step after it agrees with that of one device to rounding."""
     sizes = (
         "rl.prompts_per_rollout=8",
         "rl.prompts_per_update=8",
         "rl.filter.enabled=false",
         "tracking.validate_every=0",
     )
-    train(make_config(*sizes, "steps=2", "optimizer.schedule=constant"))
-    shutil.copytree(tmp_path / "run", tmp_path / "eight")
-    further = *sizes, "steps=3", "optimizer.schedule=constant", "checkpoint.allow_config_change=true"
-    train(make_config(*further))
+    train(make_config(*sizes))
+    run, expected = tmp_path / "run", without_times(tmp_path / "run")
+    start, one = state_of(run, 2), state_of(run, 3)
+    shutil.rmtree(run / "checkpoints" / "3")
     use_devices(monkeypatch, 8)
-    train(dataclasses.replace(make_config(*further), run_dir=str(tmp_path / "eight")))
-    start, one, eight = (state_of(tmp_path / name, step) for name, step in (("run", 2), ("run", 3), ("eight", 3)))
+    with caplog.at_level(logging.INFO):
+        train(make_config(*sizes, "mesh.data=4", "mesh.tensor=2"))
+    assert "made on data 1 x fsdp 1 x tensor 1 (1 x cpu, 1 process); it continues on data 4 x fsdp 1 x" in caplog.text
+    assert read_metadata(run)["mesh"] == "data 4 x fsdp 1 x tensor 2 (8 x cpu, 1 process)"
+    rows = without_times(run)
+    assert rows[:2] == expected[:2] and rows[2].keys() == expected[2].keys()
+    exact = [name for name in rows[2] if name.startswith(("response/", "reward/", "filter/"))]
+    assert len(exact) > 8 and {name: rows[2][name] for name in exact} == {name: expected[2][name] for name in exact}
+    eight = state_of(run, 3)
     assert eight["updates"] == one["updates"] == 3
 
     def compare(before, expected, found):
@@ -306,6 +314,22 @@ def test_a_run_goes_on_over_another_mesh(make_config, monkeypatch, tmp_path):
         assert np.linalg.norm(found - expected) <= 1e-2 * change + 1e-6
 
     jax.tree.map(compare, start["trainable"], one["trainable"], eight["trainable"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["mesh.data=2", "mesh.heartbeat_seconds=60", "data.workers=1", "data.prefetch=0", "reward.workers=3",
+     "sampler.compile_ahead=false", "checkpoint.every_steps=7", "checkpoint.keep=9", "checkpoint.keep_best=0",
+     "tracking.rollouts_every=0", "tracking.validate_every=5", "tracking.validation_batch=4"],
+)  # fmt: skip
+def test_what_changes_no_result_may_change(make_config, change):
+    assert config_changes({"config": to_dict(make_config())}, make_config(change)) == []
+
+
+@pytest.mark.parametrize("change", ["tracking.validation_problems=2", "steps=4", "data.shuffle=false", "seed=1"])
+def test_what_changes_results_may_not(make_config, change):
+    (line,) = config_changes({"config": to_dict(make_config())}, make_config(change))
+    assert line.startswith(change.partition("=")[0] + ": ")
 
 
 @pytest.mark.slow
@@ -361,7 +385,8 @@ def test_a_critic_learns_beside_the_policy_and_comes_back(make_config, tmp_path,
 
 def test_what_begins_a_run_is_compared(make_config, tmp_path):
     config = make_config()
-    begin = functools.partial(begin_run, kind="rl", checkpoint=tmp_path)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    begin = functools.partial(begin_run, kind="rl", checkpoint=tmp_path, mesh=mesh)
     begin(config, fingerprint="a", resuming=False)
     begin(dataclasses.replace(config, run_dir=config.run_dir), fingerprint="a", resuming=True)
     with pytest.raises(UserError, match=r"contents of tfds:shapes/dots@train\[:20\]: a -> b"):
