@@ -264,13 +264,13 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
 
 def _check_paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     """No text of a config is the address of something elsewhere."""
-    problems = []
+    problems: list[str] = []
     for name, value in tree.items():
         if isinstance(value, Mapping):
             problems += _check_paths(value, f"{prefix}{name}.")
-        elif isinstance(value, str):
-            problems.append(address_problem(f"{prefix}{name}", value))
-    return [problem for problem in problems if problem]
+        elif isinstance(value, str) and (problem := address_problem(f"{prefix}{name}", value)):
+            problems.append(problem)
+    return problems
 
 
 def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
