@@ -34,7 +34,8 @@ from mmeureka_jax.files import refuse_address
 PROMPT_STYLES = ("plain", "instruct", "zero", "cpgd")
 DTYPES = ("float32", "bfloat16", "float16")
 PATH_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "HF_HOME", "HF_HUB_CACHE")
-RESUMABLE = ("sft", "train", "demo", "sweep")
+RESUMABLE = dict.fromkeys(("sft", "train", "demo", "sweep"), "goes on from the last checkpoint")
+RESUMABLE |= dict.fromkeys(("sample", "score", "eval"), "continues after the last whole batch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmeureka: {stop}", file=sys.stderr)
         return EXIT_TERMINATED
     except KeyboardInterrupt:
-        go_on = "; the same command goes on from the last checkpoint" if args.command in RESUMABLE else ""
+        go_on = f"; the same command {RESUMABLE[args.command]}" if args.command in RESUMABLE else ""
         print(f"mmeureka: interrupted{go_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
@@ -146,12 +147,8 @@ def add_sample_parser(commands: argparse._SubParsersAction) -> None:
     add_prompt_file_arguments(
         parser, "rows {id, messages}; content: text, or {type: image, image: PATH} and text parts"
     )
-    parser.add_argument("--n", type=positive_int, default=1, metavar="N", help="responses to each (default: 1)")
-    parser.add_argument("--temperature", type=not_negative, default=1.0, metavar="T", help="0: greedy (default: 1)")
-    parser.add_argument("--top-k", type=count, default=0, metavar="K", help="0: off (default)")
-    parser.add_argument("--top-p", type=fraction, default=1.0, metavar="P", help="1: off (default)")
+    add_sampling_arguments(parser, temperature=1.0)
     parser.add_argument("--max-new-tokens", type=positive_int, default=1024, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
 
 
 def add_score_parser(commands: argparse._SubParsersAction) -> None:
@@ -162,7 +159,7 @@ def add_score_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def add_eval_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(commands, "eval", run_eval, "greedy accuracy on a problem set")
+    parser = add_command(commands, "eval", run_eval, "accuracy on a problem set, pass@k with several answers")
     add_model_arguments(parser)
     parser.add_argument(
         "--data",
@@ -175,6 +172,7 @@ def add_eval_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="ask only the first N usable problems")
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="default: %(default)s")
+    add_sampling_arguments(parser, temperature=0.0)
     group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
     group.add_argument("--prompt-style", choices=PROMPT_STYLES, help="instructions around each question")
     group.add_argument(
@@ -238,7 +236,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> None:
     parser.add_argument("--input", type=Path, required=True, metavar="P.jsonl", help=rows)
-    parser.add_argument("--output", type=Path, required=True, metavar="O.jsonl", help="written when it is complete")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="O.jsonl",
+        help="O.jsonl.partial until it is complete",
+    )
     parser.add_argument(
         "--image-root", metavar="DIR", help="where image paths start and must lie (default: the input's)"
     )
@@ -248,6 +252,20 @@ def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> Non
     )
     add_pixel_arguments(parser)
     parser.add_argument("--max-prompt-tokens", type=positive_int, metavar="N", help="default: the model's context")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) -> None:
+    parser.add_argument("--n", type=positive_int, default=1, metavar="N", help="answers to each (default: 1)")
+    parser.add_argument(
+        "--temperature",
+        type=not_negative,
+        default=temperature,
+        metavar="T",
+        help=f"0: greedy (default: {temperature:g})",
+    )
+    parser.add_argument("--top-k", type=count, default=0, metavar="K", help="0: off (default)")
+    parser.add_argument("--top-p", type=fraction, default=1.0, metavar="P", help="1: off (default)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
 
 
 def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
@@ -394,9 +412,17 @@ def run_eval(args: argparse.Namespace) -> int:
         accuracy=args.accuracy,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
+        n=args.n,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
     )
     results = evaluate(model_options(args), options, args.output)
-    print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {results['problems']} problems)")
+    counted = f"{results['answers']} answers to " if args.n > 1 else ""
+    print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {counted}{results['problems']} problems)")
+    for k, rate in results.get("pass_at_k", {}).items():
+        print(f"pass@{k} {rate:.4f}")
     print(f"results: {(args.output / RESULTS_FILE).resolve()}")
     return 0
 

@@ -1,25 +1,29 @@
-"""`mmeureka eval`: greedy accuracy of a checkpoint on a problem set, with a row for every problem."""
+"""`mmeureka eval`: accuracy of a checkpoint on a problem set, with a row for every answer."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmeureka_jax.checkpoint import package_versions
 from mmeureka_jax.config import AccuracyRule, Config, DataConfig, RewardConfig, SamplerConfig
 from mmeureka_jax.console import progress
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.export import read_provenance
-from mmeureka_jax.files import atomic_writer, write_atomic
-from mmeureka_jax.inference import ModelOptions, length_buckets
-from mmeureka_jax.rl.evaluate import Evaluator, Graded
+from mmeureka_jax.files import write_atomic
+from mmeureka_jax.inference import ModelOptions, identity, ids_and_pictures, length_buckets
+from mmeureka_jax.partial_rows import partial_rows
+from mmeureka_jax.rl.collect import pass_at_k
+from mmeureka_jax.rl.evaluate import Evaluator, Graded, rows_per_batch
 from mmeureka_jax.rl.setup import check_context, open_checked
 
 GROUPED_BY = ("kind", "subject", "difficulty")  # metadata keys that results are broken down by
@@ -45,16 +49,23 @@ class EvalOptions:
     accuracy: AccuracyRule | None = None
     max_new_tokens: int | None = None
     batch_size: int = 32
+    n: int = 1  # answers to each problem
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
     reward_workers: int = RewardConfig.workers
 
 
 def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[str, Any]:
-    """Answers every problem greedily, grades the answers by the accuracy rule, and writes three files into `output`.
+    """Answers every problem, grades the answers by the accuracy rule, and writes three files into `output`.
 
-    `rows.jsonl` has one row per problem, `data_check.json` the rows that cannot be used, and `results.json`, written
-    last, the accuracy (of the problems that were asked) with its standard error, counts, mean response length, the
-    same by kind, subject and difficulty where the problems have them, and every setting. Returns what `results.json`
-    holds.
+    `rows.jsonl` has one row per answer, `data_check.json` the rows that cannot be used, and `results.json`, written
+    last, the accuracy (of all answers to the problems that were asked) with its standard error, pass@k where there are
+    several answers to a problem, counts, mean response length, the same by kind, subject and difficulty where the
+    problems have them, and every setting. Returns what `results.json` holds.
+
+    Rows are kept as they are graded: after an interruption the same call continues after them, with the same result.
 
     Raises:
         UserError: anything about the checkpoint, the data or the output that cannot work, before the first answer.
@@ -62,8 +73,13 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.rewards.workers import RewardWorkers
 
+    if options.n > 1 and options.temperature == 0:
+        raise UserError(
+            f"n is {options.n} and the temperature 0, which is greedy: the answers to a problem would all be the same; "
+            "give a temperature above 0 (--temperature 1)"
+        )
     with ExitStack() as stack:
-        write_row = stack.enter_context(atomic_writer(output / ROWS_FILE))
+        rows = stack.enter_context(partial_rows(output / ROWS_FILE))
         loaded = model.open("eval")
         context = loaded.policy.config.text.max_position_embeddings
         provenance = read_provenance(loaded.adapters.folder) if loaded.adapters is not None else {}
@@ -83,72 +99,92 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
         )
         check_context(loaded.policy.config.text, problems.report.max_tokens + asked["max_new_tokens"])
         indices = problems.indices[: options.limit]
-        evaluator = Evaluator(
-            loaded,
-            processor,
-            rewards,
-            problems.source,
-            indices,
-            max_new_tokens=asked["max_new_tokens"],
-            batch_size=options.batch_size,
-            buckets=length_buckets(problems.report.max_tokens),
-            num_windows=problems.report.max_windows,
-        )
-        stack.enter_context(jax.set_mesh(loaded.mesh))
-        with progress(len(indices), "eval", unit="problem") as bar:
-            graded = evaluator.run(loaded.load_params(), on_batch=bar.update)
-        for item in graded:
-            write_row((json.dumps(_row(item), ensure_ascii=False) + "\n").encode())
-    results = summarise(graded) | {
-        "rejected": len(problems.report.rejected),
-        "settings": {
-            "model": model.checkpoint,
-            "adapters": model.adapters,
-            "data": options.data,
+        drawn = {key: getattr(options, key) for key in ("n", "temperature", "top_k", "top_p", "seed")}
+        settings = {
             "data_fingerprint": problems.source.fingerprint(),
             "limit": options.limit,
-            "temperature": 0,
+            "batch_size": options.batch_size,
+            **drawn,
             **asked,
-            "compute_dtype": loaded.policy.compute_dtype,
-            "packages": package_versions(),
-        },
-    }
-    write_atomic(output / RESULTS_FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+        }
+        ids, pictures = ids_and_pictures(problems.source[i] for i in indices)
+        made_with = {"command": "eval", **identity(loaded), "pictures": pictures, **settings}
+        per_batch = options.n * rows_per_batch(loaded, options.batch_size)
+        done = rows.resume(made_with, [name for name in ids for _ in range(options.n)], per_batch) // options.n
+        stack.enter_context(jax.set_mesh(loaded.mesh))
+        if done < len(indices):
+            evaluator = Evaluator(
+                loaded,
+                processor,
+                rewards,
+                problems.source,
+                indices,
+                max_new_tokens=asked["max_new_tokens"],
+                batch_size=options.batch_size,
+                buckets=length_buckets(problems.report.max_tokens),
+                num_windows=problems.report.max_windows,
+                **drawn,
+            )
+            with progress(len(indices), "eval", unit="problem", initial=done) as bar:
+                for batch in evaluator.batches(loaded.load_params(), start=done):
+                    rows.add(*map(row_of, batch))
+                    bar.update(len(batch) // options.n)
+        results = summarise(list(rows), options.n) | {
+            "rejected": len(problems.report.rejected),
+            "settings": {
+                "model": model.checkpoint,
+                "adapters": model.adapters,
+                "data": options.data,
+                **settings,
+                "compute_dtype": loaded.policy.compute_dtype,
+                "packages": package_versions(),
+            },
+        }
+        rows.publish()
+        write_atomic(output / RESULTS_FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     return results
 
 
-def summarise(graded: Sequence[Graded]) -> dict[str, Any]:
-    """Accuracy and counts of all problems, and of each value of the `GROUPED_BY` metadata that some of them have."""
-    results: dict[str, Any] = _figures(graded)
+def summarise(rows: Sequence[Mapping[str, Any]], n: int = 1) -> dict[str, Any]:
+    """Accuracy and counts of all rows, and of each value of the `GROUPED_BY` keys that some of them have.
+
+    Args:
+        rows: see `row_of`; the n answers to a problem follow one another.
+    """
+    results: dict[str, Any] = _figures(rows, n)
     for key in GROUPED_BY:
-        groups: dict[str, list[Graded]] = defaultdict(list)
-        for item in graded:
-            if (value := item.problem.metadata.get(key)) is not None:
-                groups[str(value)].append(item)
+        groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in rows:
+            if (value := row.get(key)) is not None:
+                groups[str(value)].append(row)
         if groups:
-            results[f"by_{key}"] = {value: _figures(groups[value]) for value in sorted(groups)}
+            results[f"by_{key}"] = {value: _figures(groups[value], n) for value in sorted(groups)}
     return results
 
 
-def _figures(graded: Sequence[Graded]) -> dict[str, Any]:
-    count = len(graded)
-    correct = sum(item.score.parts["accuracy"] for item in graded)
-    accuracy = correct / count
-    return {
-        "accuracy": accuracy,
-        "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / count),
-        "problems": count,
-        "correct": int(correct),
-        "truncated": sum(not item.response.finished for item in graded),
-        "reward_failures": sum(item.score.failure is not None for item in graded),
-        "response_length": sum(len(item.response.tokens) for item in graded) / count,
+def _figures(rows: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
+    scores = np.asarray([row["accuracy"] for row in rows], np.float64).reshape(-1, n)
+    figures = {
+        "accuracy": float(scores.mean()),
+        # Over problems: answers to the same one are alike.
+        "accuracy_standard_error": math.sqrt(scores.mean(axis=1).var() / len(scores)),
+        "problems": len(scores),
+        "correct": int(scores.sum()),
+        "truncated": sum(row["finish_reason"] == "length" for row in rows),
+        "reward_failures": sum(row["reward_failure"] is not None for row in rows),
+        "response_length": sum(row["length"] for row in rows) / len(rows),
     }
+    if n > 1:
+        figures["answers"] = len(rows)
+        figures["pass_at_k"] = {str(k): float(rates.mean()) for k, rates in pass_at_k(scores > 0.5).items()}
+    return figures
 
 
-def _row(item: Graded) -> dict[str, Any]:
+def row_of(item: Graded) -> dict[str, Any]:
     problem, response, score = item.problem, item.response, item.score
     return {
         "id": problem.id,
+        "sample": item.sample,
         "answer": problem.answer,
         "text": response.text,
         "accuracy": score.parts["accuracy"],

@@ -1,16 +1,17 @@
 """`mmeureka sample` and `mmeureka score`: a policy on the prompts of a file, without a run.
 
 Both look at every row before the first token is computed: rows that cannot be used are all named in one message. The
-output file gets its name when it is complete.
+output file gets its name when it is complete; until then rows are kept where the same command continues after them.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator, Sequence
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,17 +19,18 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mmeureka_jax.checkpoint import package_versions
 from mmeureka_jax.config import Config, MeshConfig, ModelConfig
 from mmeureka_jax.console import progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.export import read_provenance
-from mmeureka_jax.files import atomic_writer
-from mmeureka_jax.mesh import batch_divisor, to_global, to_host
+from mmeureka_jax.mesh import to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.models.weights import resolve_checkpoint
+from mmeureka_jax.partial_rows import partial_rows
 from mmeureka_jax.rl.drawing import SamplingSettings
-from mmeureka_jax.rl.evaluate import Response, generate
+from mmeureka_jax.rl.evaluate import Response, generate, rows_per_batch
 from mmeureka_jax.rl.header import say_header
 from mmeureka_jax.rl.setup import LoadedPolicy, check_context, lora_of_adapters, open_policy
 
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
     from mmeureka_jax.data.prompts import PromptStyle
 
 SMALLEST_BUCKET = 32  # tokens
+_CHECKPOINT_FILES = (
+    "*.safetensors", "*config.json", "orbax_params.json", "tokenizer*", "vocab.json", "merges.txt", "chat_template*",
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,30 +112,37 @@ def sample_file(
     Raises:
         UserError: anything about the checkpoint, the rows or the output that cannot work, before anything is sampled.
     """
-    with atomic_writer(output) as write:
+    if n > 1 and temperature == 0:
+        logger.warning("temperature 0 is greedy: the %d answers to a prompt will all be the same", n)
+    with partial_rows(output) as rows:
         loaded = model.open("sample")
         processor = _open_processor(loaded, prompts)
-        problems, longest, num_windows = _read_prompts(prompts, processor, unique_ids=True)
+        problems, longest, num_windows, read = _read_prompts(prompts, processor, unique_ids=True)
         check_context(loaded.policy.config.text, longest + max_new_tokens)
         settings = SamplingSettings(
             group_size=n,
-            max_new_tokens=max_new_tokens,
             eos_token_ids=processor.eos_token_ids,
             pad_token_id=processor.pad_token_id,
+            max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
         )
-        with jax.set_mesh(loaded.mesh), progress(len(problems), "sample", unit="row") as bar:
-            answered = generate(
-                loaded, loaded.load_params(), processor, problems, settings,
-                stream="sample", batch_size=prompts.batch_size, buckets=length_buckets(longest),
-                num_windows=num_windows, seed=seed,
-            )  # fmt: skip
-            for problem, responses in answered:
-                for number, response in enumerate(responses):
-                    write(_line(_sample_row(problem, number, response)))
-                bar.update(1)
+        ids = [problem.id for problem in problems for _ in range(n)]
+        made_with = {"command": "sample", **identity(loaded), **read, "seed": seed, **asdict(settings)}
+        done = rows.resume(made_with, ids, per_batch=n * rows_per_batch(loaded, prompts.batch_size)) // n
+        if done < len(problems):
+            bar = progress(len(problems), "sample", unit="row", initial=done)
+            with jax.set_mesh(loaded.mesh), bar:
+                answered = generate(
+                    loaded, loaded.load_params(), processor, problems[done:], settings,
+                    stream="sample", batch_size=prompts.batch_size, buckets=length_buckets(longest),
+                    num_windows=num_windows, seed=seed,
+                )  # fmt: skip
+                for problem, responses in answered:
+                    rows.add(*(_sample_row(problem, number, response) for number, response in enumerate(responses)))
+                    bar.update(1)
+        rows.publish()
 
 
 def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, temperature: float = 1.0) -> None:
@@ -141,35 +155,66 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
     Raises:
         UserError: as `sample_file`; also a row without a `response` text.
     """
-    with atomic_writer(output) as write:
+    with partial_rows(output) as rows:
         loaded = model.open("score")
         processor = _open_processor(loaded, prompts)
-        problems, longest, num_windows = _read_prompts(prompts, processor, unique_ids=False)
+        problems, longest, num_windows, read = _read_prompts(prompts, processor, unique_ids=False)
         responses = _encode_responses(problems, processor)
         prompt_buckets = length_buckets(longest)
         response_buckets = length_buckets(max(map(len, responses)))
-        divisor = batch_divisor(loaded.mesh)
-        rows = -(-prompts.batch_size // divisor) * divisor
+        batch_rows = rows_per_batch(loaded, prompts.batch_size)
         filler = processor.filler()
-        params = loaded.load_params()
+        made_with = {"command": "score", **identity(loaded), **read, "temperature": temperature}
+        done = rows.resume(made_with, [problem.id for problem in problems], per_batch=batch_rows)
+        problems, responses = problems[done:], responses[done:]
+        params = loaded.load_params() if problems else {}
 
         from mmeureka_jax.data.processor import collate
 
-        with jax.set_mesh(loaded.mesh), progress(len(problems), "score", unit="row") as bar:
-            for start, own in _processed(processor, problems, rows):
+        bar = progress(done + len(problems), "score", unit="row", initial=done)
+        with jax.set_mesh(loaded.mesh), bar:
+            for start, own in _processed(processor, problems, batch_rows):
                 texts = responses[start : start + len(own)]
                 length = pick_bucket(max(len(prompt.tokens) for prompt in own), prompt_buckets)
-                tokens = np.zeros((rows, 1, pick_bucket(max(map(len, texts)), response_buckets)), np.int32)
+                tokens = np.zeros((batch_rows, 1, pick_bucket(max(map(len, texts)), response_buckets)), np.int32)
                 for row, text in zip(tokens[:, 0], texts, strict=False):
                     row[: len(text)] = text
-                batch = collate([*own, *[filler] * (rows - len(own))], length, num_windows)
+                batch = collate([*own, *[filler] * (batch_rows - len(own))], length, num_windows)
                 log_probs = to_host(
                     _score(loaded.policy, temperature, params, *to_global(loaded.mesh, (batch, tokens)))
                 )
-                for i, text in enumerate(texts):
-                    row = {"id": problems[start + i].id, "tokens": text.tolist()}
-                    write(_line(row | {"log_probs": _floats(log_probs[i, 0, : len(text)])}))
+                rows.add(
+                    *(
+                        {"id": problems[start + i].id, "tokens": text.tolist()}
+                        | {"log_probs": _floats(log_probs[i, 0, : len(text)])}
+                        for i, text in enumerate(texts)
+                    )
+                )
                 bar.update(len(own))
+        rows.publish()
+
+
+def identity(loaded: LoadedPolicy) -> dict[str, Any]:
+    """What says whether a policy is the same as before, as JSON: names, sizes and times of the checkpoint's files."""
+    files = sorted({file for pattern in _CHECKPOINT_FILES for file in loaded.checkpoint.glob(pattern)})
+    states = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return {
+        "checkpoint": hashlib.sha256(" ".join(states).encode()).hexdigest(),
+        "adapters": loaded.adapters.fingerprint() if loaded.adapters is not None else None,
+        "compute_dtype": loaded.policy.compute_dtype,
+        "packages": package_versions(),
+    }
+
+
+def ids_and_pictures(problems: Iterable[Problem]) -> tuple[list[str], str]:
+    """The ids of problems, and what says whether the picture files that they name are the same as before."""
+    from mmeureka_jax.data.check import image_state
+
+    ids, digest = [], hashlib.sha256()
+    for problem in problems:
+        ids.append(problem.id)
+        digest.update(f"{image_state(problem)}\n".encode("utf-8", "surrogateescape"))
+    return ids, digest.hexdigest()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -201,8 +246,11 @@ def _open_processor(loaded: LoadedPolicy, prompts: PromptOptions) -> Processor:
     )
 
 
-def _read_prompts(prompts: PromptOptions, processor: Processor, *, unique_ids: bool) -> tuple[list[Problem], int, int]:
-    """The problems of the input file; the most tokens and the most image windows that a prompt of them has."""
+def _read_prompts(
+    prompts: PromptOptions, processor: Processor, *, unique_ids: bool
+) -> tuple[list[Problem], int, int, dict[str, Any]]:
+    """The problems of the input file; the most tokens and the most image windows that a prompt of them has; and what
+    says whether another reading is the same, as JSON."""
     from mmeureka_jax.data.check import check_problems
     from mmeureka_jax.data.problems import open_problems
 
@@ -214,7 +262,10 @@ def _read_prompts(prompts: PromptOptions, processor: Processor, *, unique_ids: b
             f"{prompts.input}: {len(reasons)} of {len(source)} rows cannot be used, so none was:\n  "
             + "\n  ".join(reasons)
         )
-    return [source[row] for row in report.usable], report.max_tokens, report.max_windows
+    problems = [source[row] for row in report.usable]
+    read = {key: value for key, value in asdict(prompts).items() if key not in ("input", "image_root")}
+    read |= {"input": source.fingerprint(), "pictures": ids_and_pictures(problems)[1]}
+    return problems, report.max_tokens, report.max_windows, read
 
 
 def _with_place(reason: str, place: str) -> str:
@@ -269,7 +320,3 @@ def _floats(values: Float[np.ndarray, " T"]) -> list[float]:
             "the policy gives log-probabilities that are not finite; are its weights those of a broken run?"
         )
     return [float(str(value)) for value in np.asarray(values, np.float32)]
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()

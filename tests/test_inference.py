@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_score_takes_ids_that_repeat_an_empty_text_and_an_end_token(lively, fold
     np.testing.assert_allclose(ended["log_probs"], table[[0, 1], ended["tokens"]], atol=2e-4)
 
 
-def test_greedy_samples_are_what_transformers_finds_likeliest(lively, folder, tmp_path):
+def test_greedy_samples_are_what_transformers_finds_likeliest(lively, folder, tmp_path, caplog):
     problems = [PROBLEMS["text only"], PROBLEMS["several pictures"]]
     prompts = write_rows(tmp_path / "p.jsonl", [row_of(problem, tmp_path) for problem in problems])
     output = tmp_path / "o.jsonl"
@@ -95,6 +96,7 @@ def test_greedy_samples_are_what_transformers_finds_likeliest(lively, folder, tm
         mmeureka("sample", "--model", folder, "--input", prompts, "--output", output, *fixed_form, *PIXEL_ARGUMENTS)
         == 0
     )
+    assert "temperature 0 is greedy: the 2 answers to a prompt will all be the same" in caplog.text
     rows = read_rows(output)
     assert [(row["id"], row["sample"]) for row in rows] == [("a", 0), ("a", 1), ("e", 0), ("e", 1)]
     for problem, row, twin in zip(problems, rows[::2], rows[1::2], strict=True):
@@ -125,6 +127,38 @@ def test_a_sample_does_not_depend_on_the_other_rows(folder, tmp_path):
     apart = [row for part in (rows[3:], rows[:3]) for row in sample(part, "apart")]
     assert sorted(apart, key=json.dumps) == sorted(together, key=json.dumps)
     assert sample(rows, "other_seed", seed=1) != together
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "step"),
+    [("sample", ["--n", 2, "--max-new-tokens", 4], "rl.evaluate.sample"), ("score", [], "inference._score")],
+)
+def test_an_interrupted_command_continues_with_the_same_rows(
+    folder, tmp_path, monkeypatch, capsys, command, options, step
+):
+    rows = [prompt_row(f"p{i}", f"what is {'1 + ' * i} 1 ?", response="<answer>2</answer>") for i in range(20)]
+    prompts = write_rows(tmp_path / "p.jsonl", rows)
+    arguments = [command, "--model", folder, "--input", prompts, "--batch-size", 8, *options]
+    assert mmeureka(*arguments, "--output", tmp_path / "whole.jsonl") == 0
+    module, _, name = step.rpartition(".")
+    module = importlib.import_module(f"mmeureka_jax.{module}")
+    calls, function = [], getattr(module, name)
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, interrupted)
+    output = tmp_path / "out" / "o.jsonl"
+    assert mmeureka(*arguments, "--output", output) == 130
+    assert "the same command continues after the last whole batch" in capsys.readouterr().err
+    assert [path.name for path in output.parent.iterdir()] == ["o.jsonl.partial"]
+    assert mmeureka(*arguments, "--output", output) == 0
+    assert len(calls) == 4
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert list(output.parent.iterdir()) == [output]
 
 
 @given(st.integers(0, 100_000))

@@ -171,7 +171,7 @@ def _check_rows(
             problem = source[row]
         except RowError as error:
             return _CheckedRow(row, error.problem_id, image_state=str(error), rejected=_rejected(row, error))
-        checked = partial(_CheckedRow, row, problem.id, problem.answer, image_state=_image_state(problem))
+        checked = partial(_CheckedRow, row, problem.id, problem.answer, image_state=image_state(problem))
         try:
             for ref in problem.images:
                 _check_image(ref, problem.id, decode_images)
@@ -255,7 +255,7 @@ def _check_golds(rows: list[_CheckedRow], reasons: list[Rejected | None], rule: 
 # The cache of reports.
 
 
-def _image_state(problem: Problem) -> str:
+def image_state(problem: Problem) -> str:
     """The sizes and times of the problem's picture files."""
     states = []
     for ref in problem.images:
@@ -317,7 +317,7 @@ def _read_cache(path: Path, source: ProblemSource, progress: bool) -> CheckRepor
 def _image_states(source: ProblemSource, progress: bool) -> Iterable[str]:
     def state(row: int) -> str:
         try:
-            return _image_state(source[row])
+            return image_state(source[row])
         except RowError as error:
             return str(error)
 

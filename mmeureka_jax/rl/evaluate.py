@@ -1,10 +1,12 @@
-"""Greedy accuracy on a set of problems: validation inside a run, and `mmeureka eval`."""
+"""Accuracy on a set of problems: validation inside a run, and `mmeureka eval`."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from mmeureka_jax.rewards.base import RewardResult
     from mmeureka_jax.rewards.workers import RewardWorkers
 
+GRADING_WAIT = 1.0  # seconds; answers that take longer to grade are graded while the next batch is decoded
+
 
 @dataclass(frozen=True)
 class Response:
@@ -39,6 +43,13 @@ class Graded:
     problem: Problem
     response: Response
     score: RewardResult
+    sample: int = 0  # number of the response, of those to its problem
+
+
+def rows_per_batch(loaded: LoadedPolicy, batch_size: int) -> int:
+    """The problems of a batch on this host: `batch_size`, raised to what the mesh divides."""
+    divisor = batch_divisor(loaded.mesh)
+    return -(-batch_size // divisor) * divisor // jax.process_count()
 
 
 def generate(
@@ -62,9 +73,7 @@ def generate(
     """
     from mmeureka_jax.data.processor import collate
 
-    hosts = jax.process_count()
-    divisor = batch_divisor(loaded.mesh)
-    rows = -(-max(batch_size, divisor) // divisor) * divisor // hosts  # this host's rows of a global batch
+    rows = rows_per_batch(loaded, batch_size)
     batches = [problems[i : i + rows] for i in range(0, len(problems), rows)]
     count = int(same_on_all_hosts(len(batches)))
     filler = processor.filler()
@@ -96,7 +105,7 @@ def _response(samples: Any, processor: Processor, i: int, j: int) -> Response:
 
 
 class Evaluator:
-    """Greedy decoding of a problem set, scored by the reward rules."""
+    """Answers to a problem set, scored by the reward rules; greedy ones, unless a temperature is given."""
 
     def __init__(
         self,
@@ -110,39 +119,67 @@ class Evaluator:
         batch_size: int,
         buckets: tuple[int, ...],
         num_windows: int,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ):
-        self._arguments: dict[str, Any] = {"batch_size": batch_size, "buckets": buckets, "num_windows": num_windows}
+        self._arguments: dict[str, Any] = {
+            "batch_size": batch_size, "buckets": buckets, "num_windows": num_windows, "seed": seed,
+        }  # fmt: skip
         self._loaded, self._processor, self._rewards = loaded, processor, rewards
         self._source = source
         self._own = list(indices)[jax.process_index() :: jax.process_count()]
         self.count = len(self._own)  # problems of this host
+        self._rows = rows_per_batch(loaded, batch_size)
         self._settings = SamplingSettings(
-            group_size=1,
+            group_size=n,
             max_new_tokens=max_new_tokens,
             eos_token_ids=processor.eos_token_ids,
             pad_token_id=processor.pad_token_id,
-            temperature=0.0,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
         )
 
     def run(self, params: Params, on_batch: Callable[[int], object] = lambda count: None) -> list[Graded]:
         """This host's problems, answered and graded."""
-        from mmeureka_jax.rewards.base import RewardRequest
-
-        problems = [self._source[i] for i in self._own]
         answered = []
-        for item in generate(
-            self._loaded, params, self._processor, problems, self._settings,
-            stream="validation", seed=0, **self._arguments,
-        ):  # fmt: skip
+        for item in self._answer(params, 0):
             answered.append(item)
             on_batch(1)
+        return self._grade(answered)
+
+    def batches(self, params: Params, start: int = 0) -> Iterator[list[Graded]]:
+        """The same batch by batch, each as soon as it is graded, without the first `start` problems."""
+        answered = self._answer(params, start)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pending: deque[Future[list[Graded]]] = deque()
+            while batch := list(islice(answered, self._rows)):
+                pending.append(pool.submit(self._grade, batch))
+                wait([pending[-1]], timeout=GRADING_WAIT)
+                while pending and pending[0].done():
+                    yield pending.popleft().result()
+            yield from (batch.result() for batch in pending)
+
+    def _answer(self, params: Params, start: int) -> Iterator[tuple[Problem, list[Response]]]:
+        problems = [self._source[i] for i in self._own[start:]]
+        return generate(
+            self._loaded, params, self._processor, problems, self._settings, stream="validation", **self._arguments
+        )
+
+    def _grade(self, answered: Sequence[tuple[Problem, list[Response]]]) -> list[Graded]:
+        from mmeureka_jax.rewards.base import RewardRequest
+
         begun = self._processor.response_prefix
+        answers = [(problem, i, response) for problem, all_ in answered for i, response in enumerate(all_)]
         requests = [
-            RewardRequest(begun + responses[0].text, problem.answer or "", problem.question, problem.metadata)
-            for problem, responses in answered
+            RewardRequest(begun + response.text, problem.answer or "", problem.question, problem.metadata)
+            for problem, _, response in answers
         ]
         scores = self._rewards.score(requests)
-        return [Graded(p, r[0], score) for (p, r), score in zip(answered, scores, strict=True)]
+        return [Graded(p, response, score, i) for (p, i, response), score in zip(answers, scores, strict=True)]
 
 
 def summarise(graded: Sequence[Graded]) -> dict[str, float]:
