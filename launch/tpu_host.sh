@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# What tpu_vm.sh runs on each host. All of it lies in ~/mmeureka: code, settings, .venv, log, and the lock of a run that goes on.
+#   tpu_host.sh prepare | start | run | stop
+set -euo pipefail
+[[ ${1:-} =~ ^(prepare|start|run|stop)$ ]] || { sed -nE '2,/^[^#]/s/^#( |$)//p' "$0"; exit 2; }
+umask 077
+cd ~/mmeureka
+
+is_free() { flock -n lock true; }
+
+case "$1" in
+  prepare)
+    if ! is_free; then
+      echo "$(hostname): a run goes on here and is left alone"
+      rm -rf new
+      exit
+    fi
+    rm -rf code
+    mv new code
+    export PATH="$HOME/.local/bin:$PATH"
+    command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+    [[ -x .venv/bin/python ]] || uv venv --quiet --python 3.12 .venv # images have 3.10; the newest JAX wants 3.12
+    uv pip install --quiet --python .venv/bin/python './code[tpu]'
+    ;;
+  start)
+    is_free || exit 0
+    setsid nohup bash code/launch/tpu_host.sh run >>log 2>&1 </dev/null &
+    echo "$(hostname): started; its log is ~/mmeureka/log"
+    ;;
+  run)
+    exec 9>lock
+    flock -n 9 || exit 0
+    echo $$ >pid
+    arguments=()
+    # shellcheck source=/dev/null
+    source code/settings
+    cd code
+    exec launch/again.sh ../.venv/bin/mmeureka train "${arguments[@]}"
+    ;;
+  stop)
+    if is_free; then
+      echo "$(hostname): no run goes on here"
+    else
+      kill -TERM "$(cat pid)"
+      echo "$(hostname): SIGTERM sent; the run ends after the step under way"
+    fi
+    ;;
+esac
