@@ -16,8 +16,16 @@ def brief(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what UTF-8 cannot hold (halves of surrogate pairs): it can be printed and written."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class UserError(ValueError):
     """Bad input from the user: a file, a row, a config key, a checkpoint or a mesh that cannot be used as given."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))
 
 
 class RunStopped(UserError):

@@ -6,6 +6,7 @@ tables can be pickled for data workers (handles and caches stay behind and are o
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +27,8 @@ from mmeureka_jax.errors import UserError
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 ROW_GROUP_CACHE_BYTES = 256 << 20  # decompressed Parquet row groups kept per process
 _SAMPLED_BLOCK = 1 << 20  # bytes; see `_fingerprint_file`
+_BOM = "\ufeff"  # byte order mark
+_BLANKS = b" \t\r\n\0\xef\xbb\xbf\xff\xfe"  # in any encoding, with a byte order mark or without
 
 
 class Table(ABC):
@@ -58,8 +62,9 @@ class JsonLinesTable(Table):
         starts, lengths, lines = [], [], []
         offset = 0
         with _readable(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
+            self._encoding = _encoding(file)
+            for number, line in enumerate(_lines(file, self._encoding), 1):
+                if line.strip(_BLANKS):
                     starts.append(offset)
                     lengths.append(len(line))
                     lines.append(number)
@@ -72,8 +77,8 @@ class JsonLinesTable(Table):
     def __getitem__(self, index: int) -> dict[str, Any]:
         with _readable(self.path) as file:  # opened for each row: nothing to share between threads and processes
             file.seek(int(self._starts[index]))
-            text = file.read(int(self._lengths[index])).strip()
-        return _parse_object(text, self.where(index))
+            line = file.read(int(self._lengths[index]))
+        return _parse_object(line, self._encoding, self.where(index))
 
     def where(self, index: int) -> str:
         return f"{self.path}:{self._lines[index]}"
@@ -88,13 +93,18 @@ class JsonTable(Table):
     def __init__(self, path: Path):
         self.path, self.name, self.folder = path, path.name, path.parent
         with _readable(path) as file:
-            text = file.read()
+            encoding = _encoding(file)
+            content = file.read()
+        try:  # bytes that are no text make their row unusable, not the file
+            text = content.decode(encoding, "surrogateescape").removeprefix(_BOM)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not text in {encoding.upper()} ({error}); save it as UTF-8") from None
         try:
             self._rows = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); repair the file") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not valid JSON ({error}); repair the file") from None
+        except (ValueError, RecursionError):  # a number of thousands of digits, absurd nesting
+            self._rows = [_Unreadable.or_value(item) for item in _items(text)]
         if not isinstance(self._rows, list):
             raise UserError(f"{path}: expected a JSON list of problems, found {type(self._rows).__name__}")
 
@@ -103,6 +113,8 @@ class JsonTable(Table):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
+        if isinstance(row, _Unreadable):
+            raise UserError(f"{self.where(index)}: not valid JSON ({row.reason}); repair the item")
         if not isinstance(row, dict):
             raise UserError(f"{self.where(index)}: expected a JSON object, found {type(row).__name__}")
         return row
@@ -112,6 +124,34 @@ class JsonTable(Table):
 
     def fingerprint(self) -> str:
         return _fingerprint_file(self.path, whole=True)
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """In place of an item of a JSON list."""
+
+    reason: str
+
+    @classmethod
+    def or_value(cls, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return cls(str(error))
+
+
+def _items(text: str) -> Iterator[str]:
+    """The texts of the items of a JSON list, found without reading them."""
+    depth, start = 0, 0
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*+"|[\[\]{},]', text, re.DOTALL):
+        if match[0] in "[{":
+            depth += 1
+            start = match.end() if depth == 1 else start
+        elif match[0] in "]}":
+            depth -= 1
+        if (match[0] == "," and depth == 1) or (match[0] == "]" and depth == 0):
+            yield text[start : match.start()]
+            start = match.end()
 
 
 class _RowGroupCache:
@@ -153,6 +193,7 @@ class ParquetTable(Table):
     embeds_images = True
 
     def __init__(self, path: Path):
+        import pyarrow
         import pyarrow.parquet as parquet
 
         self.path, self.name, self.folder = path, path.name, path.parent
@@ -162,6 +203,8 @@ class ParquetTable(Table):
             raise UserError(f"{path}: no such file") from None
         except Exception as error:  # pyarrow raises its own kinds and OSError
             raise UserError(f"{path}: not a readable Parquet file ({error}); download it again") from None
+        schema = metadata.schema.to_arrow_schema()
+        self._short = [field.name for field in schema if field.type in (pyarrow.float16(), pyarrow.float32())]
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
@@ -174,7 +217,8 @@ class ParquetTable(Table):
             table = _row_groups.get(self.path, group)
         except Exception as error:
             raise UserError(f"{self.where(index)}: cannot be read ({error}); download the file again") from None
-        return table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
+        row = table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
+        return row | {key: row[key] and _shortest(np.float32(row[key])) for key in self._short}
 
     def where(self, index: int) -> str:
         return f"{self.path} row {index}"
@@ -223,7 +267,7 @@ class TfdsTable(Table):
         row = dict(self._rows[index])
         for key in self._texts:
             row[key] = row[key].decode()
-        return {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
+        return {key: _shortest(value) if isinstance(value, np.generic) else value for key, value in row.items()}
 
     def where(self, index: int) -> str:
         return f"tfds:{self.name} row {index}"
@@ -254,11 +298,8 @@ def open_table(path: Path) -> Table:
         return JsonLinesTable(path)
     if path.suffix == ".json":
         with _readable(path) as file:
-            return (
-                JsonLinesTable(path)
-                if file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-                else JsonTable(path)
-            )
+            head = file.read(4096).decode(_encoding(file), "ignore").lstrip(_BOM + " \t\r\n")
+        return JsonLinesTable(path) if head.startswith("{") else JsonTable(path)
     raise UserError(f"{path}: expected a file that ends with {', '.join(FILE_SUFFIXES)}")
 
 
@@ -302,9 +343,40 @@ def _readable(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _parse_object(text: bytes, where: str) -> dict[str, Any]:
+def _encoding(file: IO[bytes]) -> str:
+    """The encoding of a JSON text: UTF-8, or UTF-16 or UTF-32 as its byte order mark or its zeros say. Leaves the file
+    at its start."""
+    file.seek(0)
+    head = file.read(4)
+    file.seek(0)
+    encoding = json.detect_encoding(head).removesuffix("-sig")
+    if encoding in ("utf-16", "utf-32"):  # with a mark
+        encoding += "-be" if head.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) else "-le"
+    return encoding
+
+
+def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes]:
+    """The encoded lines of a file with their ends, from its start."""
+    if encoding == "utf-8":
+        yield from file
+        return
+    content = file.read()  # rare, and so small
+    width = 2 if "16" in encoding else 4
+    units = np.frombuffer(content, f"{'>' if encoding.endswith('be') else '<'}u{width}", len(content) // width)
+    start = 0
+    for end in [*((np.flatnonzero(units == ord("\n")) + 1) * width).tolist(), len(content)]:
+        yield content[start:end]
+        start = end
+
+
+def _shortest(value: np.generic) -> Any:
+    """A NumPy scalar as Python's; of a short float the number that it was written as: 0.1, not 0.10000000149."""
+    return float(str(value)) if isinstance(value, np.float16 | np.float32) else value.item()
+
+
+def _parse_object(line: bytes, encoding: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = json.loads(line.decode(encoding).strip(_BOM + " \t\r\n"))
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); repair the line") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, absurd nesting

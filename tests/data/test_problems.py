@@ -55,11 +55,11 @@ def test_mm_eureka_qwen_form(pictures):
     row = {"id": 7, "message": json.dumps(chat), "answer": "12", "source": "K12"}
     problem = the_only(write_jsonl(pictures / "p.jsonl", [row]))
     system = {"role": "system", "content": [{"type": "text", "text": "Think."}]}
-    # A marker in a text stays text where the chat names its pictures itself.
-    assert problem.messages == (system, *user(None, "What <image>?"))
+    # With as many markers as image parts, the markers are the pictures' places.
+    assert problem.messages == (system, *user("What ", None, "?"))
     assert problem.images == (ImageRef(pictures / "images" / "a.png"),)
     assert (problem.id, problem.answer, problem.metadata) == ("7", "12", {"source": "K12"})
-    assert problem.question == "What <image>?"
+    assert problem.question == "What ?"
 
 
 def test_mm_eureka_internvl_form(pictures):
@@ -157,7 +157,11 @@ def test_metadata_is_json_able_and_holds_what_is_not_used(tmp_path):
     assert json.loads(json.dumps(metadata)) == {"solution": "s", "kind": "dots"}
 
 
-@given(st.lists(st.sampled_from(["<image>", "x", " ", "<imag", "e>", "é\n"]), max_size=12).map("".join))
+@given(
+    st.lists(st.sampled_from(["<image>", "x", " ", "<imag", "e>", "é\n"]), max_size=12).map(
+        lambda pieces: "?" + "".join(pieces)
+    )
+)
 def test_markers_split_texts_without_losing_a_character(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("markers")
     (folder / "a.png").write_bytes(png())
@@ -180,10 +184,10 @@ def bad_row(**changes) -> dict:
     ("changes", "reason"),
     [
         ({"answer": ""}, "no answer"),
-        ({"answer": ["1"]}, "answer is of type list"),
+        ({"answer": ["1", "2"]}, "answer is of type list"),
         ({"messages": []}, "no messages"),
         ({"messages": [{"role": "user"}]}, "no 'content'"),
-        ({"messages": "not json"}, "chat"),
+        ({"messages": "not json"}, "the chat is text that is not valid JSON"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "role 'robot'; expected one of system"),
         ({"messages": [{"role": "assistant", "content": "hi"}]}, "the last message must be the user's"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "content part of type 'video'"),

@@ -1,0 +1,302 @@
+"""Which columns of a row hold pictures, and which file or bytes a picture value names.
+
+One rule for all forms of rows. A column's name is cut into words: `decodedImage`, `image_2` and `question-image-path`
+name pictures of the question, since they hold a noun such as `image` and only words that change nothing about it.
+Columns of other names whose values look like pictures are not read, but never passed over without a word.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
+
+from mmeureka_jax.data.record import ImageRef, RowError
+
+# Nouns by rank. What stands under the first two is a picture whatever it looks like; under the others, if it does.
+_NOUNS = (("image", "img"), ("picture",), ("photo", "pic"), ("figure", "fig", "diagram", "visual", "illustration"))
+_RANKS = {noun: rank for rank, nouns in enumerate(_NOUNS) for noun in nouns} | {"screenshot": 3, "media": 3}
+_SURE_RANKS = 2
+_ENCODINGS = {"path", "file", "url", "uri", "byte", "bytes", "base64", "b64", "decoded"}
+_VAGUE = {"name", "source", "src", "raw", "data", "list", "pil", "encoded", "local", "link", "input", "content"}
+_OF_THE_QUESTION = {"question", "problem", "query", "prompt"}
+# Pictures that a prompt must not show, or that show nothing of the question.
+_ASIDE = {
+    "answer", "solution", "explanation", "rationale", "output", "response", "generated", "thumbnail", "thumb",
+    "preview", "icon", "logo", "mask", "segmentation", "depth", "hint", "gold", "label", "target", "source",
+}  # fmt: skip
+_WORD = re.compile(r"URLs?|[A-Z]?[a-z]+(?:64)?|[A-Z]+(?![a-z])|[0-9]+|[^\W\d_a-zA-Z]+")
+_JOINED = re.compile(rf"({'|'.join(_RANKS)})s?(?={'|'.join(_ENCODINGS | {'name'})})")  # imagepath
+
+_SUFFIX = re.compile(
+    r"\.(?:png|jpe?g|jfif|webp|gif|bmp|tiff?|ppm|pgm|pbm|jp2|svg|heic|heif|avif|eps|pdf|mp4|webm|avi|mov|mkv)(?:[?#].*)?$",
+    re.IGNORECASE,
+)
+_LONGEST_PATH = 1024
+_MAGIC = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM....\0\0|II\x2a\0|MM\0\x2a|P[1-6][\s#]|\0\0\0\x0cjP  ", re.DOTALL
+)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
+_SHORTEST_BASE64 = 64
+_STRUCT_KEYS = ("bytes", "base64", "data", "image", "image_url", "path", "url", "file", "file_name", "source")
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a cell says nothing: null, NaN (which pandas writes for null), nothing in it, or white space."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, Mapping):  # a picture struct without a picture
+        return not value or (set(value) <= {"bytes", "path"} and all(map(is_absent, value.values())))
+    return value is None or (isinstance(value, bytes | list | tuple) and len(value) == 0)
+
+
+def present(values: Any) -> list[Any]:
+    """The pictures of a cell, which holds one or several."""
+    values = values.tolist() if hasattr(values, "tolist") else values  # an array
+    return [value for value in (values if isinstance(values, list | tuple) else [values]) if not is_absent(value)]
+
+
+# Columns.
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column that can hold pictures of the question, by its name."""
+
+    kind: str  # columns of one kind say the same: `image`, `image_path` and `decoded_images`
+    variant: str  # columns of one variant are one series: `image_1` and `image_2`
+    number: int  # -1 without
+    rank: int
+    sure: bool  # a picture whatever it looks like
+
+
+def _words(key: str) -> list[str]:
+    words = [word.lower() for part in _WORD.findall(key) for word in _JOINED.sub(r"\1 ", part.lower()).split()]
+    return [word[:-1] if word.endswith("s") and word not in ("bytes", "previous") else word for word in words]
+
+
+def _column(key: str) -> _Column | None:
+    if key in ("file_name", "filename"):  # of Hugging Face's ImageFolder
+        return _Column("image", key, -1, 0, sure=False)
+    words = _words(key)
+    nouns = [word for word in words if word in _RANKS]
+    numbers = [word for word in words if word.isdigit()]
+    others = set(words) - set(nouns) - set(numbers)
+    if len(nouns) != 1 or len(numbers) > 1 or others - _ENCODINGS - _VAGUE - _OF_THE_QUESTION:
+        return None
+    rank, of_the_question = _RANKS[nouns[0]], others & _OF_THE_QUESTION
+    return _Column(
+        kind=" ".join([*sorted(of_the_question), _NOUNS[rank][0]]),
+        variant=re.sub(r"[_\-\s]?\d+", "", key) if numbers else key,
+        number=int(numbers[0]) if numbers else -1,
+        rank=2 * rank + bool(of_the_question),
+        sure=rank < _SURE_RANKS and not others & _VAGUE,
+    )
+
+
+@dataclass(frozen=True)
+class RowPictures:
+    """What `find_pictures` found."""
+
+    values: list[Any]  # the pictures, in order
+    read: tuple[str, ...]  # the columns that hold them
+    unread: tuple[str, ...]  # other columns that look like pictures
+    misplaced: tuple[str, ...]  # those of `unread` that may well be pictures of the question
+    empty: tuple[str, ...]  # columns for pictures that hold none
+
+
+def find_pictures(row: Mapping[str, Any], used: Iterable[str] = ()) -> RowPictures:
+    """The pictures of a row, apart from those that its chat names itself.
+
+    Columns that say the same (`image` and `decoded_image`) are alternatives: the one with the most pictures is read,
+    of equals the one that holds them and does not only name them. Numbered columns are read in the order of their
+    numbers.
+    """
+    used = set(used)
+    series: dict[tuple[int, str, str], list[_Filled]] = {}
+    unread: list[str] = []
+    misplaced: list[str] = []
+    empty: list[str] = []
+    for key, cell in row.items():
+        if key in used:
+            continue
+        column = _column(key)
+        if is_absent(cell) or not (values := present(cell)):
+            if column is not None and column.sure:
+                empty.append(key)
+            continue
+        looks = looks_like_picture(values, in_words=not set(_words(key)) & _RANKS.keys())
+        if column is not None and (column.sure or looks):
+            series.setdefault((column.rank, column.kind, column.variant), []).append(_Filled(column, key, values))
+        elif looks:
+            unread.append(key)
+            if not set(_words(key)) & _ASIDE:
+                misplaced.append(key)
+        elif isinstance(cell, Mapping):
+            unread += [f"{key}.{inner}" for inner in _inside(cell)]
+    first = min(series, default=None)
+    choices = [
+        choice for place, filled in series.items() if place[:2] == (first or ())[:2] for choice in _parted(filled)
+    ]
+    best = max(choices, key=_worth, default=[])
+    read = tuple(filled.key for filled in best)
+    others = [filled for columns in series.values() for filled in columns if filled.key not in read]
+    unread += [filled.key for filled in others if looks_like_picture(filled.values)]
+    values = [value for filled in best for value in filled.values]
+    return RowPictures(values, read, tuple(unread), tuple(misplaced), tuple(empty))
+
+
+@dataclass(frozen=True)
+class _Filled:
+    column: _Column
+    key: str
+    values: list[Any]
+
+
+def _parted(columns: list[_Filled]) -> list[list[_Filled]]:
+    """A series in its order. `image` goes before `image_2`, but beside `image_1` it is an alternative."""
+    columns = sorted(columns, key=lambda filled: filled.column.number)
+    numbers = [filled.column.number for filled in columns]
+    if numbers[0] == -1 and {0, 1} & set(numbers):
+        return [columns[:1], columns[1:]]
+    return [columns]
+
+
+def _worth(columns: list[_Filled]) -> tuple[bool, int, bool, bool]:
+    values = [value for filled in columns for value in filled.values]
+    sure = all(filled.column.sure for filled in columns)
+    return all(map(looks_like_picture, values)), len(values), all(map(_is_embedded, values)), sure
+
+
+def _inside(cell: Mapping[str, Any], depth: int = 2) -> Iterable[str]:
+    for key, value in cell.items():
+        if looks_like_picture(value, in_words=_column(str(key)) is None):
+            yield str(key)
+        elif isinstance(value, Mapping) and depth > 1:
+            yield from (f"{key}.{inner}" for inner in _inside(value, depth - 1))
+
+
+# Values.
+
+
+def looks_like_picture(value: Any, *, in_words: bool = False) -> bool:
+    """Whether a value (or one of a list) is an encoded picture, or names one.
+
+    Args:
+        in_words: the value may be a text: neither an address nor a name with spaces counts.
+    """
+    if isinstance(value, list | tuple):
+        return any(looks_like_picture(item, in_words=in_words) for item in value)
+    if isinstance(value, Mapping):
+        return any(key in value and looks_like_picture(value[key], in_words=in_words) for key in _STRUCT_KEYS)
+    if isinstance(value, bytes):
+        return bool(_MAGIC.match(value))
+    if not isinstance(value, str):
+        return False
+    if value.startswith("data:image/") or _from_base64(value) is not None:
+        return True
+    if in_words and (re.search(r"\s", value.strip()) or "://" in value.replace("file://", "")):
+        return False
+    return len(value) <= _LONGEST_PATH and "\n" not in value.strip() and bool(_SUFFIX.search(value.strip()))
+
+
+def _is_embedded(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_is_embedded(value.get(key)) for key in _STRUCT_KEYS)
+    return isinstance(value, bytes) or (
+        isinstance(value, str) and (value.startswith("data:") or _from_base64(value) is not None)
+    )
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The picture that a text without any address holds in base64."""
+    if len(text) < _SHORTEST_BASE64 or not _BASE64.match(text[:_SHORTEST_BASE64]):
+        return None
+    try:
+        if not _MAGIC.match(_decoded(text.lstrip()[: _SHORTEST_BASE64 // 2])):
+            return None
+        return _decoded(text) if _BASE64.fullmatch(text) else None
+    except binascii.Error:
+        return None
+
+
+def _decoded(text: str) -> bytes:
+    """What base64 says, of either alphabet, in lines or not, padded or not."""
+    text = re.sub(r"[\s=]+", "", text).translate(str.maketrans("-_", "+/"))
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+@dataclass(frozen=True)
+class ImageFinder:
+    """Makes image values of rows into `ImageRef`s, refusing paths that leave the root (symbolic links followed)."""
+
+    folder: Path | None  # what relative paths start from
+    root: Path | None  # what all paths must lie in; resolved
+    allow_outside: bool
+
+    def find(self, value: Any) -> ImageRef:
+        """Raises RowError for what names no file and holds no bytes."""
+        while isinstance(value, Mapping):
+            value = next((value[key] for key in _STRUCT_KEYS if not is_absent(value.get(key))), None)
+        if isinstance(value, bytes):
+            return ImageRef(data=value)
+        if not isinstance(value, str) or not value:
+            raise RowError(f"an image is given as {type(value).__name__}; expected a path, bytes or {{bytes, path}}")
+        if value[:5].lower() == "data:":
+            return ImageRef(data=_from_data_uri(value))
+        if (data := _from_base64(value)) is not None:
+            return ImageRef(data=data)
+        try:
+            return ImageRef(path=self._resolve(value))
+        except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL
+            if isinstance(error, RowError):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            raise RowError(
+                f"image {shortened(value)}: neither the path of a file nor a picture in base64 ({reason})",
+                "missing image",
+            ) from None
+
+    def _resolve(self, text: str) -> Path:
+        path = text.removeprefix("file://").removeprefix("localhost") if text.startswith("file://") else text
+        if "://" in path:
+            raise RowError(
+                f"image {shortened(text)}: only files are read, nothing is downloaded; download it and give its path",
+                "image that is not a file",
+            )
+        if path != text and "%" in path and not Path(path).exists():
+            path = unquote(path)  # MM-EUREKA writes paths as they are, others quote them as URLs
+        if self.folder is None and not Path(path).is_absolute():
+            raise RowError(f"image {shortened(text)}: a relative path, but this data set has no folder; set data.root")
+        resolved = (self.folder or Path()).joinpath(path).resolve()
+        if not self.allow_outside and (self.root is None or not resolved.is_relative_to(self.root)):
+            raise RowError(
+                f"image {shortened(str(resolved))} lies outside the data root {self.root}; set the root to a folder"
+                " that holds it, or allow paths outside of it",
+                "image outside the root",
+            )
+        return resolved
+
+
+def _from_data_uri(text: str) -> bytes:
+    header, comma, body = text.partition(",")
+    if not comma:
+        raise RowError(f"image {shortened(text)}: a data URI without a comma", "broken image")
+    if not header.lower().endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return _decoded(unquote(body))
+    except binascii.Error as error:
+        raise RowError(f"image {shortened(text)}: not valid base64 ({error})", "broken image") from None
+
+
+def shortened(text: str, length: int = 120) -> str:
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
