@@ -282,7 +282,7 @@ def _encode_responses(problems: Sequence[Problem], processor: Processor) -> list
             faults.append(f"problem {problem.id!r}: no `response` text to score")
             continue
         try:
-            encoded.append(processor.encode_response(text)[:-1])
+            encoded.append(processor.encode_response(text, finished=False))
         except UserError as error:
             faults.append(f"problem {problem.id!r}: its response: {error}")
     if faults:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from mmeureka_jax.config import Config, ModelConfig, RandomModelConfig, to_dict
 from mmeureka_jax.config_io import load_yaml
+from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.report_charts import Rows, draw_charts, format_number, series_of
@@ -322,8 +323,8 @@ def _picture(path: Path) -> str:
     """The picture inline, scaled down; small ones are shown enlarged, pixel by pixel."""
     try:
         with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except OSError:
+            picture = as_rgb(opened)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return f"<i>{escape(path.name)}: cannot be read</i>"
     size = picture.size
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from mmeureka_jax.config import TrackingConfig
+from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, write_atomic
 
@@ -216,10 +217,16 @@ def _plain_number(value: Any) -> int | float:
 
 
 def _as_png(data: bytes) -> bytes:
+    """The picture as the policy sees it, but no larger than people need; one that is just that stays as it is."""
     original = Image.open(io.BytesIO(data))
-    if original.format == "PNG" and max(original.size) <= MAX_LOGGED_SIDE:
+    original.load()
+    if (
+        (original.format, original.mode) == ("PNG", "RGB")
+        and not original.info
+        and max(original.size) <= MAX_LOGGED_SIDE
+    ):
         return data
-    image = original.convert("RGB")
+    image = as_rgb(original)
     image.thumbnail((MAX_LOGGED_SIDE, MAX_LOGGED_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)

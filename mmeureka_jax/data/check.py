@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import mmeureka_jax
 from mmeureka_jax.config import AccuracyRule, RewardConfig
 from mmeureka_jax.console import progress as progress_bar
-from mmeureka_jax.data.pictures import frame_count, picture_size, read_picture
+from mmeureka_jax.data.pictures import picture_notes, picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, RowError
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, printable
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.rewards.workers import RewardWorkers
 
@@ -175,10 +175,14 @@ def _check_rows(
         try:
             for ref in problem.images:
                 _check_image(ref, problem.id, decode_images)
-            notes = _frame_notes(problem, row) if decode_images else ()
+            notes = _notes(problem, row, decode_images)
             num_tokens, num_windows = processor.measure(problem) if processor is not None else (0, 0)
         except RowError as error:
             return checked(rejected=_rejected(row, error))
+        except Exception as error:  # one row must not end the check; the name tells it from a fault of ours
+            logger.debug("row %d cannot be checked", row, exc_info=True)
+            reason = f"{source.where(row)}: problem {problem.id!r}: cannot be checked ({type(error).__name__}: {error})"
+            return checked(rejected=Rejected(problem.id, row, "failed check", printable(reason)))
         return checked(num_tokens=num_tokens, num_windows=num_windows, notes=notes)
 
     return list(_in_threads(check, range(len(source)), f"check {source.name}", progress))
@@ -203,19 +207,25 @@ def _check_image(ref: ImageRef, problem_id: str, decode: bool) -> None:
         else:
             picture_size(ref)
     except UserError as error:
-        missing = ref.path is not None and not ref.path.exists()
+        missing = ref.path is not None and not os.path.exists(ref.path)  # which raises nothing
         raise RowError(
             f"problem {problem_id!r}: {error}", "missing image" if missing else "broken image", problem_id
         ) from None
 
 
-def _frame_notes(problem: Problem, row: int) -> tuple[Note, ...]:
-    counts = [(ref, frame_count(ref)) for ref in problem.images]
-    return tuple(
-        Note(problem.id, row, "first frame of several", f"{ref}: it has {count} frames or pages; the first is used")
-        for ref, count in counts
-        if count > 1
-    )
+def _notes(problem: Problem, row: int, decode: bool) -> tuple[Note, ...]:
+    notes = [
+        Note(
+            problem.id,
+            row,
+            f"column {column!r} looks like a picture, not read",
+            f"column {column!r} looks like a picture and is not read",
+        )
+        for column in problem.unread
+    ]
+    if decode:
+        notes += [Note(problem.id, row, *note) for ref in problem.images for note in picture_notes(ref)]
+    return tuple(notes)
 
 
 def _find_duplicates(rows: list[_CheckedRow], reasons: list[Rejected | None]) -> None:
@@ -271,7 +281,7 @@ def image_state(problem: Problem) -> str:
 def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(text.encode() + b"\n")
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 
 

@@ -1,13 +1,13 @@
 """Pictures: from an encoded file to the normalised patches that the vision tower reads.
 
 Equal to what Hugging Face makes of a picture file: `load_image`'s upright orientation (EXIF), then
-`Qwen2VLImageProcessorPil` with the checkpoint's settings (transparency onto white, bicubic resize, rescale, normalise).
-JPEG's faster reduced-size decoding (`Image.draft`) gives other pixels, so it is not used.
+`Qwen2VLImageProcessorPil` with the checkpoint's settings (transparency onto white, bicubic resize, rescale, normalise);
+except for greyscale of more than 8 bits, see `rgb.py`. JPEG's faster reduced-size decoding (`Image.draft`) gives other
+pixels, so it is not used.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,10 @@ from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from mmeureka_jax.data.problems import ImageRef, RowError
+from mmeureka_jax.data.record import ImageRef, RowError
+from mmeureka_jax.data.rgb import DEEP_MODES, as_rgb
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json
@@ -36,12 +37,16 @@ def _opened(ref: ImageRef) -> Iterator[ImageFile.ImageFile]:
     """The picture behind `ref`, its header read and its size within Pillow's limit; every failure is a RowError."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        with Image.open(ref.path if ref.path is not None else io.BytesIO(ref.data or b""), formats=_FORMATS) as image:
+        with ref.open() as file, Image.open(file, formats=_FORMATS) as image:
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are over {limit}")
             yield image
     except FileNotFoundError:
         raise unusable(ref, "no such file; restore it or drop the row") from None
+    except UnidentifiedImageError:
+        raise unusable(
+            ref, f"not a readable picture (known are {', '.join(_FORMATS)}); replace the file or drop the row"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise unusable(ref, f"too large ({error}); scale the picture down or drop the row") from None
     except Exception as error:  # broken files make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -59,31 +64,39 @@ def picture_size(ref: ImageRef) -> tuple[int, int]:
         return (width, height) if _is_turned(image) else (height, width)
 
 
-def frame_count(ref: ImageRef) -> int:
+def picture_notes(ref: ImageRef) -> list[tuple[str, str]]:
+    """(kind, text) of what a user should know of a picture that is used. Raises RowError for what cannot be read."""
+    with _opened(ref) as image:
+        notes = []
+        if (frames := _frame_count(image)) > 1:
+            text = f"{ref}: it has {frames} frames or pages; the first is used"
+            notes.append(("first frame of several", text))
+        if image.mode in DEEP_MODES:
+            bits = "floating point" if image.mode == "F" else "16 bits" if "16" in image.mode else "integers"
+            text = f"{ref}: greyscale of more than 8 bits ({bits}); it is scaled to 8 as docs/data.md says"
+            notes.append(("scaled to 8 bits", text))
+        return notes
+
+
+def _frame_count(image: ImageFile.ImageFile) -> int:
     """Frames of an animation, or pages, of which `read_picture` takes the first; 1 for a still picture, and where they
     cannot be counted."""
-    with _opened(ref) as image:
-        if image.format == "MPO":  # a photograph with a preview, which phones write
-            return 1
-        try:
-            return getattr(image, "n_frames", 1)
-        except Exception:  # a later frame is broken, which makes Pillow raise this and that
-            return 1
+    if image.format == "MPO":  # a photograph with a preview, which phones write
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # a later frame is broken, which makes Pillow raise this and that
+        return 1
 
 
 def read_picture(ref: ImageRef) -> Image.Image:
-    """The whole picture, upright, in RGB, transparency composited onto white as HF's `convert_to_rgb` does. Of several
-    frames or pages the first.
+    """The whole picture as `as_rgb` makes it; of several frames or pages the first.
 
     Raises:
-        RowError: a missing, truncated or otherwise broken file, or too many pixels.
+        RowError: a missing, truncated or otherwise broken file, too many pixels, or values of no known scale.
     """
     with _opened(ref) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if "A" not in image.getbands() and image.info.get("transparency") is None:
-            return image.convert("RGB")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        return as_rgb(image)
 
 
 def _is_turned(image: ImageFile.ImageFile) -> bool:

@@ -25,7 +25,7 @@ from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
 from mmeureka_jax.data.text_only import TextPreprocessor
 from mmeureka_jax.data.tiles import TileGeometry, TilePreprocessor
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.families import PolicyConfig
@@ -98,7 +98,7 @@ class Processor:
         return processor
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = ("tokenizer", "_chat_template", "_placeholders", "response_prefix")
+        cached = ("tokenizer", "_chat_template", "_placeholders", "_special_tokens", "response_prefix")
         return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     # What the checkpoint says.
@@ -158,6 +158,12 @@ class Processor:
                 raise UserError(f"{self.path}: {name} of config.json is {ids[name]}, which its tokenizer does not have")
         return (*tokens.values(), *self.pictures.markers)
 
+    @cached_property
+    def _special_tokens(self) -> tuple[str, ...]:
+        """The tokens that the tokenizer makes of plain text too: that of a row could end its turn and begin another."""
+        tokens = self.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+        return tuple(token.content for token in tokens if token.special and token.content.strip())
+
     @property
     def image_token_id(self) -> int | None:
         """The token of each of a picture's places; None for a text-only model."""
@@ -214,24 +220,32 @@ class Processor:
                     f"{self.max_prompt_tokens}; raise the limit, lower max_pixels or drop the row",
                     kind="prompt too long",
                 )
+            if problem.answer is not None:
+                self._refuse_tokens(problem.answer, "its gold answer")
         except UserError as error:
             raise _of(problem, error) from None
         return tokens, grids
 
     def _rendered(self, messages: Sequence[dict[str, Any]]) -> str:
-        return self.tokenizer.apply_chat_template(
-            self.pictures.for_template(messages),
-            chat_template=self._chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                self.pictures.for_template(messages),
+                chat_template=self._chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # a template raises what it likes: for roles that it does not know, for instance
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"the chat template of {self.path} refuses the turns {roles} ({type(error).__name__}: {brief(error)})"
+            ) from error
 
     def _encode_prompt(self, messages: Sequence[dict[str, Any]], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
         """Chat template, tokens, and each picture's placeholder repeated once per image token (as HF's processor)."""
         for message in messages:
             for part in message["content"]:
                 if part["type"] == "text":
-                    self._refuse_placeholders(part["text"])
+                    self._refuse_tokens(part["text"])
         text = self._rendered(messages)
         # As HF's processor: a tokenizer that begins a text with a token of its own does so, unless the template did.
         bos = self.tokenizer.bos_token
@@ -256,10 +270,26 @@ class Processor:
         text = self._rendered([message])
         return text[text.rindex("<think>") :] if text.rstrip().endswith("<think>") else ""
 
-    def encode_response(self, text: str) -> Int[np.ndarray, " T"]:
-        """Tokens of a response, its end token last. Raises UserError for a text with a picture placeholder in it."""
-        self._refuse_placeholders(text)
-        return np.append(self._encode(text), np.int32(self.end_token_id))
+    def encode_response(self, text: str, *, finished: bool = True) -> Int[np.ndarray, " T"]:
+        """Tokens of a response, its end token last, which the text itself may bring (and white space behind it).
+
+        Args:
+            finished: else there is an end token only where the text brings it.
+
+        Raises:
+            UserError: the text has another special token in it, a picture placeholder for instance.
+        """
+        body, end = self._split_end(text)
+        self._refuse_tokens(body)
+        ends = [self.end_token_id] if finished else [] if end is None else [end]
+        return np.append(self._encode(body), np.array(ends, np.int32))
+
+    def _split_end(self, text: str) -> tuple[str, int | None]:
+        for token_id in self.eos_token_ids:
+            token = self.tokenizer.convert_ids_to_tokens(token_id)
+            if token and text.rstrip().endswith(token):
+                return text.rstrip().removesuffix(token), token_id
+        return text, None
 
     def decode(self, tokens: Sequence[int] | Int[np.ndarray, " T"]) -> str:
         """The text of tokens, without special tokens; ordinary added tokens such as <think> stay."""
@@ -269,10 +299,13 @@ class Processor:
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return np.array(encoding.ids, np.int32)
 
-    def _refuse_placeholders(self, text: str) -> None:
+    def _refuse_tokens(self, text: str, what: str = "its text") -> None:
         for token in self._placeholders:
             if token in text:
-                raise UserError(f"its text contains the literal token {token}, which marks pictures; remove it")
+                raise UserError(f"{what} contains the literal token {token}, which marks pictures; remove it")
+        for token in self._special_tokens:
+            if token in text:
+                raise UserError(f"{what} contains the literal token {token}, a special one of the model; remove it")
 
 
 def assemble_prompt(

@@ -199,11 +199,11 @@ class ParquetTable(Table):
         self.path, self.name, self.folder = path, path.name, path.parent
         try:
             metadata = parquet.read_metadata(path)
+            schema = metadata.schema.to_arrow_schema()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except Exception as error:  # pyarrow raises its own kinds and OSError
             raise UserError(f"{path}: not a readable Parquet file ({error}); download it again") from None
-        schema = metadata.schema.to_arrow_schema()
         self._short = [field.name for field in schema if field.type in (pyarrow.float16(), pyarrow.float32())]
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

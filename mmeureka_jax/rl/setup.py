@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mmeureka_jax.config import Config, LoraConfig, ModelConfig, RandomModelConfig, config_diff, to_dict
+from mmeureka_jax.config import AccuracyRule, Config, LoraConfig, ModelConfig, RandomModelConfig, config_diff, to_dict
 from mmeureka_jax.config_io import filled
 from mmeureka_jax.console import progress, say_facts, waiting
 from mmeureka_jax.errors import UserError
@@ -279,8 +279,9 @@ def open_checked(
         spec, root=config.data.root, allow_outside_root=config.data.allow_outside_root, require_answer=require_answer
     )
     show = config.tracking.progress and is_main()
+    accuracy: AccuracyRule | None = "instruct" if require_answer else None  # ungraded answers need not parse
     with nullcontext() if show else waiting(f"checking {spec}, {len(source)} rows"):
-        report = check_problems(source, processor, progress=show)
+        report = check_problems(source, processor, accuracy=accuracy, progress=show)
         if also_check is not None:
             report = _check_further(source, report, processor, also_check, show)
     _check_that_hosts_agree(spec, [report.usable, report.max_windows, source.fingerprint()])

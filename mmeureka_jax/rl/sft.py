@@ -120,12 +120,12 @@ def solution_tokens(problem: Problem, processor: Processor, limit: int) -> np.nd
     """The tokens of `metadata["solution"]`, the end token included.
 
     Raises:
-        RowError: there is none, or it is longer than `limit`, or it holds a picture placeholder.
+        RowError: there is none, or it is longer than `limit`, or it holds a special token.
     """
     from mmeureka_jax.data.problems import RowError
 
     solution = problem.metadata.get("solution")
-    if not isinstance(solution, str) or not solution:
+    if not isinstance(solution, str) or not solution.strip():
         raise RowError(
             f'problem {problem.id!r}: no metadata["solution"] to imitate; see docs/data.md', "no solution", problem.id
         )
