@@ -80,8 +80,8 @@ def _refuse_surrogates(problem: Problem) -> None:
         except UnicodeEncodeError as error:
             half = error.object[error.start : error.start + 1]
             raise RowError(
-                f"there is {half!r} in its {name}, half a character (a lone surrogate, as cutting or wrong decoding leaves"
-                " it); repair the text",
+                f"there is {half!r} in its {name}, half a character (a lone surrogate, which cutting or wrong decoding"
+                " leaves); repair the text",
                 "broken text",
             ) from None
 

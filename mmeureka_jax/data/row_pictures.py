@@ -48,14 +48,12 @@ _STRUCT_KEYS = ("bytes", "base64", "data", "image", "image_url", "path", "url", 
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a cell says nothing: null, NaN (which pandas writes for null), nothing in it, or white space."""
+    """Whether a cell says nothing: null, NaN (which pandas writes for null), or nothing in it."""
     if isinstance(value, float):
         return math.isnan(value)
-    if isinstance(value, str):
-        return not value.strip()
     if isinstance(value, Mapping):  # a picture struct without a picture
         return not value or (set(value) <= {"bytes", "path"} and all(map(is_absent, value.values())))
-    return value is None or (isinstance(value, bytes | list | tuple) and len(value) == 0)
+    return value is None or (isinstance(value, str | bytes | list | tuple) and len(value) == 0)
 
 
 def present(values: Any) -> list[Any]:
