@@ -31,7 +31,10 @@ follow() {
 
 for ((restart = 0; ; restart++)); do
   follow "$@"
-  if [[ -n $stopped || " ${AGAIN:-75} " != *" $code "* ]]; then exit "$code"; fi
+  if [[ -n $stopped || " ${AGAIN:-75} " != *" $code "* ]]; then
+    echo "again.sh: ended with exit code $code" >&2
+    exit "$code"
+  fi
   if [[ $restart -ge ${RESTARTS:-10} ]]; then
     echo "again.sh: exit code $code after $restart restarts; not again" >&2
     exit "$code"

@@ -19,8 +19,12 @@ case "$1" in
     mv new code
     export PATH="$HOME/.local/bin:$PATH"
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
-    [[ -x .venv/bin/python ]] || uv venv --quiet --python 3.12 .venv # images have 3.10; the newest JAX wants 3.12
-    uv pip install --quiet --python .venv/bin/python './code[tpu]'
+    if [[ ! -x .venv/bin/python ]]; then
+      rm -rf .venv
+      uv venv --quiet --python 3.12 .venv # images have 3.10; the newest JAX wants 3.12
+    fi
+    # Editable, so that the code is that of ./code whatever uv takes for installed.
+    uv pip install --quiet --python .venv/bin/python --editable './code[tpu]'
     ;;
   start)
     is_free || exit 0

@@ -255,6 +255,8 @@ def test_tpu_vm_runs_the_command_on_every_host(machines):
             c["arguments"] for c in machines.calls("uv") if c["home"] == str(host) and c["arguments"][0] == "venv"
         ]
         assert venv[venv.index("--python") + 1] == "3.12"
+        installed = next(c["arguments"] for c in machines.calls("uv") if c["arguments"][0] == "pip")
+        assert installed[-2:] == ["--editable", "./code[tpu]"]  # else uv may keep the code of the start before
     assert "restart 2 of 10" in (machines.hosts[1] / "mmeureka/log").read_text()
     assert list((machines.folder / "tmp").iterdir()) == []
 
