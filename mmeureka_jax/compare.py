@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
-from mmeureka_jax.report_charts import STYLE, Rows, format_number, series_of, smooth, thin, to_svg
+from mmeureka_jax.report_charts import STYLE, Rows, format_number, series_of, smooth, themed, thin, to_svg
 
 PAGE_FILE, PICTURE_FILE, SUMMARY_FILE, RUNS_FILE = "comparison.html", "comparison.svg", "summary", "runs.csv"
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, mean, standard deviation
@@ -278,7 +278,7 @@ def draw(names: Sequence[str], metric: str, curves: Mapping[str, Curve]) -> str:
         _plot(figure.subplots(), curves, names)
         svg = to_svg(figure, f"compare {metric}")
     legends = [
-        f'<span class="key"><i style="background:{_style(names.index(kind))[0]}"></i>{html.escape(kind)} '
+        f'<span class="key"><i style="background:{themed(_style(names.index(kind))[0])}"></i>{html.escape(kind)} '
         f"<b>{format_number(mean[-1])}</b></span>"
         for kind, (_, mean, _) in curves.items()
     ]

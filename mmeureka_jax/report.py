@@ -24,7 +24,8 @@ from mmeureka_jax.config_io import load_yaml
 from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
-from mmeureka_jax.report_charts import Rows, draw_charts, format_number, series_of
+from mmeureka_jax.formulas import answer_to_html, text_to_html
+from mmeureka_jax.report_charts import Rows, draw_charts, format_number, metrics_of_parts_off, series_of
 from mmeureka_jax.tracking import ROLLOUTS_FOLDER, read_metrics, read_rollouts
 
 REPORT_FILE = "report.html"
@@ -52,7 +53,7 @@ def write_report(run_dir: str | Path) -> Path:
     config, metadata = _read_config(run_dir), _read_metadata(run_dir)
 
     sections = {
-        "Curves": _curves(rows),
+        "Curves": _curves(rows, config),
         "Rollouts": _rollouts(run_dir),
         "Configuration": _configuration(config) + _facts("Metadata", metadata),
         "Metrics": _metrics_table(rows),
@@ -152,10 +153,9 @@ def _duration(seconds: float) -> str:
 # Curves and tables.
 
 
-def _curves(rows: Rows) -> str:
-    groups = "".join(
-        f'<h3>{group}</h3><div class="charts">{"".join(figures)}</div>' for group, figures in draw_charts(rows).items()
-    )
+def _curves(rows: Rows, config: Mapping[str, Any]) -> str:
+    drawn = draw_charts(rows, metrics_of_parts_off(config))
+    groups = "".join(f'<h3>{name}</h3><div class="charts">{"".join(figures)}</div>' for name, figures in drawn.items())
     hint = "Numbers beside the names are the last values. Faint lines are single steps, strong ones a moving average."
     return groups and f'<p class="hint">{hint}</p>{groups}'
 
@@ -282,8 +282,8 @@ def _card(run_dir: Path, group: Mapping[str, Any]) -> str:
     return (
         f'<article class="card"><div class="problem">{pictures}<div class="ask">'
         f'<div class="id">{escape(str(group["problem_id"]))}</div>'
-        f'<div class="text">{escape(str(group["question"]))}</div>'
-        f'<div class="gold"><span>gold answer</span><b>{escape(str(group["answer"]))}</b></div></div></div>'
+        f'<div class="text">{text_to_html(str(group["question"]))}</div>'
+        f'<div class="gold"><span>gold answer</span><b>{answer_to_html(str(group["answer"]))}</b></div></div></div>'
         f"{''.join(_response(n, response) for n, response in shown)}{more}</article>"
     )
 
@@ -316,7 +316,8 @@ def _block(text: str) -> str:
     for tag, tag_kind, tag_name in (("think", "thought", "Thought"), ("answer", "answer", "Answer")):
         if text.startswith(f"<{tag}>") and text.endswith(f"</{tag}>"):
             kind, name, inner = tag_kind, tag_name, text[len(tag) + 2 : -len(tag) - 3]
-    return f'<div class="{kind}"><span class="tag">{name}</span><div class="text">{escape(inner.strip())}</div></div>'
+    shown = text_to_html(inner.strip())
+    return f'<div class="{kind}"><span class="tag">{name}</span><div class="text">{shown}</div></div>'
 
 
 def _picture(path: Path) -> str:

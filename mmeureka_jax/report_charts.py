@@ -14,11 +14,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 Rows = Sequence[Mapping[str, Any]]
 
 COLORS = ("#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785")
+# What the page draws in shades of its own, light or dark (report_template.html).
+THEMED = {"#b8c0ca": "axis", "#52606d": "soft", "#e7ebf0": "grid", "#1f2933": "ink"} | {
+    color: f"line-{number}" for number, color in enumerate(COLORS, start=1)
+}
 MAX_POINTS = 250  # of a line; longer runs are averaged over equal stretches of steps
 SMOOTH_FROM = 30  # points from which a moving average is drawn over the raw line
 STYLE: dict[Any, Any] = {
@@ -54,6 +58,7 @@ class Panel:
     scale: float = 1.0  # 100 for shares in percent             # count: a bar for each step
     log: bool = False  # logarithmic, where all values are positive and differ enough
     from_zero: bool = True
+    whole: bool = False  # from 0 to 100, of shares that can be anything between
     smooth: bool = True  # with a moving average, where there are many points
 
 
@@ -67,7 +72,9 @@ class Chart:
 
 CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
     "Learning": (
-        Chart("Validation accuracy", (Panel("%", {"validation/accuracy": "greedy accuracy"}, "points", 100),)),
+        Chart(
+            "Validation accuracy", (Panel("%", {"validation/accuracy": "greedy accuracy"}, "points", 100, whole=True),)
+        ),
         Chart(
             "Rewards",
             (
@@ -89,7 +96,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             "Response length",
             (
                 Panel("tokens", {"response/length": "sampled", "validation/response_length": "validation, greedy"}),
-                Panel("%", {"response/truncated": "truncated at the limit"}, scale=100),
+                Panel("%", {"response/truncated": "truncated at the limit"}, scale=100, whole=True),
             ),
         ),
         Chart(
@@ -99,6 +106,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                     "% of problems",
                     {f"reward/pass_at_{k}": f"k = {k}" for k in (1, 2, 4, 8, 16, 32)},
                     scale=100,
+                    whole=True,
                 ),
             ),
         ),
@@ -111,6 +119,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                     {"filter/kept": "kept", "filter/too_easy": "too easy", "filter/too_hard": "too hard"},
                     "area",
                     scale=100,
+                    whole=True,
                 ),
             ),
         ),
@@ -165,7 +174,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
         ),
         Chart(
             "Tokens that count",
-            (Panel("%", {"policy/effective_sample_size": "effective sample size"}, scale=100, from_zero=False),),
+            (Panel("%", {"policy/effective_sample_size": "effective sample size"}, scale=100, whole=True),),
         ),
         Chart("Entropy", (Panel("nats per token", {"policy/entropy": "entropy"}),)),
         Chart(
@@ -258,11 +267,42 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
 }
 
 
-def draw_charts(rows: Rows) -> dict[str, list[str]]:
-    """Group title -> an HTML figure for each chart that the rows have data for."""
+def metrics_of_parts_off(config: Mapping[str, Any]) -> frozenset[str]:
+    """The metrics of parts that a run's config switches off. (Of a config that may be an older version's.)"""
+    reward, rl = config.get("reward"), config.get("rl")
+    off: set[str] = set()
+    if isinstance(reward, Mapping):
+        off |= {f"reward/{rule}" for rule in ("format", "repetition", "custom") if not reward.get(f"{rule}_weight")}
+        if not reward.get("overlong_buffer"):
+            off.add("reward/overlong")
+    if isinstance(rl, Mapping):
+        if not _section(rl, "filter").get("enabled"):
+            off |= {f"filter/{name}" for name in ("kept", "too_easy", "too_hard", "rounds", "buffer", "staleness")}
+        for key, metrics in {
+            "kl_coefficient": ("policy/kl_reference", "loss/kl"),
+            "drift_coefficient": ("loss/drift",),
+            "entropy_coefficient": ("loss/entropy",),
+        }.items():
+            off |= set(() if rl.get(key) else metrics)
+        if _section(rl, "critic").get("kind") in (None, "none"):
+            off |= {"critic/explained_variance", "critic/value_mean", "critic/return_mean", "loss/value"}
+    return frozenset(off)
+
+
+def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = tree.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def draw_charts(rows: Rows, off: frozenset[str] = frozenset()) -> dict[str, list[str]]:
+    """Group title -> an HTML figure for each chart that the rows have data for.
+
+    Args:
+        off: metrics of parts that the run does without: a line of theirs that never moves is left out.
+    """
     groups = {}
     for group, charts in CHART_GROUPS.items():
-        figures = [figure for chart in charts if (figure := _draw(chart, rows))]
+        figures = [figure for chart in charts if (figure := _draw(chart, rows, off))]
         if figures:
             groups[group] = figures
     return groups
@@ -284,10 +324,15 @@ def series_of(rows: Rows, metric: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps, dtype=float), np.array(values, dtype=float)
 
 
-def _draw(chart: Chart, rows: Rows) -> str | None:
+def _draw(chart: Chart, rows: Rows, off: frozenset[str]) -> str | None:
     panels = []
     for panel in chart.panels:
-        data = {label: series_of(rows, metric) for metric, label in panel.series.items()}
+        series = {metric: series_of(rows, metric) for metric in panel.series}
+        data = {
+            panel.series[metric]: xy
+            for metric, xy in series.items()
+            if metric not in off or len(xy[1]) and np.ptp(xy[1]) > 0
+        }
         data = {label: (steps, values * panel.scale) for label, (steps, values) in data.items() if len(steps)}
         # A part that is off all through the run (a rule of weight 0, a filter that is not used) is not worth a line,
         # unless it stands for itself.
@@ -307,12 +352,17 @@ def _draw(chart: Chart, rows: Rows) -> str | None:
         for axes, (panel, data) in zip(grid[:, 0], panels, strict=True):
             colors = [next(color) for _ in data]
             (_draw_areas if panel.kind in ("area", "count") else _draw_lines)(axes, panel, data, colors)
-            axes.set_ylabel(panel.unit)
+            axes.set_ylabel("" if panel.unit == "%" else panel.unit)
+            if panel.unit.startswith("%"):
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+            if panel.whole:
+                axes.set_ylim(0, 100)
+                axes.set_yticks((0, 50, 100) if len(panels) > 1 else (0, 25, 50, 75, 100))
             for (label, (steps, values)), shade in zip(data.items(), colors, strict=True):
                 number = format_number(values.sum() if panel.kind == "count" else values[-1])
                 unit = "&thinsp;%" if panel.unit.startswith("%") else " in all" if panel.kind == "count" else ""
                 legends.append(
-                    f'<span class="key"><i style="background:{shade}"></i>{label} <b>{number}{unit}</b></span>'
+                    f'<span class="key"><i style="background:{themed(shade)}"></i>{label} <b>{number}{unit}</b></span>'
                 )
                 descriptions.append(_describe(label, steps, values, panel.unit))
         grid[-1, 0].set_xlabel("step")
@@ -386,6 +436,11 @@ def _describe(label: str, steps: np.ndarray, values: np.ndarray, unit: str) -> s
     )
 
 
+def themed(markup: str) -> str:
+    """With the page's colours by name, which it has in a light and a dark shade."""
+    return re.sub("|".join(THEMED), lambda found: f"var(--{THEMED[found[0]]})", markup)
+
+
 def to_svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element that fills its container, with ids of its own in the page."""
     buffer = io.StringIO()
@@ -396,5 +451,6 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     prefix = re.sub(r"\W+", "-", name.lower())
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)  # a hundredth of a point is enough
-    return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+    # A hundredth of a point is enough; numbers outside the tags are those of the axes.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), svg)
+    return themed(svg).replace("<svg ", '<svg aria-hidden="true" ', 1)

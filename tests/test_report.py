@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mmeureka_jax.config import TrackingConfig, load_config, save_config
+from mmeureka_jax.config import TrackingConfig, load_config, save_config, to_dict
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.report import write_report
-from mmeureka_jax.report_charts import CHART_GROUPS, draw_charts
+from mmeureka_jax.report_charts import CHART_GROUPS, draw_charts, metrics_of_parts_off
 from mmeureka_jax.tracking import ResponseSample, RolloutSample, Tracker
 
 NO_TENSORBOARD = TrackingConfig(tensorboard=False)
@@ -202,7 +202,7 @@ def test_rollouts_early_and_late(rl_report):
     assert "stopped at the length limit" in text and "dots-60-2" in text and "How many dots" in text
     assert text.count("gold answer") == 7 * 3
     assert "Outside the tags <think>one, two, one, two, one" in text  # a thought that never ended is not set apart
-    assert re.search(r"Thought dot 1 at row 0; .*? Answer \$\d\$", text)
+    assert re.search(r"Thought dot 1 at row 0; .*? Answer \d", text)
 
 
 def test_configuration_and_metadata(rl_report):
@@ -300,3 +300,67 @@ def test_every_chart_can_be_drawn():
     assert "critic/explained_variance" in names
     drawn = draw_charts(rows)
     assert {group: len(figures) for group, figures in drawn.items()} == {g: len(c) for g, c in CHART_GROUPS.items()}
+
+
+def titles(figures: dict[str, list[str]]) -> set[str]:
+    return {re.search("<h4>(.*?)</h4>", figure)[1] for group in figures.values() for figure in group}
+
+
+def legends(figures: dict[str, list[str]]) -> str:
+    return " ".join(re.findall("<figcaption>(.*?)</figcaption>", str(figures)))
+
+
+STILL = {"filter/kept": 1.0, "filter/too_easy": 0.0, "filter/rounds": 1.0, "filter/buffer": 0.0, "reward/format": 0.0}
+STILL |= {"policy/kl_reference": 0.0, "critic/explained_variance": 0.0, "validation/accuracy": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "charts"),
+    [
+        (["rl.filter.enabled=false"], {"Validation accuracy"}),
+        (["rl.filter.enabled=true"], {"Validation accuracy", "Online filter", "Filter buffer"}),
+        (["rl.filter.enabled=false", "rl.critic.kind=head"], {"Validation accuracy", "Critic"}),
+    ],
+)
+def test_parts_that_are_off_have_no_chart(overrides, charts):
+    config = to_dict(load_config(None, ["model.random={}", *overrides]))
+    rows = [{"step": step} | STILL for step in (1, 2, 3)]
+    assert titles(draw_charts(rows, metrics_of_parts_off(config))) == charts
+
+
+def test_what_moves_is_drawn_although_it_does_not_count():
+    config = to_dict(load_config(None, ["reward.repetition_weight=0", "model.random={}"]))
+    rows = [{"step": step, "reward/total": 0.5, "reward/repetition": -0.1 * step} for step in (1, 2, 3)]
+    assert "repetition" in legends(draw_charts(rows, metrics_of_parts_off(config)))
+    assert metrics_of_parts_off({}) == metrics_of_parts_off({"reward": None, "rl": []}) == frozenset()
+
+
+@pytest.mark.parametrize("metric", ["validation/accuracy", "reward/pass_at_2", "response/truncated", "filter/kept"])
+def test_shares_are_drawn_in_percent_of_a_whole(metric):
+    ((figure,),) = draw_charts([{"step": step, metric: 0.1 * step} for step in (1, 2)]).values()
+    ticks = re.findall(r">(\d+)%</text>", figure)
+    assert ticks[0] == "0" and ticks[-1] == "100" and "<b>20&thinsp;%</b>" in figure
+
+
+def test_the_numbers_of_an_axis_are_whole():
+    ((figure,),) = draw_charts([{"step": step, "loss/total": 0.003 * step} for step in range(5)]).values()
+    ticks = re.findall(r">(0\.\d+)</text>", figure)
+    assert len(ticks) == len(set(ticks)) > 2
+
+
+def test_every_colour_has_a_dark_shade(rl_report):
+    style, body = rl_report.split("</style>", 1)
+    assert not re.findall(r"(?:fill|stroke|background|color): ?#(?!fff)[0-9a-f]{6}", body)
+    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    names = [set(re.findall(r"--([\w-]+):", part)) for part in (light, dark)]
+    assert names[0] == names[1] >= set(re.findall(r"var\(--([\w-]+)\)", rl_report))
+
+
+def test_formulas_are_drawn_in_questions_answers_and_responses(tmp_path):
+    tracker = Tracker(tmp_path, NO_TENSORBOARD)
+    tracker.log_metrics(1, {"x": 1.0})
+    response = ResponseSample(r"<think>$\sqrt{3}$</think><answer>$x$</answer>", 1.0, {}, 3, "stop")
+    tracker.log_rollouts(1, [RolloutSample("a", r"What is \(x\)?", [], r"\frac{1}{2}", [response])])
+    source = write_report(tmp_path).read_text()
+    assert Page(source) and len(re.findall("<math", source)) == 4
+    assert re.search("gold answer</span><b>.*?<mfrac>", source)
