@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ _MAX_THREADS = 16
 _MAX_REWARD_WORKERS = 8
 _GOLDS_AT_ONCE = 256
 _WINDOW = 1024  # rows in flight
+_TOKEN = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>")  # special ones of tokenizers, which decoding leaves out
 _TOKENIZATION_FILES = (
     "tokenizer*",
     "chat_template*",
@@ -255,6 +257,11 @@ def _check_golds(rows: list[_CheckedRow], reasons: list[Rejected | None], rule: 
         for start in range(0, len(answers), _GOLDS_AT_ONCE):
             chunk = answers[start : start + _GOLDS_AT_ONCE]
             problems |= zip(chunk, rewards.check_golds(chunk), strict=True)
+            problems |= {
+                answer: f"holds {found[0]}, which no response shows"
+                for answer in chunk
+                if (found := _TOKEN.search(answer))
+            }
             bar.update(len(chunk))
     for row in good:
         if (problem := problems[row.answer or ""]) is not None:

@@ -220,8 +220,6 @@ class Processor:
                     f"{self.max_prompt_tokens}; raise the limit, lower max_pixels or drop the row",
                     kind="prompt too long",
                 )
-            if problem.answer is not None:
-                self._refuse_tokens(problem.answer, "its gold answer")
         except UserError as error:
             raise _of(problem, error) from None
         return tokens, grids
@@ -299,13 +297,13 @@ class Processor:
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return np.array(encoding.ids, np.int32)
 
-    def _refuse_tokens(self, text: str, what: str = "its text") -> None:
+    def _refuse_tokens(self, text: str) -> None:
         for token in self._placeholders:
             if token in text:
-                raise UserError(f"{what} contains the literal token {token}, which marks pictures; remove it")
+                raise UserError(f"its text contains the literal token {token}, which marks pictures; remove it")
         for token in self._special_tokens:
             if token in text:
-                raise UserError(f"{what} contains the literal token {token}, a special one of the model; remove it")
+                raise UserError(f"its text contains the literal token {token}, a special one of the model; remove it")
 
 
 def assemble_prompt(
