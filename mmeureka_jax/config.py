@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from mmeureka_jax import config_io
 from mmeureka_jax.config_io import CustomFunction, Overlay, config_diff, overlaid, to_dict
+from mmeureka_jax.config_yaml import dump_yaml
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 
@@ -329,7 +330,7 @@ def save_config(config: Config, path: str | Path) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    write_atomic(Path(path), config_io.dump_yaml(to_dict(config)).encode())
+    write_atomic(Path(path), dump_yaml(to_dict(config)).encode())
 
 
 EXPORT_FOLDER = "export"  # of a stage's run folder: the policy that the next one starts from

@@ -23,10 +23,28 @@ from mmeureka_jax.config import (
     stage_configs,
     to_dict,
 )
+from mmeureka_jax.config_yaml import describe
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem, refuse_address
 
-MAX_SEED = 2**31  # seeds are 32-bit integers on devices
+_LARGEST = 2**31 - 1  # devices count in 32 bits
+_LARGEST_REAL = 1e30  # float32 ends a little above
+_MAY_BE_INFINITE = ("optimizer.max_grad_norm",)
+
+# What a key may be at most: more is a slip that would take all memory, or start processes without end.
+_AT_MOST: dict[str, float] = {
+    key: limit
+    for limit, keys in {
+        1024: "data.workers reward.workers mesh.cpu_devices data.prefetch data.difficulty_copies rl.epochs_per_rollout",
+        2**16: "data.max_image_windows model.lora.rank model.logits_mb",
+        2**20: """
+            data.max_prompt_tokens sampler.max_new_tokens sft.max_response_tokens rl.group_size rl.prompts_per_rollout
+            sft.problems_per_step tracking.validation_batch mesh.data mesh.fsdp mesh.tensor""",
+        2**28: "data.min_pixels data.max_pixels",
+        86_400: "reward.time_limit",
+    }.items()
+    for key in keys.split()
+}  # fmt: skip
 
 _POSITIVE = """
     steps model.logits_mb data.difficulty_copies data.max_prompt_tokens data.min_pixels reward.repetition_ngram
@@ -37,7 +55,7 @@ _POSITIVE = """
     tracking.validation_batch rl.critic.learning_rate mesh.heartbeat_seconds
 """.split()
 _NOT_NEGATIVE = """
-    data.max_image_windows data.workers reward.overlong_buffer data.prefetch sampler.temperature sampler.top_k
+    seed data.max_image_windows data.workers reward.overlong_buffer data.prefetch sampler.temperature sampler.top_k
     sampler.batch_prompts rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best
     tracking.validate_every tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
     rl.critic.trunk_coefficient
@@ -63,6 +81,49 @@ _LARGEST_SEQUENCE_EPSILON = 0.1
 _LOSSES = get_args(Loss)
 _CLIPS_LOW = ("ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "gspo")  # cispo may have no lower bound
 _ONLY_FOR = {"ratio_cap": ("ppo_clip", "ppo_clip_drift"), "clip_start": ("cpg", "cpgd")}
+
+
+def _check_range(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every number of a tree that is not finite, or larger than its key may be."""
+    problems = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            problems += _check_range(value, f"{key}.")
+            continue
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            limit = _AT_MOST.get(key, _LARGEST if isinstance(number, int) else _LARGEST_REAL)
+            if isinstance(number, float) and not math.isfinite(number):
+                if key not in _MAY_BE_INFINITE or number != math.inf:
+                    problems.append(f"{key} must be finite; got {number}")
+            elif abs(number) > limit:
+                side = f"at most {limit:,}" if number > 0 else f"at least -{limit:,}"
+                problems.append(f"{key} must be {side}; got {describe(number)}")
+    return problems
+
+
+def _check_products(config: Config, command: str) -> list[str]:
+    """Numbers that are possible one by one and not together: positions and updates are counted in 32 bits too."""
+    rl, sft, tracking = config.rl, config.sft, config.tracking
+    longest = config.data.max_prompt_tokens + config.sampler.max_new_tokens
+    tokens = "(data.max_prompt_tokens + sampler.max_new_tokens)"
+    products = {f"tracking.validation_batch x {tokens}": tracking.validation_batch * longest}
+    if command == "train":
+        updates = rl.epochs_per_rollout * (rl.prompts_per_rollout // max(rl.prompts_per_update, 1))
+        products |= {
+            f"rl.prompts_per_rollout x rl.group_size x {tokens}": rl.prompts_per_rollout * rl.group_size * longest,
+            "steps x rl.epochs_per_rollout x rl.prompts_per_rollout / rl.prompts_per_update": config.steps * updates,
+        }
+    else:
+        longest = config.data.max_prompt_tokens + sft.max_response_tokens
+        products["sft.problems_per_step x (data.max_prompt_tokens + sft.max_response_tokens)"] = (
+            sft.problems_per_step * longest
+        )
+    return [
+        f"{key} = {value:,}; it must be at most {_LARGEST:,}" for key, value in products.items() if value > _LARGEST
+    ]
 
 
 def _check_model(model: ModelConfig) -> list[str]:
@@ -104,6 +165,17 @@ def _check_random(random: RandomModelConfig | None) -> list[str]:
     ]
     if problems:
         return problems
+    parameters = sum(
+        layers * width * (4 * width + 3 * inner)
+        for layers, width, inner in (
+            (random.num_layers, random.hidden_size, random.intermediate_size),
+            (random.vision_depth, random.vision_hidden_size, random.vision_intermediate_size),
+        )
+    )
+    if parameters > _LARGEST:
+        return [f"model.random has about {parameters:,} parameters; such models are small, of at most {_LARGEST:,}"]
+    if not 0 < random.tile_size <= 2**12 or random.tile_size % 28:
+        problems.append(f"model.random.tile_size must be a multiple of 28, at most 4,088; got {random.tile_size}")
     if random.hidden_size % (2 * random.num_heads):
         problems.append(
             f"model.random.hidden_size ({random.hidden_size}) must be a multiple of "
@@ -294,12 +366,13 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     def get(key: str) -> Any:
         return functools.reduce(getattr, key.split("."), config)
 
-    problems = []
+    problems = _check_range(to_dict(config))
+    if problems:  # the other checks calculate with these numbers
+        raise UserError("\n".join(problems))
     for keys, is_right, text in (
         (_POSITIVE, lambda x: x > 0, "positive"),
         (_POSITIVE_OR_NULL, lambda x: x is None or x > 0, "positive or null"),
         (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
-        (("seed",), lambda x: 0 <= x < MAX_SEED, f"0 or more and below {MAX_SEED}"),
         (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
         (_WEIGHTS, math.isfinite, "finite"),
         (("sampler.top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
@@ -312,6 +385,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     problems += _check_paths(to_dict(config))
     problems += _check_model(config.model)
     problems += _check_data(config.data)
+    problems += _check_products(config, command)
     if command == "train":
         problems += _check_rl(config.rl, config.sampler, config.reward)
     elif config.sft.micro_batches > 0 and config.sft.problems_per_step % config.sft.micro_batches:

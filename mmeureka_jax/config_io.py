@@ -1,4 +1,4 @@
-"""YAML files and dotted overrides into a tree of frozen dataclasses, strictly, and back.
+"""Located values (config_yaml.py) into a tree of frozen dataclasses, strictly, and back into plain trees.
 
 Knows nothing of this project's config: `config.py` gives the classes. Every value remembers where it was written, so an
 unknown key or a wrong type is reported with its file and line (or its override), all of them at once.
@@ -9,207 +9,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, Union
 
-import yaml
-
+from mmeureka_jax.config_yaml import (
+    MAX_SHOWN,
+    Located,
+    describe,
+    format_value,
+    is_plain_text,
+    merge,
+    read_file,
+    read_override,
+    shown,
+)
 from mmeureka_jax.errors import UserError
 
 T = TypeVar("T")
-BASE_KEY = "base"
 Overlay = NewType("Overlay", dict)  # some keys of the tree itself, to be laid over it
 CustomFunction = NewType("CustomFunction", str)  # "path/to/file.py:function", a function of the user's own
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# YAML whose plain scalars are those of YAML 1.2: `1e-5` is a number; `on`, `no` and `12:30` are text.
-
-_PLAIN_SCALARS = {
-    "null": (r"~|null|Null|NULL|", "~nN"),
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-}
-
-
-class _Resolver:
-    """Mixin of the loader and the dumper, so that what is saved reads back as what it was."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-
-for _tag, (_pattern, _first) in _PLAIN_SCALARS.items():
-    for _character in [*_first, ""] if _tag == "null" else _first:
-        _Resolver.yaml_implicit_resolvers.setdefault(_character, []).append(
-            (f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"))
-        )
-
-
-class _Loader(_Resolver, yaml.SafeLoader):
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(self.construct_scalar(node))  # decimal only: 010 is ten
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-
-
-class _Dumper(_Resolver, yaml.SafeDumper):
-    """Sections a key a line, lists on one line."""
-
-
-def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
-
-def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes these line breaks as they are, and reads them back as spaces; in double quotes it escapes them.
-    quoted = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quoted)
-
-
-_Dumper.add_representer(list, _represent_list)
-_Dumper.add_representer(str, _represent_text)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Values that know where they were written.
-
-
-@dataclass(frozen=True)
-class _Located:
-    """A value as written: a scalar, a plain list, or a dict of `_Located`."""
-
-    value: Any
-    origin: str  # "configs/x.yaml:12" or "override 'rl.loss=cpgd'"
-    text: str | None = None  # an override's own text, for fields that hold text
-
-
-def _from_node(loader: _Loader, node: yaml.Node, path: Path) -> _Located:
-    origin = f"{path}:{node.start_mark.line + 1}"
-    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-        return _Located([_plain(_from_node(loader, item, path)) for item in node.value], origin)
-    if not isinstance(node, yaml.MappingNode):
-        return _Located(loader.construct_object(node, deep=True), origin)
-    values: dict[str, _Located] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise UserError(f"{path}:{line}: keys are names; got {key!r}")
-        if key in values:
-            raise UserError(f"{path}:{line}: the key {key!r} is given twice (first at {values[key].origin})")
-        values[key] = dataclasses.replace(_from_node(loader, value_node, path), origin=f"{path}:{line}")
-    return _Located(values, origin)
-
-
-def _plain(located: _Located) -> Any:
-    return {key: _plain(value) for key, value in located.value.items()} if _is_section(located) else located.value
-
-
-def _is_section(located: _Located) -> bool:
-    return isinstance(located.value, dict) and all(isinstance(value, _Located) for value in located.value.values())
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of `key: value` lines, over the chain of files that its `base:` names, as plain dicts and lists.
-
-    Raises:
-      UserError: a file that is missing or malformed, or a key that is given twice; with file and line.
-    """
-    return _plain(_read_file(path))
-
-
-def _parse_yaml(text: str, path: Path) -> _Located | None:
-    """The one document of `text`; None if it is empty. Raises `yaml.YAMLError`, or `UserError` with file and line."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        return None if node is None else _from_node(loader, node, path)
-    except (ValueError, RecursionError) as error:  # 0x of a tag like !!int, an anchor inside itself
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
-
-
-def _read_file(path: Path, seen: tuple[Path, ...] = ()) -> _Located:
-    """`path` merged over the chain of files that its `base:` names."""
-    resolved = path.resolve()
-    if resolved in seen:
-        chain = " -> ".join(str(p) for p in [*seen, resolved])
-        raise UserError(f"{path}: `base:` goes round in a circle: {chain}; remove one of them")
-    try:
-        root = _parse_yaml(path.read_text(encoding="utf-8"), path)
-    except FileNotFoundError:
-        named_by = f" (named by `base:` of {seen[-1]})" if seen else ""
-        raise UserError(f"{path}: no such config file{named_by}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the config file: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the config file as UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
-        raise UserError(f"{where}: not valid YAML: {problem}") from None
-
-    if root is None:
-        return _Located({}, str(path))
-    if not isinstance(root.value, dict):
-        raise UserError(f"{root.origin}: a config file holds `key: value` lines; got {_describe(root.value)}")
-    base = root.value.pop(BASE_KEY, None)
-    if base is None:
-        return root
-    if not isinstance(base.value, str):
-        raise UserError(f"{base.origin}: `base` is the path of one config file; got {_describe(base.value)}")
-    return _merge(_read_file(path.parent / base.value, (*seen, resolved)), root)
-
-
-def _read_override(override: str) -> _Located:
-    """`a.b=value` as `{a: {b: value}}`."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"override {override!r}: expected KEY=VALUE, such as rl.loss=cpgd")
-    origin = f"override {override!r}"
-    try:
-        parsed = _parse_yaml(text, Path("override"))
-    except (yaml.YAMLError, UserError):
-        parsed = _Located(text, origin)  # *.parquet and the like: text that is not YAML
-    located = _relocate(parsed or _Located(None, origin), origin, text)
-    for part in reversed(key.strip().split(".")):
-        located = _Located({part: located}, origin)
-    return located
-
-
-def _relocate(located: _Located, origin: str, text: str | None = None) -> _Located:
-    if isinstance(located.value, dict):
-        return _Located({k: _relocate(v, origin) for k, v in located.value.items()}, origin, text)
-    return _Located(located.value, origin, text)
-
-
-def _merge(under: _Located, over: _Located) -> _Located:
-    """`over` on top of `under`: mappings key by key, anything else replaced."""
-    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
-        return over
-    merged = dict(under.value)
-    for key, value in over.value.items():
-        merged[key] = _merge(merged[key], value) if key in merged else value
-    return _Located(merged, over.origin)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Building dataclasses from located values.
+_MAX_PROBLEMS = 50  # listed in one message
 
 
 class _Mismatch(Exception):
@@ -260,10 +82,17 @@ def _nearest_key(cls: type, key: str) -> str:
     return max(dotted_keys(cls), key=likeness)
 
 
-def _describe(value: Any) -> str:
-    if isinstance(value, dict):
-        return "a section (`key: value` lines)"
-    return _format(value) if value is None or isinstance(value, bool | int | float | list) else repr(value)
+def _instead(cls: type, key: str) -> str:
+    """What to write for a key that the tree does not have."""
+    if key in dotted_keys(cls):  # "a.b" is one name in a file, and a path only on the command line
+        outer, _, last = key.rpartition(".")
+        return f"in a file, dots are sections: write {last} in the section {outer}, as in {_nested(key)}"
+    return f"the nearest key is {_nearest_key(cls, key[:MAX_SHOWN])!r}"
+
+
+def _nested(key: str) -> str:
+    first, _, rest = key.partition(".")
+    return f"{first}: {{{_nested(rest)}}}" if rest else f"{first}: ..."
 
 
 def _expected(annotation: Any) -> str:
@@ -291,16 +120,18 @@ def _convert(annotation: Any, value: Any) -> Any:
             with contextlib.suppress(_Mismatch):
                 return _convert(option, value)
         raise _Mismatch
-    if typing.get_origin(annotation) is Literal and value in typing.get_args(annotation):
+    if typing.get_origin(annotation) is Literal and isinstance(value, str) and value in typing.get_args(annotation):
         return value
     if annotation is Overlay and isinstance(value, dict):
         return value
+    if isinstance(value, str) and not is_plain_text(value):
+        raise _Mismatch
     if annotation is CustomFunction and isinstance(value, str) and all(value.rpartition(".py:")[::2]):
         return value
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
         return tuple(_convert(typing.get_args(annotation)[0], item) for item in value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is float and is_number:
+    if annotation is float and is_number and (isinstance(value, float) or abs(value) < 10**300):
         return float(value)
     if annotation is int and is_number and value == value and abs(value) != float("inf") and int(value) == value:
         return int(value)  # 1e3 is an integer
@@ -309,15 +140,18 @@ def _convert(annotation: Any, value: Any) -> Any:
     raise _Mismatch
 
 
-def _build(cls: type[T], located: _Located, prefix: str, root: type, problems: list[str]) -> T:
+def _build(cls: type[T], located: Located, prefix: str, root: type, problems: list[str]) -> T:
     """An instance of `cls`; what does not fit is added to `problems` and left at its default."""
     annotations = _field_types(cls)
     values: dict[str, Any] = {}
     for name, item in located.value.items():
         key = f"{prefix}{name}"
+        if len(problems) == _MAX_PROBLEMS:
+            problems.append("and perhaps more")
+        if len(problems) > _MAX_PROBLEMS:
+            break
         if name not in annotations:
-            nearest = _nearest_key(root, key)
-            problems.append(f"{item.origin}: unknown key {key!r}; the nearest key is {nearest!r}")
+            problems.append(f"{item.origin}: unknown key {shown(repr(key))}; {_instead(root, key)}")
             continue
         annotation = annotations[name]
         section = _section_of(annotation)
@@ -333,14 +167,14 @@ def _build(cls: type[T], located: _Located, prefix: str, root: type, problems: l
                 raise _Mismatch
             values[name] = _convert(annotation, value)
         except _Mismatch:
-            got = f"{_describe(value)}{_hint(annotation, value)}"
+            got = f"{describe(value)}{_hint(annotation, value)}"
             problems.append(f"{item.origin}: {key} must be {_expected(annotation)}; got {got}")
     return cls(**values)
 
 
 def _hint(annotation: Any, value: Any) -> str:
     choices = [c for a in _alternatives(annotation) if typing.get_origin(a) is Literal for c in typing.get_args(a)]
-    near = difflib.get_close_matches(str(value), choices, n=1)
+    near = difflib.get_close_matches(value[:MAX_SHOWN], choices, n=1) if isinstance(value, str) else []
     return f" (did you mean {near[0]}?)" if near else ""
 
 
@@ -350,9 +184,9 @@ def load_tree(cls: type[T], path: str | Path | None, overrides: Sequence[str] = 
     Raises:
       UserError: a file that is missing or not YAML, an unknown key, a value of the wrong type; one line each.
     """
-    located = _Located({}, "defaults") if path is None else _read_file(Path(path))
+    located = Located({}, "defaults") if path is None else read_file(Path(path))
     for override in overrides:
-        located = _merge(located, _read_override(override))
+        located = merge(located, read_override(override))
     problems: list[str] = []
     config = _build(cls, located, "", cls, problems)
     if problems:
@@ -367,20 +201,20 @@ def overlaid(tree: T, overlay: Mapping[str, Any], origin: str, overrides: Sequen
       UserError: an unknown key, or a value of the wrong type; one line each, that begins with `origin`.
     """
 
-    def located(value: Any, where: str) -> _Located:
+    def located(value: Any, where: str) -> Located:
         if not isinstance(value, Mapping):
-            return _Located(value, where)
-        merged = _Located({}, where)
+            return Located(value, where)
+        merged = Located({}, where)
         for key, below in value.items():
             entry = located(below, where)
             for part in reversed(str(key).split(".")):
-                entry = _Located({part: entry}, where)
-            merged = _merge(merged, entry)
+                entry = Located({part: entry}, where)
+            merged = merge(merged, entry)
         return merged
 
-    whole = _merge(located(to_dict(tree), "config"), located(overlay, origin))
+    whole = merge(located(to_dict(tree), "config"), located(overlay, origin))
     for override in overrides:
-        whole = _merge(whole, _read_override(override))
+        whole = merge(whole, read_override(override))
     problems: list[str] = []
     cls = type(tree)
     built = _build(cls, whole, "", cls, problems)
@@ -404,20 +238,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def load_yaml(text: str) -> Any:
-    """The tree of what `dump_yaml` wrote, unchecked. Raises `yaml.YAMLError`."""
-    return yaml.load(text, Loader=_Loader)
-
-
-def dump_yaml(tree: dict[str, Any]) -> str:
-    """`tree` as YAML that `load_tree` reads back equal."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=10**6)
-
-
-def _format(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=repr)
-
-
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What changed between two trees of `to_dict`, one line a key: `rl.loss: ppo_clip -> cpgd`."""
     lines: list[str] = []
@@ -427,11 +247,11 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             lines += config_diff(before, after, f"{prefix}{name}.")
         elif name not in old or name not in new:
             lines.append(
-                f"{prefix}{name}: {_format(before) if name in old else '(absent)'}"
-                f" -> {_format(after) if name in new else '(absent)'}"
+                f"{prefix}{name}: {format_value(before) if name in old else '(absent)'}"
+                f" -> {format_value(after) if name in new else '(absent)'}"
             )
         elif before != after:
-            lines.append(f"{prefix}{name}: {_format(before)} -> {_format(after)}")
+            lines.append(f"{prefix}{name}: {format_value(before)} -> {format_value(after)}")
     return lines
 
 

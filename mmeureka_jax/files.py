@@ -15,13 +15,17 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, brief
 
 LOCK_FILE = ".lock"
+_MAX_JSON_BYTES = 2**28  # the largest tokenizers have a tenth of it
+_MAX_JSON_DEPTH = 64
+_JSON_NAMES: dict[type, str] = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
 _AND_THEN = "and start the same command again; a run goes on from its newest checkpoint"
 _WHAT_TO_DO = {
     errno.ENOSPC: f"free some space {_AND_THEN}",
@@ -233,6 +237,37 @@ def write_atomic(path: Path, content: bytes) -> None:
         write(content)
 
 
+def read_text(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:
+    """A UTF-8 text file.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read; it is a pipe or a device, which could keep a reader waiting for
+            ever; or it has more than `max_bytes`.
+    """
+    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+        about = os.fstat(opened.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if about.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"too large, over {max_bytes} bytes")
+        return opened.read().decode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, for which deep nesting is a ValueError like every other fault."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(_MAX_JSON_DEPTH):
+        if not level:
+            return content
+        below = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
+        level = [inner for inner in below if isinstance(inner, dict | list)]
+    raise ValueError(f"nested more than {_MAX_JSON_DEPTH} levels deep")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -240,9 +275,11 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
+        content = parse_json(read_text(file))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be read as JSON ({brief(error)})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: holds a {type(content).__name__}, expected a JSON object")
+        raise UserError(f"{file}: holds {_JSON_NAMES.get(type(content), 'a number')}, expected a JSON object")
     return content

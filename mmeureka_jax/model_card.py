@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mmeureka_jax.config import Config, to_dict
-from mmeureka_jax.config_io import dump_yaml
+from mmeureka_jax.config_yaml import dump_yaml
 
 _TRAINED = """\
 Made of {start} by rule-based reinforcement learning on `{data}`: advantage `{advantage}`, loss `{loss}`{kl}, \

@@ -38,7 +38,8 @@ from mmeureka_jax import compare
 from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.config import EXPORT_FOLDER, Config, load_config, save_config
 from mmeureka_jax.config_checks import validate_config
-from mmeureka_jax.config_io import overlaid, read_yaml
+from mmeureka_jax.config_io import overlaid
+from mmeureka_jax.config_yaml import read_yaml
 from mmeureka_jax.console import progress, say
 from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserError
 from mmeureka_jax.export import read_provenance
