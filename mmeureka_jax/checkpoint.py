@@ -27,9 +27,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mmeureka_jax.config import CheckpointConfig
+from mmeureka_jax.config import CheckpointConfig, Config, to_dict
+from mmeureka_jax.config_checks import check_stored
+from mmeureka_jax.config_io import filled, known_part
 from mmeureka_jax.errors import UserError, brief
-from mmeureka_jax.files import explain_write_errors, write_atomic
+from mmeureka_jax.files import expect, explain_write_errors, read_json, write_atomic
 from mmeureka_jax.manifest import Damaged, Manifest, check_same_arrays, describe_arrays, verify_arrays
 from mmeureka_jax.mesh import barrier, is_main
 from mmeureka_jax.models.policy import Params
@@ -419,12 +421,27 @@ def write_metadata(run_dir: Path, metadata: dict[str, Any]) -> None:
 
 
 def read_metadata(run_dir: Path) -> dict[str, Any] | None:
+    """What a run was made with; None where there is no such file. Keys that the run's version did not have hold what
+    stands for them.
+
+    Raises:
+        UserError: the file cannot be read, or is not what a run writes.
+    """
     path = Path(run_dir) / METADATA_FILE
     if not path.exists():
         return None
+    metadata = read_json(path)
+    if "config" not in metadata:
+        raise UserError(f"{path}: 'config' is missing; restore the file from a backup or start a new run folder")
+    tree = expect(path, metadata, "config", dict, None)
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); restore it from a backup or start a new run folder"
-        ) from error
+        check_stored(known_part(Config, tree, "config"))
+    except UserError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    fields: dict[str, tuple[type | tuple[type, ...], Any]] = {
+        **dict.fromkeys(("kind", "data_fingerprint", "checkpoint", "devices"), (str, "unknown")),
+        "adapters_fingerprint": ((str, type(None)), None),
+        "packages": (dict, {}),
+    }
+    found = {key: expect(path, metadata, key, kind, default) for key, (kind, default) in fields.items()}
+    return metadata | found | {"config": filled(tree, to_dict(Config()))}

@@ -59,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a name that is too long or a folder that may not be looked into, wherever it was met
+        if error.filename is None:
+            raise
+        print(f"mmeureka: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 def refuse_addresses(arguments: Sequence[str]) -> None:
@@ -148,7 +153,7 @@ def add_sample_parser(commands: argparse._SubParsersAction) -> None:
         parser, "rows {id, messages}; content: text, or {type: image, image: PATH} and text parts"
     )
     add_sampling_arguments(parser, temperature=1.0)
-    parser.add_argument("--max-new-tokens", type=positive_int, default=1024, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=size, default=1024, metavar="N", help="default: %(default)s")
 
 
 def add_score_parser(commands: argparse._SubParsersAction) -> None:
@@ -171,16 +176,16 @@ def add_eval_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
     parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="ask only the first N usable problems")
-    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=size, default=32, metavar="N", help="default: %(default)s")
     add_sampling_arguments(parser, temperature=0.0)
     group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
     group.add_argument("--prompt-style", choices=PROMPT_STYLES, help="instructions around each question")
     group.add_argument(
         "--accuracy", choices=ACCURACY_RULES, help="reward.accuracy: the rule that answers are graded by"
     )
-    group.add_argument("--max-new-tokens", type=positive_int, metavar="N")
+    group.add_argument("--max-new-tokens", type=size, metavar="N")
     add_pixel_arguments(group)
-    group.add_argument("--max-prompt-tokens", type=positive_int, metavar="N", help="default: the model's context")
+    group.add_argument("--max-prompt-tokens", type=size, metavar="N", help="default: the model's context")
 
 
 def add_export_parser(commands: argparse._SubParsersAction) -> None:
@@ -247,15 +252,13 @@ def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> Non
         "--image-root", metavar="DIR", help="where image paths start and must lie (default: the input's)"
     )
     parser.add_argument("--prompt-style", choices=PROMPT_STYLES, default="plain", help="default: messages as they are")
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=16, metavar="N", help="prompts (default: %(default)s)"
-    )
+    parser.add_argument("--batch-size", type=size, default=16, metavar="N", help="prompts (default: %(default)s)")
     add_pixel_arguments(parser)
-    parser.add_argument("--max-prompt-tokens", type=positive_int, metavar="N", help="default: the model's context")
+    parser.add_argument("--max-prompt-tokens", type=size, metavar="N", help="default: the model's context")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) -> None:
-    parser.add_argument("--n", type=positive_int, default=1, metavar="N", help="answers to each (default: 1)")
+    parser.add_argument("--n", type=size, default=1, metavar="N", help="answers to each (default: 1)")
     parser.add_argument(
         "--temperature",
         type=not_negative,
@@ -269,8 +272,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) 
 
 
 def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--min-pixels", type=positive_int, metavar="N", help="pictures are resized to between these;")
-    parser.add_argument("--max-pixels", type=positive_int, metavar="N", help="28 x 28 pixels are one token")
+    parser.add_argument("--min-pixels", type=pixels, metavar="N", help="pictures are resized to between these;")
+    parser.add_argument("--max-pixels", type=pixels, metavar="N", help="28 x 28 pixels are one token")
 
 
 def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
@@ -288,16 +291,29 @@ def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Call
     return parse
 
 
-positive_int = number(int, lambda value: value > 0, "a positive integer")
-count = number(int, lambda value: value >= 0, "0 or a positive integer")
+positive_int = number(int, lambda value: 0 < value < 2**31, "a positive integer")
+size = number(int, lambda value: 0 < value <= 2**20, "a positive integer, at most 1048576")
+pixels = number(int, lambda value: 0 < value <= 2**28, "a positive integer, at most 268435456")
+count = number(int, lambda value: 0 <= value < 2**31, "0 or a positive integer")
 seed = number(int, lambda value: 0 <= value < 2**31, "0 or a positive integer below 2147483648")
-positive = number(float, lambda value: 0 < value < float("inf"), "a positive number")
-not_negative = number(float, lambda value: 0 <= value < float("inf"), "0 or a positive number")
+positive = number(float, lambda value: 0 < value < 1e30, "a positive number")
+not_negative = number(float, lambda value: 0 <= value < 1e30, "0 or a positive number")
 fraction = number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
+def refuse_too_many(args: argparse.Namespace) -> None:
+    """Raises a UserError for a batch whose tokens cannot be counted in 32 bits: no memory holds them."""
+    tokens = getattr(args, "n", 1) * args.batch_size * (args.max_new_tokens or 1)
+    if tokens >= 2**31:
+        raise UserError(f"--n x --batch-size x --max-new-tokens is {tokens:,}; lower them to below {2**31:,} together")
+
+
 def step(text: str) -> int | str:
-    return text if text in ("best", "latest") else number(int, lambda value: value >= 0, "a step, best or latest")(text)
+    return (
+        text
+        if text in ("best", "latest")
+        else number(int, lambda value: 0 <= value < 2**31, "a step, best or latest")(text)
+    )
 
 
 def mesh(text: str) -> tuple[int, ...]:
@@ -305,7 +321,7 @@ def mesh(text: str) -> tuple[int, ...]:
         sizes = tuple(int(part) for part in text.split(","))
     except ValueError:
         sizes = ()
-    if len(sizes) != 3:
+    if len(sizes) != 3 or any(abs(size) > 2**20 for size in sizes):
         raise argparse.ArgumentTypeError(f"must be three sizes, data,fsdp,tensor, such as 1,4,2; got {text!r}")
     return sizes
 
@@ -371,6 +387,7 @@ def run_sft(args: argparse.Namespace) -> int:
 
 
 def run_sample(args: argparse.Namespace) -> int:
+    refuse_too_many(args)
     start_jax()
     from mmeureka_jax.inference import sample_file
 
@@ -397,6 +414,7 @@ def run_score(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    refuse_too_many(args)
     start_jax()
     from mmeureka_jax.eval_command import RESULTS_FILE, EvalOptions, evaluate
 

@@ -345,6 +345,17 @@ def _check_paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return problems
 
 
+def check_stored(config: Config) -> None:
+    """Checks of a config that a run's folder holds what anything is made by; its version may have allowed the rest.
+
+    Raises:
+      UserError: every problem, one a line.
+    """
+    problems = _check_range(to_dict(config)) + _check_lora(config.model.lora)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
     """Checks what one field alone cannot tell and what needs no devices or files; `sft` leaves the RL sections out.
 

@@ -140,8 +140,12 @@ def _convert(annotation: Any, value: Any) -> Any:
     raise _Mismatch
 
 
-def _build(cls: type[T], located: Located, prefix: str, root: type, problems: list[str]) -> T:
-    """An instance of `cls`; what does not fit is added to `problems` and left at its default."""
+def _build(cls: type[T], located: Located, prefix: str, root: type | None, problems: list[str]) -> T:
+    """An instance of `cls`; what does not fit is added to `problems` and left at its default.
+
+    Args:
+        root: the whole tree's class, for what to write instead of an unknown key; None: those are left out.
+    """
     annotations = _field_types(cls)
     values: dict[str, Any] = {}
     for name, item in located.value.items():
@@ -151,7 +155,8 @@ def _build(cls: type[T], located: Located, prefix: str, root: type, problems: li
         if len(problems) > _MAX_PROBLEMS:
             break
         if name not in annotations:
-            problems.append(f"{item.origin}: unknown key {shown(repr(key))}; {_instead(root, key)}")
+            if root is not None:
+                problems.append(f"{item.origin}: unknown key {shown(repr(key))}; {_instead(root, key)}")
             continue
         annotation = annotations[name]
         section = _section_of(annotation)
@@ -194,6 +199,32 @@ def load_tree(cls: type[T], path: str | Path | None, overrides: Sequence[str] = 
     return config
 
 
+def _located(value: Any, where: str) -> Located:
+    """A plain tree whose keys may be dotted."""
+    if not isinstance(value, Mapping):
+        return Located(value, where)
+    merged = Located({}, where)
+    for key, below in value.items():
+        entry = _located(below, where)
+        for part in reversed(str(key).split(".")):
+            entry = Located({part: entry}, where)
+        merged = merge(merged, entry)
+    return merged
+
+
+def known_part(cls: type[T], tree: Mapping[str, Any], origin: str) -> T:
+    """What a plain tree of another version of `cls` says of this one: keys that are not known are left out.
+
+    Raises:
+      UserError: a known key has a value of the wrong type; one line each, that begins with `origin`.
+    """
+    problems: list[str] = []
+    built = _build(cls, _located(tree, origin), "", None, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    return built
+
+
 def overlaid(tree: T, overlay: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> T:
     """`tree` with what `overlay` says over it, and `overrides` over that. Keys of the overlay may be dotted.
 
@@ -201,18 +232,7 @@ def overlaid(tree: T, overlay: Mapping[str, Any], origin: str, overrides: Sequen
       UserError: an unknown key, or a value of the wrong type; one line each, that begins with `origin`.
     """
 
-    def located(value: Any, where: str) -> Located:
-        if not isinstance(value, Mapping):
-            return Located(value, where)
-        merged = Located({}, where)
-        for key, below in value.items():
-            entry = located(below, where)
-            for part in reversed(str(key).split(".")):
-                entry = Located({part: entry}, where)
-            merged = merge(merged, entry)
-        return merged
-
-    whole = merge(located(to_dict(tree), "config"), located(overlay, origin))
+    whole = merge(_located(to_dict(tree), "config"), _located(overlay, origin))
     for override in overrides:
         whole = merge(whole, read_override(override))
     problems: list[str] = []

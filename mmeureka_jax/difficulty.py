@@ -21,7 +21,7 @@ from mmeureka_jax.console import progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.eval_command import EvalOptions, questions
 from mmeureka_jax.export import read_provenance
-from mmeureka_jax.files import explain_write_errors, write_atomic
+from mmeureka_jax.files import explain_write_errors, parse_json, read_json, read_text, write_atomic
 from mmeureka_jax.inference import ModelOptions, length_buckets
 from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Response, generate
@@ -117,7 +117,7 @@ def _rows_so_far(output: Path, made_with: dict[str, Any]) -> dict[str, dict[str,
     if output.exists():
         if not record.exists():
             raise UserError(f"{record} is missing, so nothing says what {output} was made with; give another file")
-        old = json.loads(record.read_text(encoding="utf-8"))
+        old = read_json(record)
         if old != made_with:
             differences = [key for key in made_with if old.get(key) != made_with[key]]
             raise UserError(
@@ -139,13 +139,13 @@ def read_difficulty(path: Path, *, allow_cut: bool = False) -> dict[str, dict[st
         UserError: no such file, or a line that is not such a row.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the difficulty file: {error}") from None
     rows = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not 0 <= row["accuracy"] <= 1:
                 raise ValueError
             rows[str(row["id"])] = row

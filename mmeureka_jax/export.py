@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from mmeureka_jax.checkpoint import METADATA_FILE, SavedParams, package_versions, read_metadata
-from mmeureka_jax.config import Config, ModelConfig, to_dict
-from mmeureka_jax.config_io import filled, overlaid
+from mmeureka_jax.config import Config, ModelConfig
+from mmeureka_jax.config_checks import validate_config
+from mmeureka_jax.config_io import known_part, overlaid
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import read_json
 from mmeureka_jax.model_card import model_card
 from mmeureka_jax.models.lora import merged
 from mmeureka_jax.models.peft_files import save_adapters
@@ -65,7 +67,6 @@ def export_run(
     metadata = read_metadata(run_dir) if run_dir.is_dir() else None
     if metadata is None:
         raise UserError(f"{run_dir}: no metadata.json in it; give the folder of a run (`run_dir` of its config)")
-    metadata = metadata | {"config": filled(metadata["config"], to_dict(Config()))}  # of an older version
     saved = SavedParams(run_dir)
     step = saved.step(step)
     source = _find_source(run_dir, metadata, source)
@@ -105,10 +106,22 @@ def read_provenance(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / PROVENANCE_FILE
     if not path.exists():
         return {}
+    content = read_json(path)
+    # Where each stands in a config, whose checks are those that it has to pass here too.
+    sections = {
+        "data": ("prompt_style", "min_pixels", "max_pixels"), "sampler": ("max_new_tokens",), "reward": ("accuracy",)
+    }  # fmt: skip
+    tree = {section: {key: content[key] for key in keys if key in content} for section, keys in sections.items()}
+    base_dtype = content.get("lora_base_dtype")
+    lora = None if base_dtype is None else {"base_dtype": base_dtype}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error}); export the run again, or remove the file") from None
+        config = known_part(Config, tree | {"model": {"checkpoint": "any", "lora": lora}}, "it")
+        validate_config(config)
+    except UserError as error:
+        said = "; ".join(str(error).splitlines())
+        raise UserError(f"{path}: {said}; export the run again, or remove the file") from None
+    known = {key: getattr(getattr(config, section), key) for section, keys in sections.items() for key in keys}
+    return content | {key: value for key, value in known.items() if key in content}
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from mmeureka_jax.errors import UserError, brief
 LOCK_FILE = ".lock"
 _MAX_JSON_BYTES = 2**28  # the largest tokenizers have a tenth of it
 _MAX_JSON_DEPTH = 64
-_JSON_NAMES: dict[type, str] = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+_JSON_NAMES: dict[type, str] = {
+    dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null", int: "a number",
+}  # fmt: skip
 _AND_THEN = "and start the same command again; a run goes on from its newest checkpoint"
 _WHAT_TO_DO = {
     errno.ENOSPC: f"free some space {_AND_THEN}",
@@ -238,11 +240,15 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def read_text(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:
-    """A UTF-8 text file.
+    """A UTF-8 text file. Raises UnicodeDecodeError if it is none, and OSError as `read_bytes`."""
+    return read_bytes(file, max_bytes).decode()
 
+
+def read_bytes(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> bytes:
+    """
     Raises:
-        OSError, UnicodeDecodeError: it cannot be read; it is a pipe or a device, which could keep a reader waiting for
-            ever; or it has more than `max_bytes`.
+        OSError: the file cannot be read; it is a pipe or a device, which could keep a reader waiting for ever; or it
+            has more than `max_bytes`.
     """
     with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
         about = os.fstat(opened.fileno())
@@ -250,13 +256,13 @@ def read_text(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:
             raise OSError(errno.EINVAL, "not a regular file")
         if about.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"too large, over {max_bytes} bytes")
-        return opened.read().decode()
+        return opened.read()
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, **options: Any) -> Any:
     """`json.loads`, for which deep nesting is a ValueError like every other fault."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level = [content] if isinstance(content, dict | list) else []
@@ -283,3 +289,32 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds {_JSON_NAMES.get(type(content), 'a number')}, expected a JSON object")
     return content
+
+
+def expect(file: Path | str, tree: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any) -> Any:
+    """The value of a key of a JSON object, or `default` where there is none.
+
+    Raises:
+        UserError: it is of another kind (true and false are no integers).
+    """
+    value = tree.get(key, default)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(_JSON_NAMES.get(one, "a number") for one in kinds)
+        raise UserError(f"{file}: {key!r} holds {_JSON_NAMES.get(type(value), 'a number')}, expected {expected}")
+    return value
+
+
+@contextlib.contextmanager
+def interpreting(file: Path | str) -> Iterator[None]:
+    """Turns what the values of a file made the block stumble over into a `UserError` that names the file.
+
+    For files of foreign programs, whose every value could be of any kind. Sizes have limits of their own: nothing is
+    made by a number of the file before they were checked.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not what such a file holds ({type(error).__name__}: {brief(error)})") from error

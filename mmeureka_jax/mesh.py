@@ -74,6 +74,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+MAX_CPU_DEVICES = 1024
+
+
 def split_cpu(devices: int) -> None:
     """Makes a CPU so many devices, which share its cores; before the first use of one. Elsewhere it changes nothing.
 
@@ -83,8 +86,8 @@ def split_cpu(devices: int) -> None:
     Raises:
         UserError: not a positive number.
     """
-    if devices < 1:
-        raise UserError(f"mesh.cpu_devices is {devices}; it has to be 1 or more")
+    if not 1 <= devices <= MAX_CPU_DEVICES:
+        raise UserError(f"mesh.cpu_devices is {devices}; it has to be 1 or more, and at most {MAX_CPU_DEVICES}")
     flags = os.environ.get("XLA_FLAGS", "")
     if devices == 1 or "host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def _results(config: Mapping[str, Any], step: int, exported: str, metrics: Seque
     for at in sorted(at for at in named if at in rows):
         row = rows[at]
         lines.append(
-            f"| {at} | {named[at]} | {row['validation/accuracy']:.1%} | {row['validation/response_length']:.0f} |"
+            f"| {at} | {named[at]} | {row['validation/accuracy']:.1%} | "
+            f"{row.get('validation/response_length', math.nan):.0f} |"
         )
     return [*lines, ""]
 

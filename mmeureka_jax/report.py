@@ -16,17 +16,17 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from mmeureka_jax.config import Config, ModelConfig, RandomModelConfig, to_dict
-from mmeureka_jax.config_io import load_yaml
+from mmeureka_jax.config_io import known_part
+from mmeureka_jax.config_yaml import read_yaml
 from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import write_atomic
+from mmeureka_jax.files import read_json, write_atomic
 from mmeureka_jax.formulas import answer_to_html, text_to_html
 from mmeureka_jax.report_charts import Rows, draw_charts, format_number, metrics_of_parts_off, series_of
-from mmeureka_jax.tracking import ROLLOUTS_FOLDER, read_metrics, read_rollouts
+from mmeureka_jax.tracking import ROLLOUTS_FOLDER, picture_of, read_metrics, read_rollouts
 
 REPORT_FILE = "report.html"
 MAX_STEPS_SHOWN = 8  # logged steps of rollouts in the report, the first and the last among them
@@ -267,7 +267,11 @@ def _cards(run_dir: Path, groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _card(run_dir: Path, group: Mapping[str, Any]) -> str:
-    pictures = "".join(_picture(run_dir / ROLLOUTS_FOLDER / name) for name in group["images"])
+    pictures = "".join(
+        f"<i>{escape(name[:100])}: not a picture of this run</i>" if path is None else _picture(path)
+        for name in group["images"]
+        for path in [picture_of(run_dir, name)]
+    )
     pictures = f'<div class="pictures">{pictures}</div>' if pictures else ""
     responses = list(enumerate(group["responses"], start=1))
     by_reward = sorted(responses, key=lambda item: -item[1]["reward"])
@@ -349,20 +353,14 @@ def _read_config(run_dir: Path) -> Mapping[str, Any]:
     path = run_dir / "config.yaml"
     if not path.exists():
         return {}
-    try:
-        # Not load_config: a report of a run that an earlier version wrote is still wanted.
-        tree = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; mend or remove it") from None
-    return tree if isinstance(tree, Mapping) else {}
+    tree = read_yaml(path)
+    # Not load_config: a report of a run that an earlier version wrote is still wanted.
+    known_part(Config, tree, f"{path}")
+    return tree
 
 
 def _read_metadata(run_dir: Path) -> Mapping[str, Any]:
     path = run_dir / "metadata.json"
     if not path.exists():
         return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; mend or remove it") from None
-    return tree if isinstance(tree, Mapping) else {}
+    return read_json(path)

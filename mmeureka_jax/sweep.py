@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -39,16 +40,17 @@ from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.config import EXPORT_FOLDER, Config, load_config, save_config
 from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.config_io import overlaid
-from mmeureka_jax.config_yaml import read_yaml
+from mmeureka_jax.config_yaml import describe, is_plain_text, read_yaml, shown
 from mmeureka_jax.console import progress, say
 from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserError
 from mmeureka_jax.export import read_provenance
-from mmeureka_jax.files import exclusive, explain_write_errors, refuse_address, write_atomic
+from mmeureka_jax.files import exclusive, expect, explain_write_errors, read_json, refuse_address, write_atomic
 from mmeureka_jax.rl.run_folder import config_changes
 from mmeureka_jax.tracking import METRICS_FILE, read_metrics
 
 CONFIG_FILE, LOG_FILE, STOPPED_FILE = "run.yaml", "log.txt", "stopped.json"
 IMITATION_FOLDER = "imitation"
+_MAX_KINDS, _MAX_NAME = 1000, 200  # kinds of run, and bytes of a folder's name
 _KEYS = ("config", "folder", "imitation", "overrides", "variants", "grid", "seeds", "metrics", "summary")
 
 
@@ -102,8 +104,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     refuse_address(f"{path}: folder", place)
     folder = Path(place)
     seeds = _get(path, tree, "seeds", list, [0])
-    if not seeds or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds must be different integers, such as [0, 1, 2]; got {seeds}")
+    if not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds must be different integers, such as [0, 1, 2]; got {describe(seeds)}")
     metrics = _texts(path, tree, "metrics", compare.METRICS)
     summary = _texts(path, tree, "summary", compare.SUMMARY)
     for text in summary:
@@ -138,23 +140,25 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def _get(path: Path, tree: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
     value = tree.get(key, default)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (isinstance(value, str) and not is_plain_text(value)):
         names: dict[type, str] = {str: "text", list: "a list", dict: "a section (`key: value` lines)"}
-        raise UserError(f"{path}: {key} must be {names[kind]}; got {value!r}")
+        raise UserError(f"{path}: {key} must be {names[kind]}; got {describe(value)}")
     return value
 
 
 def _texts(path: Path, tree: Mapping[str, Any], key: str, default: Sequence[str]) -> tuple[str, ...]:
     values = _get(path, tree, key, list, list(default))
-    if not all(isinstance(value, str) for value in values):
-        raise UserError(f"{path}: {key} must be a list of texts; got {values}")
+    if not all(isinstance(value, str) and is_plain_text(value) for value in values):
+        raise UserError(f"{path}: {key} must be a list of texts; got {describe(values)}")
     return tuple(values)
 
 
 def _settings(path: Path, where: str, settings: Any) -> dict[str, Any]:
     """Config keys with their values, as they were given."""
     if not isinstance(settings, Mapping):
-        raise UserError(f"{path}: {where} must be config keys with their values, as rl.loss: cpgd; got {settings!r}")
+        raise UserError(
+            f"{path}: {where} must be config keys with their values, as rl.loss: cpgd; got {describe(settings)}"
+        )
     for key, instead in (("seed", "seeds: [...]"), ("run_dir", "folder: DIR"), ("stages", "single runs")):
         if key in settings:
             raise UserError(f"{path}: {where}: {key} cannot be set for a run of a sweep, which has {instead}")
@@ -167,7 +171,12 @@ def _kinds(path: Path, tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     _settings(path, "grid", grid)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise UserError(f"{path}: grid: {key} must be a list of values; got {values!r}")
+            raise UserError(f"{path}: grid: {key} must be a list of values; got {describe(values)}")
+    count = math.prod(map(len, grid.values())) * max(len(variants), 1)
+    if count > _MAX_KINDS:
+        raise UserError(
+            f"{path}: {count:,} kinds of run; a sweep has at most {_MAX_KINDS:,}, so take out some of the grid"
+        )
     kinds: dict[str, dict[str, Any]] = {}
     for name, settings in (variants or {"": {}}).items():
         settings = _settings(path, f"settings of {name}", {} if settings is None else settings)
@@ -175,6 +184,8 @@ def _kinds(path: Path, tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             chosen = dict(zip(grid, point, strict=True))
             parts = [str(name), *(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items())]
             kind = re.sub(r"[^\w.=+-]+", "_", " ".join(part for part in parts if part)) or "run"
+            if len(kind.encode()) > _MAX_NAME:
+                raise UserError(f"{path}: a kind of run would be called {shown(kind)}; name it as a variant")
             if kind in kinds or kind == IMITATION_FOLDER:
                 raise UserError(f"{path}: two kinds of run would be called {kind!r}; name them as variants")
             kinds[kind] = {**settings, **chosen}
@@ -206,8 +217,12 @@ def state(member: Member) -> str:
     rows = rows_of(member)
     at = f"at step {rows[-1]['step'] if rows else 0}"
     if stopped.exists():
-        return f"stopped {at}: {json.loads(stopped.read_text(encoding='utf-8'))['message']}"
+        return f"stopped {at}: {_why_stopped(member.folder)}"
     return at
+
+
+def _why_stopped(folder: Path) -> str:
+    return expect(folder / STOPPED_FILE, read_json(folder / STOPPED_FILE), "message", str, "it does not say why")
 
 
 def rows_of(member: Member) -> list[dict[str, Any]]:
@@ -282,7 +297,7 @@ def _imitate(sweep: Sweep, config: Config, processes: _Processes) -> None:
     if exported.get("step") == config.steps:
         return
     if processes.run("sft", config):
-        message = json.loads((folder / STOPPED_FILE).read_text(encoding="utf-8"))["message"]
+        message = _why_stopped(folder)
         (folder / STOPPED_FILE).unlink()
         raise UserError(f"{sweep.name}: the imitation that all runs start from stopped: {message}")
     processes.run("export", config, f"--output={folder / EXPORT_FOLDER}")

@@ -14,8 +14,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from PIL import Image
 from mmeureka_jax.config import TrackingConfig
 from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import explain_write_errors, write_atomic
+from mmeureka_jax.files import explain_write_errors, parse_json, read_bytes, write_atomic
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 ROLLOUTS_FOLDER = "rollouts"
 IMAGES_FOLDER = "images"
+_MAX_FILE_BYTES = 2**32
 MAX_LOGGED_SIDE = 1024  # pixels; larger pictures are scaled down for the log
 
 
@@ -153,35 +155,80 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{path}: no metrics here; give the folder of a run (`run_dir` of its config)")
-    return [row for _, row in _read_rows(path)]
+    return [row for _, row in _read_rows(path, _is_metrics, "metrics row")]
 
 
 def read_rollouts(run_dir: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """(step, logged groups) by step; a group is the JSON form of a `RolloutSample` with picture paths."""
     for step, path in _rollout_files(Path(run_dir) / ROLLOUTS_FOLDER):
-        yield step, [row for _, row in _read_rows(path)]
+        yield step, [row for _, row in _read_rows(path, _is_group, "logged group")]
 
 
-def _read_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """(line, row) of a JSONL file whose rows have a step; a last line that was cut short is left out."""
-    lines = path.read_bytes().splitlines()
+def picture_of(run_dir: Path, name: str) -> Path | None:
+    """The file of a picture that a logged group names; None for a name that the tracker does not give, and for one that
+    leads out of the run."""
+    folder = (Path(run_dir) / ROLLOUTS_FOLDER).resolve()
+    if not re.fullmatch(rf"{IMAGES_FOLDER}/[\w-]{{1,100}}\.png", name):
+        return None
+    path = folder / name
+    return path if path.resolve() == path else None
+
+
+def _read_rows(path: Path, fits: Callable[[dict[str, Any]], bool], kind: str) -> list[tuple[bytes, dict[str, Any]]]:
+    """(line, row) of a JSONL file whose rows have a step; a last line that was cut short is left out.
+
+    Raises:
+        UserError: the file cannot be read, or has another line that `fits` is not true of.
+    """
+    try:
+        content = read_bytes(path, _MAX_FILE_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    lines = content.splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            if not (isinstance(row, dict) and isinstance(row["step"], int)):
-                raise ValueError("not a row")
-        except (ValueError, KeyError):
-            if number == len(lines):
-                break
-            raise UserError(f"{path}:{number}: not a JSON row with a `step`; mend or remove this line") from None
-        rows.append((line, row))
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and type(step := row.get("step")) is int and 0 <= step < 2**31 and fits(row):
+            rows.append((line, row))
+        elif number < len(lines) or content.endswith(b"\n"):
+            raise UserError(f"{path}:{number}: not a {kind} in JSON with a `step`; mend or remove this line")
     return rows
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_metrics(row: dict[str, Any]) -> bool:
+    return all(_is_number(value) for value in row.values())
+
+
+def _is_group(row: dict[str, Any]) -> bool:
+    def is_response(response: Any) -> bool:
+        return (
+            isinstance(response, dict)
+            and isinstance(response.get("text"), str)
+            and isinstance(response.get("finish_reason"), str)
+            and isinstance(parts := response.get("parts"), dict)
+            and all(_is_number(value) for value in (response.get("reward"), response.get("length"), *parts.values()))
+        )
+
+    return (
+        {"problem_id", "question", "answer"} <= row.keys()
+        and isinstance(images := row.get("images"), list)
+        and all(isinstance(name, str) for name in images)
+        and isinstance(responses := row.get("responses"), list)
+        and all(map(is_response, responses))
+    )
+
+
 def _rollout_files(folder: Path) -> list[tuple[int, Path]]:
-    paths = folder.glob("step_[0-9]*.jsonl")
-    return sorted((int(path.stem.removeprefix("step_")), path) for path in paths)
+    """The tracker's own files by step; others in the folder are somebody else's."""
+    named = ((re.fullmatch(r"step_(\d{8,9})\.jsonl", path.name), path) for path in folder.glob("step_*.jsonl"))
+    return sorted((int(match[1]), path) for match, path in named if match and path.is_file())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,7 +239,9 @@ def _drop_rows_after(last_step: int, path: Path) -> None:
     """Removes rows with step > last_step, and a torn last line; the other rows stay as they are, byte for byte."""
     if not path.exists():
         return
-    content = b"".join(line + b"\n" for line, row in _read_rows(path) if row["step"] <= last_step)
+    content = b"".join(
+        line + b"\n" for line, row in _read_rows(path, _is_metrics, "metrics row") if row["step"] <= last_step
+    )
     if content != path.read_bytes():
         write_atomic(path, content)
 

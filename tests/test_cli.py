@@ -46,7 +46,38 @@ def test_help_waits_for_no_large_library():
             ["sample", *MODEL, *FILES, "--seed", "2147483648"],
             "--seed: must be 0 or a positive integer below 2147483648",
         ),
-        (["sample", *MODEL, *FILES, "--n", "0"], "--n: must be a positive integer; got '0'"),
+        (["sample", *MODEL, *FILES, "--n", "0"], "--n: must be a positive integer, at most 1048576; got '0'"),
+        *(
+            (["sample", *MODEL, *FILES, option, value], f"{option}: must be {kind}")
+            for value in ("1e12", "1000000000000", "9" * 5000, "nan", "-1", "0x10", "")
+            for option, kind in {
+                "--n": "a positive",
+                "--batch-size": "a positive",
+                "--max-new-tokens": "a positive",
+                "--max-prompt-tokens": "a positive",
+                "--max-pixels": "a positive",
+                "--top-k": "0 or",
+                "--seed": "0 or",
+            }.items()
+        ),
+        *(
+            (["sample", *MODEL, *FILES, option, value], f"{option}: must be ")
+            for value in ("1e400", "nan", "one")
+            for option in ("--temperature", "--top-p")
+        ),
+        (["sample", *MODEL, *FILES, "--mesh", f"1,1,{10**30}"], "--mesh: must be three sizes"),
+        (
+            ["sample", *MODEL, *FILES, "--n", "65536", "--batch-size", "65536"],
+            "--n x --batch-size x --max-new-tokens is 4,398,046,511,104; lower them to below 2,147,483,648 together",
+        ),
+        (["data", "difficulty", "d", *MODEL, "--output", "o", "--n", "1e12"], "--n: must be a positive integer"),
+        (
+            ["data", "difficulty", "d", *MODEL, "--output", "o", "--temperature", "0"],
+            "--temperature: must be a positive",
+        ),
+        (["data", "check", "d", "--max-pixels", "0"], "--max-pixels: must be a positive integer"),
+        (["export", "r", "--output", "o", "--step", "-1"], "--step: must be a step, best or latest"),
+        (["export", "r", "--output", "o", "--max-shard-gb", "1e300"], "--max-shard-gb: must be a positive number"),
         (["sample", *MODEL, *FILES, "--temperature", "-1"], "--temperature: must be 0 or a positive number"),
         (["sample", *MODEL, *FILES, "--temperature", "nan"], "--temperature: must be 0 or a positive number"),
         (["sample", *MODEL, *FILES, "--top-p", "1.5"], "--top-p: must be a number above 0 and at most 1"),

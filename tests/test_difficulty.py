@@ -86,4 +86,4 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
 @pytest.mark.parametrize("option", [["--n", 0], ["--temperature", 0], ["--limit", -1]])
 def test_bad_options(option, tmp_path, capsys):
     assert mmeureka("data", "difficulty", SPEC, "--model", tmp_path, "--output", tmp_path / "d.jsonl", *option) == 2
-    assert f"{option[0]} must be positive" in capsys.readouterr().err
+    assert f"{option[0]}: must be a positive" in capsys.readouterr().err

@@ -73,6 +73,16 @@ def test_a_file_is_variants_times_the_grid_times_seeds(tmp_path):
         ({"summary": ["best accuracy"]}, "summary entry 'best accuracy': expected one of first, last"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
         ({"config": None}, "mine.yaml: config must be text"),
+        ({"folder": "a\0b"}, "mine.yaml: folder must be text; got one with NUL"),
+        ({"seeds": [True]}, "mine.yaml: seeds must be different integers"),
+        ({"seeds": [10**30]}, "mine.yaml: plain.*: seed must be at most 2,147,483,647"),
+        (
+            {"overrides": {"rl.group_size": 1e12}, "grid": {}},
+            "mine.yaml: plain: rl.group_size must be at most 1,048,576",
+        ),
+        ({"grid": {f"rl.{key}": [0] * 9 for key in "abcdefghij"}}, "6,973,568,802 kinds of run; .* at most 1,000"),
+        ({"variants": {"a" * 300: {}}}, "a kind of run would be called aaa.* name it as a variant"),
+        ({"metrics": ["\0"]}, "mine.yaml: metrics must be a list of texts"),
     ],
 )
 def test_what_is_wrong_is_named_before_anything_runs(tmp_path, change, message):

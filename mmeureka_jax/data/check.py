@@ -27,7 +27,7 @@ from mmeureka_jax.console import progress as progress_bar
 from mmeureka_jax.data.pictures import picture_notes, picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, RowError
 from mmeureka_jax.errors import UserError, printable
-from mmeureka_jax.files import write_atomic
+from mmeureka_jax.files import parse_json, write_atomic
 from mmeureka_jax.rewards.workers import RewardWorkers
 
 _MAX_THREADS = 16
@@ -319,7 +319,7 @@ def _rules_state() -> str:
 
 def _read_cache(path: Path, source: ProblemSource, progress: bool) -> CheckReport | None:
     try:
-        entry = json.loads(path.read_bytes())
+        entry = parse_json(path.read_bytes())
         report = CheckReport.from_json(entry["report"])
     except FileNotFoundError:
         return None

@@ -35,6 +35,8 @@ img {{ max-width: 100%; border: 1px solid #eee }} .dim {{ color: #666 }} .error 
 
 def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `data` with its three commands to a parser; each sets `run`, a function of the parsed arguments."""
+    from mmeureka_jax.cli import pixels, size
+
     parser = subparsers.add_parser("data", help="build, check and show data sets", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="build|check|show|difficulty")
     defaults = DataConfig()
@@ -53,10 +55,10 @@ def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
     check = commands.add_parser("check", help="find every row that cannot be used; exit code 2 if no row can")
     _add_source_arguments(check)
     check.add_argument("--model", "--checkpoint", metavar="DIR", help="checkpoint that prompts are measured for")
-    check.add_argument("--max-prompt-tokens", type=int, metavar="N", default=defaults.max_prompt_tokens)
+    check.add_argument("--max-prompt-tokens", type=size, metavar="N", default=defaults.max_prompt_tokens)
     check.add_argument("--prompt-style", choices=("plain", "instruct", "zero", "cpgd"), default=defaults.prompt_style)
-    check.add_argument("--min-pixels", type=int, metavar="N", default=defaults.min_pixels)
-    check.add_argument("--max-pixels", type=int, metavar="N", default=defaults.max_pixels)
+    check.add_argument("--min-pixels", type=pixels, metavar="N", default=defaults.min_pixels)
+    check.add_argument("--max-pixels", type=pixels, metavar="N", default=defaults.max_pixels)
     check.add_argument(
         "--accuracy", choices=ACCURACY_RULES, default=RewardConfig.accuracy, help="rule to parse answers for"
     )
@@ -75,33 +77,33 @@ def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
+    from mmeureka_jax.cli import pixels, positive, positive_int, seed, size
+
     parser = commands.add_parser("difficulty", help="a model's accuracy on each problem, over several answers")
     _add_source_arguments(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
     parser.add_argument("--adapters", metavar="DIR", help="adapters that belong to it, in PEFT's layout")
     parser.add_argument("--output", type=Path, required=True, metavar="D.jsonl", help="goes on with one that is there")
-    parser.add_argument("--n", type=int, default=8, metavar="N", help="answers to each problem (default: 8)")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N usable problems")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="problems at a time (default: 16)")
+    parser.add_argument("--n", type=size, default=8, metavar="N", help="answers to each problem (default: 8)")
+    parser.add_argument("--temperature", type=positive, default=1.0, metavar="T", help="default: 1")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N usable problems")
+    parser.add_argument("--batch-size", type=size, default=16, metavar="N", help="problems at a time (default: 16)")
     group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
     group.add_argument("--prompt-style", choices=("plain", "instruct", "zero", "cpgd"))
     group.add_argument("--accuracy", choices=ACCURACY_RULES)
-    for name in ("--max-new-tokens", "--max-prompt-tokens", "--min-pixels", "--max-pixels"):
-        group.add_argument(name, type=int, metavar="N")
+    for name in ("--max-new-tokens", "--max-prompt-tokens"):
+        group.add_argument(name, type=size, metavar="N")
+    for name in ("--min-pixels", "--max-pixels"):
+        group.add_argument(name, type=pixels, metavar="N")
     parser.set_defaults(run=difficulty_command)
 
 
 def difficulty_command(args: argparse.Namespace) -> int:
     """Samples, grades and writes; prints how many problems there are of each accuracy."""
-    from mmeureka_jax.cli import start_jax
+    from mmeureka_jax.cli import refuse_too_many, start_jax
 
-    for name in ("n", "batch_size", "limit", "max_new_tokens", "max_prompt_tokens", "min_pixels", "max_pixels"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')} must be positive; got {value}")
-    if args.temperature <= 0:
-        raise UserError(f"--temperature must be positive: greedy answers are all the same; got {args.temperature}")
+    refuse_too_many(args)
     start_jax()
     from mmeureka_jax.difficulty import measure_difficulty
     from mmeureka_jax.eval_command import EvalOptions

@@ -21,7 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmeureka_jax.errors import UserError, brief
-from mmeureka_jax.files import read_json
+from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.manifest import describe_arrays, verify_arrays
 from mmeureka_jax.models.rules import Rule
 
@@ -54,7 +54,8 @@ def write_orbax(params: Mapping[str, Any], folder: Path, dtypes: Mapping[str, st
 
 def tensor_dtypes(folder: Path) -> dict[str, np.dtype]:
     """The dtype of every tensor that the parameters were made of, by its stored name."""
-    return {name: np.dtype(jnp.dtype(dtype)) for name, dtype in _read_description(folder)["tensors"].items()}
+    with interpreting(folder / DESCRIPTION_FILE):
+        return {name: np.dtype(jnp.dtype(dtype)) for name, dtype in _read_description(folder)["tensors"].items()}
 
 
 def load_orbax(
@@ -70,13 +71,14 @@ def load_orbax(
     arrays = _read_description(folder)["arrays"]
     expected = {rule.leaf: list(rule.leaf_shape) for rule in rules}
     problems = [f"{name}: missing (expected shape {shape})" for name, shape in expected.items() if name not in arrays]
-    problems += [
-        f"{name}: shape {list(shape)}, expected {expected[name]}"
-        if name in expected
-        else f"{name}: unexpected, the model has no such array"
-        for name, (_, shape, _) in arrays.items()
-        if expected.get(name) != list(shape)
-    ]
+    with interpreting(folder / DESCRIPTION_FILE):
+        problems += [
+            f"{name}: shape {list(shape)}, expected {expected[name]}"
+            if name in expected
+            else f"{name}: unexpected, the model has no such array"
+            for name, (dtype_name, shape, checksum) in arrays.items()
+            if expected.get(name) != list(shape) or not (jnp.dtype(dtype_name) and isinstance(checksum, int))
+        ]
     if problems:
         raise UserError(
             f"{folder}: {len(problems)} arrays do not agree with its config.json:\n  "

@@ -8,9 +8,12 @@ and a message for every way in which a file can be broken.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +22,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import temporary_folder
+from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.files import expect, parse_json, read_json, temporary_folder
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -188,13 +191,15 @@ def _explain_no_weights(folder: Path, name: str) -> str:
 
 
 def _read_index(file: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        names = dict(weight_map)
-        if not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
-            raise ValueError("a file name is not a plain name in this folder")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a safetensors index ({error!r}); download it again") from error
+    names = expect(file, read_json(file), "weight_map", dict, {})
+    if not names:
+        raise UserError(f"{file}: not a safetensors index, its weight_map names nothing; download it again")
+    for name in names.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\0]{1,200}\.safetensors", name):
+            raise UserError(
+                f"{file}: not a safetensors index, it names the file {str(name)[:100]!r}, which is no plain name of "
+                "one in this folder; download it again"
+            )
     return names
 
 
@@ -206,12 +211,16 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError(f"its header would take {length} bytes")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length), object_pairs_hook=_each_once)
         tensors = {name: _parse_entry(file, 8 + length, e) for name, e in header.items() if name != "__metadata__"}
-        end = 8 + length + max((entry["data_offsets"][1] for n, entry in header.items() if n in tensors), default=0)
+        ranges = sorted((*entry["data_offsets"], name) for name, entry in header.items() if name in tensors)
+        for (_, end, name), (begin, _, other) in itertools.pairwise(ranges):
+            if begin < end:
+                raise ValueError(f"{name} and {other} overlap")
+        end = 8 + length + max((end for _, end, _ in ranges), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file}: not a valid safetensors file, perhaps truncated ({error}); download or copy it again"
+            f"{file}: not a valid safetensors file, perhaps truncated ({brief(error)}); download or copy it again"
         ) from error
     if end != size:
         state = "truncated" if size < end else "damaged"
@@ -219,10 +228,18 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        twice = next(name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice} is there twice")
+    return names
+
+
 def _parse_entry(file: Path, data_start: int, entry: Mapping[str, Any]) -> StoredTensor:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or begin > end:
         raise ValueError(f"odd numbers in {entry}")
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is not None and end - begin != math.prod(shape) * dtype.itemsize:

@@ -26,7 +26,7 @@ from mmeureka_jax.config import AccuracyRule, Config, LoraConfig, ModelConfig, R
 from mmeureka_jax.config_io import filled
 from mmeureka_jax.console import progress, say_facts, waiting
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import explain_write_errors, remove_folder, write_atomic
+from mmeureka_jax.files import explain_write_errors, read_json, remove_folder, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
 from mmeureka_jax.models.config import TextConfig
 from mmeureka_jax.models.lora import Lora, initial_adapters
@@ -212,7 +212,7 @@ def open_random_model(run_dir: Path, config: RandomModelConfig) -> Path:
             raise UserError(f"{folder} holds a model that model.random did not make; use another run_dir or remove it")
         differences = []
         if record.exists():
-            drawn = filled(json.loads(record.read_bytes()), to_dict(RandomModelConfig()))
+            drawn = filled(read_json(record), to_dict(RandomModelConfig()))
             differences = config_diff(drawn, to_dict(config), "model.random.")
         if differences and has_steps:
             raise UserError(

@@ -383,9 +383,13 @@ def test_broken_indices(tmp_path):
     def write(weight_map):
         index_file.write_text(json.dumps({"weight_map": weight_map}))
 
-    for content in ("{", "{}", '{"weight_map": 3}'):
+    for content, message in {
+        "{": "cannot be read as JSON", "[]": "holds a list, expected a JSON object", "[" * 10_000: "nested too deeply",
+        "{}": "not a safetensors index", '{"weight_map": 3}': "'weight_map' holds a number, expected an object",
+        '{"weight_map": {"a": 3}}': "no plain name", '{"weight_map": {"a": "a\\u0000.safetensors"}}': "no plain name",
+    }.items():  # fmt: skip
         index_file.write_text(content)
-        expect("not a safetensors index")
+        expect(rf"index\.json: .*{message}")
     write({**index["weight_map"], name: "../elsewhere.safetensors"})
     expect("plain name")
     write({**index["weight_map"], name: "lost.safetensors"})
