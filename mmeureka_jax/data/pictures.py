@@ -23,8 +23,8 @@ from mmeureka_jax.data.record import ImageRef, RowError
 from mmeureka_jax.data.rgb import DEEP_MODES, as_rgb
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import read_json
-from mmeureka_jax.models.config import Qwen2_5VLConfig, first_given
+from mmeureka_jax.files import interpreting, read_json
+from mmeureka_jax.models.config import LARGEST, Keys, Qwen2_5VLConfig, first_given
 
 # Plain raster formats. Pillow knows more, among them EPS, which it hands to a Ghostscript process.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -153,18 +153,33 @@ class PicturePreprocessor:
         vision = config.vision
         geometry = VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.window_size)
         source, settings = read_settings(path)
+        with interpreting(source):
+            return cls._read(source, settings, geometry, min_pixels, max_pixels)
+
+    @classmethod
+    def _read(
+        cls,
+        source: Path,
+        settings: Mapping[str, Any],
+        geometry: VisionGeometry,
+        min_pixels: int | None,
+        max_pixels: int | None,
+    ) -> PicturePreprocessor:
         for key, expected in (("patch_size", geometry.patch_size), ("merge_size", geometry.merge_size)):
             if settings.get(key, expected) != expected:
                 raise UserError(f"{source}: {key} is {settings[key]}, but config.json's vision tower has {expected}")
         refuse_settings(source, settings)
-        size = settings.get("size") or {}
+        size = Keys(settings, str(source), "").section("size")
         smallest = first_given(
             min_pixels, settings.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")
         )
         largest = first_given(max_pixels, settings.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"))
         smallest, largest = first_given(smallest, 56 * 56), first_given(largest, 28 * 28 * 1280)
-        if not 0 < smallest <= largest:
-            raise UserError(f"min_pixels is {smallest} and max_pixels {largest}; expected 0 < min_pixels <= max_pixels")
+        if not 0 < smallest <= largest <= LARGEST:
+            raise UserError(
+                f"{source}: min_pixels is {smallest} and max_pixels {largest}; expected 0 < min_pixels <= "
+                f"max_pixels <= {LARGEST}"
+            )
         return cls(
             geometry=geometry,
             min_pixels=smallest,
@@ -249,4 +264,7 @@ def level_values(settings: Mapping[str, Any], *, by_division: bool = False) -> F
             ("image_std", (0.26862954, 0.26130258, 0.27577711)),
         )
     )
-    return (levels - mean) / std
+    values = (levels - mean) / std
+    if not np.isfinite(values).all():
+        raise ValueError("image_mean or image_std gives numbers that are not finite")
+    return values

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mmeureka_jax.data.chat_template import is_bounded
 from mmeureka_jax.data.pictures import PicturePreprocessor
 from mmeureka_jax.data.problems import Problem, RowError
 from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
@@ -26,6 +27,7 @@ from mmeureka_jax.data.text_only import TextPreprocessor
 from mmeureka_jax.data.tiles import TileGeometry, TilePreprocessor
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
 from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.files import expect, read_json
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.families import PolicyConfig
@@ -95,6 +97,7 @@ class Processor:
         pictures = PREPROCESSORS[type(config)].from_checkpoint(path, config, min_pixels, max_pixels)
         processor = cls(path, config, pictures, prompt_style, max_prompt_tokens)
         _ = processor._placeholders, processor._chat_template  # read now, so that a bad checkpoint fails now
+        processor._check_template()
         return processor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,18 +115,22 @@ class Processor:
         settings = self.path / "tokenizer_config.json"
         try:
             # Code that a checkpoint brings is not run; beside a tokenizer.json it is not needed.
-            own_code = settings.is_file() and "auto_map" in json.loads(settings.read_text(encoding="utf-8"))
+            own_code = settings.is_file() and "auto_map" in read_json(settings)
             fast = own_code and (self.path / "tokenizer.json").is_file()
             kind = PreTrainedTokenizerFast if fast else AutoTokenizer
             options: dict[str, Any] = {} if fast else {"trust_remote_code": False}
             tokenizer = kind.from_pretrained(str(self.path), local_files_only=True, **options)
-        except Exception as error:  # transformers raises whatever the file at fault made it stumble over
+        except BaseException as error:  # whatever the file at fault made transformers stumble over, and Rust's panics
+            if isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+                raise
             raise UserError(
-                f"{self.path}: its tokenizer cannot be loaded ({error}); one with code of its own needs a "
+                f"{self.path}: its tokenizer cannot be loaded ({brief(error)}); one with code of its own needs a "
                 "tokenizer.json beside it (docs/models.md)"
             ) from error
         if not tokenizer.is_fast:
             raise UserError(f"{self.path}: no tokenizer.json; save the tokenizer in the fast format")
+        if not isinstance(tokenizer.eos_token_id, int | None) or not isinstance(tokenizer.bos_token, str | None):
+            raise UserError(f"{settings}: eos_token or bos_token is no token")
         # Text is encoded by the Rust tokenizer itself, which threads can share once these are set.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -135,18 +142,33 @@ class Processor:
         family has in its place)."""
         legacy, file = self.path / "chat_template.json", self.path / "chat_template.jinja"
         if legacy.exists() and not file.exists():
-            try:
-                return json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{legacy}: no JSON object with a chat_template ({error!r})") from None
+            return expect(legacy, read_json(legacy), "chat_template", str, None)
         if self.pictures.chat_template is not None and not file.exists():
             return self.pictures.chat_template
         try:
-            return self.tokenizer.get_chat_template()
+            return expect(file, {"chat_template": self.tokenizer.get_chat_template()}, "chat_template", str, None)
         except ValueError:
             raise UserError(
                 f"{self.path}: no chat template; add the chat_template.jinja or chat_template.json of the checkpoint"
             ) from None
+
+    def _check_template(self) -> None:
+        """
+        Raises:
+            UserError: the template does not come to an end, or cannot be rendered.
+        """
+        message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        variables = {"messages": self.pictures.for_template([message]), "add_generation_prompt": True}
+        tokens = {name: token for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        if not is_bounded(self._chat_template, json.dumps(variables | tokens)):
+            raise UserError(
+                f"{self.path}: its chat template does not come to an end, or takes all memory, for a question of one "
+                "character; take that of the checkpoint that this one was made of"
+            )
+        try:
+            self._rendered([message])
+        except Exception as error:  # of any kind: a template is a program
+            raise UserError(f"{self.path}: its chat template fails ({brief(error)})") from error
 
     @cached_property
     def _placeholders(self) -> tuple[str, ...]:

@@ -32,7 +32,16 @@ from mmeureka_jax.data.pictures import (
 from mmeureka_jax.data.problems import ImageRef
 from mmeureka_jax.data.vision_layout import Grid, WindowLayout, check_sides, rotary_positions
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig, raster_places
+from mmeureka_jax.files import interpreting
+from mmeureka_jax.models.config import Keys
+from mmeureka_jax.models.internvl import (
+    CONTEXT_TOKEN,
+    END_TOKEN,
+    MOST_TILES,
+    START_TOKEN,
+    InternVLConfig,
+    raster_places,
+)
 
 _IMAGE = "<image>"  # what the original's prompts have for a picture
 # The turns of the original's conversation template `internvl2_5`, for contents of plain text.
@@ -151,19 +160,28 @@ class TilePreprocessor:
         Raises:
             UserError: no such file, one that is not understood, or tiles of another size than the model's.
         """
+        source, settings = _settings(path, optional=config.tiling is not None)
+        with interpreting(source):
+            return cls._read(source, settings, config, max_pixels)
+
+    @classmethod
+    def _read(
+        cls, source: Path, settings: Mapping[str, Any], config: InternVLConfig, max_pixels: int | None
+    ) -> TilePreprocessor:
         vision, tiling = config.vision, config.tiling
-        source, settings = _settings(path, optional=tiling is not None)
         refuse_settings(source, settings)
         if tiling is not None:
             fewest, most, thumbnail = tiling.fewest, tiling.most, tiling.thumbnail
             settings = {**_IMAGENET, **settings}
         else:
-            size = settings.get("size") or {}
+            keys = Keys(settings, str(source), "")
+            size = keys.section("size")
             if (size.get("height"), size.get("width")) != (vision.tile_size,) * 2:
                 raise UserError(
                     f"{source}: size is {size}, but config.json's tower has tiles of {vision.tile_size} pixels"
                 )
-            fewest, most, thumbnail = settings.get("min_patches") or 1, settings.get("max_patches") or 12, True
+            fewest = keys.integer("min_patches", default=1, at_most=MOST_TILES) or 1
+            most, thumbnail = keys.integer("max_patches", default=12, at_most=MOST_TILES) or 12, True
         if max_pixels is not None:
             most = max(1, min(most, max_pixels // vision.tile_size**2))
         if not 1 <= min(fewest, most) <= most:

@@ -15,6 +15,11 @@ from typing import Any
 
 from mmeureka_jax.errors import UserError
 
+# Sizes that nothing is made of before the stored tensors have confirmed them, and those that something is.
+LARGEST = 2**31 - 1
+MOST_LAYERS = 1000
+LARGEST_SIDE = 2**12  # pixels of a window, a tile or a patch
+_MOST_PATCHES = 2**14  # of a window
 QWEN2_VL, QWEN2_5_VL = "qwen2_vl", "qwen2_5_vl"  # `model_type`
 
 
@@ -117,7 +122,8 @@ class Qwen2_5VLConfig:
                 this policy does not have (sliding windows in the decoder, scaled rotary embedding, other activations).
         """
         # The nested keys of text_config win over flat ones, except where they are null.
-        nested = {k: v for k, v in (config_json.get("text_config") or {}).items() if v is not None}
+        sections = Keys(config_json, source, "")
+        nested = {k: v for k, v in sections.section("text_config").items() if v is not None}
         text_keys = Keys({**config_json, **nested}, source, "")
         if not isinstance(config_json.get("vision_config"), Mapping):
             raise UserError(f"{source}: key 'vision_config' is missing: no settings of a vision tower")
@@ -215,6 +221,7 @@ class Qwen2_5VLConfig:
         sizes = [getattr(text, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers")]
         sizes += [text.num_kv_heads, text.head_dim, vision.hidden_size, vision.intermediate_size, vision.depth]
         sizes += [vision.num_heads, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size]
+        sizes += [vision.in_channels]
         if min(sizes) <= 0:
             raise UserError(f"{source}: a size is not positive: {text}, {vision}")
         patch = vision.patch_size * vision.spatial_merge_size
@@ -224,7 +231,7 @@ class Qwen2_5VLConfig:
                 f"{text.num_heads} heads over {text.num_kv_heads} key/value heads",
             ),
             (
-                2 * sum(text.mrope_section) == text.head_dim,
+                2 * sum(text.mrope_section) == text.head_dim and min(text.mrope_section) >= 0,
                 f"mrope_section {list(text.mrope_section)} does not sum to half of head_dim {text.head_dim}",
             ),
             (
@@ -234,6 +241,10 @@ class Qwen2_5VLConfig:
             (
                 vision.window_size > 0 and vision.window_size % patch == 0,
                 f"window_size {vision.window_size} is no multiple of patch_size x spatial_merge_size = {patch}",
+            ),
+            (
+                vision.patches_per_window <= _MOST_PATCHES,
+                f"a window of {vision.patches_per_window} patches; at most {_MOST_PATCHES} are possible",
             ),
             (
                 vision.out_hidden_size == text.hidden_size,
@@ -270,25 +281,35 @@ class Keys:
         value = self.values.get(key)
         return default if value is None else value
 
-    def integer(self, *names: str, default: int | None = None) -> int:
+    def integer(self, *names: str, default: int | None = None, at_most: int = LARGEST) -> int:
         """The first of `names` that is given; without any, `default` (None: an error)."""
-        return int(self._number(names, default, int, "an integer"))
+        return int(self._number(names, default, int, "an integer", at_most))
 
     def real(self, *names: str, default: float | None = None) -> float:
-        return float(self._number(names, default, (int, float), "a number"))
+        return float(self._number(names, default, (int, float), "a number", 1e30))
 
-    def _number(self, names: tuple[str, ...], default: Any, kind: Any, expected: str) -> Any:
+    def section(self, key: str) -> Mapping[str, Any]:
+        """What is nested under a key; empty where it is not there."""
+        value = first_given(self.values.get(key), {})
+        if not isinstance(value, Mapping):
+            raise UserError(f"{self.source}: key '{self.prefix}{key}' is {value!r:.100}, expected an object")
+        return value
+
+    def _number(self, names: tuple[str, ...], default: Any, kind: Any, expected: str, at_most: float) -> Any:
         value = first_given(*(self.values.get(name) for name in names), default)
         if value is None:
             raise UserError(f"{self.source}: key '{self.prefix}{names[0]}' is missing")
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{self.source}: key '{self.prefix}{names[0]}' is {value!r}, expected {expected}")
+            raise UserError(f"{self.source}: key '{self.prefix}{names[0]}' is {value!r:.100}, expected {expected}")
+        if not abs(value) <= at_most:  # NaN is not
+            key = f"{self.prefix}{names[0]}"
+            raise UserError(f"{self.source}: key '{key}' is {value!r:.100}, expected {expected} of at most {at_most:g}")
         return value
 
     def integers(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
         value = first_given(self.get(key), default)
-        if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
-            raise UserError(f"{self.source}: key '{self.prefix}{key}' is {value!r}, expected a list of integers")
+        if not isinstance(value, (list, tuple)) or not all(type(x) is int and abs(x) <= LARGEST for x in value):
+            raise UserError(f"{self.source}: key '{self.prefix}{key}' is {value!r:.100}, expected a list of integers")
         return tuple(value)
 
     def require(self, key: str, *allowed: Any, default: Any = None) -> None:
@@ -302,7 +323,7 @@ class Keys:
         value = first_given(self.values.get(key, default), allowed[0])
         if value not in allowed:
             only = " or ".join(repr(choice) for choice in allowed)
-            raise UserError(f"{self.source}: {self.prefix}{key} is {value!r}; the policy has only {only}")
+            raise UserError(f"{self.source}: {self.prefix}{key} is {value!r:.100}; the policy has only {only}")
 
 
 class KeptConfig:
@@ -349,10 +370,11 @@ def read_end_tokens(
     eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
     pad = first_given(generation.get("pad_token_id"), keys.get("pad_token_id"))
     bos = first_given(keys.get("bos_token_id"), generation.get("bos_token_id"))
-    if not eos_ids or any(type(token) is not int for token in (*eos_ids, pad or 0, bos or 0)):
+    ids = (*eos_ids, pad or 0, bos or 0)
+    if not eos_ids or any(type(token) is not int or not -1 <= token <= LARGEST for token in ids):
         raise UserError(
-            f"{keys.source}: eos_token_id {eos!r}, pad_token_id {pad!r} and bos_token_id {bos!r} (here or in "
-            "generation_config.json) must be token ids; only the first may be a list"
+            f"{keys.source}: eos_token_id {eos!r:.100}, pad_token_id {pad!r:.100} and bos_token_id {bos!r:.100} (here "
+            "or in generation_config.json) must be token ids; only the first may be a list"
         )
     pad = pad if pad is not None else eos_ids[-1]
     turn_end = added_tokens.get(TURN_END)
@@ -365,11 +387,11 @@ def first_given(*values: Any) -> Any:
 
 def _read_multimodal_decoder(keys: Keys, tied: bool) -> TextConfig:
     keys.require("hidden_act", "silu")
-    num_layers = keys.integer("num_hidden_layers")
+    num_layers = keys.integer("num_hidden_layers", at_most=MOST_LAYERS)
     num_heads = keys.integer("num_attention_heads")
     hidden_size = keys.integer("hidden_size")
     refuse_sliding_window(keys, num_layers)
-    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    rope = keys.section("rope_parameters") or keys.section("rope_scaling")
     kinds = {rope.get("rope_type", "default"), rope.get("type", "default")}
     if not kinds <= {"mrope", "default"} or "mrope_section" not in rope:
         raise UserError(
@@ -418,7 +440,7 @@ def read_decoder(keys: Keys, tied: bool) -> TextConfig:
     if num_heads <= 0:
         raise UserError(f"{keys.source}: {keys.prefix}num_attention_heads {num_heads} is not usable")
     head_dim = keys.integer("head_dim", default=128 if kind == "qwen3" else hidden_size // num_heads)
-    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    rope = keys.section("rope_parameters") or keys.section("rope_scaling")
     scaling = first_given(rope.get("rope_type"), rope.get("type"), "default")
     # The dynamic kind is the plain one up to max_position_embeddings.
     if scaling not in ("default", "dynamic"):
@@ -428,7 +450,7 @@ def read_decoder(keys: Keys, tied: bool) -> TextConfig:
         vocab_size=keys.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=keys.integer("intermediate_size"),
-        num_layers=keys.integer("num_hidden_layers"),
+        num_layers=keys.integer("num_hidden_layers", at_most=MOST_LAYERS),
         num_heads=num_heads,
         num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
         head_dim=head_dim,
@@ -446,7 +468,7 @@ def read_decoder(keys: Keys, tied: bool) -> TextConfig:
 
 def _flat_theta(keys: Keys) -> dict[str, Any]:
     """The flat `rope_theta` of transformers 4; a `rope_parameters` of transformers 5 carries its own and wins."""
-    if (keys.get("rope_parameters") or {}).get("rope_theta") is not None or keys.get("rope_theta") is None:
+    if keys.section("rope_parameters").get("rope_theta") is not None or keys.get("rope_theta") is None:
         return {}
     return {"rope_theta": keys.get("rope_theta")}
 
@@ -469,7 +491,7 @@ def refuse_sliding_window(keys: Keys, num_layers: int) -> None:
 
 
 def _require_plain_angles(vision: Keys) -> None:
-    rope = Keys(vision.get("rope_parameters") or {}, vision.source, f"{vision.prefix}rope_parameters.")
+    rope = Keys(vision.section("rope_parameters"), vision.source, f"{vision.prefix}rope_parameters.")
     rope.require("rope_theta", 10000.0)
 
 
@@ -481,14 +503,14 @@ def _read_vision(keys: Keys) -> VisionConfig:
     return VisionConfig(
         hidden_size=keys.integer("hidden_size", default=3584),
         intermediate_size=keys.integer("intermediate_size", default=3420),
-        depth=keys.integer("depth", default=32),
+        depth=keys.integer("depth", default=32, at_most=MOST_LAYERS),
         num_heads=keys.integer("num_heads", default=16),
-        patch_size=keys.integer("patch_size", "spatial_patch_size", default=14),
-        temporal_patch_size=keys.integer("temporal_patch_size", default=2),
-        spatial_merge_size=keys.integer("spatial_merge_size", default=2),
-        window_size=keys.integer("window_size", default=112),
+        patch_size=keys.integer("patch_size", "spatial_patch_size", default=14, at_most=LARGEST_SIDE),
+        temporal_patch_size=keys.integer("temporal_patch_size", default=2, at_most=LARGEST_SIDE),
+        spatial_merge_size=keys.integer("spatial_merge_size", default=2, at_most=LARGEST_SIDE),
+        window_size=keys.integer("window_size", default=112, at_most=LARGEST_SIDE),
         full_attention_blocks=keys.integers("fullatt_block_indexes", default=(7, 15, 23, 31)),
-        in_channels=keys.integer("in_channels", "in_chans", default=3),
+        in_channels=keys.integer("in_channels", "in_chans", default=3, at_most=3),
         out_hidden_size=keys.integer("out_hidden_size", default=3584),
         tokens_per_second=int(keys.real("tokens_per_second", default=4)),
     )
@@ -519,23 +541,23 @@ def _read_plain_vision(keys: Keys) -> VisionConfig:
     """Qwen2-VL's section: `hidden_size` is there what the later one calls `out_hidden_size`. Defaults as above."""
     keys.require("hidden_act", "quick_gelu")
     _require_plain_angles(keys)
-    size, depth = keys.integer("embed_dim", default=1280), keys.integer("depth", default=32)
+    size, depth = keys.integer("embed_dim", default=1280), keys.integer("depth", default=32, at_most=MOST_LAYERS)
     ratio = keys.real("mlp_ratio", default=4)
     if not ratio.is_integer():
         raise UserError(f"{keys.source}: key 'vision_config.mlp_ratio' is {ratio}, expected a whole number")
-    patch_size = keys.integer("patch_size", "spatial_patch_size", default=14)
-    merge_size = keys.integer("spatial_merge_size", default=2)
+    patch_size = keys.integer("patch_size", "spatial_patch_size", default=14, at_most=LARGEST_SIDE)
+    merge_size = keys.integer("spatial_merge_size", default=2, at_most=LARGEST_SIDE)
     return VisionConfig(
         hidden_size=size,
         intermediate_size=size * int(ratio),
         depth=depth,
         num_heads=keys.integer("num_heads", default=16),
         patch_size=patch_size,
-        temporal_patch_size=keys.integer("temporal_patch_size", default=2),
+        temporal_patch_size=keys.integer("temporal_patch_size", default=2, at_most=LARGEST_SIDE),
         spatial_merge_size=merge_size,
         window_size=patch_size * merge_size,
         full_attention_blocks=tuple(range(depth)),
-        in_channels=keys.integer("in_channels", "in_chans", default=3),
+        in_channels=keys.integer("in_channels", "in_chans", default=3, at_most=3),
         out_hidden_size=keys.integer("hidden_size", default=3584),
         plain_blocks=True,
     )

@@ -63,9 +63,9 @@ def family_named(model_type: Any, source: str) -> Family:
     Raises:
         UserError: `model_type` is none of `FAMILIES`.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
-            f"{source}: model_type is {model_type!r}, but only {', '.join(map(repr, FAMILIES))} are supported; "
+            f"{source}: model_type is {model_type!r:.100}, but only {', '.join(map(repr, FAMILIES))} are supported; "
             "give a Qwen2.5-VL, Qwen2-VL or InternVL checkpoint, or a text-only one of Qwen2, Qwen2.5 or Qwen3"
         )
     return FAMILIES[model_type]

@@ -31,6 +31,8 @@ from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import attention, keys_first, split_heads
 from mmeureka_jax.models.batch import Array, ImageBatch
 from mmeureka_jax.models.config import (
+    LARGEST_SIDE,
+    MOST_LAYERS,
     Beside,
     KeptConfig,
     Keys,
@@ -95,6 +97,9 @@ class InternViTConfig:
     def patch_numbers(self) -> int:
         """C, the numbers in a patch."""
         return self.in_channels * self.patch_size**2
+
+
+MOST_TILES = 1024  # of a picture
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class InternVLConfig(KeptConfig):
             vision=_read_vision(vision_keys, tile_size, merge_size, original),
             layout="original" if original else "native",
             tiling=tiling,
-            system=top.get("system_message", SYSTEM_MESSAGE) if original else None,
+            system=str(top.get("system_message", SYSTEM_MESSAGE)) if original else None,
             image_token_id=tokens[CONTEXT_TOKEN],
             start_token_id=tokens[START_TOKEN],
             end_token_id=tokens[END_TOKEN],
@@ -238,10 +243,10 @@ def _original(top: Keys, vision: Keys) -> tuple[int, int, Tiling]:
     top.require("template", "internvl2_5")
     top.require("select_layer", -1, vision.integer("num_hidden_layers"))
     top.require("pad2square", False)
-    tile_size = top.integer("force_image_size", default=vision.integer("image_size"))
+    tile_size = top.integer("force_image_size", default=vision.integer("image_size"), at_most=LARGEST_SIDE)
     dynamic = bool(top.get("dynamic_image_size", False))
-    most = top.integer("max_dynamic_patch", default=6) if dynamic else 1
-    fewest = top.integer("min_dynamic_patch", default=1) if dynamic else 1
+    most = top.integer("max_dynamic_patch", default=6, at_most=MOST_TILES) if dynamic else 1
+    fewest = top.integer("min_dynamic_patch", default=1, at_most=MOST_TILES) if dynamic else 1
     tiling = Tiling(fewest, most, bool(top.get("use_thumbnail", False)))
     return _merge_size(top), tile_size, tiling
 
@@ -260,7 +265,7 @@ def _native(top: Keys, vision: Keys) -> tuple[int, int, None]:
 def _merge_size(top: Keys) -> int:
     ratio = top.real("downsample_ratio", default=0.5)
     size = round(1 / ratio) if ratio > 0 else 0
-    if size < 1 or 1 / size != ratio:
+    if not 1 <= size <= LARGEST_SIDE or 1 / size != ratio:
         raise UserError(f"{top.source}: downsample_ratio is {ratio}, expected 1 over a whole number")
     return size
 
@@ -268,9 +273,9 @@ def _merge_size(top: Keys) -> int:
 def _side(keys: Keys, name: str) -> int:
     """A size that is a number, or a list of two equal ones."""
     value = keys.get(name)
-    if isinstance(value, (list, tuple)) and len(set(value)) == 1:
-        return Keys({name: value[0]}, keys.source, keys.prefix).integer(name)
-    return keys.integer(name)
+    if isinstance(value, (list, tuple)) and value and all(side == value[0] for side in value):
+        keys = Keys({name: value[0]}, keys.source, keys.prefix)
+    return keys.integer(name, at_most=LARGEST_SIDE)
 
 
 def _read_vision(keys: Keys, tile_size: int, merge_size: int, original: bool) -> InternViTConfig:
@@ -280,7 +285,7 @@ def _read_vision(keys: Keys, tile_size: int, merge_size: int, original: bool) ->
     return InternViTConfig(
         hidden_size=keys.integer("hidden_size"),
         intermediate_size=keys.integer("intermediate_size"),
-        depth=keys.integer("num_hidden_layers"),
+        depth=keys.integer("num_hidden_layers", at_most=MOST_LAYERS),
         num_heads=keys.integer("num_attention_heads"),
         patch_size=_side(keys, "patch_size"),
         image_size=_side(keys, "image_size"),
@@ -297,7 +302,8 @@ def _read_vision(keys: Keys, tile_size: int, merge_size: int, original: bool) ->
 def _is_tied(text: Keys, top: Keys, beside: Beside) -> bool:
     """Whether the output head is the embedding. transformers 4 says so in the text's section, 5 at the top; where they
     differ, a head that is stored is one of its own."""
-    said = {keys.get("tie_word_embeddings") for keys in (text, top)} - {None}
+    given = (keys.get("tie_word_embeddings") for keys in (text, top))
+    said = {bool(value) for value in given if value is not None}
     if len(said) < 2:
         return said == {True}
     return not any(name.endswith(("lm_head.weight", ".output.weight")) for name in beside.tensors())

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import read_json
+from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
 from mmeureka_jax.models.orbax_files import is_orbax, load_orbax, tensor_dtypes
@@ -52,6 +52,8 @@ COMPANION_FILES = (
 
 # The same for the code that some of the hub's models come with: others may run it, nothing here does.
 _CODE_FILES = ("configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py", "conversation.py")
+
+_EMBEDDING = "embed_tokens/embedding"
 
 # Leaves up to this size are put together on the host: for a small model, compiling their placement takes far longer.
 _SMALL_LEAF_BYTES = 16 * 2**20
@@ -100,19 +102,23 @@ def read_config(path: str | Path) -> PolicyConfig:
     family = family_named(content.get("model_type"), source)
     folder = Path(path)
     beside = Beside(functools.partial(added_tokens, folder), functools.partial(_tensor_names, folder))
-    return family.config.from_hf(content, generation, source, beside)
+    with interpreting(config_file):
+        return family.config.from_hf(content, generation, source, beside)
 
 
 def added_tokens(path: Path) -> dict[str, int]:
     """The tokens that a checkpoint's tokenizer has beside its vocabulary proper, and their ids."""
     found: dict[str, int] = {}
     if (file := path / "tokenizer.json").is_file():
-        found |= {token["content"]: token["id"] for token in read_json(file).get("added_tokens") or ()}
+        with interpreting(file):
+            found |= {token["content"]: int(token["id"]) for token in read_json(file).get("added_tokens") or ()}
     if (file := path / "tokenizer_config.json").is_file():
-        decoder = read_json(file).get("added_tokens_decoder") or {}
-        found |= {token["content"]: int(number) for number, token in decoder.items()}
+        with interpreting(file):
+            decoder = read_json(file).get("added_tokens_decoder") or {}
+            found |= {token["content"]: int(number) for number, token in decoder.items()}
     if (file := path / "added_tokens.json").is_file():
-        found |= read_json(file)
+        with interpreting(file):
+            found |= {name: int(number) for name, number in read_json(file).items()}
     return found
 
 
@@ -159,6 +165,8 @@ def load_params(
     if is_orbax(Path(path)):
         return load_orbax(Path(path), rules(config), shardings, dtype)
     stored = _match_tensors(path, config)
+    if config.text.tie_word_embeddings and config.head_name in stored:
+        _check_tied_head(Path(path), config, stored)
     params: dict[str, Any] = {}
     for rule in rules(config):
         sharding = jnp.zeros(()).sharding if shardings is None else _get(shardings, rule.leaf)
@@ -289,6 +297,25 @@ def _match_tensors(path: str | Path, config: PolicyConfig) -> dict[str, StoredTe
             "the weights and the config must come from the same checkpoint"
         )
     return found
+
+
+def _check_tied_head(path: Path, config: PolicyConfig, stored: Mapping[str, StoredTensor]) -> None:
+    """
+    Raises:
+        UserError: the output head is said to be the embedding, and a head is stored that is another.
+    """
+    embedding = next(rule.tensor for rule in rules(config) if rule.leaf.endswith(_EMBEDDING))
+    head, tokens = stored[config.head_name], stored[embedding]
+    rows = max(1, _SMALL_LEAF_BYTES // (4 * tokens.shape[1]))
+    same = head.shape == tokens.shape and head.dtype is not None
+    for start in range(0, tokens.shape[0], rows) if same else ():
+        part = (slice(start, start + rows),)
+        same = same and np.array_equal(head.read(part).astype(np.float32), tokens.read(part).astype(np.float32))
+    if not same:
+        raise UserError(
+            f"{path}: config.json says tie_word_embeddings true, and {config.head_name} is stored and is not "
+            f"{embedding}. Set tie_word_embeddings to false to use that head, or remove the tensor from the file"
+        )
 
 
 def _load_leaf(rule: Rule, stored: Mapping[str, StoredTensor], sharding: Sharding, dtype: np.dtype) -> jax.Array:
