@@ -21,6 +21,11 @@ _SPECIAL_FILES = {
 }
 
 
+def shortened(text: str, length: int = 120) -> str:
+    """For a message: a value may be a picture in base64."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+
+
 class RowError(UserError):
     """A row that cannot be used. `kind` is what reports group by; `problem_id` is None where the row has none."""
 
@@ -45,7 +50,11 @@ class ImageRef:
             raise ValueError("an ImageRef has either a path or data")
 
     def __str__(self) -> str:
-        return f"image {self.path}" if self.path is not None else f"embedded image ({len(self.data or b'')} bytes)"
+        return (
+            f"image {shortened(str(self.path), 400)}"
+            if self.path is not None
+            else f"embedded image ({len(self.data or b'')} bytes)"
+        )
 
     def open(self) -> IO[bytes]:
         """The encoded picture as a file. Raises OSError if it cannot be opened, or is not a regular file: opening a

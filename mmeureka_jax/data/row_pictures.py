@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-from mmeureka_jax.data.record import ImageRef, RowError
+from mmeureka_jax.data.record import ImageRef, RowError, shortened
 
 # Nouns by rank. What stands under the first two is a picture whatever it looks like; under the others, if it does.
 _NOUNS = (("image", "img"), ("picture",), ("photo", "pic"), ("figure", "fig", "diagram", "visual", "illustration"))
@@ -44,6 +44,7 @@ _MAGIC = re.compile(
 )
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _SHORTEST_BASE64 = 64
+_STRUCT_KEYS_SEEN = {"bytes", "base64", "data", "path", "url", "file", "file_name", "format", "type", "width", "height"}
 _STRUCT_KEYS = ("bytes", "base64", "data", "image", "image_url", "path", "url", "file", "file_name", "source")
 
 
@@ -194,7 +195,8 @@ def looks_like_picture(value: Any, *, in_words: bool = False) -> bool:
     if isinstance(value, list | tuple):
         return any(looks_like_picture(item, in_words=in_words) for item in value)
     if isinstance(value, Mapping):
-        return any(key in value and looks_like_picture(value[key], in_words=in_words) for key in _STRUCT_KEYS)
+        of_a_struct = value.keys() <= _STRUCT_KEYS_SEEN
+        return of_a_struct and any(looks_like_picture(item, in_words=in_words) for item in value.values())
     if isinstance(value, bytes):
         return bool(_MAGIC.match(value))
     if not isinstance(value, str):
@@ -294,7 +296,3 @@ def _from_data_uri(text: str) -> bytes:
         return _decoded(unquote(body))
     except binascii.Error as error:
         raise RowError(f"image {shortened(text)}: not valid base64 ({error})", "broken image") from None
-
-
-def shortened(text: str, length: int = 120) -> str:
-    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
