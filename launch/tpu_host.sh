@@ -28,13 +28,17 @@ case "$1" in
     ;;
   start)
     is_free || exit 0
+    rm -f pid
     setsid nohup bash code/launch/tpu_host.sh run >>log 2>&1 </dev/null &
+    for _ in {1..100}; do [[ -e pid ]] || sleep 0.1; done
+    [[ -e pid ]] || { echo "$(hostname): it did not start; see ~/mmeureka/log" >&2; exit 1; }
     echo "$(hostname): started; its log is ~/mmeureka/log"
     ;;
   run)
     exec 9>lock
-    flock -n 9 || exit 0
+    flock -w 5 9 || exit 0 # another start was faster
     echo $$ >pid
+    umask 022 # others may look at what is in run_dir
     arguments=()
     # shellcheck source=/dev/null
     source code/settings

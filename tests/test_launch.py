@@ -32,7 +32,7 @@ COMMAND = ["configs/smoke.yaml", *OVERRIDES]
 # Adds its arguments and environment to $RECORD. `mmeureka` and `srun` end with the next of the exit codes in ~/codes;
 # where that is `wait`, they wait for SIGTERM.
 STAND_IN = f"""#!{sys.executable}
-import json, os, pathlib, shutil, signal, subprocess, sys, time
+import contextlib, json, os, pathlib, shutil, signal, subprocess, sys, time
 name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
 home = pathlib.Path.home()
 
@@ -48,8 +48,12 @@ def gcloud():
             shutil.copy(arguments[4], host / arguments[5].partition(":")[2])
         elif "tail" not in arguments[at("--command") + 1]:
             env = {{k: v for k, v in os.environ.items() if k in ("PATH", "RECORD", "PAUSE")}} | {{"HOME": str(host)}}
-            if subprocess.run(["bash", "-c", arguments[at("--command") + 1]], env=env, cwd=host).returncode:
+            shell = ["bash", "-c", arguments[at("--command") + 1]]
+            session = subprocess.Popen(shell, env=env, cwd=host, start_new_session=True)
+            if session.wait():
                 sys.exit(1)
+            with contextlib.suppress(ProcessLookupError):  # the connection ends, and its session
+                os.killpg(session.pid, signal.SIGKILL)
 
 def uv():
     if arguments[0] == "venv":
