@@ -176,7 +176,7 @@ def check_command(args: argparse.Namespace) -> int:
         from mmeureka_jax.models.weights import resolve_checkpoint
 
         processor = Processor.from_checkpoint(
-            resolve_checkpoint(args.model),
+            resolve_checkpoint(args.model, weights=False),
             prompt_style=args.prompt_style,
             max_prompt_tokens=args.max_prompt_tokens,
             min_pixels=args.min_pixels,

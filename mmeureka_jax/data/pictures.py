@@ -264,7 +264,8 @@ def level_values(settings: Mapping[str, Any], *, by_division: bool = False) -> F
             ("image_std", (0.26862954, 0.26130258, 0.27577711)),
         )
     )
-    values = (levels - mean) / std
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        values = (levels - mean) / std
     if not np.isfinite(values).all():
         raise ValueError("image_mean or image_std gives numbers that are not finite")
     return values

@@ -165,10 +165,7 @@ class Processor:
                 f"{self.path}: its chat template does not come to an end, or takes all memory, for a question of one "
                 "character; take that of the checkpoint that this one was made of"
             )
-        try:
-            self._rendered([message])
-        except Exception as error:  # of any kind: a template is a program
-            raise UserError(f"{self.path}: its chat template fails ({brief(error)})") from error
+        self._rendered([message])
 
     @cached_property
     def _placeholders(self) -> tuple[str, ...]:

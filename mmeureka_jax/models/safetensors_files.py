@@ -78,6 +78,22 @@ def open_checkpoint(folder: Path, name: str = "model") -> dict[str, StoredTensor
     return {tensor: headers[file][tensor] for tensor, file in weight_map.items()}
 
 
+def indexed_tensors(folder: Path, name: str = "model") -> list[str] | None:
+    """The names of the tensors of a folder whose index is there, be its files or not; None without an index."""
+    single_file, index_file = _file_names(name)
+    if (folder / single_file).is_file() or not (folder / index_file).is_file():
+        return None
+    return list(_read_index(folder / index_file))
+
+
+def has_weights(folder: Path, name: str = "model") -> bool:
+    """Whether the files are there that a folder's tensors lie in."""
+    single_file, index_file = _file_names(name)
+    if not (folder / index_file).is_file():
+        return (folder / single_file).is_file()
+    return all((folder / file).is_file() for file in _read_index(folder / index_file).values())
+
+
 def check_is_new(folder: Path) -> None:
     """Raises a UserError if there is something at `folder` already (an empty folder may be)."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

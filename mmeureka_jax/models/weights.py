@@ -25,13 +25,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from mmeureka_jax.console import say
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
 from mmeureka_jax.models.orbax_files import is_orbax, load_orbax, tensor_dtypes
 from mmeureka_jax.models.rules import Layout, Rule, from_stored, to_stored
-from mmeureka_jax.models.safetensors_files import StoredTensor, open_checkpoint, write_checkpoint_files
+from mmeureka_jax.models.safetensors_files import (
+    StoredTensor,
+    has_weights,
+    indexed_tensors,
+    open_checkpoint,
+    write_checkpoint_files,
+)
 
 # Files that travel unchanged from the checkpoint a policy came from to the one that is saved.
 COMPANION_FILES = (
@@ -50,6 +57,10 @@ COMPANION_FILES = (
     "chat_template.jinja",
 )
 
+# What is asked of the hub, in two parts: config, tokenizer and indices; and what is large.
+_SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.py"]
+_WEIGHT_FILES = ["*.safetensors"]
+
 # The same for the code that some of the hub's models come with: others may run it, nothing here does.
 _CODE_FILES = ("configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py", "conversation.py")
 
@@ -64,8 +75,11 @@ def rules(config: PolicyConfig) -> tuple[Rule, ...]:
     return family_of(config).rules(config)
 
 
-def resolve_checkpoint(name: str | Path) -> Path:
+def resolve_checkpoint(name: str | Path, *, weights: bool = True) -> Path:
     """The folder of a checkpoint: `name` itself, or the local copy of the hub repository `owner/model`.
+
+    Args:
+        weights: download them too. Without, config and tokenizer come in seconds, and `load_params` fetches the rest.
 
     Raises:
         UserError: neither a folder nor a hub id that can be downloaded (or found in the local cache when offline).
@@ -77,12 +91,26 @@ def resolve_checkpoint(name: str | Path) -> Path:
         raise UserError(f"{path}: this is a file; give the checkpoint's folder")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(name)):
         raise UserError(f"{name}: no such folder (and not a hub id of the form owner/model)")
+    return _download(str(name), [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES)
+
+
+def fetch_weights(folder: Path) -> None:
+    """Downloads the weights of a hub repository whose snapshot `folder` has been without; nothing for other folders.
+
+    Raises:
+        UserError: the hub does not give them.
+    """
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--") and not has_weights(folder):
+        say(f"downloading the weights of {repository.removeprefix('models--').replace('--', '/', 1)}")
+        _download(repository.removeprefix("models--").replace("--", "/", 1), _WEIGHT_FILES, revision=folder.name)
+
+
+def _download(name: str, patterns: list[str], revision: str | None = None) -> Path:
     import huggingface_hub
 
     try:
-        found = huggingface_hub.snapshot_download(
-            str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.py"]
-        )
+        found = huggingface_hub.snapshot_download(name, allow_patterns=patterns, revision=revision)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -126,6 +154,9 @@ def _tensor_names(path: Path) -> list[str]:
     """Of a folder that has its weights; none of another."""
     if is_orbax(path):
         return list(tensor_dtypes(path))
+    if (names := indexed_tensors(path)) is not None:  # without the files themselves, which may still be on the hub
+        return names
+    fetch_weights(path)
     return list(open_checkpoint(path)) if next(path.glob("*.safetensors"), None) else []
 
 
@@ -135,6 +166,7 @@ def stored_dtypes(path: str | Path) -> dict[str, np.dtype]:
     if is_orbax(path):
         return tensor_dtypes(path)
     config = read_config(path)
+    fetch_weights(path)
     stored = _match_tensors(path, config)
     return {name: stored[name].dtype for rule in rules(config) for name, _ in rule.tensors()}  # type: ignore[misc]
 
@@ -164,6 +196,7 @@ def load_params(
     """
     if is_orbax(Path(path)):
         return load_orbax(Path(path), rules(config), shardings, dtype)
+    fetch_weights(Path(path))
     stored = _match_tensors(path, config)
     if config.text.tie_word_embeddings and config.head_name in stored:
         _check_tied_head(Path(path), config, stored)

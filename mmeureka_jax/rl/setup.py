@@ -103,7 +103,7 @@ def open_policy(config: Config, run_dir: Path, devices: list[jax.Device] | None 
     if config.model.random is not None:
         checkpoint = open_random_model(run_dir, config.model.random)
     elif config.model.checkpoint is not None:
-        checkpoint = resolve_checkpoint(config.model.checkpoint)
+        checkpoint = resolve_checkpoint(config.model.checkpoint, weights=False)
     else:
         raise UserError(
             "no model: set model.checkpoint to a checkpoint folder or hub id (or model.random for a random one)"
@@ -139,7 +139,7 @@ def lora_of_adapters(
     adapters: str, checkpoint: str, base_dtype: Literal["bfloat16", "float32"] = "float32"
 ) -> LoraConfig:
     """The settings that adapters beside a checkpoint (both folders or hub ids) were trained with."""
-    stored = open_adapters(resolve_checkpoint(adapters), read_config(resolve_checkpoint(checkpoint)))
+    stored = open_adapters(resolve_checkpoint(adapters), read_config(resolve_checkpoint(checkpoint, weights=False)))
     return LoraConfig(
         rank=stored.rank,
         alpha=stored.alpha,
