@@ -7,6 +7,7 @@ and then, so that the last line says what the command waits for. Of a run of man
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -100,7 +101,13 @@ def progress(
 
 
 def _on_terminal() -> bool:
-    return sys.stderr.isatty()
+    """Whether bars can be seen. Terminals of some containers have no lines, and tqdm would draw nothing."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).lines > 0
+    except OSError:
+        return True
 
 
 class Lines:
@@ -164,7 +171,7 @@ class TimeLeft:
 class Steps:
     """The steps of a run: a bar on a terminal, where bars are wanted, and otherwise a line for each.
 
-    Within a step, `phase` says what happens. On the bar it is what stands last; a line of its own it is only where the
+    Within a step, `phase` says what happens. It stands last on the bar; a line of its own it is only where the
     log would say nothing for long: in the first step, and where the phase took long the last time.
     """
 
@@ -174,6 +181,7 @@ class Steps:
         self._since = self._written = time.monotonic()
         self._phase, self._phase_start = "", self._since
         self._took: dict[str, float] = {}  # phase -> seconds, the last time
+        self._shown = ""  # of the last step, on the bar
         self._bar: _StepBar | None = None
         if bars and _on_terminal() and is_speaking():
             self._bar = _StepBar(total=total, initial=done, desc=name, dynamic_ncols=True, bar_format=_StepBar.FORMAT)
@@ -200,7 +208,7 @@ class Steps:
             is_long = self._took.get(name, QUIET) >= QUIET
         text = f"{name}, {detail}" if detail else name
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(" | ".join(filter(None, [self._shown, text])))
         elif not is_said and (is_long or now - self._written >= QUIET):
             first = "" if self._left.knows_one else " (first time: compiles its programs; later steps are faster)"
             self._line(f"step {self.current}/{self.total}: {text}{first} ...")
@@ -220,9 +228,9 @@ class Steps:
         left = self._left.of(self.total - self.done)
         if self._bar is not None:
             self._bar.left = duration(left or 0.0)
-            self._bar.set_postfix_str(shown, refresh=False)
+            self._shown = shown
             self._bar.update(1)
-            self._bar.refresh()
+            self._bar.set_postfix_str(shown)
             return
         took = duration(seconds) + (f" ({duration(compiling)} of it compiling)" if compiling > 1 else "")
         parts = [f"step {self.done}/{self.total}", shown, took]
@@ -246,6 +254,7 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            self._bar.set_postfix_str(self._shown)
             self._bar.close()
 
 

@@ -153,6 +153,7 @@ def test_on_a_terminal_the_bar_says_the_phase_and_the_time_left(clock, monkeypat
     assert steps.done == 4
     text = terminal.getvalue()
     assert "sampling, 3 of 8 groups" in text and "left 15 s" in text and "left 10 s" in text and "step 3/6" not in text
+    assert "acc 0.41  loss 0.012 | sampling" in text
 
 
 @pytest.fixture

@@ -124,11 +124,9 @@ class Learner:
             yield
             return
         widths = len(packed_widths(places, self._packing))
-        what = " and ".join(f"prompts of {length}, width {width}" for length, width in new)
-        with waiting(
-            f"compiling the update for {what} ({len(self._programs)} of up to {widths * self._buckets} shapes, each "
-            "compiled once; later steps are faster)"
-        ):
+        what = " and ".join(f"{length} + {width}" for length, width in new)
+        count = f"{len(self._programs)} of up to {widths * self._buckets} shapes, each compiled once"
+        with waiting(f"compiling the update of {what} places a prompt: {count}"):
             yield
 
     def _by_token(

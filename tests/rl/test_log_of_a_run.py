@@ -67,7 +67,7 @@ def test_a_new_run_says_what_it_does_in_order(logs):
         "before training: val 0.",
         "step 1/2: sampling (first time: compiles its programs; later steps are faster) ...",
         "step 1/2: updating (first time",
-        "compiling the update for prompts of 96, width 16 (1 of up to 1 shapes",
+        "compiling the update of 96 + 16 places a prompt: 1 of up to 1 shapes, each compiled once ...",
         "step 1/2  acc 0.",
         "step 1/2: saving a checkpoint ...",
         "step 2/2  acc 0.",
