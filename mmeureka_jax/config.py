@@ -251,6 +251,7 @@ class TrackingConfig:
     """Validation, and what is written about a run."""
 
     tensorboard: bool = True
+    wandb: str | None = None  # project at Weights & Biases, of which the package is an extra; null = nothing is sent
     progress: bool = True  # bars on the terminal
     validate_every: int = 10  # steps; 0 = never
     validation_problems: int = 0  # 0 = all

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from mmeureka_jax.config import TrackingConfig
 from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, parse_json, read_bytes, write_atomic
+from mmeureka_jax.wandb_log import WandbLog
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -66,18 +68,26 @@ class Tracker:
       resume_step: the step of the checkpoint that the run goes on from. What was written after it is removed first.
         None or 0 for a run that starts from nothing: all that an attempt before its first checkpoint left is removed,
         the row of step 0 included, which is written anew.
+      settings: the run's config, for those who show it next to the metrics (`tracking.wandb`).
 
     Raises:
       UserError: from any method, when a file cannot be written (a full disk, say); what was there before stays whole.
     """
 
     def __init__(
-        self, run_dir: Path, config: TrackingConfig, *, enabled: bool = True, resume_step: int | None = None
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        *,
+        enabled: bool = True,
+        resume_step: int | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._enabled = enabled
         self._metrics_path = Path(run_dir) / METRICS_FILE
         self._rollouts_dir = Path(run_dir) / ROLLOUTS_FOLDER
         self._events: _EventFile | None = None
+        self._wandb: WandbLog | None = None
         if not enabled:
             return
         last_step = resume_step or -1
@@ -90,6 +100,8 @@ class Tracker:
                     path.unlink()
         if config.tensorboard:
             self._events = _EventFile(Path(run_dir) / TENSORBOARD_FOLDER, first_step=last_step + 1)
+        if config.wandb:
+            self._wandb = WandbLog(Path(run_dir), config.wandb, settings or {}, resuming=bool(resume_step))
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one row, on disk when this returns; NaN and Infinity as Python's json writes them. Once a step."""
@@ -99,6 +111,8 @@ class Tracker:
         _append_line(self._metrics_path, json.dumps(row))
         if self._events:
             self._events.scalars(step, {name: value for name, value in row.items() if name != "step"})
+        if self._wandb:
+            self._wandb.metrics(row)
 
     def log_histogram(self, step: int, name: str, values: Any) -> None:
         """The distribution of `values` (any array-like; what is not finite is left out) to TensorBoard."""
@@ -106,10 +120,10 @@ class Tracker:
             self._events.histogram(step, name, np.asarray(values, np.float64).ravel())
 
     def log_rollouts(self, step: int, samples: Sequence[RolloutSample]) -> None:
-        """Sampled groups with their pictures, to `rollouts/` and TensorBoard."""
+        """Sampled groups with their pictures, to `rollouts/`, TensorBoard and Weights & Biases."""
         if not self._enabled or not samples:
             return
-        lines = []
+        lines, all_pictures = [], []
         for index, sample in enumerate(samples):
             pictures = [_as_png(data) for data in sample.images]
             names = [f"{IMAGES_FOLDER}/{hashlib.sha256(png).hexdigest()[:20]}.png" for png in pictures]
@@ -124,12 +138,15 @@ class Tracker:
                 "answer": sample.answer,
                 "responses": [dataclasses.asdict(response) for response in sample.responses],
             }
+            all_pictures.append(pictures)
             lines.append(json.dumps(record, ensure_ascii=False, default=float))
             if self._events:
                 self._events.images(step, f"rollouts/{index}", pictures)
                 self._events.text(step, f"rollouts/{index}", _as_markdown(sample))
         content = "\n".join(lines) + "\n"
         write_atomic(self._rollouts_dir / f"step_{step:08d}.jsonl", content.encode("utf-8", "replace"))
+        if self._wandb:
+            self._wandb.rollouts(step, samples, all_pictures)
 
     def flush(self) -> None:
         """Everything logged so far is on disk when this returns."""
@@ -137,6 +154,9 @@ class Tracker:
             self._events.flush()
 
     def close(self) -> None:
+        if self._wandb:
+            self._wandb.finish(failed=sys.exc_info()[0] is not None)  # as it closes while an error passes
+            self._wandb = None
         if self._events:
             self._events.close()
             self._events = None

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from mmeureka_jax.checkpoint import Checkpointer, RunState
-from mmeureka_jax.config import Config
+from mmeureka_jax.config import Config, to_dict
 from mmeureka_jax.console import Bar, Steps, progress, say, waiting
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.files import exclusive
@@ -35,6 +35,7 @@ from mmeureka_jax.rl.setup import (
 )
 from mmeureka_jax.rl.update import Objective
 from mmeureka_jax.tracking import Tracker
+from mmeureka_jax.wandb_log import import_wandb
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import ProblemLoader
@@ -218,6 +219,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             stack.enter_context(exclusive(run_dir))
 
         # What the job needs. Every mistake that can be known is found here, before step 0.
+        if config.tracking.wandb:
+            import_wandb()
         loaded = open_policy(config, run_dir)
         say_header(recipe.command, loaded, config.model.checkpoint, config)
         stack.enter_context(jax.set_mesh(loaded.mesh))
@@ -285,7 +288,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         )
         stack.callback(loader.close)
         restore_position(loader, run.data, config)
-        tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step)
+        tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
         stack.callback(tracker.close)
         steps = stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress))
         yield Job(
