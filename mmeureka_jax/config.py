@@ -113,10 +113,14 @@ class RewardConfig:
     repetition_ngram: int = 10  # words in a row that count as repeated when they come again
     custom: CustomFunction | None = None  # "path/to/file.py:function"; see docs/data.md
     custom_weight: float = 0.0
+    custom_trial: bool = True  # it is tried on a row of the training data before step 0
+    custom_import_limit: float = 60.0  # seconds for its file to be imported
+    custom_memory_mb: int = 1024  # address space that it may take beyond what its import took; 0 = no limit
     overlong_buffer: int = 0  # tokens before the length limit over which a penalty grows from 0 to 1; 0 = none
     overlong_weight: float = 1.0
     workers: int = 2  # processes that score answers
     time_limit: float = 5.0  # seconds for one answer
+    max_failed_steps: int = 3  # in a row, in which a rule with a weight failed on every answer; 0 = no limit
 
 
 @dataclass(frozen=True)

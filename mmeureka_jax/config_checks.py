@@ -48,14 +48,16 @@ _AT_MOST: dict[str, float] = {
 
 _POSITIVE = """
     steps model.logits_mb data.difficulty_copies data.max_prompt_tokens data.min_pixels reward.repetition_ngram
-    reward.workers reward.time_limit sampler.max_new_tokens rl.filter.max_empty_rounds rl.prompts_per_rollout
-    rl.prompts_per_update rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap rl.drift_cap rl.kl_horizon
+    reward.workers reward.time_limit reward.custom_import_limit sampler.max_new_tokens rl.filter.max_empty_rounds
+    rl.prompts_per_rollout rl.prompts_per_update rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap
+    rl.drift_cap rl.kl_horizon
     sft.problems_per_step sft.micro_batches sft.max_response_tokens optimizer.learning_rate optimizer.eps
     optimizer.max_grad_norm optimizer.max_nonfinite_updates checkpoint.every_steps checkpoint.keep
     tracking.validation_batch rl.critic.learning_rate mesh.heartbeat_seconds
 """.split()
 _NOT_NEGATIVE = """
-    seed data.max_image_windows data.workers reward.overlong_buffer data.prefetch sampler.temperature sampler.top_k
+    seed data.max_image_windows data.workers reward.overlong_buffer reward.custom_memory_mb reward.max_failed_steps
+    data.prefetch sampler.temperature sampler.top_k
     sampler.batch_prompts rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best
     tracking.validate_every tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
     rl.critic.trunk_coefficient

@@ -48,6 +48,7 @@ class ResponseSample:
     parts: dict[str, float]  # rule name -> its reward before the weight
     length: int  # tokens, the end token included
     finish_reason: str  # "stop" or "length"
+    failure: str | None = None  # why rules could not score it
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,8 @@ def _as_markdown(sample: RolloutSample) -> str:
         blocks.append(
             f"**{number}.** reward {response.reward:g} ({parts}), {response.length} tokens, {response.finish_reason}"
         )
+        if response.failure is not None:
+            blocks.append(verbatim(response.failure))
         blocks.append(verbatim(response.text))
     return "\n\n".join(blocks)
 

@@ -1,17 +1,35 @@
-"""Functions of the user's own files, which a config names as "path/to/file.py:function"."""
+"""Functions of the user's own files, which a config names as "path/to/file.py:function".
+
+Nothing that such a file does ends a command silently, or hangs it: that it calls `sys.exit`, never comes to an end, or
+raises whatever it likes, is a UserError that names the file and, where there is one, the line.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import inspect
+import logging
+import os
+import signal
 import sys
+import threading
+import time
+import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import Terminated, UserError
+
+IMPORT_LIMIT = 60.0  # seconds in which a file has to be imported
+NOTICE = 5.0  # seconds after which the terminal says what is waited for
+_REASON_LENGTH = 300  # characters of what a function of the user's raised
+
+logger = logging.getLogger(__name__)
 
 
 def parse_spec(key: str, spec: str) -> tuple[Path, str]:
@@ -30,41 +48,175 @@ def parse_spec(key: str, spec: str) -> tuple[Path, str]:
 
 
 @functools.cache
-def load_function(key: str, spec: str, signature: str, *, with_settings: bool = False) -> Callable[..., Any]:
+def load_function(
+    key: str, spec: str, signature: str, *, with_settings: bool = False, import_limit: float = IMPORT_LIMIT
+) -> Callable[..., Any]:
     """Imports the file and returns its function; its folder becomes importable.
 
     Args:
         key: the config key, for messages.
         signature: how the function is called, such as `function(rewards) -> advantages`: as many positional arguments
             as it names.
+        with_settings: keyword-only arguments are settings, which the caller gives.
 
     Raises:
-        UserError: the file does not import, has no such function, or the function does not take the arguments.
+        UserError: the file does not import, or not within `import_limit` seconds; it has no such function, or the
+            function is of another kind or does not take the arguments.
     """
     file, name = parse_spec(key, spec)
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # at the end: a random.py there is not to be everybody's
-    module_name = f"_user_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
-    module_spec = importlib.util.spec_from_file_location(module_name, file)
-    assert module_spec is not None and module_spec.loader is not None  # a .py file always has a loader
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise UserError(f"{key}: {file} does not import: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
+    function = getattr(_import_file(key, file, import_limit), name, None)
     if not callable(function):
         raise UserError(f"{key}: {file} has no function {name!r}; expected {signature}")
+    if (kind := _unusable_kind(function)) is not None:
+        raise UserError(f"{key}: {name} of {file} is {kind}; expected a plain function, {signature}")
     arguments = signature.partition("(")[2].rpartition(") ->")[0].split(", ")
+    try:
+        takes = inspect.signature(function)
+    except ValueError:
+        raise UserError(f"{key}: {name} of {file} is built in; put it into a function of your own, {signature}") from None
     keywords = {
         parameter.name: None
-        for parameter in inspect.signature(function).parameters.values()
+        for parameter in takes.parameters.values()
         if with_settings and parameter.kind is parameter.KEYWORD_ONLY
     }
     try:
-        inspect.signature(function).bind(*arguments, **keywords)
+        takes.bind(*arguments, **keywords)
     except TypeError as error:
         raise UserError(f"{key}: {name} of {file}: {error}; expected {signature}") from error
     return function
+
+
+def load_explained(key: str, spec: str, signature: str) -> Callable[..., Any]:
+    """As `load_function`, with settings, for calls in this process: `sys.exit` in it must not end a run as if all were
+    well.
+
+    Raises:
+        UserError: as `load_function`; and from the function itself, if it raises something: what, and in which line.
+    """
+    function = load_function(key, spec, signature, with_settings=True)
+    file, name = parse_spec(key, spec)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (UserError, Terminated):
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{key}: {name} of {file} failed: {reason(error, file)}") from error
+
+    return call
+
+
+def reason(error: BaseException, file: Path, place: str = "") -> str:
+    """What was raised, in one line, and where: `KeyError: 'x' (rule.py:5)`.
+
+    Args:
+        place: where, if no line of the user's file was on the way there.
+    """
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a message of the user's own class
+        text = ""
+    if len(text) > _REASON_LENGTH:
+        text = text[:_REASON_LENGTH] + "…"
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == str(file):
+            place = f"{file.name}:{frame.lineno}"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{f' ({place})' if place else ''}"
+
+
+def _import_file(key: str, file: Path, limit: float) -> Any:
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # at the end: a random.py there is not to be everybody's
+    name = f"_user_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    interrupted = threading.Event()
+    try:
+        with _no_exit(), _time_limit(key, file, limit), _noting_ctrl_c(interrupted):
+            spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if interrupted.is_set():
+            raise
+        raise UserError(f"{key}: {file} does not import: {reason(error, file)}") from error
+    return module
+
+
+@contextlib.contextmanager
+def _no_exit() -> Iterator[None]:
+    """`os._exit` would end the command on the spot, with a code that may mean success."""
+    process, leave = os.getpid(), os._exit
+
+    def refuse(status: int) -> None:
+        if os.getpid() != process:  # a child that the file has forked
+            leave(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+@contextlib.contextmanager
+def _time_limit(key: str, file: Path, limit: float) -> Iterator[None]:
+    """Raises TimeoutError in what runs too long, and says so after a while. Only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    start = time.monotonic()
+    said = False
+
+    def look(number: int, frame: FrameType | None) -> None:
+        nonlocal said
+        if time.monotonic() - start >= limit - 0.01:
+            raise TimeoutError(f"not done after {limit:g} s")
+        if not said:
+            said = True
+            logger.info("%s: waiting for %s to be imported, at most %g s", key, file, limit)
+
+    previous = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, min(NOTICE, limit), min(1.0, limit))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.getsignal(signal.SIGALRM) is look:  # and not one that the file has set
+            signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def _noting_ctrl_c(interrupted: threading.Event) -> Iterator[None]:
+    """Tells a Ctrl-C of the user's from a KeyboardInterrupt that the file raises."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        previous(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _unusable_kind(function: Callable[..., Any]) -> str | None:
+    """What a callable is that gives no value when it is called, or None for one that does."""
+    if inspect.isclass(function):
+        return "a class"
+    for called in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(called):
+            return "an async function"
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            return "a generator function (it has a yield)"
+    return None

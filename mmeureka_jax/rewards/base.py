@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +32,25 @@ class RewardRequest:
 
 @dataclass(frozen=True)
 class RewardResult:
-    """total = sum of weight * part. `failure` says why a part is 0 without having been computed, such as `accuracy:
-    timeout after 5 s`. A failed part never hides the others."""
+    """total = sum of weight * part. `failures` says why a rule's part is 0 without having been computed, such as
+    `timeout after 5 s`. A failed part never hides the others."""
 
     total: float
     parts: dict[str, float]
-    failure: str | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def failure(self) -> str | None:
+        """All failures in one line, such as `accuracy: timeout after 5 s`."""
+        return "; ".join(f"{rule}: {reason}" for rule, reason in self.failures.items()) or None
+
+
+def kind_of_failure(reason: str) -> str:
+    """What reasons have in common that differ only in a value: the exception and its line, or the words."""
+    place = re.search(r" \([^()]+:\d+\)$", reason)
+    if place:
+        return reason.partition(":")[0] + place[0]
+    return re.sub(r"\d+(\.\d+)?", "0", reason)
 
 
 def rule_weights(config: RewardConfig) -> dict[str, float]:
@@ -47,8 +61,8 @@ def rule_weights(config: RewardConfig) -> dict[str, float]:
     return weights
 
 
-def combine(parts: Mapping[str, float], weights: Mapping[str, float], failures: list[str]) -> RewardResult:
+def combine(parts: Mapping[str, float], weights: Mapping[str, float], failures: Mapping[str, str]) -> RewardResult:
     """The result of one response from the parts of all its rules."""
     ordered = {rule: float(parts[rule]) for rule in weights}
     total = sum(weights[rule] * part for rule, part in ordered.items())
-    return RewardResult(total=total, parts=ordered, failure="; ".join(failures) or None)
+    return RewardResult(total=total, parts=ordered, failures=failures)

@@ -1,65 +1,64 @@
-"""The program of the reward workers: `python -m mmeureka_jax.rewards.worker_main SETTINGS` (started by workers.py).
+"""The program of the reward workers: `python -m mmeureka_jax.rewards.worker_main SETTINGS` (started by processes.py).
 
-It is the template of the workers: it imports the rules once, which takes a second, and then forks a worker whenever it
-is asked to, which takes milliseconds. The template has one thread and no JAX, so that forking it is safe; forking the
-training process with JAX's threads can deadlock, and a spawned `multiprocessing` child would import the user's main
-script again. A custom rule is loaded by the workers that run it: it may start threads, or hold a device.
+It is the template of the workers (worker.py): it imports the rules once, which takes a second, and then forks a worker
+whenever it is asked to, which takes milliseconds. The template has one thread and no JAX, so that forking it is safe;
+forking the training process with JAX's threads can deadlock, and a spawned `multiprocessing` child would import the
+user's main script again.
 
-A worker reads one JSON job at a time from its socket and answers `{"value": …}` or `{"error": …}`.
-
-Nothing here outlives its use. The template ends, and kills its workers with all that they have started, when the
-training process closes the control socket or is gone. A worker ends when its socket closes or the template is gone;
-during a job the kernel ends it by SIGALRM shortly after the time limit, also when one long C call holds the interpreter
-and even Python's own signal handlers do not run.
+Nothing here outlives its use: the template ends, and kills its workers with all that they have started, when the
+training process closes the control socket or is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import json
-import logging
 import os
-import resource
 import select
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.rewards.channel import CHANNEL_LOST
+from mmeureka_jax.rewards.descendants import adopt_orphans, end_children
+from mmeureka_jax.rewards.worker import IDLE_POLL, Run, load_rules, serve
 
-Job = dict[str, Any]
-Run = Callable[[Job], Any]
-GRACE = 1.0  # seconds after the time limit, in which the parent normally kills a worker
-# The first answers of each kind compile regular expressions and fill the parser's tables, up to a tenth of a second
-# each: that belongs to the start of the template and not to an answer.
-WARM_UP = (
-    (r"$\frac{x}{2}+\sqrt{3}$ cm", r"$\frac{1}{2}x+\sqrt{3}$"),
-    (r"$(1,\frac{2}{n})$", r"$(1,\frac{3}{n})$"),
-    (r"$1<x\leq 2$", r"$1<x\leq 3$"),
-    (r"$x(x+2)-3$", r"$x^{2}+2x-4$"),
-    (r"$(-\infty,2)\cup[3,4)$", r"$(-\infty,2)\cup[3,5)$"),
-    (r"$\{1,2\}$", r"$\{1,3\}$"),
-    (r"$y=3x^{2}+4$", r"$y=3x^{2}-4$"),
-    (r"$\frac{2}{3}\pi-\sin 30^{\circ}$", r"$\frac{3\pi}{2}$"),
-    (r"$-\frac{\sqrt{3}}{2}$", r"$-\frac{5\sqrt{3}}{2}$"),
-    (r"$\log_{2} 7+2^{10}$", r"$\log_{2} 9$"),
-    (r"12 m/s", r"13 m/s"),
-    (r"The area is $12$ cm$^2$.", r"13 cm"),
-    (r"$\pm 2$", r"2 or -3"),
-    (r"12.5%", r"12,500"),
-)
-PROBE = "7.3104"  # an answer that no gold answer equals
-IDLE_POLL = 2.0  # seconds between two looks at the parent
 MESSAGE_BYTES = 4096  # requests to the template are short
 EXIT_WAIT = 5.0  # seconds in which a process that closed its socket, or was killed, should be gone
 EXIT_POLL = 0.01
+PRINTED_LIMIT = 10_000  # bytes of what a custom rule prints that are shown
+READS_AT_ONCE = 16  # of what is printed, before the next request
+
+
+class Printed:
+    """What the workers of a custom rule print, and what they start does: it goes to standard error up to a limit."""
+
+    def __init__(self) -> None:
+        self.source, self.sink = os.pipe()
+        os.set_blocking(self.source, False)
+        self._left = PRINTED_LIMIT
+
+    def take(self) -> None:
+        """For a worker: from now on its output goes here."""
+        os.dup2(self.sink, 1)
+        os.dup2(self.sink, 2)
+        os.close(self.sink)
+        os.close(self.source)
+
+    def forward(self) -> None:
+        """Passes on what there is now, or drops it: whoever prints has not to wait for long."""
+        with contextlib.suppress(OSError):  # there is no more for now; or nobody reads our standard error
+            for _ in range(READS_AT_ONCE):
+                text = os.read(self.source, 1 << 16)
+                if self._left > 0:
+                    os.write(2, text[: self._left])
+                    self._left -= len(text)
+                    if self._left <= 0:
+                        os.write(2, f"\n(reward.custom printed {PRINTED_LIMIT} bytes; no more is shown)\n".encode())
 
 
 class Template:
@@ -78,14 +77,18 @@ class Template:
         self._settings = settings | {"template": os.getpid()}
         self._run = run
         self._pids: dict[int, int] = {}
-        self._killed: set[int] = set()
+        self._printed = Printed() if settings["custom"] is not None else None
 
     def serve(self) -> None:
         """Answers requests until the training process closes the connection or ends; then no worker is left."""
+        sources: list[Any] = [self._control]
+        if self._printed is not None:
+            sources.append(self._printed.source)
         while os.getppid() == self._settings["parent"]:
-            self._reap()
-            wait = EXIT_POLL if self._killed else IDLE_POLL
-            if not select.select([self._control], [], [], wait)[0]:
+            wait = IDLE_POLL if self._end_others() else EXIT_POLL
+            readable = select.select(sources, [], [], wait)[0]
+            self._forward_printed()
+            if self._control not in readable:
                 continue
             try:
                 message, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 1)
@@ -131,39 +134,43 @@ class Template:
     def _become_worker(self, descriptor: int, custom: bool) -> NoReturn:
         """The life of a forked worker. Whatever happens, it never comes back into the template's loop."""
         code = 1
+        process = os.getpid()
         try:
             os.setpgid(0, 0)
             self._control.close()
             os.set_inheritable(descriptor, False)
-            serve(Connection(descriptor), self._settings, self._run, custom)
+            if custom and self._printed is not None:
+                self._printed.take()
+            serve(socket.socket(fileno=descriptor), self._settings, self._run, custom)
             code = 0
-        except (EOFError, ConnectionError):
+        except ConnectionError:
             code = 0  # the parent closed the socket or is gone
-        except SystemExit as error:  # of a custom rule
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except OSError:
+            code = CHANNEL_LOST
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(code & 0xFF)
+            if custom and os.getpid() == process:
+                end_children(limit=EXIT_WAIT)
+            os._exit(code)
 
     def _end(self, worker: int) -> None:
         pid = self._pids.pop(worker, None)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # with whatever a custom rule has started
-            self._killed.add(pid)
+                os.killpg(pid, signal.SIGKILL)
 
-    def _reap(self) -> None:
-        for pid in list(self._killed):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                self._killed.remove(pid)
+    def _end_others(self, limit: float = 0.0) -> bool:
+        """Ends and reaps the workers that were killed, with whatever a custom rule had started in them."""
+        return end_children(set(self._pids.values()), limit)
 
     def _settle(self) -> None:
-        deadline = time.monotonic() + EXIT_WAIT
-        self._reap()
-        while self._killed and time.monotonic() < deadline:
-            time.sleep(EXIT_POLL)
-            self._reap()
+        self._end_others(EXIT_WAIT)
+        self._forward_printed()
+
+    def _forward_printed(self) -> None:
+        if self._printed is not None:
+            self._printed.forward()
 
     def _exit_code(self, worker: int) -> int | None:
         """What a worker that closed its socket ended with, negative for a signal; None if it runs on."""
@@ -177,84 +184,13 @@ class Template:
         return None
 
 
-def serve(connection: Connection, settings: dict[str, Any], run: Run, custom: bool) -> None:
-    """A worker: answers jobs until the parent closes the connection, or the template ends."""
-    from sympy.core import random
-
-    with contextlib.suppress(OSError):  # where memory runs out, the training process is not what should go
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    if custom:
-        try:
-            run = _load_custom(settings["custom"])
-        except UserError as error:
-            connection.send_bytes(json.dumps({"error": str(error)}).encode())
-            return
-    else:  # a limit of the address space breaks libraries that reserve much of it, as a custom rule may import
-        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_limit"], settings["memory_limit"]))
-    connection.send_bytes(json.dumps({"pid": os.getpid()}).encode())
-    while True:
-        while not connection.poll(IDLE_POLL):
-            if os.getppid() != settings["template"]:
-                return
-        job = json.loads(connection.recv_bytes())
-        random.seed(0)  # SymPy tries expressions at random points: the same ones, whatever came before
-        signal.setitimer(signal.ITIMER_REAL, settings["time_limit"] + GRACE)
-        try:
-            reply = {"value": run(job)}
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send_bytes(json.dumps(reply).encode())
-
-
-def _load_rules(rule: str) -> Run:
-    """The jobs that need no file of the user's, ready to run."""
-    compare, gold_problem = _load_accuracy(rule)
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
-    logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)
-    for text, answer in WARM_UP:
-        compare(text, answer)
-
-    def run(job: Job) -> Any:
-        match job["kind"]:
-            case "accuracy":
-                return compare(job["text"], job["answer"])
-            case "gold":
-                problem = gold_problem(job["answer"])
-                if problem is None:  # a gold answer that parses may still hang every comparison: 9^{9^{9}}
-                    compare(PROBE, job["answer"])
-                return problem
-            case kind:
-                raise ValueError(f"unknown job {kind!r}")
-
-    return run
-
-
-def _load_accuracy(rule: str) -> tuple[Callable[[str, str], float], Callable[[str], str | None]]:
-    """What compares an answer with a gold answer, and what says why a gold answer cannot be used."""
-    from mmeureka_jax.rewards import accuracy, upstream
-
-    if rule not in upstream.FORMS:
-        return accuracy.compare, accuracy.gold_problem
-    form = upstream.FORMS[rule]
-    return functools.partial(upstream.compare, form=form), functools.partial(upstream.gold_problem, form=form)
-
-
-def _load_custom(spec: str) -> Run:
-    """The jobs of the custom rule. Raises UserError if it does not load."""
-    from mmeureka_jax.rewards import custom
-
-    rule = custom.load_rule(spec)
-    return lambda job: custom.apply_rule(rule, job["response"], job["answer"], job["question"], job["metadata"])
-
-
 def main() -> None:
     settings = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler's: the run ends its step, with all its scores
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    run = _load_rules(settings["accuracy"])
+    adopt_orphans()
+    run = load_rules(settings["accuracy"])
     gc.collect()
     gc.freeze()  # a collection in a worker would copy every page of what was imported
     Template(socket.socket(fileno=settings["socket"]), settings, run).serve()

@@ -26,7 +26,7 @@ from mmeureka_jax.config import RLConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rl.losses import settings_of
 from mmeureka_jax.rl.rollout import Group
-from mmeureka_jax.user_code import load_function
+from mmeureka_jax.user_code import load_explained
 
 SIGNATURE = "function(rewards) -> advantages"  # of an estimator; both [P, n]
 _REWARD_LIMIT = 10.0  # of what a response is given before a KL penalty is added to it
@@ -136,11 +136,9 @@ def make_estimator(config: RLConfig) -> Callable[[Float[np.ndarray, "P n"]], Flo
     """The estimator that `rl.advantage` names, with its settings.
 
     Raises:
-        UserError: `rl.advantage` names a function of a file that is not there or does not fit.
+        UserError: `rl.advantage` names a function of a file that is not there or does not fit; or, later, it fails.
     """
-    function = ADVANTAGES.get(config.advantage) or load_function(
-        "rl.advantage", config.advantage, SIGNATURE, with_settings=True
-    )
+    function = ADVANTAGES.get(config.advantage) or load_explained("rl.advantage", config.advantage, SIGNATURE)
     return partial(function, **settings_of(function, config))
 
 

@@ -111,6 +111,7 @@ def rollout_samples(
                 parts=score.parts,
                 length=int(lengths[i, j]),
                 finish_reason="stop" if finished[i, j] else "length",
+                failure=score.failure,
             )
             for j, (text, score) in enumerate(zip(texts[i], scores[i], strict=True))
         ]

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from mmeureka_jax.config import RLConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import Array
-from mmeureka_jax.user_code import load_function
+from mmeureka_jax.user_code import load_explained
 
 # exp() overflows float32 just above 88. A sampled token's d is at most -l_old, far below this: the limit only keeps a
 # broken token from turning the whole batch into inf * 0.
@@ -328,9 +328,9 @@ def make_policy_loss(config: RLConfig) -> PolicyLoss:
     gradient. Log-probabilities of real tokens are taken as they are: a NaN there stays visible.
 
     Raises:
-        UserError: `rl.loss` names a function of a file that is not there or does not fit.
+        UserError: `rl.loss` names a function of a file that is not there or does not fit; or, later, it fails.
     """
-    function = LOSSES.get(config.loss) or load_function("rl.loss", config.loss, SIGNATURE, with_settings=True)
+    function = LOSSES.get(config.loss) or load_explained("rl.loss", config.loss, SIGNATURE)
     token_loss = partial(function, **settings_of(function, config))
 
     def policy_loss(

@@ -18,7 +18,8 @@ from mmeureka_jax.config import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import workers as workers_module
 from mmeureka_jax.rewards.base import RewardRequest
-from mmeureka_jax.rewards.workers import MEMORY_LIMIT, RewardWorkers
+from mmeureka_jax.rewards.processes import MEMORY_LIMIT
+from mmeureka_jax.rewards.workers import RewardWorkers
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 3.0  # seconds; far above what an honest answer needs on a busy machine
@@ -267,7 +268,7 @@ def test_answers_survive_the_death_of_the_template(workers):
 
 
 def test_a_template_that_does_not_start_is_an_error(monkeypatch):
-    monkeypatch.setattr(workers_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with RewardWorkers(RewardConfig()) as rewards, pytest.raises(UserError, match="do not start.*exit code 1"):
         rewards.validate()
 
