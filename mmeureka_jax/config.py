@@ -115,7 +115,7 @@ class RewardConfig:
     custom_weight: float = 0.0
     custom_trial: bool = True  # it is tried on a row of the training data before step 0
     custom_import_limit: float = 60.0  # seconds for its file to be imported
-    custom_memory_mb: int = 1024  # address space that it may take beyond what its import took; 0 = no limit
+    custom_memory_mb: int = 1000  # address space that it may take beyond what its import took; 0 = no limit
     overlong_buffer: int = 0  # tokens before the length limit over which a penalty grows from 0 to 1; 0 = none
     overlong_weight: float = 1.0
     workers: int = 2  # processes that score answers

@@ -26,6 +26,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json, write_atomic
 from mmeureka_jax.formulas import answer_to_html, text_to_html
 from mmeureka_jax.report_charts import Rows, draw_charts, format_number, metrics_of_parts_off, series_of
+from mmeureka_jax.report_failures import draw_failures, failures_of
 from mmeureka_jax.tracking import ROLLOUTS_FOLDER, picture_of, read_metrics, read_rollouts
 
 REPORT_FILE = "report.html"
@@ -54,6 +55,7 @@ def write_report(run_dir: str | Path) -> Path:
 
     sections = {
         "Curves": _curves(rows, config),
+        "Failures": draw_failures(read_rollouts(run_dir)),
         "Rollouts": _rollouts(run_dir),
         "Configuration": _configuration(config) + _facts("Metadata", metadata),
         "Metrics": _metrics_table(rows),
@@ -301,6 +303,9 @@ def _response(number: int, response: Mapping[str, Any]) -> str:
     chips.append(f"<span>{response['length']:,} tokens</span>")
     if response["finish_reason"] != "stop":
         chips.append(f'<span class="chip bad">{escape(_reason(response["finish_reason"]))}</span>')
+    chips += [
+        f'<span class="chip bad">{escape(f"{rule}: {why}")}</span>' for rule, why in failures_of(response).items()
+    ]
     verdict = "" if "accuracy" not in parts else "right" if parts["accuracy"] > 0 else "wrong"
     blocks = [_block(part) for part in _TAGGED.split(response["text"]) if part.strip()]
     return (

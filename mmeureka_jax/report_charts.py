@@ -135,7 +135,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
         ),
         Chart(
             "Answers the rules failed on",
-            (Panel("% of responses", {"reward/failures": "time-outs and crashes"}, "area", 100),),
+            (Panel("% of responses", {"reward/failures": "a rule failed"}, "area", 100),),
         ),
     ),
     "Policy": (

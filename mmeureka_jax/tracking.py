@@ -18,7 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class ResponseSample:
     parts: dict[str, float]  # rule name -> its reward before the weight
     length: int  # tokens, the end token included
     finish_reason: str  # "stop" or "length"
-    failure: str | None = None  # why rules could not score it
+    failures: Mapping[str, str] = field(default_factory=dict)  # rule name -> why it could not score it
 
 
 @dataclass(frozen=True)
@@ -313,8 +313,7 @@ def _as_markdown(sample: RolloutSample) -> str:
         blocks.append(
             f"**{number}.** reward {response.reward:g} ({parts}), {response.length} tokens, {response.finish_reason}"
         )
-        if response.failure is not None:
-            blocks.append(verbatim(response.failure))
+        blocks += [verbatim(f"{rule} failed: {reason}") for rule, reason in response.failures.items()]
         blocks.append(verbatim(response.text))
     return "\n\n".join(blocks)
 

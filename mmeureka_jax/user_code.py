@@ -73,7 +73,9 @@ def load_function(
     try:
         takes = inspect.signature(function)
     except ValueError:
-        raise UserError(f"{key}: {name} of {file} is built in; put it into a function of your own, {signature}") from None
+        raise UserError(
+            f"{key}: {name} of {file} is built in; call it from a function of your own: {signature}"
+        ) from None
     keywords = {
         parameter.name: None
         for parameter in takes.parameters.values()

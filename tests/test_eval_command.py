@@ -25,11 +25,13 @@ from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.evaluate import Graded, Response
 
 
-def graded(accuracy: float, length: int, *, finished: bool = True, failure: str | None = None, **metadata) -> dict:
+def graded(
+    accuracy: float, length: int, *, finished: bool = True, failures: dict[str, str] | None = None, **metadata
+) -> dict:
     """The row of an answer."""
     problem = Problem("p", ({"role": "user", "content": []},), answer="1", metadata=metadata)
     response = Response("", np.zeros(length, np.int32), np.zeros(length, np.float32), finished)
-    return row_of(Graded(problem, response, RewardResult(accuracy, {"accuracy": accuracy}, failure)))
+    return row_of(Graded(problem, response, RewardResult(accuracy, {"accuracy": accuracy}, failures or {})))
 
 
 def test_figures_are_those_of_all_and_of_each_kind():
@@ -38,7 +40,7 @@ def test_figures_are_those_of_all_and_of_each_kind():
             graded(1.0, 10, kind="dots", subject="geometry"),
             graded(0.0, 20, kind="dots", finished=False),
             graded(1.0, 30, kind="clock"),
-            graded(0.0, 40, failure="accuracy: timed out"),
+            graded(0.0, 40, failures={"accuracy": "timed out"}),
         ]
     )
     assert (results["accuracy"], results["problems"], results["correct"]) == (0.5, 4, 2)

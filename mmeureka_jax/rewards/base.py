@@ -13,6 +13,8 @@ from mmeureka_jax.config import RewardConfig
 # `custom`, which exists only where `reward.custom` names a function.
 RULES = ("accuracy", "format", "repetition", "custom")
 
+JUDGED = ("accuracy", "custom")  # those that run in the workers, and can fail
+
 
 @dataclass(frozen=True)
 class RewardRequest:

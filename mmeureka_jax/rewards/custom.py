@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmeureka_jax.config import AccuracyRule
 from mmeureka_jax.user_code import load_function, parse_spec, reason
 
 CustomRule = Callable[[str, str, str, dict], Any]
@@ -34,6 +35,12 @@ def load_rule(spec: str, import_limit: float) -> CustomRule:
     return load_function(KEY, spec, SIGNATURE, import_limit=import_limit)
 
 
+def quoted(answer: str, accuracy: AccuracyRule) -> str:
+    """A response that gives an answer in the form that a run asks for, to try a rule on."""
+    stated = f"\\boxed{{{answer}}}" if accuracy in ("boxed", "upstream_boxed") else answer
+    return f"<think>The answer is {answer}.</think><answer>{stated}</answer>"
+
+
 def apply_rule(spec: str, rule: CustomRule, response: str, answer: str, question: str, metadata: dict) -> float:
     """The rule's number. Raises RuleFailed if it raises something, `sys.exit` included, or returns no finite number."""
     try:
@@ -48,20 +55,20 @@ def apply_rule(spec: str, rule: CustomRule, response: str, answer: str, question
 def finite_number(value: Any) -> float:
     """A number of Python, NumPy or JAX, or an array of one. Raises TypeError or ValueError for anything else."""
     shown = reprlib.repr(value) if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
-    refusal = f"the rule returned {shown}; expected one finite number"
+    refusal = f"the rule returned {shown}, expected one finite number"
     if callable(getattr(value, "item", None)) and hasattr(value, "shape"):  # an array, or a scalar of its library
         try:
             value = value.item()
         except Exception:
-            raise TypeError(f"the rule returned an array of shape {tuple(value.shape)}; expected one number") from None
+            raise TypeError(f"the rule returned an array of shape {tuple(value.shape)}, expected one number") from None
     if not isinstance(value, numbers.Real | decimal.Decimal):
         raise TypeError(refusal)
     try:
         number = float(value)
-    except OverflowError:
+    except (OverflowError, ValueError):
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(refusal)
     if abs(number) > LARGEST:
-        raise ValueError(f"the rule returned {number:g}; expected a number between {-LARGEST:g} and {LARGEST:g}")
+        raise ValueError(f"the rule returned {number:g}, expected a number between {-LARGEST:g} and {LARGEST:g}")
     return number

@@ -48,7 +48,7 @@ class TemplateProcess:
             "accuracy": config.accuracy,
             "custom": config.custom,
             "custom_import_limit": config.custom_import_limit,
-            "custom_memory": config.custom_memory_mb << 20,
+            "custom_memory": config.custom_memory_mb * 10**6,
             "memory_limit": MEMORY_LIMIT,
         }
         package_root = str(Path(__file__).parents[2])

@@ -11,7 +11,6 @@ priority, while a new worker takes the next answer: answers that hang wait for t
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 import time
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.console import say
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import base, custom, upstream
 from mmeureka_jax.rewards.answers.extraction import answer_text
@@ -37,9 +37,6 @@ SUSPECT_SLICE = 0.01  # the same for an answer like one that is in the slow lane
 # Answers in the slow lane, each up to MEMORY_LIMIT; with one more, the oldest of the commonest form ends.
 SLOW_LIMIT = 32
 SLOW_SHARES = 6  # the newest in the slow lane keep a weight of their own; the others run when nobody else wants to
-
-
-logger = logging.getLogger(__name__)
 
 
 class RewardWorkers:
@@ -85,7 +82,7 @@ class RewardWorkers:
                 if worker.runs_custom not in noticed and not worker.speaks_within(NOTICE):
                     noticed.add(worker.runs_custom)
                     of_custom = f"{custom.KEY}: {self._custom_file} to be imported"
-                    logger.info("waiting for %s", of_custom if worker.runs_custom else "the reward workers to start")
+                    say(f"waiting for {of_custom if worker.runs_custom else 'the reward workers to start'} ...")
                 self._get_ready(worker)
 
     def try_custom(self, request: RewardRequest, name: str) -> None:
@@ -135,7 +132,7 @@ class RewardWorkers:
             "repetition": repetition_penalty(request.response, self.config.repetition_ngram),
         }
         failures = {}
-        for rule, reply in zip(("accuracy", "custom"), replies, strict=False):
+        for rule, reply in zip(base.JUDGED, replies, strict=False):
             parts[rule] = reply.get("value", 0.0)
             if "error" in reply:
                 failures[rule] = reply["error"]

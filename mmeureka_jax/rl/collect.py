@@ -24,9 +24,11 @@ from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
+from mmeureka_jax.rewards.base import JUDGED
 from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
+from mmeureka_jax.rl.reward_failures import FailureWatch
 from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.rl.sampler import Samples, compile_ahead, program_count, sample
 from mmeureka_jax.rl.setup import LoadedPolicy, same_on_all_hosts
@@ -56,6 +58,7 @@ class Tally:
     values: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     outcomes: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # of each rule
     rounds: int = 0
     kept_all: int = 0  # rounds whose groups were all kept because none had passed
 
@@ -111,7 +114,7 @@ def rollout_samples(
                 parts=score.parts,
                 length=int(lengths[i, j]),
                 finish_reason="stop" if finished[i, j] else "length",
-                failure=score.failure,
+                failures=score.failures,
             )
             for j, (text, score) in enumerate(zip(texts[i], scores[i], strict=True))
         ]
@@ -162,6 +165,7 @@ class Collector:
         self._buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
         sampler = config.sampler
         self._prompts_per_call = sampler.batch_prompts or config.rl.prompts_per_rollout
+        self._failures = FailureWatch(config.reward)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self.settings = SamplingSettings(
             group_size=config.rl.group_size,
@@ -202,7 +206,8 @@ class Collector:
             on_round: called with the number of groups in the buffer after each sampler call (progress).
 
         Raises:
-            RunStopped: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter.
+            RunStopped: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter; or see
+            `FailureWatch`.
         """
         wanted, first_rollout, empty, tally = self._config.rl.prompts_per_rollout, rollout, 0, Tally()
         samples: list[RolloutSample] = []
@@ -212,7 +217,7 @@ class Collector:
             while not waiting or (len(waiting) == 1 and len(buffer) + self._prompts_per_call < wanted):
                 waiting.append(self._sample(params, rollout, tally))
                 rollout += 1
-            groups, shown = self._scored(waiting.popleft(), tally, show=not samples)
+            groups, shown = self._scored(waiting.popleft(), tally, step, show=not samples)
             outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
             tally.outcomes.update(outcomes.tolist())
             kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == KEPT]
@@ -229,6 +234,8 @@ class Collector:
                     "and rl.filter.upper, or raise rl.filter.max_empty_rounds"
                 )
             on_round(min(len(buffer), wanted))
+        if tally.rounds:
+            self._failures.end_step({rule: np.concatenate(failed) for rule, failed in tally.failed.items()}, step + 1)
         taken = buffer.take(wanted)
         if not self._config.rl.filter.keep_leftovers:
             buffer.clear()
@@ -267,16 +274,19 @@ class Collector:
         tally.seconds["rollout"] += time.perf_counter() - start
         return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
 
-    def _scored(self, sampled: _Round, tally: Tally, show: bool) -> tuple[list[Group], list[RolloutSample]]:
+    def _scored(self, sampled: _Round, tally: Tally, step: int, show: bool) -> tuple[list[Group], list[RolloutSample]]:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""
         start = time.perf_counter()
         scores = self._with_length_penalty(sampled.scores.result(), sampled.samples.lengths)
         tally.seconds["reward"] += time.perf_counter() - start
+        self._failures.note((score for row in scores for score in row), step + 1)
         names = sorted(scores[0][0].parts)
+        failed = {rule: np.asarray([[rule in s.failures for s in row] for row in scores]) for rule in JUDGED}
         own = {
             "orders": np.asarray([item.order for item in sampled.loaded]),
             "total": np.asarray([[s.total for s in row] for row in scores], np.float32),
-            "failures": np.asarray([[s.failure is not None for s in row] for row in scores], np.float32),
+            "failures": np.any(list(failed.values()), axis=0).astype(np.float32),
+            "failed": failed,
             **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
         }
         # Through the mesh, as the samples: its order of rows need not be the order of hosts.
@@ -284,6 +294,8 @@ class Collector:
         tally.rounds += 1
         for name in ("total", *names, "failures"):
             tally.add(f"reward/{name}", everyone[name])
+        for rule in JUDGED:
+            tally.failed[rule].append(everyone["failed"][rule])
         for k, rates in pass_at_k(everyone["accuracy"] > 0.5).items():
             tally.add(f"reward/pass_at_{k}", rates)
         tally.add("response/length", full.lengths)

@@ -24,6 +24,7 @@ from mmeureka_jax.mesh import batch_divisor, is_main
 from mmeureka_jax.rl.evaluate import Evaluator, summarise
 from mmeureka_jax.rl.header import say_header, say_start
 from mmeureka_jax.rl.learner import Learner
+from mmeureka_jax.rl.reward_failures import check_custom
 from mmeureka_jax.rl.run_folder import CompileCounter, NonFiniteGuard, begin_run, restore_position
 from mmeureka_jax.rl.setup import (
     LoadedPolicy,
@@ -241,6 +242,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             report_file=run_dir / "data_check.json",
             also_check=recipe.also_check,
         )
+        if rewards is not None and recipe.scored:
+            check_custom(config.reward, rewards, problems)
         check_image_windows(
             config.data.max_image_windows,
             problems.report.max_windows,

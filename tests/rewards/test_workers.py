@@ -13,6 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from reward_processes import (
+    LIMIT,
+    UPSTREAM,
+    alive,
+    children,
+    distinct_hanging,
+    family,
+    pids,
+    request,
+    wait_until,
+    wait_until_gone,
+)
 
 from mmeureka_jax.config import RewardConfig
 from mmeureka_jax.errors import UserError
@@ -22,9 +34,6 @@ from mmeureka_jax.rewards.processes import MEMORY_LIMIT
 from mmeureka_jax.rewards.workers import RewardWorkers
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 3.0  # seconds; far above what an honest answer needs on a busy machine
-# Upstream's rule: it refuses nothing, so that answers hang which ours does not evaluate.
-UPSTREAM = RewardConfig(accuracy="upstream", time_limit=LIMIT)
 HANGING = [
     "$9^{9^{9^{9}}}$",  # one long C call: no signal handler would run
     "$(10^{9})!$",
@@ -33,10 +42,6 @@ HANGING = [
     r"$\binom{10^{9}}{10^{8}}$",
     "$99999999999999999999!$",
 ]
-
-
-def request(text, gold="5", **kwargs):
-    return RewardRequest(f"<think>t</think><answer>{text}</answer>", gold, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -54,45 +59,6 @@ def test_our_rule_refuses_at_once_what_would_hang():
         problems = rewards.check_golds(["5", "", r"\frac{1}{", HANGING[0], "trapezoid.", "8\n8"])
     assert [problem is None for problem in problems] == [True, False, False, False, True, True]
     assert "does not parse" in problems[3]
-
-
-def pids(rewards):
-    return [worker.pid for worker in rewards._workers]
-
-
-def children(pid):
-    """The processes that a process has forked, zombies left out."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [child for child in map(int, listed) if alive(child)]
-
-
-def family(rewards):
-    """The template and all of its workers."""
-    template = rewards._template.process.pid
-    return [template, *children(template)]
-
-
-def distinct_hanging(count):
-    return [f"$9^{{9^{{9^{{{9 + i}}}}}}}$" for i in range(count)]
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
-def alive(pid):
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(processes, seconds):
-    return wait_until(lambda: not any(map(alive, processes)), seconds)
 
 
 def test_parts_total_and_order(workers):
@@ -285,125 +251,6 @@ def test_memory_is_limited(workers):
     workers.validate()
     for pid in pids(workers):
         assert f"{MEMORY_LIMIT}" in Path(f"/proc/{pid}/limits").read_text()
-
-
-CUSTOM = """
-import os, signal, time
-def score(response, answer, question, metadata):
-    print("noise on stdout")
-    match metadata.get("do"):
-        case "crash": os.kill(os.getpid(), signal.SIGSEGV)
-        case "exit": os._exit(3)
-        case "hang": time.sleep(1000)
-        case "raise": raise KeyError("no such thing")
-        case "text": return "good"
-    return len(question) / 10
-"""
-
-
-def test_custom_rule_and_its_failures(tmp_path, capfd):
-    file = tmp_path / "rule.py"
-    file.write_text(CUSTOM)
-    config = RewardConfig(custom=f"{file}:score", custom_weight=2.0, time_limit=LIMIT)
-    with RewardWorkers(config) as rewards:
-        rewards.validate()
-        wishes = [None, "crash", "exit", "hang", "raise", "text", None]
-        results = rewards.score([request(5, question="ab", metadata={"do": wish}) for wish in wishes])
-    assert [result.parts["custom"] for result in results] == [0.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2]
-    assert [result.total for result in results] == pytest.approx([1.9, 1.5, 1.5, 1.5, 1.5, 1.5, 1.9])
-    assert all(result.parts["accuracy"] == 1.0 for result in results)
-    assert [result.failure for result in results] == [
-        None,
-        "custom: the reward worker crashed (SIGSEGV)",
-        "custom: the reward worker crashed (exit code 3)",
-        f"custom: timeout after {LIMIT:g} s",
-        "custom: KeyError: 'no such thing'",
-        "custom: TypeError: the custom rule returned str, not a number",
-        None,
-    ]
-    assert "noise" not in capfd.readouterr().out
-
-
-def test_a_bad_custom_rule_is_refused_before_the_first_answer(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
-        RewardWorkers(RewardConfig(custom=f"{tmp_path}/nowhere.py:score"))
-    file = tmp_path / "rule.py"
-    file.write_text("x = 1")
-    with RewardWorkers(RewardConfig(custom=f"{file}:score")) as rewards, pytest.raises(UserError, match="no function"):
-        rewards.validate()
-
-
-LEAVING = """
-import subprocess, sys
-def score(response, answer, question, metadata):
-    match metadata.get("do"):
-        case "exit": sys.exit(3)
-        case "interrupt": raise KeyboardInterrupt
-        case "start": return float(subprocess.Popen(["sleep", "1000"]).pid)
-    return 1.0
-"""
-
-
-def test_no_worker_comes_back_into_the_template(tmp_path):
-    """A second process that answers the template's requests would mix everything up. What a rule has started ends with
-    its worker."""
-    file = tmp_path / "rule.py"
-    file.write_text(LEAVING)
-    config = RewardConfig(custom=f"{file}:score", custom_weight=1.0, time_limit=LIMIT)
-    with RewardWorkers(config) as rewards:
-        rewards.validate()
-        template, *before = family(rewards)
-        assert len(before) == len(rewards._workers) == 6
-        wishes = ["exit", "interrupt", None, "start"]
-        results = rewards.score([request(5, metadata={"do": wish}) for wish in wishes])
-        assert [result.failure for result in results] == [
-            "custom: the reward worker crashed (exit code 3)",
-            "custom: the reward worker crashed (exit code 1)",
-            None,
-            None,
-        ]
-        rewards.validate()
-        assert rewards._template.process.pid == template
-        assert sorted(children(template)) == sorted(pids(rewards))
-        started = int(results[3].parts["custom"])
-        assert alive(started)
-    assert wait_until_gone([template, started], 5.0)
-
-
-def test_a_custom_rule_that_exits_on_import_is_an_error(tmp_path):
-    file = tmp_path / "rule.py"
-    file.write_text("raise SystemExit(4)")
-    config = RewardConfig(custom=f"{file}:score")
-    with RewardWorkers(config) as rewards, pytest.raises(UserError, match="do not start.*exit code 4"):
-        rewards.validate()
-
-
-COUNTING = """
-import os, pathlib, time
-def score(response, answer, question, metadata):
-    mark = pathlib.Path(metadata["folder"], str(os.getpid()))
-    mark.touch()
-    end = time.monotonic() + 0.3
-    while time.monotonic() < end:
-        pass
-    count = len(list(mark.parent.iterdir()))
-    mark.unlink()
-    return float(count)
-"""
-
-
-def test_no_more_custom_jobs_than_workers_run_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers_module, "SLICE", 0.0)
-    file = tmp_path / "rule.py"
-    file.write_text(COUNTING)
-    running = tmp_path / "running"
-    running.mkdir()
-    config = replace(UPSTREAM, custom=f"{file}:score", custom_weight=1.0)
-    with RewardWorkers(config) as rewards:
-        answers = [*distinct_hanging(2), *range(8)]
-        results = rewards.score([request(answer, metadata={"folder": str(running)}) for answer in answers])
-    assert [result.failure for result in results] == [f"accuracy: timeout after {LIMIT:g} s"] * 2 + [None] * 8
-    assert max(result.parts["custom"] for result in results) == 2.0
 
 
 @pytest.mark.parametrize("config", [RewardConfig(workers=0), RewardConfig(time_limit=0.0)])

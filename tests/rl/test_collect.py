@@ -30,7 +30,7 @@ class Rewards:
     def score(self, requests):
         self.calls += 1
         self.before(self.calls)
-        return [RewardResult(float(len(request.response)), {"accuracy": 0.5}, None) for request in requests]
+        return [RewardResult(float(len(request.response)), {"accuracy": 0.5}) for request in requests]
 
 
 @pytest.fixture(scope="module")
