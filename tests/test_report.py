@@ -364,3 +364,21 @@ def test_formulas_are_drawn_in_questions_answers_and_responses(tmp_path):
     source = write_report(tmp_path).read_text()
     assert Page(source) and len(re.findall("<math", source)) == 4
     assert re.search("gold answer</span><b>.*?<mfrac>", source)
+
+
+def test_reasons_of_failures_are_a_table_and_stand_at_their_responses(tmp_path):
+    run_dir = write_run(tmp_path, steps=5, every=5)
+    assert "Failures" not in write_report(run_dir).read_text()
+    tracker = Tracker(run_dir, NO_TENSORBOARD, resume_step=5)
+    tracker.log_metrics(6, {"reward/failures": 0.75})
+    reasons = [f"KeyError: '{EVIL}' (rule.py:3)", "KeyError: 'b' (rule.py:3)", "timeout after 5 s", None]
+    responses = [
+        ResponseSample("5", 0.0, {"custom": 0.0}, 3, "stop", {"custom": reason} if reason else {}) for reason in reasons
+    ]
+    tracker.log_rollouts(6, [RolloutSample("p", "q", [], "5", responses)])
+    tracker.close()
+    page = Page(write_report(run_dir).read_text())
+    words = " ".join(" ".join(page.words).split())
+    assert "rule reason, for example share first step" in words
+    assert re.search(r"custom KeyError: '<script>.*\(rule.py:3\) \S+ % 6 custom timeout after 5 s \S+ % 6", words)
+    assert words.count("custom: timeout after 5 s") == 1

@@ -25,7 +25,8 @@ def picture(color, size=(20, 10), format="PNG") -> bytes:
 
 
 def sample(problem_id="p1", images=(), text="<think>a\n```b</think><answer>3</answer>") -> RolloutSample:
-    response = ResponseSample(text, 1.5, {"accuracy": 1.0, "format": 1.0}, 12, "stop")
+    failures = {"custom": "KeyError: 'x' (rule.py:3)"}
+    response = ResponseSample(text, 1.5, {"accuracy": 1.0, "format": 1.0}, 12, "stop", failures)
     return RolloutSample(problem_id, "How many dots?\nCount.", list(images), "3", [response, response])
 
 
@@ -131,6 +132,7 @@ def test_rollout_samples_and_their_pictures(tmp_path):
         "parts": {"accuracy": 1.0, "format": 1.0},
         "length": 12,
         "finish_reason": "stop",
+        "failures": {"custom": "KeyError: 'x' (rule.py:3)"},
     }
     assert b["responses"][0]["text"].endswith("surrogate, é")
     assert a["images"] == b["images"][:1]

