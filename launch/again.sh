@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command, and runs it again while it exits with 75: a process of the run was lost, and the same command resumes it.
+# Runs a command, and runs it again where a process of the run was lost: another one (exit code 75), or this one, killed (134,
+# 137, 139). The same command resumes the run.
 #   launch/again.sh COMMAND [arguments]
-# In the environment: RESTARTS, how often at most (10); PAUSE, seconds before each (30); AGAIN, the exit codes ("75").
+# In the environment: RESTARTS, how often at most (10); PAUSE, seconds before each (30).
 # SIGTERM, and Ctrl-C as SIGTERM, go to the command, and nothing is started after them.
 set -uo pipefail
 [[ $# -gt 0 && $1 != --help ]] || { sed -nE '2,/^[^#]/s/^#( |$)//p' "$0"; exit 2; }
@@ -31,7 +32,7 @@ follow() {
 
 for ((restart = 0; ; restart++)); do
   follow "$@"
-  if [[ -n $stopped || " ${AGAIN:-75} " != *" $code "* ]]; then
+  if [[ -n $stopped || ! $code =~ ^(75|134|137|139)$ ]]; then
     echo "again.sh: ended with exit code $code" >&2
     exit "$code"
   fi
