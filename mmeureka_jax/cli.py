@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmeureka_jax import __version__
-from mmeureka_jax.config import ACCURACY_RULES
+from mmeureka_jax import __version__, processes
+from mmeureka_jax.config import ACCURACY_RULES, Config
 from mmeureka_jax.console import speak_in_lines, waiting
 from mmeureka_jax.errors import (
     EXIT_BAD_INPUT,
@@ -45,24 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_addresses(sys.argv[1:] if arguments is None else arguments)
         code = args.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here and not when Python ends
+        processes.leave()
         return code
     except UserError as error:
         print(f"mmeureka: error: {error}", file=sys.stderr)
-        return EXIT_STOPPED if isinstance(error, RunStopped) else EXIT_BAD_INPUT
+        code = EXIT_STOPPED if isinstance(error, RunStopped) else EXIT_BAD_INPUT
+        processes.end(code, str(error))
+        return code
     except Terminated as stop:
         print(f"mmeureka: {stop}", file=sys.stderr)
+        processes.leave()
         return EXIT_TERMINATED
     except KeyboardInterrupt:
         go_on = f"; the same command {RESUMABLE[args.command]}" if args.command in RESUMABLE else ""
         print(f"mmeureka: interrupted{go_on}", file=sys.stderr)
+        processes.end(130, "interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        processes.end(141, "nobody reads its output any more")
         return 141
-    except OSError as error:  # a name that is too long or a folder that may not be looked into, wherever it was met
-        if error.filename is None:
+    except Exception as error:
+        if not isinstance(error, OSError) or error.filename is None:
+            processes.end_after(error)
             raise
+        # A name that is too long or a folder that may not be looked into, wherever it was met.
         print(f"mmeureka: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        processes.end(EXIT_BAD_INPUT, f"{error.filename}: {error.strerror}")
         return EXIT_BAD_INPUT
 
 
@@ -326,15 +335,16 @@ def mesh(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def start_jax(args: argparse.Namespace | None = None, cpu_devices: int = 1) -> None:
+def start_jax(args: argparse.Namespace | None = None, config: Config | None = None) -> None:
     """Sets JAX up before its first use: many processes if asked for, a CPU's devices, and the persistent compilation
-    cache."""
+    cache. A run gives its arguments and its config."""
     import jax
 
     from mmeureka_jax.mesh import split_cpu, switch_ynn_off
 
     switch_ynn_off()
-    split_cpu(cpu_devices)
+    if config is not None:
+        split_cpu(config.mesh.cpu_devices)
     coordinator = getattr(args, "coordinator", None)
     distributed = coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1"
     for name in ("num_processes", "process_id"):
@@ -343,8 +353,11 @@ def start_jax(args: argparse.Namespace | None = None, cpu_devices: int = 1) -> N
                 f"--{name.replace('_', '-')} needs --coordinator HOST:PORT (or MMEUREKA_DISTRIBUTED=1, where JAX finds "
                 "the coordinator by itself)"
             )
-    if distributed:
-        jax.distributed.initialize(coordinator, getattr(args, "num_processes", None), getattr(args, "process_id", None))
+    if distributed and args is not None and config is not None:
+        limit, run_dir = config.mesh.heartbeat_seconds, config.run_dir
+        processes.join(coordinator, args.num_processes, args.process_id, limit=limit, run_dir=run_dir)
+    elif distributed:
+        jax.distributed.initialize()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmeureka_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -353,9 +366,11 @@ def start_jax(args: argparse.Namespace | None = None, cpu_devices: int = 1) -> N
 
 def run_train(args: argparse.Namespace) -> int:
     from mmeureka_jax.config import load_config, stage_configs
+    from mmeureka_jax.config_checks import validate_config
 
     config = load_config(args.config, args.overrides)
-    start_jax(args, config.mesh.cpu_devices)
+    validate_config(config)
+    start_jax(args, config)
     from mmeureka_jax.mesh import is_main
     from mmeureka_jax.report import write_report
     from mmeureka_jax.rl.trainer import train
@@ -371,9 +386,11 @@ def run_train(args: argparse.Namespace) -> int:
 
 def run_sft(args: argparse.Namespace) -> int:
     from mmeureka_jax.config import load_config
+    from mmeureka_jax.config_checks import validate_config
 
     config = load_config(args.config, args.overrides)
-    start_jax(args, config.mesh.cpu_devices)
+    validate_config(config, command="sft")
+    start_jax(args, config)
     from mmeureka_jax.mesh import is_main
     from mmeureka_jax.report import write_report
     from mmeureka_jax.rl.sft import fine_tune

@@ -24,8 +24,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_together(commands, devices, log_dir):
-    """Runs the commands at the same time; when one fails the others, which wait for it, are ended."""
+def start_together(commands, devices, log_dir):
+    """The processes and their logs."""
     logs = [log_dir / f"process_{index}.log" for index in range(len(commands))]
     processes = []
     for command, log in zip(commands, logs, strict=True):
@@ -36,16 +36,37 @@ def run_together(commands, devices, log_dir):
                     cwd=ROOT, env=environment(devices), stdout=output, stderr=subprocess.STDOUT,
                 )
             )  # fmt: skip
+    return processes, logs
+
+
+def wait_while(condition, processes):
+    """Returns when `condition` no longer holds; what is left of the processes if that takes too long is ended."""
     deadline = time.monotonic() + LIMIT
+    while condition():
+        if time.monotonic() > deadline:
+            end_all(processes)
+            pytest.fail("a hang")
+        time.sleep(0.05)
+
+
+def end_all(processes):
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def run_together(commands, devices, log_dir):
+    """Runs the commands at the same time; when one fails the others, which wait for it, are ended."""
+    processes, logs = start_together(commands, devices, log_dir)
     try:
-        while any(process.poll() is None for process in processes):
-            if any(process.poll() for process in processes) or time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
+
+        def all_is_well():
+            codes = [process.poll() for process in processes]
+            return None in codes and not any(codes)
+
+        wait_while(all_is_well, processes)
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        end_all(processes)
     codes = [process.returncode for process in processes]
     assert codes == [0] * len(codes), "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in logs)
 
@@ -56,21 +77,26 @@ class Runs:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def commands(self, name: str, processes: int) -> list[list]:
+        command = [
+            "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={self.folder / name}", "steps=3",
+            "rl.packing=0", "rl.micro_batches=1", "checkpoint.every_steps=1", "checkpoint.keep=3",
+            "tracking.progress=false", "reward.workers=1", "sampler.compile_ahead=false", *ONE_LAYER,
+        ]  # fmt: skip
+        if processes == 1:
+            return [command]
+        joined = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes]
+        return [[*command, *joined, "--process-id", index] for index in range(processes)]
+
     def train(self, name: str, processes: int) -> list[dict[str, float]]:
         """Starts the run, or goes on with it; the rows of its metrics.jsonl."""
-        run_dir = self.folder / name
-        command = [
-            "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={run_dir}", "steps=3", "rl.packing=0",
-            "rl.micro_batches=1",
-            "tracking.progress=false", "reward.workers=1", *ONE_LAYER,
-        ]  # fmt: skip
-        commands = [command]
-        if processes > 1:
-            address = f"127.0.0.1:{free_port()}"
-            joined = ["--coordinator", address, "--num-processes", processes]
-            commands = [[*command, *joined, "--process-id", index] for index in range(processes)]
-        run_together(commands, 2 // processes, self.folder)
-        return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        run_together(self.commands(name, processes), 2 // processes, self.folder)
+        return self.rows(name)
+
+    def rows(self, name: str) -> list[dict[str, float]]:
+        path = self.folder / name / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +108,13 @@ def without_times(row):
     return {name: value for name, value in row.items() if not name.startswith("time/")}
 
 
+@pytest.fixture(scope="module")
+def together(runs):
+    return runs.train("two", 2)
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_resume(runs):
-    together = runs.train("two", 2)
+def test_two_processes_train_as_one_does_and_resume(runs, together):
     alone = runs.train("one", 1)
     assert [row["step"] for row in together] == [row["step"] for row in alone] == [0, 1, 2, 3]
     for mine, expected in zip(together, alone, strict=True):
@@ -102,6 +132,23 @@ def test_two_processes_train_as_one_does_and_resume(runs):
     assert together[2]["filter/buffer"] > 0
     metadata = json.loads((runs.folder / "two" / "metadata.json").read_text())
     assert metadata["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_and_the_same_command_continues(runs, together):
+    processes, logs = start_together(runs.commands("killed", 2), 1, runs.folder)
+    try:
+        wait_while(lambda: len(runs.rows("killed")) < 2 and processes[0].poll() is None, processes)
+        processes[1].kill()
+        assert processes[0].wait(timeout=35) == 75, logs[0].read_text()
+    finally:
+        end_all(processes)
+    said = logs[0].read_text()
+    assert "mmeureka: process 1 of 2 is lost: " in said.splitlines()[-1] and "start the same command again" in said
+    assert "Traceback" not in said and "Check failure" not in said
+    assert len(runs.rows("killed")) < 4
+    resumed = runs.train("killed", 2)
+    assert [without_times(row) for row in resumed] == [without_times(row) for row in together]
 
 
 @pytest.mark.slow

@@ -1,0 +1,155 @@
+"""Two processes of a run, without a model: how one ends when the other does. Whole runs: rl/test_distributed.py."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from commands import environment
+
+from mmeureka_jax import processes
+from mmeureka_jax.errors import UserError
+
+# The command line with a command that joins the run and then works, or ends, as the last argument says.
+CODE = """
+import sys, time
+from mmeureka_jax import cli, processes
+from mmeureka_jax.errors import UserError
+
+def work(args):
+    address, me, run_dir, what = sys.argv[1:]
+    processes._JOIN_WITHIN = 5 if what == "alone" else 300
+    processes.join(address, 2, int(me), limit=3.0, run_dir=run_dir)
+    print("up", flush=True)
+    if what == "error":
+        raise UserError("its disk is broken")
+    if what == "crash":
+        raise KeyError("boom")
+    if what == "broken":
+        time.sleep(1)
+        raise RuntimeError("Gloo all-reduce failed: Connection closed by peer")
+    time.sleep(0 if what == "done" else 60)
+
+cli.run_report = work
+sys.exit(cli.main(["report", "x"]))
+"""
+
+
+def free_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+class Two:
+    """Two processes of a run; `what` each does once it has joined, such as `work` until it is ended."""
+
+    def __init__(self, folder, *what: str):
+        (folder / "checkpoints" / "7").mkdir(parents=True)
+        (folder / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir()
+        address = free_address()
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", CODE, address, str(me), str(folder), does],
+                env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for me, does in enumerate(what)
+        ]  # fmt: skip
+        for process in self.processes:
+            assert process.stdout is not None and process.stdout.readline() == "up\n"
+
+    def end_of(self, index: int) -> tuple[int, str]:
+        """Exit code and what was said in the end, which has no traceback of Python and no stack of C++."""
+        try:
+            _, said = self.processes[index].communicate(timeout=35)
+        finally:
+            self.processes[index].kill()
+        return self.processes[index].returncode, said
+
+
+LOST = "mmeureka: process {} of 2 is lost: .* The newest complete checkpoint is that of step 7 .* continues from there"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)])
+def test_a_lost_process_ends_the_other(tmp_path, victim, number):
+    """Killed or stopped, the coordinator too; where it was only stopped it ends as well, once it runs again."""
+    two = Two(tmp_path, "work", "work")
+    two.processes[victim].send_signal(number)
+    code, said = two.end_of(1 - victim)
+    assert code == 75 and "Traceback" not in said and "Check failure" not in said
+    assert_last_line(said, LOST.format(victim))
+    two.processes[victim].send_signal(signal.SIGCONT)
+    assert two.end_of(victim)[0] == (-9 if number == signal.SIGKILL else 75)
+
+
+def assert_last_line(said: str, pattern: str) -> None:
+    assert re.fullmatch(pattern, said.splitlines()[-1]), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    ("what", "code", "says"), [("error", 2, "its disk is broken"), ("crash", 1, "KeyError: 'boom'")]
+)
+def test_a_process_that_ends_by_itself_says_so_to_the_other(tmp_path, which, what, code, says):
+    two = Two(tmp_path, *("work", "work")[:which], what, *("work", "work")[which + 1 :])
+    (own, said), (other, heard) = two.end_of(which), two.end_of(1 - which)
+    assert own == other == code and says in said
+    assert_last_line(heard, f"mmeureka: process {which} of 2 has ended, and this one ends with it: {says}")
+    assert "Traceback" not in heard
+
+
+@pytest.mark.slow
+def test_processes_that_are_done_wait_for_each_other(tmp_path):
+    two = Two(tmp_path, "done", "done")
+    assert [two.end_of(index)[0] for index in (0, 1)] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_broken_connection_to_a_living_process_is_an_error_of_its_own(tmp_path):
+    """JAX's exception is shown when no process turns out to be lost."""
+    two = Two(tmp_path, "broken", "work")
+    (own, said), (other, heard) = two.end_of(0), two.end_of(1)
+    assert own == other == 1 and "RuntimeError: Gloo all-reduce failed" in said
+    assert_last_line(heard, "mmeureka: process 0 of 2 has ended, and this one ends with it: RuntimeError: Gloo .*")
+
+
+@pytest.mark.slow
+def test_a_process_that_stays_alone_gives_up(tmp_path):
+    command = [sys.executable, "-c", CODE, free_address(), "1", str(tmp_path), "alone"]
+    done = subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=60)
+    assert done.returncode == 75 and "Check failure" not in done.stderr
+    assert "not all processes of the run were there within 5 seconds" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("address", "process", "says"),
+    [
+        ("127.0.0.1:7", 5, r"do not find each other \(.*the same --coordinator HOST:PORT"),
+        ("127.0.0.1", 1, "--coordinator must be HOST:PORT, .*; got '127.0.0.1'"),
+        ("127.0.0.1:port", 1, "--coordinator must be HOST:PORT"),
+    ],
+)
+def test_arguments_that_cannot_be_right(address, process, says):
+    with pytest.raises(UserError, match=says):
+        processes.join(address, 2, process, limit=3.0, run_dir="x")
+
+
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        ([], "There is no complete checkpoint yet"),
+        (["checkpoints/9", "checkpoints/10"], "that of step 10"),
+        (["stage1/checkpoints/600", "stage2/checkpoints/20"], r"that of step 20 \(.*stage2"),
+        (["checkpoints/3", "checkpoints/4.orbax-checkpoint-tmp", "checkpoints/5.damaged"], "that of step 3"),
+    ],
+)
+def test_the_newest_complete_checkpoint(tmp_path, folders, says):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    assert re.search(says, processes._newest_checkpoint(str(tmp_path)))
