@@ -92,9 +92,8 @@ def assert_last_line(said: str, pattern: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(
-    ("what", "code", "says"), [("error", 2, "its disk is broken"), ("crash", 1, "KeyError: 'boom'")]
+    ("which", "what", "code", "says"), [(1, "error", 2, "its disk is broken"), (0, "crash", 1, "KeyError: 'boom'")]
 )
 def test_a_process_that_ends_by_itself_says_so_to_the_other(tmp_path, which, what, code, says):
     two = Two(tmp_path, *("work", "work")[:which], what, *("work", "work")[which + 1 :])
