@@ -6,10 +6,14 @@ the message alone (no traceback) and exits with `EXIT_BAD_INPUT`.
 
 from __future__ import annotations
 
+import re
+
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 3
 EXIT_LOST = 75  # EX_TEMPFAIL: another process of the run is gone; the same command continues
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it: a script does not take the run for a finished one
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def brief(error: BaseException) -> str:
@@ -18,8 +22,10 @@ def brief(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what UTF-8 cannot hold (halves of surrogate pairs): it can be printed and written."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The text with escapes for what UTF-8 cannot hold (halves of surrogate pairs) and for control characters but tabs
+    and line ends: it can be written, and means nothing to a terminal."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 class UserError(ValueError):

@@ -18,6 +18,7 @@ from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_pr
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 
+_NOTES_SHOWN = 5  # of each kind; the summary counts them, --json has all
 _PICTURE_SIDE = 480  # pixels, at most, on the page of `show`
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -185,8 +186,11 @@ def check_command(args: argparse.Namespace) -> int:
     report = check_problems(source, processor, accuracy=args.accuracy, decode_images=not args.headers_only)
     for rejected in report.rejected:
         print(f"row {rejected.row}: {rejected.kind}: {rejected.reason}")
+    printed: Counter[str] = Counter()
     for note in report.notes:
-        print(f"row {note.row}: note: problem {note.id!r}: {note.text}")
+        printed[note.kind] += 1
+        if printed[note.kind] <= _NOTES_SHOWN:
+            print(f"row {note.row}: note: problem {note.id!r}: {note.text}")
     print(report.summary())
     if args.json:
         write_atomic(Path(args.json), (json.dumps(report.to_json(), indent=1) + "\n").encode())

@@ -38,20 +38,20 @@ def _check_form(table: Table) -> None:
             continue
         if form_of(row) is not None:
             return
-        unknown = unknown or UserError(f"{table.where(index)}: {_no_form(row)}")
+        unknown = unknown or UserError(f"{table.where(index)}: {_no_form(row)}:{known_forms()}")
     if unknown is not None:
         raise unknown
 
 
 def _no_form(row: Mapping[str, Any]) -> str:
-    return f"keys {', '.join(row) or '(none)'} fit no known form of rows:{known_forms()}"
+    return f"keys {', '.join(row) or '(none)'} fit no known form of rows"
 
 
 def _make_problem(row: Mapping[str, Any], finder: ImageFinder, problem_id: str, needs_answer: bool) -> Problem:
     """A row as a Problem. Raises RowError, and what the form's reader raises for fields of unexpected types."""
     form: Form | None = form_of(row)
     if form is None:
-        raise RowError(_no_form(row))
+        raise RowError(f"{_no_form(row)}; docs/data.md has them")
     own = parsed(row.get("metadata") or {}, "its metadata")
     if not isinstance(own, Mapping):
         raise RowError(f"its metadata is of type {type(own).__name__}; expected an object")

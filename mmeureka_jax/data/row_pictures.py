@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
@@ -23,7 +24,7 @@ from mmeureka_jax.data.record import ImageRef, RowError, shortened
 _NOUNS = (("image", "img"), ("picture",), ("photo", "pic"), ("figure", "fig", "diagram", "visual", "illustration"))
 _RANKS = {noun: rank for rank, nouns in enumerate(_NOUNS) for noun in nouns} | {"screenshot": 3, "media": 3}
 _SURE_RANKS = 2
-_ENCODINGS = {"path", "file", "url", "uri", "byte", "bytes", "base64", "b64", "decoded"}
+_ENCODINGS = {"path", "file", "url", "uri", "byte", "base64", "b64", "decoded"}
 _VAGUE = {"name", "source", "src", "raw", "data", "list", "pil", "encoded", "local", "link", "input", "content"}
 _OF_THE_QUESTION = {"question", "problem", "query", "prompt"}
 # Pictures that a prompt must not show, or that show nothing of the question.
@@ -77,11 +78,13 @@ class _Column:
     sure: bool  # a picture whatever it looks like
 
 
-def _words(key: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def _words(key: str) -> tuple[str, ...]:
     words = [word.lower() for part in _WORD.findall(key) for word in _JOINED.sub(r"\1 ", part.lower()).split()]
-    return [word[:-1] if word.endswith("s") and word not in ("bytes", "previous") else word for word in words]
+    return tuple(word[:-1] if word.endswith("s") else word for word in words)
 
 
+@lru_cache(maxsize=4096)
 def _column(key: str) -> _Column | None:
     if key in ("file_name", "filename"):  # of Hugging Face's ImageFolder
         return _Column("image", key, -1, 0, sure=False)
@@ -186,22 +189,24 @@ def _inside(cell: Mapping[str, Any], depth: int = 2) -> Iterable[str]:
 # Values.
 
 
-def looks_like_picture(value: Any, *, in_words: bool = False) -> bool:
+def looks_like_picture(value: Any, *, in_words: bool = False, depth: int = 3) -> bool:
     """Whether a value (or one of a list) is an encoded picture, or names one.
 
     Args:
         in_words: the value may be a text: neither an address nor a name with spaces counts.
+        depth: of lists and structs that are looked into.
     """
-    if isinstance(value, list | tuple):
-        return any(looks_like_picture(item, in_words=in_words) for item in value)
-    if isinstance(value, Mapping):
-        of_a_struct = value.keys() <= _STRUCT_KEYS_SEEN
-        return of_a_struct and any(looks_like_picture(item, in_words=in_words) for item in value.values())
+    if isinstance(value, list | tuple | Mapping):
+        items = value.values() if isinstance(value, Mapping) else value
+        of_pictures = not isinstance(value, Mapping) or value.keys() <= _STRUCT_KEYS_SEEN
+        return (
+            depth > 0 and of_pictures and any(looks_like_picture(i, in_words=in_words, depth=depth - 1) for i in items)
+        )
     if isinstance(value, bytes):
         return bool(_MAGIC.match(value))
     if not isinstance(value, str):
         return False
-    if value.startswith("data:image/") or _from_base64(value) is not None:
+    if value.startswith("data:image/") or _is_base64(value):
         return True
     if in_words and (re.search(r"\s", value.strip()) or "://" in value.replace("file://", "")):
         return False
@@ -210,26 +215,20 @@ def looks_like_picture(value: Any, *, in_words: bool = False) -> bool:
 
 def _is_embedded(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return any(_is_embedded(value.get(key)) for key in _STRUCT_KEYS)
-    return isinstance(value, bytes) or (
-        isinstance(value, str) and (value.startswith("data:") or _from_base64(value) is not None)
-    )
+        return any(not isinstance(item := value.get(key), Mapping) and _is_embedded(item) for key in _STRUCT_KEYS)
+    return isinstance(value, bytes) or (isinstance(value, str) and (value.startswith("data:") or _is_base64(value)))
 
 
-def _from_base64(text: str) -> bytes | None:
-    """The picture that a text without any address holds in base64."""
-    if len(text) < _SHORTEST_BASE64 or not _BASE64.match(text[:_SHORTEST_BASE64]):
-        return None
-    try:
-        if not _MAGIC.match(_decoded(text.lstrip()[: _SHORTEST_BASE64 // 2])):
-            return None
-        return _decoded(text) if _BASE64.fullmatch(text) else None
-    except binascii.Error:
-        return None
+def _is_base64(text: str) -> bool:
+    """Whether a text without any address begins as a picture in base64 does."""
+    start = re.sub(r"\s", "", text[:_SHORTEST_BASE64])
+    if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(start):
+        return False
+    return bool(_MAGIC.match(_decoded(start[: len(start) // 4 * 4])))
 
 
 def _decoded(text: str) -> bytes:
-    """What base64 says, of either alphabet, in lines or not, padded or not."""
+    """What base64 says, of either alphabet, in lines or not, padded or not. Raises binascii.Error, a ValueError."""
     text = re.sub(r"[\s=]+", "", text).translate(str.maketrans("-_", "+/"))
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
@@ -252,11 +251,11 @@ class ImageFinder:
             raise RowError(f"an image is given as {type(value).__name__}; expected a path, bytes or {{bytes, path}}")
         if value[:5].lower() == "data:":
             return ImageRef(data=_from_data_uri(value))
-        if (data := _from_base64(value)) is not None:
-            return ImageRef(data=data)
         try:
+            if _is_base64(value):
+                return ImageRef(data=_decoded(value))
             return ImageRef(path=self._resolve(value))
-        except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL
+        except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL, broken base64
             if isinstance(error, RowError):
                 raise
             reason = getattr(error, "strerror", None) or error
