@@ -15,6 +15,7 @@ from mmeureka_jax.config import Config, ModelConfig
 from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.config_io import known_part, overlaid
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.export_settings import settings_files
 from mmeureka_jax.files import read_json
 from mmeureka_jax.model_card import model_card
 from mmeureka_jax.models.lora import merged
@@ -48,7 +49,8 @@ def export_run(
     Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32 (under adapters: the
     base in its own dtype, and the result). The run may be going on meanwhile. Adapters are merged into the base.
 
-    Beside the weights stand the tokenizer and processor files of the checkpoint that the run started from,
+    Beside the weights stand the tokenizer and processor files of the checkpoint that the run started from, with the
+    run's own sampling and sizes of pictures (export_settings.py),
     `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too), and a
     README.md that says the same to people, with the validation's results (model_card.py).
 
@@ -84,8 +86,18 @@ def export_run(
     dtype = dtype or "float32"
     params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
     text_only = model.image_token_id is None
-    card = model_card(output.name, metadata, step, average, _metrics(run_dir), text_only=text_only, adapters=adapters)
-    files = {PROVENANCE_FILE: _provenance(metadata, step, average), CARD_FILE: card}
+    settings, changed = ({}, []) if adapters else settings_files(source, model, metadata)
+    card = model_card(
+        output.name,
+        metadata,
+        step,
+        average,
+        _metrics(run_dir),
+        text_only=text_only,
+        adapters=adapters,
+        changed_settings=changed,
+    )
+    files = {PROVENANCE_FILE: _provenance(metadata, step, average), CARD_FILE: card} | settings
     if adapters:
         assert policy.lora is not None
         base = config["model"]["checkpoint"]  # that of model.random is nobody else's

@@ -32,6 +32,7 @@ def model_card(
     *,
     text_only: bool = False,
     adapters: bool = False,
+    changed_settings: Sequence[str] = (),
 ) -> bytes:
     """Markdown with the front matter that Hugging Face's hub reads.
 
@@ -42,6 +43,7 @@ def model_card(
         metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
         text_only: the model reads no pictures.
         adapters: the folder holds adapters alone.
+        changed_settings: in what its settings files differ from those of the checkpoint that the run started from.
     """
     config = metadata["config"]
     base = config["model"]["checkpoint"]
@@ -60,6 +62,9 @@ def model_card(
     lines += _results(config, step, "before averaging" if average else "these parameters", metrics)
     pictures = "" if text_only else f"pictures of at most {config['data']['max_pixels']:,} pixels (`data.max_pixels`), "
     lines += ["## How it was asked", "", _ASKED.format(pictures=pictures, **config["data"] | config["sampler"])]
+    if changed_settings:
+        keys = ", ".join(f"`{key}`" for key in changed_settings)
+        lines += [f"Other than in the checkpoint that it was made of, as the run had it or not at all: {keys}.", ""]
     lines += ["## Settings", "", "Those that differ from the defaults, as a configuration for `mmeureka`:", ""]
     lines += ["```yaml", _changed(config).strip(), "```", ""]
     versions = ", ".join(f"{package} {version}" for package, version in sorted(metadata["packages"].items()))

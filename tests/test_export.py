@@ -17,7 +17,7 @@ import yaml
 from commands import mmeureka, write_rows
 from safetensors import safe_open
 from support import PIXELS, PROBLEMS, Lively, make_checkpoint
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmeureka_jax.checkpoint import Checkpointer, RunState
 from mmeureka_jax.config import (
@@ -182,6 +182,50 @@ def test_an_export_says_how_its_run_asked_and_eval_asks_so_too(run, tmp_path):
         "instruct",
         1024,
     )
+
+
+def test_the_settings_files_are_those_of_the_run(run, tmp_path):
+    of_another = {
+        "repetition_penalty": 1.05,
+        "temperature": 1e-6,
+        "top_k": 50,
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+    }
+    source = shutil.copytree(run / "model", tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps(of_another))
+    pictures = json.loads((source / "preprocessor_config.json").read_text())
+    size = {"shortest_edge": 1, "longest_edge": 2}
+    (source / "preprocessor_config.json").write_text(json.dumps(pictures | {"size": size}))
+    (source / "processor_config.json").write_text(json.dumps({"image_processor": pictures, "other": 1}))
+    export_run(run, tmp_path / "out", source=source)
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert "repetition_penalty" not in generation
+    assert {key: generation[key] for key in ("do_sample", "temperature", "top_k", "top_p", "mask_token_id")} == {
+        "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "mask_token_id": 1,
+    }  # fmt: skip
+    assert {2, 3} <= set(generation["eos_token_id"])
+    flat = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    nested = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    assert flat["size"] == {"shortest_edge": 4 * 28 * 28, "longest_edge": 50_000}
+    for settings in (flat, nested["image_processor"]):
+        assert (settings["min_pixels"], settings["max_pixels"]) == (4 * 28 * 28, 50_000)
+    assert nested["other"] == 1
+    processor = Processor.from_checkpoint(tmp_path / "out", max_prompt_tokens=100)
+    assert (processor.pictures.min_pixels, processor.pictures.max_pixels) == (4 * 28 * 28, 50_000)
+    loaded = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert loaded.do_sample and loaded.temperature == 1 and not loaded.top_k and loaded.repetition_penalty in (None, 1)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "as the run had it or not at all: `repetition_penalty`, `temperature`, `top_k`" in card
+
+
+def test_a_policy_that_was_taught_by_imitation_is_greedy(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    metadata = json.loads((copy / "metadata.json").read_text())
+    (copy / "metadata.json").write_text(json.dumps(metadata | {"kind": "sft"}))
+    export_run(copy, tmp_path / "out")
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["do_sample"] is False and "temperature" not in generation
 
 
 def test_the_random_checkpoint_moves_with_its_run_and_another_one_is_asked_for(run, tmp_path, capsys):

@@ -315,6 +315,22 @@ def test_harmless_extras_are_accepted(checkpoint):
     assert "lm_head" not in params["language"]
 
 
+@pytest.mark.parametrize("part_bytes", [2**24, 64], ids=["at once", "in parts"])
+@pytest.mark.parametrize(
+    "head", [lambda e: e * 1.01, lambda e: e[:-1], lambda e: e.int(), lambda e: e.index_fill(0, torch.tensor([-1]), 7)]
+)
+def test_a_tied_head_of_its_own_is_refused(checkpoint, monkeypatch, head, part_bytes):
+    monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", part_bytes)
+    config = read_config(checkpoint)
+    rewrite(
+        checkpoint, lambda state: state.update({"lm_head.weight": head(state["model.embed_tokens.weight"]).clone()})
+    )
+    with pytest.raises(
+        UserError, match="lm_head.weight is stored and is not .*Set tie_word_embeddings to false to use"
+    ):
+        load_params(checkpoint, config)
+
+
 def test_an_untied_config_needs_a_head(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
