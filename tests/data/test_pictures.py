@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmeureka_jax.data.pictures import PicturePreprocessor, picture_size, read_picture
+from mmeureka_jax.data.pictures import PicturePreprocessor, picture_notes, picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef
 from mmeureka_jax.data.vision_layout import VisionGeometry, window_layout
 from mmeureka_jax.errors import UserError
@@ -217,3 +217,43 @@ def test_settings_that_cannot_be_used(tmp_path, files, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         PicturePreprocessor.from_checkpoint(tmp_path, CONFIG)
+
+
+# Greyscale of more than 8 bits.
+
+
+def grey(*values: float, kind=np.float32, file_format="TIFF") -> ImageRef:
+    return ImageRef(data=encoded(Image.fromarray(np.array([values], kind)), file_format))
+
+
+@pytest.mark.parametrize(
+    ("ref", "levels"),
+    [
+        (grey(0, 257, 32896, 65535, kind=np.uint16), [0, 1, 128, 255]),
+        (grey(0, 257, 32896, 65535, kind=np.uint16, file_format="PNG"), [0, 1, 128, 255]),
+        (grey(0, 257, 32896, 65535, kind=np.uint16, file_format="PPM"), [0, 1, 128, 255]),
+        (grey(0, 1, 200, 255, kind=np.uint16), [0, 0, 1, 1]),
+        (grey(0, 1, 200, 255, kind=np.int32), [0, 1, 200, 255]),
+        (grey(0, 257, 32896, 65535, kind=np.int32), [0, 1, 128, 255]),
+        (grey(0, 0.5, 1), [0, 128, 255]),
+        (grey(0, 1, 128, 255), [0, 1, 128, 255]),
+        (grey(0, 0, 0), [0, 0, 0]),
+    ],
+)
+def test_deep_greyscale_is_scaled_to_8_bits(ref, levels):
+    picture = read_picture(ref)
+    assert picture.mode == "RGB" and np.asarray(picture)[0].tolist() == [[level] * 3 for level in levels]
+    ((kind, text),) = picture_notes(ref)
+    assert kind == "scaled to 8 bits" and "greyscale of more than 8 bits" in text
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        *(grey(0, value) for value in (-1, 1000, np.nan, np.inf)),
+        *(grey(0, value, kind=np.int32) for value in (-1, 70000)),
+    ],
+)
+def test_deep_greyscale_of_no_known_scale_is_refused(ref):
+    with pytest.raises(UserError, match="its values go from .*; expected 0 to"):
+        read_picture(ref)
