@@ -12,8 +12,8 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
@@ -22,6 +22,8 @@ from tqdm import tqdm
 QUIET = 30.0  # seconds that a file may go without a line, where something moves
 WORTH_A_LINE = 3.0  # seconds: a wait that took longer says how long
 _STEPS_AVERAGED = 50
+
+_seen: set[Hashable] = set()
 
 
 def is_speaking() -> bool:
@@ -52,6 +54,15 @@ def waiting(text: str) -> Iterator[None]:
     seconds = time.monotonic() - start
     if seconds >= WORTH_A_LINE:
         say(f"{text}: {duration(seconds)}")
+
+
+@contextmanager
+def first_time(key: Hashable, text: str) -> Iterator[None]:
+    """`waiting`, for what is compiled once in a process: the first time that `key` comes, and nothing later."""
+    is_new = key not in _seen
+    _seen.add(key)
+    with waiting(text) if is_new else nullcontext():
+        yield
 
 
 def duration(seconds: float) -> str:

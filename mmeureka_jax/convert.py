@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmeureka_jax.checkpoint import METADATA_FILE, is_no_space
+from mmeureka_jax.console import say, waiting
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.export import CARD_FILE, PROVENANCE_FILE
 from mmeureka_jax.files import read_json, temporary_folder
@@ -59,8 +60,10 @@ def convert(
         dtypes = dict.fromkeys(dtypes, np.dtype(jnp.dtype(dtype)))
     elif any(kind == np.float64 for kind in dtypes.values()):
         raise UserError(f"{folder}: has float64 tensors, which would lose bits; say which dtype with --dtype")
-    params = load_params(folder, config, dtype=dtype)
+    with waiting(f"reading {folder}"):
+        params = load_params(folder, config, dtype=dtype)
     files = _carried_over(folder, dtype)
+    say(f"writing {output} ...")
     if to == "hf":
         save_params(params, config, output, source=folder, dtype=dtypes, max_shard_bytes=max_shard_bytes, files=files)
         return to

@@ -14,6 +14,7 @@ from mmeureka_jax.checkpoint import METADATA_FILE, SavedParams, package_versions
 from mmeureka_jax.config import Config, ModelConfig
 from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.config_io import known_part, overlaid
+from mmeureka_jax.console import waiting
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.export_settings import settings_files
 from mmeureka_jax.files import read_json
@@ -84,7 +85,8 @@ def export_run(
     if adapters and dtype is not None:
         raise UserError("--dtype is of merged weights; adapters are written as they were trained, in float32")
     dtype = dtype or "float32"
-    params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
+    with waiting(f"reading checkpoint {step} of {run_dir}"):
+        params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
     text_only = model.image_token_id is None
     settings, changed = ({}, []) if adapters else settings_files(source, model, metadata)
     card = model_card(
@@ -98,14 +100,15 @@ def export_run(
         changed_settings=changed,
     )
     files = {PROVENANCE_FILE: _provenance(metadata, step, average), CARD_FILE: card} | settings
-    if adapters:
-        assert policy.lora is not None
-        base = config["model"]["checkpoint"]  # that of model.random is nobody else's
-        save_adapters(params, model, policy.lora, output, base=base, files=files)
-    else:
-        if policy.lora is not None:
-            params = merged(params, policy.lora, dtype)
-        save_params(params, model, output, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files)
+    with waiting(f"writing {output}"):
+        if adapters:
+            assert policy.lora is not None
+            base = config["model"]["checkpoint"]  # that of model.random is nobody else's
+            save_adapters(params, model, policy.lora, output, base=base, files=files)
+        else:
+            if policy.lora is not None:
+                params = merged(params, policy.lora, dtype)
+            save_params(params, model, output, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files)
     return step
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from mmeureka_jax.checkpoint import package_versions
 from mmeureka_jax.config import Config, MeshConfig, ModelConfig
-from mmeureka_jax.console import progress
+from mmeureka_jax.console import first_time, progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.export import read_provenance
 from mmeureka_jax.mesh import to_global, to_host
@@ -180,9 +180,10 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
                 for row, text in zip(tokens[:, 0], texts, strict=False):
                     row[: len(text)] = text
                 batch = collate([*own, *[filler] * (batch_rows - len(own))], length, num_windows)
-                log_probs = to_host(
-                    _score(loaded.policy, temperature, params, *to_global(loaded.mesh, (batch, tokens)))
-                )
+                arrays = to_global(loaded.mesh, (batch, tokens))
+                shape = f"{batch_rows} rows of up to {length} + {tokens.shape[2]} tokens"
+                with first_time(("score", loaded.policy, shape), f"scoring {shape}, which compiles a program"):
+                    log_probs = to_host(_score(loaded.policy, temperature, params, *arrays))
                 rows.add(
                     *(
                         {"id": problems[start + i].id, "tokens": text.tolist()}

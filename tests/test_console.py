@@ -61,6 +61,13 @@ def test_a_wait_that_fails_does_not_end(clock, capsys):
     assert lines(capsys) == ["compiling ..."]
 
 
+def test_what_is_compiled_once_is_said_once(capsys):
+    for key in ("a", "b", "a"):
+        with console.first_time(("test", key), f"compiling {key}"):
+            pass
+    assert lines(capsys) == ["compiling a ...", "compiling b ..."]
+
+
 def test_a_bar_in_a_file_is_a_line_now_and_then(clock, capsys):
     with progress(10, "train", unit="row", initial=4) as bar:
         assert lines(capsys) == ["train: 4 of 10 rows"]

@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from mmeureka_jax.console import say
+from mmeureka_jax.console import waiting
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.models.config import Beside
@@ -102,8 +102,9 @@ def fetch_weights(folder: Path) -> None:
     """
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--") and not has_weights(folder):
-        say(f"downloading the weights of {repository.removeprefix('models--').replace('--', '/', 1)}")
-        _download(repository.removeprefix("models--").replace("--", "/", 1), _WEIGHT_FILES, revision=folder.name)
+        name = repository.removeprefix("models--").replace("--", "/", 1)
+        with waiting(f"downloading the weights of {name}"):
+            _download(name, _WEIGHT_FILES, revision=folder.name)
 
 
 def _download(name: str, patterns: list[str], revision: str | None = None) -> Path:

@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from mmeureka_jax.config import Config
-from mmeureka_jax.console import progress
+from mmeureka_jax.console import first_time, progress
 from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
@@ -257,9 +258,10 @@ class Collector:
         seeds = prompt_seeds([f"{item.order}/{item.problem.id}" for item in loaded])
         inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
         # Rollout 0 always: the place in the data names the noise, however many prompts a call has.
-        samples, embeds = sample(
-            self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
-        )
+        with self._compiling(batch):
+            samples, embeds = sample(
+                self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
+            )
         texts = [
             [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
             for rows, counts in zip(samples.tokens, samples.lengths, strict=True)
@@ -273,6 +275,14 @@ class Collector:
             prompts, kept = to_host(inputs[0]), None
         tally.seconds["rollout"] += time.perf_counter() - start
         return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
+
+    def _compiling(self, batch: PromptBatch) -> AbstractContextManager[None]:
+        """Says so where a sampler call has to compile its programs."""
+        if self._config.sampler.compile_ahead:
+            return nullcontext()
+        prompts, length = batch.tokens.shape
+        text = f"sampling for {prompts} prompts of up to {length} tokens, which compiles the sampler for them"
+        return first_time((self._policy, self.settings, batch.tokens.shape), text)
 
     def _scored(self, sampled: _Round, tally: Tally, step: int, show: bool) -> tuple[list[Group], list[RolloutSample]]:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from mmeureka_jax.console import first_time
 from mmeureka_jax.mesh import batch_divisor, to_global
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params
@@ -93,7 +94,14 @@ def generate(
             batch = collate(padded, pick_bucket(longest, buckets), num_windows)
             seeds = prompt_seeds([*(p.id for p in own), *["filler"] * (rows - len(own))])
             inputs = to_global(loaded.mesh, (batch, seeds, active))
-            samples, _ = sample(loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2])
+            length = batch.tokens.shape[1]
+            with first_time(
+                (loaded.policy, settings, batch.tokens.shape),
+                f"answering {rows} prompts of up to {length} tokens, which compiles the sampler for them",
+            ):
+                samples, _ = sample(
+                    loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2]
+                )
             for i, problem in enumerate(own):
                 yield problem, [_response(samples, processor, i, j) for j in range(settings.group_size)]
 

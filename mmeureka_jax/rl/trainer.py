@@ -94,7 +94,7 @@ def export_policy(config: Config) -> None:
         # A process of its own, on the host: the devices are those of the run, and all hosts share them.
         command = [sys.executable, "-m", "mmeureka_jax.cli", "export", str(run_dir), f"--output={output}"]
         done = subprocess.run(command, capture_output=True, text=True)
-        said = done.stderr.strip() if done.returncode else ""
+        said = done.stderr.rpartition("mmeureka: error: ")[2].strip() if done.returncode else ""
     if same_on_all_hosts(int(bool(said))):
         raise UserError(f"{run_dir}: the policy cannot be written for the next stage: {said or 'see the first host'}")
 

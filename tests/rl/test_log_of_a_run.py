@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_reward_workers")
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 OVERRIDES = """
     steps=2 sampler.max_new_tokens=8 sampler.batch_prompts=8 rl.group_size=2 rl.prompts_per_update=8 rl.micro_batches=1
-    rl.packing=0 rl.filter.enabled=false
+    rl.packing=0 rl.filter.enabled=false sampler.compile_ahead=false
     data.train=tfds:shapes/dots@train[:16] data.validation=tfds:shapes/dots@test[:8]
     tracking.validate_every=1 tracking.tensorboard=false tracking.rollouts_every=0 reward.workers=1
 """.split()
@@ -64,8 +64,10 @@ def test_a_new_run_says_what_it_does_in_order(logs):
         "loading the policy from RUN/model ...",
         "  start       a new run of 2 steps",
         "validate: 0 of 8 problems",
+        "answering 8 prompts of up to 96 tokens, which compiles the sampler for them ...",
         "before training: val 0.",
         "step 1/2: sampling (first time: compiles its programs; later steps are faster) ...",
+        "sampling for 8 prompts of up to 96 tokens, which compiles the sampler for them ...",
         "step 1/2: updating (first time",
         "compiling the update of 96 + 16 places a prompt: 1 of up to 1 shapes, each compiled once ...",
         "step 1/2  acc 0.",
