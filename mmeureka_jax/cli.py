@@ -5,6 +5,13 @@ A mistake of the user's ends with one message on stderr and exit code 2, without
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, during which Ctrl-C may come too
+    import sys
+
+    from mmeureka_jax.__main__ import main as start
+
+    sys.exit(start())
+
 import argparse
 import json
 import logging
@@ -18,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmeureka_jax import __version__, processes
+from mmeureka_jax import __version__, interrupts, processes
 from mmeureka_jax.config import ACCURACY_RULES, Config
 from mmeureka_jax.console import speak_in_lines, waiting
 from mmeureka_jax.errors import (
@@ -39,40 +46,50 @@ RESUMABLE |= dict.fromkeys(("sample", "score", "eval"), "continues after the las
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
-    keep_quiet()
+    args = argparse.Namespace(command=None)
     try:
+        build_parser().parse_args(arguments, args)
+        keep_quiet()
         refuse_addresses(sys.argv[1:] if arguments is None else arguments)
         code = args.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here and not when Python ends
         processes.leave()
         return code
-    except UserError as error:
-        print(f"mmeureka: error: {error}", file=sys.stderr)
-        code = EXIT_STOPPED if isinstance(error, RunStopped) else EXIT_BAD_INPUT
-        processes.end(code, str(error))
+    except BaseException as error:
+        code = report(error, args.command)
+        if code is None:
+            raise
         return code
-    except Terminated as stop:
-        print(f"mmeureka: {stop}", file=sys.stderr)
+
+
+def report(error: BaseException, command: str | None) -> int | None:
+    """Says why a command has ended, to the other processes of its run too. The exit code; None for what is no mistake
+    of the user's."""
+    if isinstance(error, KeyboardInterrupt) or interrupts.came():
+        code = interrupts.say(f"; the same command {RESUMABLE[command]}" if command in RESUMABLE else "")
+        message = "interrupted"
+    elif isinstance(error, UserError):
+        message = str(error)
+        print(f"mmeureka: error: {message}", file=sys.stderr)
+        code = EXIT_STOPPED if isinstance(error, RunStopped) else EXIT_BAD_INPUT
+    elif isinstance(error, Terminated):
+        print(f"mmeureka: {error}", file=sys.stderr)
         processes.leave()
         return EXIT_TERMINATED
-    except KeyboardInterrupt:
-        go_on = f"; the same command {RESUMABLE[args.command]}" if args.command in RESUMABLE else ""
-        print(f"mmeureka: interrupted{go_on}", file=sys.stderr)
-        processes.end(130, "interrupted")
-        return 130
-    except BrokenPipeError:  # the reader of our output has ended, as `head` does
+    elif isinstance(error, BrokenPipeError):  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        processes.end(141, "nobody reads its output any more")
-        return 141
-    except Exception as error:
-        if not isinstance(error, OSError) or error.filename is None:
-            processes.end_after(error)
-            raise
+        code, message = 141, "nobody reads its output any more"
+    elif isinstance(error, OSError) and error.filename is not None:
         # A name that is too long or a folder that may not be looked into, wherever it was met.
-        print(f"mmeureka: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        processes.end(EXIT_BAD_INPUT, f"{error.filename}: {error.strerror}")
-        return EXIT_BAD_INPUT
+        message = f"{error.filename}: {error.strerror}"
+        print(f"mmeureka: error: {message}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    else:
+        if isinstance(error, Exception):
+            processes.end_after(error)
+        return None
+    processes.end(code, message)
+    return code
 
 
 def refuse_addresses(arguments: Sequence[str]) -> None:
@@ -101,6 +118,8 @@ def keep_quiet() -> None:
             sys.__excepthook__(kind, error, trace)
 
     def print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt) and interrupts.came():
+            interrupts.end_at_once()  # Python has swallowed it, in a destructor or a callback
         if not is_late(unraisable.exc_value):
             sys.__unraisablehook__(unraisable)
 
@@ -563,7 +582,3 @@ def run_demo(args: argparse.Namespace) -> int:
 
     print(json.dumps(demo(args.output, args.overrides, started=started)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

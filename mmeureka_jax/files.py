@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmeureka_jax.console import say
 from mmeureka_jax.errors import UserError, brief
 
 LOCK_FILE = ".lock"
@@ -214,11 +215,14 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((folder / LOCK_FILE).open("w"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is running in this folder; wait for it, stop it, or use another folder"
-            ) from None
+            if not wait:
+                raise UserError(
+                    f"{folder}: another process is running in this folder; wait for it, stop it, or use another folder"
+                ) from None
+            say(f"{folder}: waiting for the process that is running in this folder ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass
         yield

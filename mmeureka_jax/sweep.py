@@ -35,7 +35,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mmeureka_jax import compare
+from mmeureka_jax import compare, interrupts
 from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.config import EXPORT_FOLDER, Config, load_config, save_config
 from mmeureka_jax.config_checks import validate_config
@@ -308,26 +308,38 @@ class Crashed(Exception):
 
 
 class _Processes:
-    """Runs our commands as processes of their own, one at a time, and passes SIGTERM on to the one that runs."""
+    """Runs our commands as processes of their own, one at a time, and passes SIGINT and SIGTERM on to them.
+
+    Each is in a process group of its own, so that Ctrl-C reaches it once, through this process. It gets SIGTERM when
+    this process is killed; the next start waits until it has written its checkpoint.
+    """
 
     def __init__(self) -> None:
+        self._running = False
         self._current: subprocess.Popen | None = None
-        self._terminated = False
-        self._previous: Any = None
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _Processes:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._pass_on) or signal.SIG_DFL
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._pass_on) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._terminated = True
-        if self._current is not None:
-            self._current.terminate()
+        if self._running:
+            self._received = self._received or number
+            if self._current is not None:
+                self._current.send_signal(number)
+        elif callable(self._previous[number]):
+            self._previous[number](number, frame)
+        else:
+            raise Terminated("stopped by SIGTERM; the same command goes on from there")
 
     def run(self, command: str, config: Config, *options: str) -> bool:
         """Runs `mmeureka COMMAND` on a run. Its output goes to LOG_FILE in the run's folder.
@@ -339,8 +351,12 @@ class _Processes:
             UserError: it says that its input is wrong, with its message.
             Crashed: it ended in any other way.
             Terminated: SIGTERM came.
+            KeyboardInterrupt: SIGINT came, to this process or to that one.
         """
         folder = Path(config.run_dir)
+        if command != "export":
+            with exclusive(folder, wait=True):  # a run that outlived the sweep it was started by ends first
+                pass
         target, log = folder if command == "export" else folder / CONFIG_FILE, folder / LOG_FILE
         with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -348,16 +364,22 @@ class _Processes:
             output = log.open("ab")
         with output:
             start = output.tell()
-            if not self._terminated:
+            self._running = True
+            try:
                 self._current = subprocess.Popen(
                     [sys.executable, "-m", "mmeureka_jax.cli", command, str(target), *options],
-                    stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
+                    env=interrupts.environment_of_child(),
                 )  # fmt: skip
-                if self._terminated:  # it came while the process was made
-                    self._current.terminate()
-                code = self._wait(self._current)
-        if self._terminated:
+                if self._received is not None:  # it came while the process was made
+                    self._current.send_signal(self._received)
+                code = self._current.wait()
+            finally:
+                self._running, self._current = False, None
+        if self._received == signal.SIGTERM:
             raise Terminated(f"stopped by SIGTERM during {folder}; the same command goes on from there")
+        if self._received is not None:
+            raise KeyboardInterrupt
         said = log.read_bytes()[start:].decode("utf-8", "replace")
         message = said.rpartition("mmeureka: error: ")[2].strip()
         if code == EXIT_STOPPED:
@@ -370,11 +392,3 @@ class _Processes:
             last = "\n".join(said.strip().splitlines()[-5:])
             raise Crashed(f"{folder}: the run crashed (exit code {code}); {log} has its output, which ends\n{last}")
         return code == EXIT_STOPPED
-
-    @staticmethod
-    def _wait(process: subprocess.Popen) -> int:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal has sent it to both
-            process.wait()
-            raise

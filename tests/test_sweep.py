@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from mmeureka_jax.checkpoint import write_metadata
 from mmeureka_jax.config import to_dict
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.export import PROVENANCE_FILE
+from mmeureka_jax.files import exclusive
 from mmeureka_jax.sweep import load_sweep, run_sweep, state
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -194,21 +196,51 @@ def test_what_a_process_says_by_its_exit_code(tmp_path, monkeypatch):
         assert (Path(config.run_dir) / sweep.LOG_FILE).read_text().startswith("fine\nmmeureka: error: all alike\n")
 
 
-def test_sigterm_is_passed_on_and_ends_the_sweep(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "name", "error", "message"),
+    [
+        (signal.SIGTERM, "TERM", Terminated, "stopped by SIGTERM during .*seed3"),
+        (signal.SIGINT, "INT", KeyboardInterrupt, "^$"),
+    ],
+)
+def test_a_signal_is_passed_on_and_ends_the_sweep(tmp_path, monkeypatch, number, name, error, message):
     chosen = load_sweep(write(tmp_path, TREE))
-    program(tmp_path, monkeypatch, "trap 'echo noted; exit 143' TERM; touch begun; sleep 60 & wait")
+    program(tmp_path, monkeypatch, f"trap 'sleep 0.3; echo noted; exit 1' {name}; touch begun; sleep 60 & wait")
     monkeypatch.chdir(tmp_path)
 
     def send():
         while not (tmp_path / "begun").exists():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
-    with pytest.raises(Terminated, match="stopped by SIGTERM during .*seed3"):
+    with pytest.raises(error, match=message):
         run_sweep(chosen, show=False)
     assert (chosen.members[0].folder / sweep.LOG_FILE).read_text() == "noted\n"
     assert not chosen.members[1].folder.exists()
+
+
+def test_a_run_that_outlived_its_sweep_is_waited_for(tmp_path, monkeypatch, capsys):
+    chosen = load_sweep(write(tmp_path, TREE))
+    program(tmp_path, monkeypatch, "cat held && touch began_too_early")
+    (tmp_path / "held").touch()
+    monkeypatch.chdir(tmp_path)
+    folder = chosen.members[0].folder
+
+    def end():
+        time.sleep(0.3)
+        (tmp_path / "held").unlink()
+        stack.close()
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(exclusive(folder))
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(UserError, match="crashed"):  # what it waited for is gone when it begins
+        run_sweep(chosen, only=0, show=False)
+    thread.join()
+    assert f"{folder}: waiting for the process that is running in this folder" in capsys.readouterr().err
+    assert not (tmp_path / "began_too_early").exists()
 
 
 def test_a_crash_does_not_keep_the_others_from_running(tmp_path, monkeypatch):
@@ -268,7 +300,7 @@ def test_a_killed_sweep_ends_with_the_table_of_one_that_was_not(tmp_path):
             deadline = time.monotonic() + 300
             while not second.exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # and not its run, which ends by itself; the next start waits for that
             process.wait()
             assert state(load_sweep(path, [f"folder={tmp_path / name}"]).members[1]) != "done"
         subprocess.run(command, env=environment(), check=True, timeout=600)

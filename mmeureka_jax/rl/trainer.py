@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 
+from mmeureka_jax import interrupts
 from mmeureka_jax.checkpoint import RunState, read_metadata
 from mmeureka_jax.config import EXPORT_FOLDER, Config, stage_configs
 from mmeureka_jax.config_checks import validate_config
@@ -93,8 +94,9 @@ def export_policy(config: Config) -> None:
             remove_folder(output)
         # A process of its own, on the host: the devices are those of the run, and all hosts share them.
         command = [sys.executable, "-m", "mmeureka_jax.cli", "export", str(run_dir), f"--output={output}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        said = done.stderr.rpartition("mmeureka: error: ")[2].strip() if done.returncode else ""
+        done = subprocess.run(command, capture_output=True, text=True, env=interrupts.environment_of_child())
+        if done.returncode:
+            said = done.stderr.rpartition("mmeureka: error: ")[2].strip() or f"exit code {done.returncode}"
     if same_on_all_hosts(int(bool(said))):
         raise UserError(f"{run_dir}: the policy cannot be written for the next stage: {said or 'see the first host'}")
 

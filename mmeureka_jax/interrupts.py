@@ -1,0 +1,162 @@
+"""Ctrl-C and SIGTERM end a command with one line and the exit code of shells, wherever they come.
+
+The first one is a KeyboardInterrupt in the main thread, so that all `with` blocks clean up. A second Ctrl-C, also one
+that comes while the main thread is in a long call of a library, ends the process at once: what is then left behind is
+used up by the next start (see files.py). Commands that end in another way (a run writes a checkpoint at SIGTERM) have
+their own handlers in the meantime.
+
+Imports as little as it can: it is there before everything else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
+
+PARENT = "MMEUREKA_PARENT"  # environment variable: the process with which a command ends
+
+_IMPORT_WAIT = 5.0  # seconds that an import may go on before the process ends in the middle of it
+_IMPORT_POLL = 0.05
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_received: int | None = None
+_received_at = 0.0
+_is_said = _is_over = False
+_exit = os._exit  # that of `os` is another one while a user's file is imported
+
+
+def install() -> None:
+    """For the process of a command, before its imports."""
+    _end_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it, and a shell in the background
+            signal.signal(number, _raise)
+    atexit.register(_ignore)  # the first to be registered is the last to run
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True, name="interrupts").start()
+    os.register_at_fork(after_in_child=_forget)
+
+
+def came() -> bool:
+    """Whether the command is to end: a library may have made another exception of the KeyboardInterrupt."""
+    return _received is not None
+
+
+def say(and_then: str = "") -> int:
+    """Writes the line, once, and gives the exit code."""
+    global _is_said
+    if not _is_said:
+        sys.stderr.write(f"{_line()}{and_then}\n")
+        sys.stderr.flush()
+    if _received is not None:  # this is the process of a command
+        _is_said = True
+        threading.excepthook = lambda _: None  # of threads that are surprised by the end of others
+    return 128 + (_received or signal.SIGINT)
+
+
+def end_at_once() -> NoReturn:
+    """Ends the process without any clean-up."""
+    if not _is_said:
+        below_a_bar = "\n" if os.isatty(2) else ""
+        os.write(2, f"{below_a_bar}{_line()}\n".encode())
+    _exit(128 + (_received or signal.SIGINT))
+
+
+def _line() -> str:
+    return "mmeureka: stopped by SIGTERM" if _received == signal.SIGTERM else "mmeureka: interrupted"
+
+
+def over() -> None:
+    """Nothing is left to be cleaned up: from now on the first Ctrl-C ends the process at once, and so does this
+    function if one has come. Threads of libraries may still be at work, which Python's own end would wait for or
+    crash in."""
+    global _is_over
+    _is_over = True
+    if _received is not None:
+        if processes := sys.modules.get("multiprocessing"):
+            for child in processes.active_children():
+                child.kill()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass
+        end_at_once()
+
+
+def environment_of_child() -> dict[str, str]:
+    """The environment of a command that this process starts. It gets SIGTERM when this process ends, however it does
+    (on Linux; elsewhere it runs on)."""
+    return os.environ | {PARENT: str(os.getpid())}
+
+
+def _end_with_parent() -> None:
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != int(parent):  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    global _received, _received_at
+    if _is_over:
+        _received = _received or number
+        end_at_once()
+    if _received is None:
+        _received, _received_at = number, time.monotonic()
+        signal.signal(signal.SIGALRM, _raise_after_import)
+        _raise_after_import(number, frame)
+
+
+def _raise_after_import(_: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but not within an import: a C++ module that is being made would abort the process."""
+    if not _imports(frame):
+        raise KeyboardInterrupt
+    if time.monotonic() - _received_at > _IMPORT_WAIT:
+        end_at_once()
+    signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _watch(reader: int) -> None:
+    """Reads the numbers of signals as they come. Only in this thread is a second one seen while the main thread is in
+    a call that does not return to Python."""
+    is_ending = False
+    while byte := os.read(reader, 1):
+        if byte[0] in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(byte[0]) is _raise:
+            if is_ending and byte[0] == signal.SIGINT:
+                end_at_once()
+            is_ending = True
+
+
+def _forget() -> None:
+    """A forked process, of a library's pool of workers say, knows nothing of this."""
+    signal.set_wakeup_fd(-1)
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is _raise:
+            signal.signal(number, usual)
+
+
+def _ignore() -> None:
+    """What is left of the end of the process is short, and Python has no handlers any more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is _raise:
+            signal.signal(number, signal.SIG_IGN)
