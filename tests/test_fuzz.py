@@ -19,11 +19,12 @@ import pytest
 from commands import SMALL, prompt_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_runs import write_small_run
 from PIL import Image
 
-from mmeureka_jax.checkpoint import read_metadata, write_metadata
+from mmeureka_jax.checkpoint import read_metadata
 from mmeureka_jax.compare import Run, state_of, write_comparison
-from mmeureka_jax.config import Config, load_config, save_config, stage_configs, to_dict
+from mmeureka_jax.config import Config, load_config, save_config, stage_configs
 from mmeureka_jax.config_checks import validate_config
 from mmeureka_jax.config_io import dotted_keys
 from mmeureka_jax.data.problems import open_problems
@@ -34,8 +35,8 @@ from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.models.weights import read_config, stored_dtypes
 from mmeureka_jax.report import write_report
 from mmeureka_jax.rl.run_folder import config_changes
-from mmeureka_jax.sweep import STOPPED_FILE, load_sweep
-from mmeureka_jax.tracking import ResponseSample, RolloutSample, Tracker, read_metrics
+from mmeureka_jax.sweep import load_sweep
+from mmeureka_jax.tracking import read_metrics
 
 EXAMPLES = int(os.environ.get("MMEUREKA_FUZZ", "100"))
 fuzzed = settings(max_examples=EXAMPLES, deadline=5000 if EXAMPLES <= 100 else 20_000)  # milliseconds: none hangs
@@ -203,21 +204,8 @@ def test_headers_of_tensors(data, checkpoints):
 
 
 @pytest.fixture(scope="module")
-def a_run(tmp_path_factory, checkpoints) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    config = Config(run_dir=str(folder))
-    tracker = Tracker(folder, config.tracking)
-    picture = (checkpoints["qwen2"].parent / "red.png").read_bytes()
-    sample = RolloutSample("a", "?", [picture], "2", [ResponseSample("1", 0.5, {"accuracy": 1.0}, 3, "stop")] * 2)
-    for step in range(1, 4):
-        tracker.log_metrics(step, {"reward/total": 0.5, "validation/accuracy": 0.5, "time/step": 1.0})
-        tracker.log_rollouts(step, [sample])
-    tracker.close()
-    save_config(config, folder / "config.yaml")
-    metadata = {"kind": "rl", "data_fingerprint": "a", "checkpoint": "b", "devices": "cpu", "packages": {"jax": "1"}}
-    write_metadata(folder, metadata | {"config": to_dict(config) | {"stages": [{"steps": 1}]}})
-    (folder / STOPPED_FILE).write_text('{"message": "why"}')
-    return folder
+def a_run(tmp_path_factory) -> Path:
+    return write_small_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 def read_run(folder: Path, output: Path) -> None:

@@ -28,7 +28,7 @@ def is_bounded(template: str, variables: str) -> bool:
     Args:
         variables: what it is given, a JSON object.
     """
-    job = json.dumps({"template": template, "variables": json.loads(variables)}).encode()
+    job = json.dumps({"seconds": _SECONDS, "template": template, "variables": json.loads(variables)}).encode()
     try:
         done = subprocess.run([sys.executable, "-P", __file__], input=job, capture_output=True, timeout=3 * _SECONDS)
     except subprocess.TimeoutExpired:
@@ -67,11 +67,12 @@ def _render(template: str, variables: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    job = json.load(sys.stdin.buffer)
     with contextlib.suppress(ValueError, OSError):  # systems without these limits have the time's
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
         resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     try:
-        _render(**json.load(sys.stdin.buffer))
+        _render(job["template"], job["variables"])
     except MemoryError:
         sys.exit(_TOO_MUCH)
     except Exception:
