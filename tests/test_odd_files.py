@@ -1,5 +1,5 @@
-"""Files of run and checkpoint folders that are not what they should be: exit code 2 and one message that names the file,
-never a traceback, a wait without end or memory taken by a number that a file holds."""
+"""Files of run and checkpoint folders that are not what they should be: exit code 2 and one message that names the
+file, never a traceback, a wait without end or memory taken by a number that a file holds."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ RESPONSE = {"text": "1", "reward": 1.0, "parts": {"accuracy": 1.0}, "length": 3,
      GROUP | {"responses": [3]},
      *(GROUP | {"responses": [RESPONSE | {key: value}]} for key, value in {
          "text": None, "reward": "1", "parts": [], "length": None, "finish_reason": 3}.items()),
-     GROUP | {"responses": [RESPONSE | {"parts": {"accuracy": "1"}}]}, GROUP | {"responses": [RESPONSE | {"reward": 10**400}]}],
+     GROUP | {"responses": [RESPONSE | {"parts": {"accuracy": "1"}}]},
+     GROUP | {"responses": [RESPONSE | {"reward": 10**400}]}],
     ids=lambda value: str(value)[-60:],
 )  # fmt: skip
 def test_rollouts_that_are_no_groups(run, capsys, row):
@@ -252,16 +253,17 @@ def test_checkpoint_files_that_are_no_object(check, file):
         ({"text_config": 3}, "'text_config' is 3, expected an object"),
         ({"vision_config": []}, "no settings of a vision tower"),
         ({"layer_types": 3, "text_config": {}}, "not what such a file holds (TypeError"),
-        ({"eos_token_id": 10**12}, "must be token ids"),
-        ({"eos_token_id": {}}, "must be token ids"),
         ({"image_token_id": -1}, "image_token_id -1 is outside the vocabulary"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_configs_of_other_types_and_sizes(check, content, words):
-    if "eos_token_id" in content:
-        check("generation_config.json", content)
-    assert words in check("config.json", content) or "eos_token_id" in content
+    assert words in check("config.json", content)
+
+
+@pytest.mark.parametrize("value", [10**12, -2, {}, [], ["a"], [10**12], True, 1.5, "2"])
+def test_end_tokens_that_are_no_tokens(check, value):
+    assert "must be token ids" in check("generation_config.json", {"eos_token_id": value})
 
 
 @pytest.mark.parametrize(

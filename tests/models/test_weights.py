@@ -365,6 +365,14 @@ def test_a_truncated_file_is_named(saved, tmp_path_factory, fraction):
                 b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}',
                 b'{"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}',
                 b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',  # bytes too many
+                b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+                b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',  # overlap
+                b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+                b'"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+                b'{"a": {"dtype": "I64", "shape": [1], "data_offsets": [8, 0]}}',
+                b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}',
+                b'{"a": {"dtype": [], "shape": [2], "data_offsets": [0, 8]}}',
+                b'{"a": ' + b"[" * 100_000,
             )
         ),
     ],
