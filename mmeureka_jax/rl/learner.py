@@ -125,8 +125,8 @@ class Learner:
             return
         widths = len(packed_widths(places, self._packing))
         what = " and ".join(f"{length} + {width}" for length, width in new)
-        count = f"{len(self._programs)} of up to {widths * self._buckets} shapes, each compiled once"
-        with waiting(f"compiling the update of {what} places a prompt: {count}"):
+        count = f"width {len(self._programs)} of up to {widths * self._buckets}"
+        with waiting(f"compiling the update for groups of {what} tokens, {count} (each compiles once)"):
             yield
 
     def _by_token(

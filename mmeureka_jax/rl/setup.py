@@ -275,9 +275,9 @@ def open_checked(
     from mmeureka_jax.data.check import check_problems
     from mmeureka_jax.data.problems import open_problems
 
-    source = open_problems(
-        spec, root=config.data.root, allow_outside_root=config.data.allow_outside_root, require_answer=require_answer
-    )
+    root, outside = config.data.root, config.data.allow_outside_root
+    with waiting(f"reading {spec}"):
+        source = open_problems(spec, root=root, allow_outside_root=outside, require_answer=require_answer)
     show = config.tracking.progress and is_main()
     accuracy: AccuracyRule | None = "instruct" if require_answer else None  # ungraded answers need not parse
     with nullcontext() if show else waiting(f"checking {spec}, {len(source)} rows"):
