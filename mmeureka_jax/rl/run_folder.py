@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 # What a resumed run may change freely: keys that change none of its results, and the mesh, which changes roundings.
 _MAY_DIFFER = """
-    run_dir data.workers data.prefetch reward.workers sampler.compile_ahead mesh checkpoint tracking
+    run_dir data.workers data.prefetch reward.workers reward.custom_trial reward.custom_import_limit
+    reward.max_failed_steps sampler.compile_ahead mesh checkpoint tracking
 """.split()
 _OF_THOSE_MAY_NOT = ("tracking.validation_problems",)  # accuracies over other problems would not compare
 
