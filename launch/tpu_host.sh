@@ -11,7 +11,7 @@ is_free() { flock -n lock true; }
 case "$1" in
   prepare)
     if ! is_free; then
-      echo "$(hostname): a run goes on here and is left alone"
+      echo "$HOSTNAME: a run goes on here and is left alone"
       rm -rf new
       exit
     fi
@@ -31,8 +31,8 @@ case "$1" in
     rm -f pid
     setsid nohup bash code/launch/tpu_host.sh run >>log 2>&1 </dev/null &
     for _ in {1..100}; do [[ -e pid ]] || sleep 0.1; done
-    [[ -e pid ]] || { echo "$(hostname): it did not start; see ~/mmeureka/log" >&2; exit 1; }
-    echo "$(hostname): started; its log is ~/mmeureka/log"
+    [[ -e pid ]] || { echo "$HOSTNAME: it did not start; see ~/mmeureka/log" >&2; exit 1; }
+    echo "$HOSTNAME: started; its log is ~/mmeureka/log"
     ;;
   run)
     exec 9>lock
@@ -47,10 +47,10 @@ case "$1" in
     ;;
   stop)
     if is_free; then
-      echo "$(hostname): no run goes on here"
+      echo "$HOSTNAME: no run goes on here"
     else
       kill -TERM "$(cat pid)"
-      echo "$(hostname): SIGTERM sent; the run ends after the step under way"
+      echo "$HOSTNAME: SIGTERM sent; the run ends after the step under way"
     fi
     ;;
 esac
