@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ID_FILE = "wandb.json"  # in the run's folder: which run there is this one
 
+FINISH_WITHIN = 300.0  # seconds for what is left to send at the end; `wandb sync` sends the rest
 _COLUMNS = ["problem", "pictures", "question", "gold answer", "response", "reward", "rules", "tokens", "end"]
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class WandbLog:
             name=run_dir.resolve().name,
             dir=str(run_dir),
             config=dict(settings),
-            settings=self._wandb.Settings(console="off"),  # its copy of the terminal would tear the bars
+            # Its copy of the terminal would tear the bars, and without a network it would never end.
+            settings=self._wandb.Settings(console="off", finish_timeout=FINISH_WITHIN),
         )
         # Steps of our own: those after the last checkpoint come twice when a run continues, and theirs only grow.
         run.define_metric("step")

@@ -89,6 +89,7 @@ def test_metrics_config_and_rollouts_are_sent(wandb, tmp_path):
     assert rollouts["step"] == 1 and [row["response"] for row in rollouts["rollouts"].rows] == ["5", "6"]
     assert rollouts["rollouts"].rows[0]["pictures"] == [(20, 10)]
     assert wandb.finished == [0]
+    assert started["settings"] == {"console": "off", "finish_timeout": 300}
 
 
 @pytest.mark.parametrize("config", [TrackingConfig(tensorboard=False), TrackingConfig(tensorboard=False, wandb="")])
