@@ -204,7 +204,8 @@ class ParquetTable(Table):
             raise UserError(f"{path}: no such file") from None
         except Exception as error:  # pyarrow raises its own kinds and OSError
             raise UserError(f"{path}: not a readable Parquet file ({error}); download it again") from None
-        self._short = [field.name for field in schema if field.type in (pyarrow.float16(), pyarrow.float32())]
+        short = {pyarrow.float16(): np.float16, pyarrow.float32(): np.float32}
+        self._short = {field.name: short[field.type] for field in schema if field.type in short}
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
@@ -218,7 +219,7 @@ class ParquetTable(Table):
         except Exception as error:
             raise UserError(f"{self.where(index)}: cannot be read ({error}); download the file again") from None
         row = table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
-        return row | {key: row[key] and _shortest(np.float32(row[key])) for key in self._short}
+        return row | {key: row[key] and _shortest(kind(row[key])) for key, kind in self._short.items()}
 
     def where(self, index: int) -> str:
         return f"{self.path} row {index}"

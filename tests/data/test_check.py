@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 from collections import Counter
@@ -28,6 +29,13 @@ class FakeProcessor:
         if tokens > self.limit:
             raise RowError(f"problem {problem.id!r}: {tokens} tokens", "prompt too long", problem.id)
         return tokens, 2 * len(problem.images)
+
+
+class FaultyProcessor(FakeProcessor):
+    def measure(self, problem: Problem) -> tuple[int, int]:
+        if problem.id == "odd":
+            raise ZeroDivisionError("a fault")
+        return super().measure(problem)
 
 
 def png(width: int = 40, height: int = 30) -> bytes:
@@ -84,6 +92,8 @@ def test_every_unusable_row_is_found_with_its_kind_and_id(folder):
         '{"id": "cut off',
         row("last", question="one two", answer="$\\frac{1}{2}$", image=None),
         row("gone"),  # the id of a row that is rejected
+        row("token", answer="3<|im_end|>"),
+        row("foreign token", answer="3<｜end▁of▁sentence｜>"),
     ]
     report = run(write(folder, rows), folder, FakeProcessor())
     assert report.usable == [0, 11]
@@ -100,6 +110,8 @@ def test_every_unusable_row_is_found_with_its_kind_and_id(folder):
         (9, "no gold", "gold answer does not parse"),
         (10, None, "malformed row"),
         (12, "gone", "duplicate id"),
+        (13, "token", "gold answer does not parse"),
+        (14, "foreign token", "gold answer does not parse"),
     ]
     for rejected in report.rejected:
         assert repr(rejected.id) in rejected.reason if rejected.id else "p.jsonl:11" in rejected.reason
@@ -208,3 +220,37 @@ def test_a_cache_that_cannot_be_used_is_no_obstacle(folder, visits):
     (folder / "file").write_text("")
     assert check_problems(open_problems(spec), None, accuracy=None, progress=False, cache_dir=folder / "file") == report
     assert visits == {"a": 3}
+
+
+def test_columns_that_look_like_pictures_and_are_not_read_are_named(folder):
+    rows = [row(f"{i}") | {"left_image": "good.png", "info": {"thumbnail": "good.png"}} for i in range(3)]
+    report = run(write(folder, [*rows, row("plain")]), folder, accuracy=None)
+    assert len(report.usable) == 4
+    lines = {line.rsplit(None, 1)[0]: line.rsplit(None, 1)[1] for line in report.summary().splitlines()}
+    assert lines["note: column 'left_image' looks like a picture, not read"] == "3"
+    assert lines["note: column 'info.thumbnail' looks like a picture, not read"] == "3"
+
+
+def test_deep_greyscale_is_noted(folder):
+    Image.new("I;16", (40, 30), 30_000).save(folder / "deep.png")
+    report = run(write(folder, [row("deep", image="deep.png"), row("plain")]), folder, accuracy=None)
+    assert [(note.id, note.kind) for note in report.notes] == [("deep", "scaled to 8 bits")]
+
+
+def test_no_file_hangs_or_ends_the_check(folder):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    names = ["pipe.png", "folder.png", "loop.png", "zero.png", "x" * 300 + ".png", "nul\0.png", "good.png"]
+    spec = write(folder, [row(name, image=name) for name in names])
+    source = open_problems(spec, allow_outside_root=True)
+    for _ in range(2):  # the second time from the cache
+        report = check_problems(source, None, accuracy=None, progress=False, cache_dir=folder / "cache")
+        assert report.usable == [6] and [rejected.row for rejected in report.rejected] == list(range(6))
+
+
+def test_an_exception_that_nobody_expected_rejects_its_row_by_name(folder):
+    report = run(write(folder, [row("odd"), row("good")]), folder, FaultyProcessor(), accuracy=None)
+    assert report.usable == [1] and report.rejected[0].kind == "failed check"
+    assert "p.jsonl:1: problem 'odd': cannot be checked (ZeroDivisionError: a fault)" in report.rejected[0].reason

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmeureka_jax.data import check
 from mmeureka_jax.data.cli import add_data_parser
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.errors import UserError
@@ -73,3 +74,13 @@ def test_build_prints_how_to_name_the_data(data, tmp_path, monkeypatch, capsys):
     assert "left out: " in printed and "'two'" in printed and "tfds:mine@train" in printed
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     assert [problem.id for problem in open_problems("tfds:mine@train")] == ["one", "three"]
+
+
+def test_notes_of_one_kind_are_printed_a_few_times(data, monkeypatch, capsys):
+    monkeypatch.setattr(check, "_check_golds", lambda *args: None)
+    rows = [{"id": f"{i}", "question": "?", "answer": "4", "image": "a.png", "left_image": "a.png"} for i in range(20)]
+    data.write_text(json.dumps(rows))
+    assert mmeureka("check", data) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("column 'left_image' looks like a picture and is not read") == 5
+    assert "note: column 'left_image' looks like a picture, not read       20" in printed

@@ -1,9 +1,12 @@
 """Every form of rows becomes the Problem that it describes; what does not is an error that names its place."""
 
+import codecs
+import datetime
 import io
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmeureka_jax.data import readers
+from mmeureka_jax.data import problems, readers
 from mmeureka_jax.data.problems import ImageRef, Problem, RowError, open_problems
 from mmeureka_jax.errors import UserError
 
@@ -229,6 +232,106 @@ def test_malformed_json_list(tmp_path):
     (tmp_path / "p.json").write_text('[\n{"id": 1},\n{"id" 2}\n]')
     with pytest.raises(UserError, match=r"p\.json:3: not valid JSON"):
         open_problems(str(tmp_path / "p.json"))
+
+
+# One bad row never ends the command.
+
+
+GOOD = {"id": "good", "question": "How many?", "answer": "3"}
+NINES = "9" * 5000  # digits that Python does not read
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (json.dumps(GOOD | {"id": "\ud800"}), "in its id, half a character"),
+        (json.dumps(GOOD | {"question": "a \udc00?"}), "in its messages, half a character"),
+        (json.dumps(GOOD | {"answer": "\ud800"}), "in its answer, half a character"),
+        (json.dumps(GOOD | {"note": {"\ud800": 1}}), "in its metadata, half a character"),
+        (json.dumps(GOOD | {"image": "\ud800.png"}), "neither the path of a file"),
+        (json.dumps(GOOD)[:-1] + f', "note": {"[" * 500}{"]" * 500}}}', "more than 64 levels deep"),
+        (json.dumps(GOOD)[:-1] + f', "image": {"[" * 900}{"]" * 900}}}', "is given as list"),
+        ('{"messages": ' + "[" * 900 + "]" * 900 + "}", "a message is of type list"),
+        (json.dumps(GOOD)[:-1] + f', "note": {"[" * 5000}{"]" * 5000}}}', "not valid JSON"),
+        ('{"question": "Q", "answer": ' + NINES + "}", "not valid JSON"),
+        (json.dumps(GOOD | {"metadata": "[1]"}), "its metadata is of type list"),
+        (json.dumps(GOOD | {"metadata": "{"}), "its metadata is text that is not valid JSON"),
+        ('{"nothing": 1}', "keys nothing fit no known form"),
+        ("[]", "expected a JSON object"),
+        ("{", "not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("form", ["lines", "list"])
+def test_a_bad_row_does_not_keep_others_from_being_read(tmp_path, form, line, reason):
+    lines = [line, json.dumps(GOOD)]  # the bad one first: nothing about the others is taken from it
+    if form == "list" and line == "{":
+        return  # where a list goes on after that nobody knows
+    name, text = ("p.jsonl", "\n".join(lines)) if form == "lines" else ("p.json", f"[{', '.join(lines)}]")
+    (tmp_path / name).write_text(text)
+    source = open_problems(str(tmp_path / name))
+    assert len(source) == 2 and source[1].answer == "3"
+    with pytest.raises(RowError, match=reason) as error:
+        source[0]
+    assert "p.json" in str(error.value)
+    str(error.value).encode()
+
+
+def test_an_exception_that_nobody_expected_keeps_its_name(tmp_path, monkeypatch):
+    """So that a fault of this program does not look like bad rows."""
+    monkeypatch.setattr(problems, "take_apart", lambda *args, **options: {}["a fault"])
+    with pytest.raises(RowError, match=r"p\.jsonl:1: problem 'good': cannot be read \(KeyError: 'a fault'\)"):
+        open_problems(write_jsonl(tmp_path / "p.jsonl", [GOOD]))[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", "as lines.json"])
+def test_files_are_read_in_any_encoding_of_json(tmp_path, suffix, encoding):
+    rows = [
+        GOOD | {"id": f"{i}", "question": text} for i, text in enumerate(["Größe?", "日本 🙂?", "\u0a0a\u0d0d\u2028?"])
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = f"[{','.join(lines)}]" if suffix == ".json" else "\r\n\n".join(lines)
+    (tmp_path / f"p{suffix}").write_bytes(text.encode(encoding))
+    source = open_problems(str(tmp_path / f"p{suffix}"))
+    assert [problem.question for problem in source] == [row["question"] for row in rows]
+    with pytest.raises(IndexError):
+        source[3]
+
+
+def test_a_broken_line_of_utf_16_is_one_bad_row(tmp_path):
+    good = (json.dumps(GOOD) + "\n").encode("utf-16-le")
+    (tmp_path / "p.jsonl").write_bytes(codecs.BOM_UTF16_LE + good + b"\x00\xd8\n\0" + good + b"x")
+    source = open_problems(str(tmp_path / "p.jsonl"))
+    assert source[0] == source[2]
+    for row, line in ((1, 2), (3, 4)):
+        with pytest.raises(RowError, match=rf"p\.jsonl:{line}: not valid JSON"):
+            source[row]
+
+
+def test_bytes_that_are_not_text_in_a_list_cost_one_row(tmp_path):
+    (tmp_path / "p.json").write_bytes(b'[{"question": "a\xff", "answer": "3"}, ' + json.dumps(GOOD).encode() + b"]")
+    source = open_problems(str(tmp_path / "p.json"))
+    assert source[1].id == "good"
+    with pytest.raises(RowError, match=r"p\.json item 0: .*half a character"):
+        source[0]
+
+
+def test_numbers_of_parquet_are_as_they_were_written(tmp_path):
+    table = {
+        "question": ["Q"] * 2,
+        "answer": pa.array([0.1, 2e-5], pa.float32()),
+        "half": pa.array([0.1, None], pa.float16()),
+        "when": pa.array([datetime.date(2024, 1, 2), None]),
+    }
+    parquet.write_table(pa.table(table), tmp_path / "f.parquet")
+    parquet.write_table(pa.table({"question": ["Q"], "answer": [Decimal("3.00")]}), tmp_path / "d.parquet")
+    source = open_problems(str(tmp_path / "f.parquet"))
+    assert [problem.answer for problem in source] == ["0.1", "2e-05"]
+    assert [problem.metadata for problem in source] == [
+        {"half": 0.1, "when": "2024-01-02"},
+        {"half": None, "when": None},
+    ]
+    assert the_only(str(tmp_path / "d.parquet")).answer == "3.00"
 
 
 def test_unknown_form_lists_the_known_ones(tmp_path):

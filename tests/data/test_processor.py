@@ -261,6 +261,27 @@ def test_placeholders_in_texts_are_refused_by_id(processor, token):
         processor.encode_response(f"a{token}")
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+def test_special_tokens_in_texts_are_refused_by_id(processor, token):
+    """They would end the question's turn, and begin another."""
+    with pytest.raises(RowError, match="problem 'bad': .*literal token .* a special one of the model"):
+        processor.measure(problem((60, 60), f"a{token}b", problem_id="bad"))
+    with pytest.raises(UserError, match="literal token"):
+        processor.encode_response(f"a{token}b")
+    assert len(processor(problem((60, 60), "<think> </think> <answer> |im_end|")).tokens)  # ordinary words
+
+
+def test_roles_that_the_template_refuses_are_row_errors(changed):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system, please') }}{% endif %}"
+    original = (changed / "chat_template.jinja").read_text()
+    (changed / "chat_template.jinja").write_text(template + original)
+    processor = make(changed)
+    turns = [{"role": role, "content": [{"type": "text", "text": "?"}]} for role in ("system", "user")]
+    assert processor.measure(Problem("good", tuple(turns[1:]), (), "1"))
+    with pytest.raises(RowError, match="problem 'bad': .*refuses the turns system, user .*no system, please"):
+        processor.measure(Problem("bad", tuple(turns), (), "1"))
+
+
 def test_long_prompts_are_refused_with_both_numbers(checkpoint, processor):
     length, _ = processor.measure(PROBLEMS["chat"])
     assert len(make(checkpoint, max_prompt_tokens=length)(PROBLEMS["chat"]).tokens) == length
@@ -291,6 +312,14 @@ def test_responses_end_with_the_end_token_and_come_back(processor, text):
     expected = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokens[:-1].tolist() == expected
     assert processor.decode(tokens) == text
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", " <|im_end|> "])
+def test_an_end_token_that_the_text_brings_is_the_end(processor, end):
+    plain = processor.encode_response(" 2" + end[: end.index("<")])
+    assert processor.encode_response(f" 2{end}").tolist() == plain.tolist()
+    assert processor.encode_response(f" 2{end}", finished=False).tolist() == plain.tolist()
+    assert processor.encode_response(" 2", finished=False).tolist() == processor.encode_response(" 2").tolist()[:-1]
 
 
 def test_decoding_skips_special_tokens_and_spare_rows_of_the_vocabulary(processor):

@@ -53,6 +53,7 @@ def test_solutions_are_checked_before_the_first_step(tmp_path, caplog):
         prompt_row("none", "what is 1 + 2 ?"),
         prompt_row("long", "what is 1 + 3 ?", solution="1 + " * 50),
         prompt_row("placeholder", "what is 1 + 4 ?", solution="<|image_pad|>"),
+        prompt_row("blank", "what is 1 + 5 ?", solution=" \n"),
     ]
 
     def check(rows):
@@ -70,6 +71,7 @@ def test_solutions_are_checked_before_the_first_step(tmp_path, caplog):
     rejected = json.loads((tmp_path / "report.json").read_text())["rejected"]
     assert [(row["id"], row["row"], row["kind"]) for row in rejected] == [
         ("none", 1, "no solution"), ("long", 2, "solution over the limit"), ("placeholder", 3, "malformed solution"),
+        ("blank", 4, "no solution"),
     ]  # fmt: skip
     with pytest.raises(UserError, match="no row can be used(?s:.*)over sft.max_response_tokens = 16"):
         check(rows[1:])
