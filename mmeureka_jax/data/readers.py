@@ -204,7 +204,7 @@ class ParquetTable(Table):
             raise UserError(f"{path}: no such file") from None
         except Exception as error:  # pyarrow raises its own kinds and OSError
             raise UserError(f"{path}: not a readable Parquet file ({error}); download it again") from None
-        short = {pyarrow.float16(): np.float16, pyarrow.float32(): np.float32}
+        short: dict[Any, Any] = {pyarrow.float16(): np.float16, pyarrow.float32(): np.float32}
         self._short = {field.name: short[field.type] for field in schema if field.type in short}
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
