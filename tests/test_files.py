@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
-from commands import environment
+from commands import TINY, environment, prompt_row, write_rows
 
 from mmeureka_jax.files import atomic_writer, remove_folder, temporary_folder, write_atomic
+from mmeureka_jax.models.tiny import write_tiny_checkpoint
 
 
 def leave(target: Path, kind: str) -> None:
@@ -103,3 +105,37 @@ def test_a_folder_is_removed_whole(tmp_path):
     (tmp_path / "f" / "sub" / "file").touch()
     remove_folder(tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("given") / "model"
+    write_tiny_checkpoint(folder, TINY)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("convert MODEL --output out/checkpoint", "checkpoint"),
+        ("convert MODEL --output out/checkpoint --to hf --dtype bfloat16", "checkpoint"),
+        ("data build MODEL/../p.jsonl --name mine --output out", "mine"),
+        ("data show MODEL/../p.jsonl --rows : --output out/page.html", "page.html"),
+    ],
+)
+def test_a_killed_command_leaves_nothing_after_its_next_run(model, tmp_path, command, written):
+    write_rows(model.parent / "p.jsonl", [prompt_row(f"p{i}", "what is 1 + 1 ?", answer="2") for i in range(2000)])
+    (tmp_path / "out").mkdir()
+    arguments = [sys.executable, "-m", "mmeureka_jax", *command.replace("MODEL", str(model)).split()]
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").rglob(".*.tmp")):
+        assert time.monotonic() < deadline and process.poll() is None
+    process.kill()
+    process.wait()
+    left = [path.name for path in (tmp_path / "out").iterdir()]
+    assert left == [f".{written}.0.tmp"]
+    subprocess.run(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [written]
+    assert not list((tmp_path / "out").rglob(".*"))
