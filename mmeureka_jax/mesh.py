@@ -91,7 +91,14 @@ def split_cpu(devices: int) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if devices == 1 or "host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    jax.config.update("jax_num_cpu_devices", devices)
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:
+        if jax.local_device_count() != devices:
+            raise UserError(
+                f"mesh.cpu_devices is {devices}, but this process has already started JAX with "
+                f"{jax.local_device_count()}; train in a new process, before anything else (in a notebook: restart it)"
+            ) from None
     if devices >= cores():
         os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
 
