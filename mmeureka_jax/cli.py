@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(error: BaseException, command: str | None) -> int | None:
     """Says why a command has ended, to the other processes of its run too. The exit code; None for what is no mistake
     of the user's."""
+    processes.look_for_cause(error)
     if isinstance(error, KeyboardInterrupt) or interrupts.came():
         code = interrupts.say(f"; the same command {RESUMABLE[command]}" if command in RESUMABLE else "")
         message = "interrupted"
@@ -85,8 +86,7 @@ def report(error: BaseException, command: str | None) -> int | None:
         print(f"mmeureka: error: {message}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     else:
-        if isinstance(error, Exception):
-            processes.end_after(error)
+        processes.end_after(error)
         return None
     processes.end(code, message)
     return code

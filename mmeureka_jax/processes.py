@@ -115,11 +115,15 @@ def end(code: int, message: str) -> None:
         _watch.end(code, message)
 
 
-def end_after(error: Exception) -> None:
-    """Ends this process of a run after an exception that nobody expected, which may be another process's end."""
+def look_for_cause(error: BaseException) -> None:
+    """Ends this process of a run if an exception comes from another process's end, which may take seconds to find."""
+    if _watch is not None and _BROKEN_CONNECTION.search(f"{error} {error.__cause__}"):
+        _watch.wait_for_news()
+
+
+def end_after(error: BaseException) -> None:
+    """Ends this process of a run after an exception that nobody expected."""
     if _watch is not None:
-        if _BROKEN_CONNECTION.search(str(error)):
-            _watch.wait_for_news()
         traceback.print_exception(error)
         _watch.end(1, f"{type(error).__name__}: {brief(error)}")
 
