@@ -25,6 +25,7 @@ from typing import Any
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import channel as channels
+from mmeureka_jax.rewards import custom  # here, not when a worker first needs it: that time would be an answer's
 from mmeureka_jax.rewards.descendants import adopt_orphans, children
 
 Job = dict[str, Any]
@@ -53,14 +54,14 @@ WARM_UP = (
 PROBE = "7.3104"  # an answer that no gold answer equals
 
 
-def serve(channel: socket.socket, settings: dict[str, Any], run: Run, custom: bool) -> None:
+def serve(channel: socket.socket, settings: dict[str, Any], run: Run, runs_custom: bool) -> None:
     """Answers jobs until the parent closes the channel, or the template ends."""
     from sympy.core import random
 
     process = os.getpid()
     with contextlib.suppress(OSError):  # where memory runs out, the training process is not what should go
         Path("/proc/self/oom_score_adj").write_text("1000")
-    if custom:
+    if runs_custom:
         prepare_for_custom(channel)
         try:
             run = load_custom(settings["custom"], settings["custom_import_limit"])
@@ -86,16 +87,14 @@ def serve(channel: socket.socket, settings: dict[str, Any], run: Run, custom: bo
         signal.setitimer(signal.ITIMER_REAL, settings["time_limit"] + GRACE)
         reply = answer(run, job)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if custom and len(children()) > LEFT_BEHIND:
+        if runs_custom and len(children()) > LEFT_BEHIND:
             reply["last"] = True
 
 
 def answer(run: Run, job: Job) -> dict[str, Any]:
-    from mmeureka_jax.rewards.custom import RuleFailed
-
     try:
         return {"value": run(job)}
-    except RuleFailed as failure:
+    except custom.RuleFailed as failure:
         return {"error": str(failure)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
@@ -163,7 +162,5 @@ def _load_accuracy(rule: str) -> tuple[Callable[[str, str], float], Callable[[st
 
 def load_custom(spec: str, import_limit: float) -> Run:
     """The jobs of the custom rule. Raises UserError if it does not load."""
-    from mmeureka_jax.rewards import custom
-
     rule = custom.load_rule(spec, import_limit)
     return lambda job: custom.apply_rule(spec, rule, job["response"], job["answer"], job["question"], job["metadata"])
