@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from mmeureka_jax.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
 from mmeureka_jax.config import Config, LoraConfig, RandomModelConfig, config_diff, save_config, to_dict
 from mmeureka_jax.config_io import filled
+from mmeureka_jax.console import say
 from mmeureka_jax.errors import RunStopped, UserError
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.mesh import is_main
@@ -105,11 +106,9 @@ def begin_run(
     if is_main():
         before = (read_metadata(run_dir) or {}).get("mesh", layout) if resuming else layout
         if before != layout:
-            logger.info(
-                "the run was made on %s; it continues on %s. Sums are then taken in another order: results agree to "
-                "rounding, not bit for bit",
-                before,
-                layout,
+            say(
+                f"the run was made on {before}; it continues on {layout}. Sums are then taken in another order: "
+                "results agree to rounding, not bit for bit"
             )
         metadata = {
             "kind": kind,

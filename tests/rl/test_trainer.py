@@ -285,7 +285,7 @@ def test_other_parameters_are_refused_also_when_told(make_config, copied):
 
 
 @pytest.mark.slow
-def test_a_run_continues_on_another_mesh(make_config, monkeypatch, tmp_path, caplog):
+def test_a_run_continues_on_another_mesh(make_config, monkeypatch, tmp_path, capsys):
     """From one device to eight, with no flag: the step after it agrees with that of one device to rounding."""
     sizes = (
         "rl.prompts_per_rollout=8",
@@ -298,9 +298,9 @@ def test_a_run_continues_on_another_mesh(make_config, monkeypatch, tmp_path, cap
     start, one = state_of(run, 2), state_of(run, 3)
     shutil.rmtree(run / "checkpoints" / "3")
     use_devices(monkeypatch, 8)
-    with caplog.at_level(logging.INFO):
-        train(make_config(*sizes, "mesh.data=4", "mesh.tensor=2"))
-    assert "made on data 1 x fsdp 1 x tensor 1 (1 x cpu, 1 process); it continues on data 4 x fsdp 1 x" in caplog.text
+    train(make_config(*sizes, "mesh.data=4", "mesh.tensor=2"))
+    said = capsys.readouterr().err
+    assert "made on data 1 x fsdp 1 x tensor 1 (1 x cpu, 1 process); it continues on data 4 x fsdp 1 x" in said
     assert read_metadata(run)["mesh"] == "data 4 x fsdp 1 x tensor 2 (8 x cpu, 1 process)"
     rows = without_times(run)
     assert rows[:2] == expected[:2] and rows[2].keys() == expected[2].keys()
