@@ -263,6 +263,8 @@ def _read_prompts(
             f"{prompts.input}: {len(reasons)} of {len(source)} rows cannot be used, so none was:\n  "
             + "\n  ".join(reasons)
         )
+    if report.notes:
+        logger.warning("%s: `mmeureka data check` has the rows of these notes\n%s", prompts.input, report.summary())
     problems = [source[row] for row in report.usable]
     read = {key: value for key, value in asdict(prompts).items() if key not in ("input", "image_root")}
     read |= {"input": source.fingerprint(), "pictures": ids_and_pictures(problems)[1]}

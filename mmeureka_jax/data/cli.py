@@ -242,6 +242,7 @@ def _text(row: int, problem: Problem | UserError) -> str:
         lines.append(f"  {message['role']}: {''.join(parts)}")
     lines.append(f"  answer: {problem.answer if problem.answer is not None else '(none)'}")
     lines += [f"  {key}: {value}" for key, value in problem.metadata.items()]
+    lines += [f"  (column {column!r} looks like a picture and is not read)" for column in problem.unread]
     return "\n".join(lines)
 
 
@@ -266,6 +267,8 @@ def _article(row: int, problem: Problem | UserError) -> str:
     answer = problem.answer if problem.answer is not None else "(none)"
     lines.append(f"<p><b>answer</b> {html.escape(answer)}</p>")
     lines += [f'<pre class="dim">{html.escape(f"{key}: {value}")}</pre>' for key, value in problem.metadata.items()]
+    for column in problem.unread:
+        lines.append(f'<p class="error">column {html.escape(repr(column))} looks like a picture and is not read</p>')
     return "\n".join([*lines, "</article>"])
 
 

@@ -35,7 +35,6 @@ class Form:
     holds: Literal["text", "chat", "either"]
 
 
-# The first form whose keys a row has is taken.
 FORMS = (
     Form("MM-EUREKA for Qwen (`message`: chat as JSON text with file:// images, `answer`)", ("message",), "chat"),
     Form(
@@ -59,7 +58,10 @@ FORMS = (
 
 
 def form_of(row: Mapping[str, Any]) -> Form | None:
-    return next((form for form in FORMS if all(key in row for key in form.keys)), None)
+    """The first form whose columns the row has; of forms that share a table, one whose columns hold something."""
+    forms = [form for form in FORMS if all(key in row for key in form.keys)]
+    filled = [form for form in forms if not any(is_absent(row[key]) for key in form.keys)]
+    return next(iter(filled + forms), None)
 
 
 def known_forms() -> str:
@@ -262,23 +264,27 @@ def _filled(own: Sequence[Any], waiting: Sequence[Any]) -> tuple[list[Any], bool
 
 def _split_markers(content: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The parts, cut at the markers, which become image parts with a `number` (None for `<image>`). Of several markers
-    with one number the first is the picture's place, the others only speak of it."""
+    with one number the first is the picture's place, the others only speak of it and become `image 2`."""
     pieces: list[dict[str, Any]] = []
-    seen: set[str] = set()
+    seen: set[str | None] = set()
     for part in content:
         if part["type"] != "text":
             pieces.append(dict(part))
             continue
+        text = ""
         start = 0
         for match in MARKER.finditer(part["text"]):
-            if match[1] is not None:
-                if match[1] in seen:
-                    continue
-                seen.add(match[1])
-            pieces += [_text(part["text"][start : match.start()])] * (match.start() > start)
-            pieces.append({"type": "image", "number": match[1]})
+            text += part["text"][start : match.start()]
             start = match.end()
-        pieces += [_text(part["text"][start:])] * (start < len(part["text"]))
+            if match[1] in seen:
+                text += f"image {match[1]}"
+                continue
+            seen |= {match[1]} - {None}
+            pieces += [_text(text)] * (text != "")
+            pieces.append({"type": "image", "number": match[1]})
+            text = ""
+        text += part["text"][start:]
+        pieces += [_text(text)] * (text != "")
     return pieces
 
 

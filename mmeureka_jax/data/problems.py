@@ -52,10 +52,8 @@ def _make_problem(row: Mapping[str, Any], finder: ImageFinder, problem_id: str, 
     form: Form | None = form_of(row)
     if form is None:
         raise RowError(f"{_no_form(row)}; docs/data.md has them")
-    own = parsed(row.get("metadata") or {}, "its metadata")
-    if not isinstance(own, Mapping):
-        raise RowError(f"its metadata is of type {type(own).__name__}; expected an object")
-    parts = take_apart({**row, "metadata": own}, form, needs_answer=needs_answer)
+    row = {**row, "metadata": _own_metadata(row.get("metadata"))}
+    parts = take_apart(row, form, needs_answer=needs_answer)
     metadata = {key: value for key, value in row.items() if key not in (*parts.used, "id", "metadata")}
     if parts.solution is not None:
         metadata["solution"] = parts.solution
@@ -64,11 +62,20 @@ def _make_problem(row: Mapping[str, Any], finder: ImageFinder, problem_id: str, 
         messages=parts.messages,
         images=tuple(finder.find(value) for value in parts.pictures),
         answer=parts.answer,
-        metadata=_plain(metadata) | _plain(own),
+        metadata=_plain(metadata) | _plain(row["metadata"]),
         unread=parts.unread,
     )
     _refuse_surrogates(problem)
     return problem
+
+
+def _own_metadata(value: Any) -> Mapping[str, Any]:
+    """A column `metadata`: an object, or one as JSON text (TFDS's rows); anything else is a value like others."""
+    try:
+        value = {} if is_absent(value) else parsed(value, "metadata")
+    except RowError:  # a text
+        pass
+    return value if isinstance(value, Mapping) else {"metadata": value}
 
 
 def _refuse_surrogates(problem: Problem) -> None:

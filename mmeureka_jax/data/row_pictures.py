@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +63,9 @@ def is_absent(value: Any) -> bool:
 def present(values: Any) -> list[Any]:
     """The pictures of a cell, which holds one or several."""
     values = values.tolist() if hasattr(values, "tolist") else values  # an array
+    if isinstance(values, str) and values.lstrip().startswith("["):  # a list that a table of texts holds
+        with suppress(ValueError, RecursionError):
+            values = json.loads(values)
     return [value for value in (values if isinstance(values, list | tuple) else [values]) if not is_absent(value)]
 
 

@@ -55,6 +55,17 @@ def test_problems_read_back_equal_and_in_order(tmp_path, data_dir):
     assert [path.name for path in data_dir.iterdir()] == ["mine"]
 
 
+def test_rows_with_numbered_markers_read_back_equal_and_unread_columns_are_named(tmp_path, data_dir, caplog):
+    write_problems(tmp_path)
+    row = {"question": "<image_2> or <image_1>? <image_2>!", "image_1": "2-0.png", "image_2": "2-1.jpg", "answer": "2"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row | {"left_image": "1-0.png"}))
+    build_dataset(str(tmp_path / "q.jsonl"), "marked", show_progress=False)
+    assert "column 'left_image' looks like a picture and is not read (in 1 of" in caplog.text
+    (before,), (after,) = open_problems(str(tmp_path / "q.jsonl")), open_problems("tfds:marked@train")
+    assert contents(after)[1:] == contents(before)[1:]
+    assert before.question == " or ? image 2!" and before.images[0].path.name == "2-1.jpg"
+
+
 def test_another_split_is_added_and_an_existing_one_is_not_touched(tmp_path, data_dir):
     spec = write_problems(tmp_path)
     build_dataset(spec, "mine", show_progress=False)

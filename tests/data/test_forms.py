@@ -62,7 +62,7 @@ R1 = "<think> 1 + 2 </think><answer> 3 </answer>"
         ({"question": "Q", "image": "1.jpg", "decoded_image": "a.png", "answer": 3}, ["user: [1.jpg]Q"], "3", None),
         ({"question": "<image1>\nQ", "decoded_image": "a.png", "answer": "3"}, ["user: [a.png]\nQ"], "3", None),
         ({"question": "<image 1> or <image 2>, <image 1>?", "image_1": "a.png", "image_2": "b.png", "answer": "B"},
-         ["user: [a.png] or [b.png], <image 1>?"], "B", None),
+         ["user: [a.png] or [b.png], image 1?"], "B", None),
         ({"question": "Q", "image": "a.png", "answer": ["3"]}, ["user: [a.png]Q"], "3", None),
         # TRL, verl
         ({"prompt": says("Q"), "image": "a.png", "solution": R1}, ["user: [a.png]Q"], "3", R1),
@@ -77,6 +77,11 @@ def test_rows_of_each_form(row, turns, answer, solution):
     taken = read(row)
     assert flat(taken) == turns
     assert (taken.answer, taken.solution) == (answer, solution)
+
+
+def test_of_two_forms_in_a_table_the_one_with_values_is_read():
+    assert flat(read({"messages": None, "question": "Q", "answer": "3"})) == ["user: Q"]
+    assert flat(read({"messages": says("R"), "question": None, "answer": "3"})) == ["user: R"]
 
 
 def image(**more) -> dict:

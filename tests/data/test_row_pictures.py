@@ -49,6 +49,7 @@ STRUCT = {"bytes": PNG, "path": None}
         ({"image_source": "COCO/a.png", "image": "a.png"}, ["a.png"]),
         ({"figure": 3, "image": "a.png"}, ["a.png"]),
         ({"image": "a.png", "image_id": 7, "image_width": 40, "image_caption": "a cat", "num_images": 1}, ["a.png"]),
+        ({"images": '["a.png", "b.png"]'}, ["a.png", "b.png"]),
         ({"images": np.array([PNG, PNG], object)}, [PNG, PNG]),  # TFDS's
         *(({"image": value}, []) for value in (None, float("nan"), "", [], [None], {"bytes": None, "path": None})),
     ],

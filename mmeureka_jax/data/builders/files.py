@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, remove_folder, temporary_folder
 
 VERSION = "1.0.0"
+
+logger = logging.getLogger(__name__)
 
 
 def problem_features() -> tfds.features.FeaturesDict:
@@ -88,13 +92,15 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     def _generate_examples(self, split: str, source: ProblemSource) -> Iterator[tuple[int, dict[str, Any]]]:
         rejected: list[UserError] = []
+        unread: Counter[str] = Counter()
         with progress(len(source), f"build {self.name}@{split}", unit="row", enabled=self._show_progress) as bar:
             for index in range(len(source)):
                 try:
-                    row = _checked_row(source, index)
+                    problem, row = _checked_row(source, index)
                 except UserError as error:
                     rejected.append(error)
                 else:
+                    unread.update(problem.unread)
                     yield index, row
                 bar.update()
         if rejected and (not self._skip_unusable or len(rejected) == len(source)):
@@ -104,14 +110,16 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
                 + "\nrepair them, or leave them out with --skip-unusable"
             )
         self.rejected += rejected
+        for column, count in unread.items():
+            logger.warning("column %r looks like a picture and is not read (in %d of the rows)", column, count)
 
 
-def _checked_row(source: ProblemSource, index: int) -> dict[str, Any]:
+def _checked_row(source: ProblemSource, index: int) -> tuple[Problem, dict[str, Any]]:
     problem = source[index]
     try:
         for ref in problem.images:
             read_picture(ref)
-        return encode_problem(problem)
+        return problem, encode_problem(problem)
     except UserError as error:
         raise RowError(f"{source.where(index)}: problem {problem.id!r}: {error}", problem_id=problem.id) from None
 
