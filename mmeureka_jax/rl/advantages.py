@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.config import RLConfig
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.rl.losses import settings_of
 from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.user_code import load_explained
@@ -220,11 +220,19 @@ def compute_advantages(
         kl_penalties: what `rl.kl_place: reward` takes off the reward at each token.
     """
     mask, rewards = outcomes.mask(length), np.asarray(outcomes.rewards, np.float64)
-    per_response = np.asarray(make_estimator(config)(rewards), np.float64)
+    returned = make_estimator(config)(rewards)
+    try:
+        per_response = np.asarray(returned, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"rl.advantage={config.advantage} returned no array of numbers: {brief(error)}") from error
     if per_response.shape != rewards.shape:
         raise UserError(
             f"rl.advantage={config.advantage} returned shape {per_response.shape}; expected {rewards.shape}, "
             "an advantage for each response"
+        )
+    if config.advantage not in ADVANTAGES and not np.isfinite(per_response).all():
+        raise UserError(
+            f"rl.advantage={config.advantage} returned NaN or infinity; expected a number for each response"
         )
     if config.adora_weight is not None:
         per_response = per_response * adora_weights(outcomes, config.adora_weight)

