@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from mmeureka_jax.data.record import ROLES, RowError
+from mmeureka_jax.data.record import ROLES, RowError, shortened
 from mmeureka_jax.data.row_pictures import find_pictures, is_absent, looks_like_picture
 from mmeureka_jax.rewards.answers.boxes import boxed_answer
 
 MARKER = re.compile(r"<image(?:[ _-]?(\d+))?>")
-_ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}  # of ShareGPT's `from`
+_ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "developer": "system"}
 _TEXT_PARTS = ("text", "input_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _PART_VALUES = ("image", "image_url", "bytes", "base64", "data", "path", "url", "file", "source")
+# Other ways in which texts show a picture, or leave a place for one.
+_INLINE = re.compile(
+    r"<img\b[^<>]{0,2000}>|!\[[^\]]{0,500}\]\([^()\s]{1,2000}\)|<[|]?image[a-z_]{0,20}[|]?>", re.IGNORECASE
+)
 _TAGGED = re.compile(r".*<answer>(.*?)</answer>", re.DOTALL)
 _LONGEST_BARE_ANSWER = 200  # characters of a solution that is nothing but the answer
 
@@ -87,20 +91,38 @@ def take_apart(row: Mapping[str, Any], form: Form, *, needs_answer: bool) -> Tak
     if form.keys == ("query",) and reply is None and isinstance(row.get("response"), str):
         reply = row["response"]
     answer, solution, used = _answer(row, reply, needs_answer)
-    used = (form.keys[0], *used, *(("reward_model",) if "reward_model" in form.keys else ()))
+    used = (
+        form.keys[0],
+        *used,
+        *(("history",) if form.keys == ("query",) else ()),
+        *(("reward_model",) if "reward_model" in form.keys else ()),
+    )
     found = find_pictures(row, used={*used, "id", "answer", "solution", "final_answer", "context"})
     messages, pictures, named = _with_pictures(turns, found.values)
     unread = found.unread if not named else (*found.read, *found.unread)
-    if not pictures and found.misplaced:
-        raise RowError(
-            f"it has no picture, but what looks like one under {', '.join(map(repr, found.misplaced))}; name that"
-            " column `image` or `images` (several: image_1, image_2, ...), or remove it",
-            "picture of unknown place",
-        )
-    if not pictures and not any(part["text"].strip() for turn in turns for part in _user_texts(turn)):
-        raise RowError(f"there is no question in {form.keys[0]!r}")
+    if not any(part["type"] == "image" for message in messages for part in message["content"]):
+        _refuse_blind(form, messages, found.misplaced)
     used = (*used, *found.empty, *(() if named else found.read))
     return TakenApart(messages, pictures, answer, solution, used, unread)
+
+
+def _refuse_blind(form: Form, messages: Sequence[Mapping[str, Any]], misplaced: Sequence[str]) -> None:
+    """Raises RowError for messages without pictures that ask nothing, or whose picture is somewhere else."""
+    if misplaced:
+        raise RowError(
+            f"it has no picture, but what looks like one under {', '.join(map(repr, misplaced))}; name that column"
+            " `image` or `images` (several: image_1, image_2, ...), or remove it",
+            "picture of unknown place",
+        )
+    texts = [part["text"] for message in messages for part in _user_texts(message)]
+    if not any(text.strip() for text in texts):
+        raise RowError(f"there is no question in {form.keys[0]!r}")
+    if inline := next(filter(None, map(_INLINE.search, texts)), None):
+        raise RowError(
+            f"it has no picture, but its text shows one by {shortened(inline[0])}; give the picture in a column `image`"
+            " and its place as <image>",
+            "picture of unknown place",
+        )
 
 
 # Turns.
@@ -116,6 +138,11 @@ def _turns(row: Mapping[str, Any], form: Form) -> list[dict[str, Any]]:
         context = row.get("context") if "final_answer" in row else None  # OlympiadBench's
         text = value if is_absent(context) else f"{context}\n{value}"
         turns = [{"role": "user", "content": [_text(text)]}]
+        history = row.get("history") if form.keys == ("query",) else None  # ms-swift's pairs of texts
+        if isinstance(history, list) and history:
+            earlier = [text for pair in history for text in pair]
+            roles = ("user", "assistant") * len(history)
+            turns = [{"role": r, "content": [_text(t)]} for r, t in zip(roles, earlier, strict=True)] + turns
     else:
         chat = parsed(value, "the chat")
         if not isinstance(chat, list) or not chat:

@@ -47,8 +47,25 @@ _MAGIC = re.compile(
 )
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _SHORTEST_BASE64 = 64
-_STRUCT_KEYS_SEEN = {"bytes", "base64", "data", "path", "url", "file", "file_name", "format", "type", "width", "height"}
-_STRUCT_KEYS = ("bytes", "base64", "data", "image", "image_url", "path", "url", "file", "file_name", "source")
+_STRUCT_KEYS_SEEN = {
+    "bytes",
+    "base64",
+    "data",
+    "path",
+    "url",
+    "file",
+    "file_name",
+    "filename",
+    "src",
+    "format",
+    "type",
+    "width",
+    "height",
+}
+_STRUCT_KEYS = (
+    *("bytes", "base64", "data", "image", "image_url", "image_path", "path", "url"),
+    *("file", "file_name", "filename", "file_path", "source", "src"),
+)
 
 
 def is_absent(value: Any) -> bool:
@@ -249,7 +266,11 @@ class ImageFinder:
     def find(self, value: Any) -> ImageRef:
         """Raises RowError for what names no file and holds no bytes."""
         while isinstance(value, Mapping):
-            value = next((value[key] for key in _STRUCT_KEYS if not is_absent(value.get(key))), None)
+            keys = [key for key in _STRUCT_KEYS if not is_absent(value.get(key))]
+            if not keys:
+                names = ", ".join(map(repr, value))
+                raise RowError(f"an image is given as an object with {names}; expected one with bytes or path")
+            value = value[keys[0]]
         if isinstance(value, bytes):
             return ImageRef(data=value)
         if not isinstance(value, str) or not value:

@@ -49,6 +49,10 @@ R1 = "<think> 1 + 2 </think><answer> 3 </answer>"
         ({"messages": says("How many?", R1), "images": ["a.png"]}, ["user: [a.png]How many?"], "3", R1),
         ({"messages": says("How many?", "x"), "solution": "so \\boxed{3}"}, ["user: How many?"], "3", "so \\boxed{3}"),
         ({"query": "<image>How many?", "response": R1, "images": ["a.png"]}, ["user: [a.png]How many?"], "3", R1),
+        (
+            {"query": "R?", "response": "4", "history": [["Q?", "3"]], "system": "Be brief."},
+            ["system: Be brief.", "user: Q?", "assistant: 3", "user: R?"], "4", "4",
+        ),
         # OlympiadBench
         (
             {
@@ -133,6 +137,10 @@ def test_a_column_that_repeats_the_chats_pictures_is_named():
         ({"question": "Q", "left_image": "a.png", "right_image": "b.png"}, "one under 'left_image', 'right_image'"),
         ({"question": "Q", "attachments": ["a.png"]}, "'attachments'; name that column `image`"),
         ({"messages": [{"role": "user", "content": [image(image="a.png"), text("<image> <image>")]}]}, "1 image part"),
+        ({"question": "Picture 1: <img>a.png</img> Q"}, "its text shows one by <img>"),
+        ({"question": 'Q <img src="a.png"/>'}, "its text shows one by <img src"),
+        ({"question": "Q ![figure](images/a.png)"}, "its text shows one by !.figure"),
+        ({"question": "<image_placeholder> Q"}, "its text shows one by <image_placeholder>"),
         ({"question": "<image_1> and <image>", "images": ["a.png", "b.png"]}, "some have none"),
         ({"messages": says("<image_1>", "x", "<image_1>"), "images": ["a.png", "b.png"]}, "a number occurs"),
         ({"messages": [{"role": "user", "content": [text("Q") | {"image": "a.png"}]}]}, "has a picture under 'image'"),

@@ -64,7 +64,7 @@ ADDRESSES = [
 ]
 TEXTS = [
     *("<image>", "<image_1> <image_2>", "<image 3>", "How many?", "<answer> 3 </answer>", "\\boxed{", "#### 3\n#### 4"),
-    *("<|im_end|>", "<|image_pad|>", "[]", '[{"role": "user", "content": "q"}]', "[" * 3000, "{}"),
+    *("<|im_end|>", "<|image_pad|>", "[]", '[{"role": "user", "content": "q"}]', "[" * 3000, "{}", "half \ud800"),
     *("user", "assistant", "system", "human", "gpt", "text", "image", "image_url"),
 ]
 OBJECTS = [Decimal("3.00"), Decimal("NaN"), datetime.date(2024, 1, 1), encoded(), encoded("I;16", "TIFF")]

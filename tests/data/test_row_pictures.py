@@ -108,6 +108,7 @@ def finder(tmp_path) -> ImageFinder:
         {"url": f"data:image/png;base64,{BASE64}"},
         {"image_url": {"url": "a.png"}},
         {"path": "a.png", "bytes": None},
+        {"src": "a.png"},
     ],
 )
 def test_values_that_hold_or_name_a_picture(finder, value):
@@ -126,7 +127,7 @@ def test_values_that_hold_or_name_a_picture(finder, value):
         ("loop.png", "Symlink loop"),
         (7, "given as int"),
         (True, "given as bool"),
-        ({"width": 3}, "given as NoneType"),
+        ({"width": 3}, "given as an object with 'width'"),
     ],
 )
 def test_values_that_cannot_be_read_are_row_errors(finder, value, reason):
