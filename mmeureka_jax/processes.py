@@ -15,6 +15,7 @@ their own, which never breaks: where its other end does, process 0 is lost and t
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +32,8 @@ from tqdm import tqdm
 
 from mmeureka_jax.console import waiting
 from mmeureka_jax.errors import EXIT_LOST, UserError, brief
+
+logger = logging.getLogger(__name__)
 
 _ALIVE, _NEWS = "mmeureka/alive", "mmeureka/news"
 _JOIN_WITHIN = 300  # seconds
@@ -130,10 +134,22 @@ def end_after(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def _relayed() -> Iterator[None]:
-    """Within, JAX's client of the coordination service connects through a relay. There is no public way to say so."""
-    from jax._src.lib import _jax
+    """Within, JAX's client of the coordination service connects through a relay.
 
-    direct = _jax.get_distributed_runtime_client
+    There is no public way to say so. Where another version of JAX has other names inside, the client connects by
+    itself, and JAX ends the others in its own way when process 0 is lost.
+    """
+    try:
+        from jax._src.lib import _jax
+
+        direct = _jax.get_distributed_runtime_client
+    except (ImportError, AttributeError):
+        logger.warning(
+            "jax %s has other names inside than 0.10.2: if process 0 is lost, JAX ends the others with a stack",
+            version("jax"),
+        )
+        yield
+        return
 
     def through_relay(address: str, process: int, **options: Any) -> Any:
         return direct(address if process == 0 else _start_relay(address), process, **options)
