@@ -21,7 +21,7 @@ from typing import NoReturn
 
 PARENT = "MMEUREKA_PARENT"  # environment variable: the process with which a command ends
 
-_IMPORT_WAIT = 5.0  # seconds that an import may go on before the process ends in the middle of it
+_IMPORT_WAIT = 5.0  # seconds that the import of a C++ module may take before the process ends in the middle of it
 _IMPORT_POLL = 0.05
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _received: int | None = None
@@ -120,18 +120,20 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _raise_after_import(_: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt, but not within an import: a C++ module that is being made would abort the process."""
-    if not _imports(frame):
+    """Raises KeyboardInterrupt, but not while a C++ module is being made, which would abort the process."""
+    if not _makes_module(frame):
         raise KeyboardInterrupt
     if time.monotonic() - _received_at > _IMPORT_WAIT:
         end_at_once()
     signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL)
 
 
-def _imports(frame: FrameType | None) -> bool:
+def _makes_module(frame: FrameType | None) -> bool:
+    """Whether a frame is within the import of a module that is not written in Python."""
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap_external>":
+            if type(frame.f_locals.get("self")).__name__ == "ExtensionFileLoader":
+                return True
         frame = frame.f_back
     return False
 

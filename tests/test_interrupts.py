@@ -24,7 +24,7 @@ PLACES = {
             pool.submit(time.sleep, 0.5)
             ready()
     """,
-    "in an import": "sys.path.insert(0, os.getcwd()); import slow_import; time.sleep(60)",
+    "in an import": "sys.path.insert(0, os.getcwd()); import slow_import",
     "where a library makes another exception of it": """
         try:
             ready(); time.sleep(60)
@@ -104,6 +104,24 @@ def test_a_signal_ends_a_command_with_one_line(tmp_path, place, number):
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path, place):
     process = start(tmp_path, CLEANING[place])
     assert interrupt(process, signal.SIGINT, times=2) == f"{STOPPED[signal.SIGINT]}\n"
+    assert process.returncode == 130
+
+
+def test_a_module_in_another_language_is_made_first(tmp_path):
+    process = start(tmp_path, """
+        import _imp, _json
+        from importlib.machinery import ExtensionFileLoader
+
+        def exec_dynamic(module):
+            ready(); time.sleep(0.5); print("made", flush=True)
+
+        _imp.exec_dynamic = exec_dynamic
+        ExtensionFileLoader("_json", _json.__file__).exec_module(_json)
+        time.sleep(60)
+    """)  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("made\n", "mmeureka: interrupted\n")
     assert process.returncode == 130
 
 
