@@ -29,6 +29,7 @@ from mmeureka_jax.files import address_problem, refuse_address
 
 _LARGEST = 2**31 - 1  # devices count in 32 bits
 _LARGEST_REAL = 1e30  # float32 ends a little above
+_LONGEST_NAME = 255
 _MAY_BE_INFINITE = ("optimizer.max_grad_norm",)
 
 # What a key may be at most: more is a slip that would take all memory, or start processes without end.
@@ -396,6 +397,10 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
         problems += [f"{key} must be {text}; got {get(key)}" for key in keys if not is_right(get(key))]
 
     problems += _check_paths(to_dict(config))
+    if max(len(part.encode()) for part in config.run_dir.split("/")) > _LONGEST_NAME:
+        problems.append(
+            f"run_dir: the name of a folder is longer than {_LONGEST_NAME} bytes, which no file system takes"
+        )
     problems += _check_model(config.model)
     problems += _check_data(config.data)
     problems += _check_products(config, command)

@@ -34,7 +34,7 @@ MAX_STEPS_SHOWN = 8  # logged steps of rollouts in the report, the first and the
 THUMBNAIL_SIDE = 360  # pixels
 RESPONSES_SHOWN = 2  # of each group; the others fold out
 
-_TAGGED = re.compile(r"(<think>.*?</think>|<answer>.*?</answer>)", re.DOTALL)
+_OPENING = re.compile(r"<(think|answer)>")
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -307,7 +307,7 @@ def _response(number: int, response: Mapping[str, Any]) -> str:
         f'<span class="chip bad">{escape(f"{rule}: {why}")}</span>' for rule, why in failures_of(response).items()
     ]
     verdict = "" if "accuracy" not in parts else "right" if parts["accuracy"] > 0 else "wrong"
-    blocks = [_block(part) for part in _TAGGED.split(response["text"]) if part.strip()]
+    blocks = [_block(part) for part in _parts(response["text"]) if part.strip()]
     return (
         f'<div class="response {verdict}">'
         f'<div class="scores"><span class="n">Response {number}</span>{"".join(chips)}</div>'
@@ -317,6 +317,23 @@ def _response(number: int, response: Mapping[str, Any]) -> str:
 
 def _reason(finish_reason: str) -> str:
     return "stopped at the length limit" if finish_reason == "length" else finish_reason
+
+
+def _parts(text: str) -> list[str]:
+    """A response cut at its thoughts and answers; in one pass, whatever a policy has learnt to repeat."""
+    parts, position, unclosed = [], 0, set()
+    for opening in _OPENING.finditer(text):
+        name = opening[1]
+        if opening.start() < position or name in unclosed:
+            continue
+        close = text.find(f"</{name}>", opening.end())
+        if close < 0:
+            unclosed.add(name)
+            continue
+        end = close + len(f"</{name}>")
+        parts += [text[position : opening.start()], text[opening.start() : end]]
+        position = end
+    return [*parts, text[position:]]
 
 
 def _block(text: str) -> str:

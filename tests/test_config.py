@@ -425,6 +425,7 @@ def test_default_recipe_with_a_model_is_valid():
         (["reward.format_weight=.inf"], ["reward.format_weight", "finite"]),
         (["steps=0"], ["steps must be positive"]),
         (["seed=-1"], ["seed must be 0 or more"]),
+        ([f"run_dir=runs/{'é' * 150}/x"], ["run_dir: the name of a folder is longer than 255 bytes"]),
         (["seed=2147483648"], ["seed must be at most 2,147,483,647"]),
         (["seed=-3e9"], ["seed must be at least -2,147,483,647"]),
         (["steps=1e30"], ["steps must be at most 2,147,483,647; got 1000000000000000019884624838656"]),

@@ -26,7 +26,6 @@ _PART_VALUES = ("image", "image_url", "bytes", "base64", "data", "path", "url", 
 _INLINE = re.compile(
     r"<img\b[^<>]{0,2000}>|!\[[^\]]{0,500}\]\([^()\s]{1,2000}\)|<[|]?image[a-z_]{0,20}[|]?>", re.IGNORECASE
 )
-_TAGGED = re.compile(r".*<answer>(.*?)</answer>", re.DOTALL)
 _LONGEST_BARE_ANSWER = 200  # characters of a solution that is nothing but the answer
 
 
@@ -384,8 +383,10 @@ def _last_line(text: str) -> str | None:
 
 def _tagged(text: str) -> str | None:
     """What stands in the last <answer> tags."""
-    found = _TAGGED.match(text)
-    return found[1].strip() or None if found else None
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    if start < 0:
+        return None
+    return text[start + len("<answer>") : text.find("</answer>", start)].strip() or None
 
 
 def _marked(solution: str) -> str | None:

@@ -20,7 +20,7 @@ from mmeureka_jax.rewards.answers.verdicts import verdict
 
 MAX_WORDS = 12  # a longer gold answer is an explanation
 
-_WRAPPER = re.compile(r"\s*<answer>\s*(.*?)\s*</answer>\s*", re.DOTALL | re.IGNORECASE)
+_OPENING, _CLOSING = "<answer>", "</answer>"
 # What may open an answer and says nothing.
 _FILLER = re.compile(
     r"^(?:(?:therefore|thus|hence|so|then|finally|in conclusion),\s+"
@@ -92,13 +92,21 @@ def _same(gold: str, text: str) -> bool:
     return any(equality.same_answer(a, b) for a in golds for b in answers)
 
 
+def _untagged(text: str) -> str:
+    """The inside of answer tags, if they are around the whole text."""
+    inside = text.strip()
+    begins, ends = inside[: len(_OPENING)].lower() == _OPENING, inside[-len(_CLOSING) :].lower() == _CLOSING
+    if not (begins and ends and len(inside) >= len(_OPENING + _CLOSING)):
+        return text
+    return inside[len(_OPENING) : -len(_CLOSING)].strip()
+
+
 @lru_cache(maxsize=512)  # the answers of a group share their gold answer
 def _spelled(text: str) -> str:
     """An answer without what other frameworks put around it, in one spelling."""
     for _ in range(4):
         before = text
-        if wrapped := _WRAPPER.fullmatch(text):
-            text = wrapped[1]
+        text = _untagged(text)
         if (boxed := boxed_answer(text)) is not None:
             text = boxed
         text = extraction.without_asides(extraction.concluded(text))
