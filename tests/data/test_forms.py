@@ -2,6 +2,7 @@
 
 import json
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,15 @@ def test_rows_of_each_form(row, turns, answer, solution):
     taken = read(row)
     assert flat(taken) == turns
     assert (taken.answer, taken.solution) == (answer, solution)
+
+
+def test_the_rows_of_the_documentation_say_the_same():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = [json.loads(line) for line in page.splitlines() if line.startswith("{")]
+    assert len(rows) == 6
+    for row in rows:
+        taken = read(row)
+        assert taken.answer == "12" and len(taken.pictures) == 1 and flat(taken)[0].startswith("user: [")
 
 
 def test_of_two_forms_in_a_table_the_one_with_values_is_read():
