@@ -181,7 +181,8 @@ def test_rows_that_are_refused(row, reason):
     [
         (3, "3"), (3.0, "3.0"), (1e-5, "1e-05"), (True, "True"), (Decimal("3.00"), "3.00"), (Decimal("1E+2"), "100"),
         ("nan", "nan"), ("<answer> 3 </answer>", "3"), (R1, "3"), ("so\n#### 1,450 ", "1,450"),
-        ("\\boxed{3}", "\\boxed{3}"),
+        ("\\boxed{3}", "\\boxed{3}"), ("<answer>4</answer> no, <answer>3</answer>", "3"),
+        ("<answer>" * 100_000, "<answer>" * 100_000), ("<answer>" * 100_000 + "3</answer>", "3"),  # in one pass
     ],
 )  # fmt: skip
 def test_given_answers(value, answer):
