@@ -21,6 +21,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.export import PROVENANCE_FILE
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.sweep import STOPPED_FILE, load_sweep, state
+from mmeureka_jax.tracking import read_rollouts
 
 NOT_JSON: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe{\0}\0", "cannot be read as JSON"),
@@ -120,10 +121,17 @@ RESPONSE = {"text": "1", "reward": 1.0, "parts": {"accuracy": 1.0}, "length": 3,
      GROUP | {"responses": [RESPONSE | {"reward": 10**400}]}],
     ids=lambda value: str(value)[-60:],
 )  # fmt: skip
-def test_rollouts_that_are_no_groups(run, capsys, row):
+def test_rollouts_that_are_no_groups(run, row):
     path = run / "rollouts" / "step_00000001.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    assert f"{path}:1: not a logged group" in message_of(capsys, "report", run)
+    with pytest.raises(UserError, match="not a logged group") as error:
+        list(read_rollouts(run))
+    assert str(error.value).startswith(f"{path}:1: ")
+
+
+def test_a_report_of_rollouts_that_are_no_groups(run, capsys):
+    (run / "rollouts" / "step_00000001.jsonl").write_text("[]\n")
+    assert "step_00000001.jsonl:1: not a logged group" in message_of(capsys, "report", run)
 
 
 def test_the_report_holds_what_is_the_runs_own(run, tmp_path):
