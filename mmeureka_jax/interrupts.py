@@ -26,7 +26,8 @@ _IMPORT_POLL = 0.05
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _received: int | None = None
 _received_at = 0.0
-_is_said = _is_over = False
+_is_over = False
+_line_is_taken = threading.Lock()  # by the thread that writes it
 _exit = os._exit  # that of `os` is another one while a user's file is imported
 
 
@@ -50,22 +51,22 @@ def came() -> bool:
 
 
 def say(and_then: str = "") -> int:
-    """Writes the line, once, and gives the exit code."""
-    global _is_said
-    if not _is_said:
+    """Writes the line, once in the process of a command, and gives the exit code."""
+    if _received is None or _line_is_taken.acquire(blocking=False):
         sys.stderr.write(f"{_line()}{and_then}\n")
         sys.stderr.flush()
-    if _received is not None:  # this is the process of a command
-        _is_said = True
+    if _received is not None:
         threading.excepthook = lambda _: None  # of threads that are surprised by the end of others
     return 128 + (_received or signal.SIGINT)
 
 
 def end_at_once() -> NoReturn:
     """Ends the process without any clean-up."""
-    if not _is_said:
+    if _line_is_taken.acquire(blocking=False):
         below_a_bar = "\n" if os.isatty(2) else ""
         os.write(2, f"{below_a_bar}{_line()}\n".encode())
+    elif not _is_over:
+        time.sleep(0.1)  # the main thread may be about to write it
     _exit(128 + (_received or signal.SIGINT))
 
 
