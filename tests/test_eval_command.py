@@ -100,10 +100,10 @@ def test_a_row_for_every_problem_and_a_count_of_those_left_out(tmp_path: Path, c
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory) -> list[str]:
-    """Arguments of an `eval` of 40 problems in batches of 8, three answers to each."""
+    """Arguments of an `eval` of 120 problems in batches of 8, three answers to each."""
     folder = tmp_path_factory.mktemp("asked")
     write_guessing_checkpoint(folder / "model", layers=1)
-    rows = [prompt_row(f"p{i}", f"what is {i} + {'1 + ' * (i % 7)} 1 ?", answer=str(i % 9)) for i in range(40)]
+    rows = [prompt_row(f"p{i}", f"what is {i} + {'1 + ' * (i % 7)} 1 ?", answer=str(i % 9)) for i in range(120)]
     data = write_rows(folder / "p.jsonl", rows)
     settings = "--batch-size 8 --n 3 --temperature 1 --seed 5 --max-new-tokens 6 --prompt-style plain"
     return ["eval", "--model", str(folder / "model"), "--data", str(data), *settings.split()]
@@ -158,13 +158,13 @@ def test_a_killed_eval_ends_with_the_files_of_one_that_was_not(asked, tmp_path):
     kept = partial.read_bytes().splitlines()[: 1 + 24]
     kill_when(lambda: rows() >= 72, arguments)
     assert partial.read_bytes().splitlines()[: 1 + 24] == kept
-    assert 72 <= rows() < 120 and not (killed / "rows.jsonl").exists()
+    assert 72 <= rows() < 360 and not (killed / "rows.jsonl").exists()
     with partial.open("ab") as file:
-        file.write(b'{"id": "p39", "sam')
+        file.write(b'{"id": "p119", "sam')
     command = [sys.executable, "-m", "mmeureka_jax.cli", *arguments]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and "continuing after" in done.stderr
     assert files_of(killed) == files_of(whole)
     rows_of_whole = read_rows(whole / "rows.jsonl")
-    assert [(row["id"], row["sample"]) for row in rows_of_whole] == [(f"p{i}", j) for i in range(40) for j in range(3)]
+    assert [(row["id"], row["sample"]) for row in rows_of_whole] == [(f"p{i}", j) for i in range(120) for j in range(3)]
     assert 0 < np.mean([row["accuracy"] for row in rows_of_whole]) < 1

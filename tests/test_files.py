@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -127,15 +127,19 @@ def model(tmp_path_factory) -> Path:
 def test_a_killed_command_leaves_nothing_after_its_next_run(model, tmp_path, command, written):
     write_rows(model.parent / "p.jsonl", [prompt_row(f"p{i}", "what is 1 + 1 ?", answer="2") for i in range(2000)])
     (tmp_path / "out").mkdir()
-    arguments = [sys.executable, "-m", "mmeureka_jax", *command.replace("MODEL", str(model)).split()]
-    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").rglob(".*.tmp")):
-        assert time.monotonic() < deadline and process.poll() is None
-    process.kill()
-    process.wait()
-    left = [path.name for path in (tmp_path / "out").iterdir()]
-    assert left == [f".{written}.0.tmp"]
-    subprocess.run(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    arguments = command.replace("MODEL", str(model)).split()
+    killed = """
+import os, pathlib, signal
+rename, replace = pathlib.Path.rename, pathlib.Path.replace
+def kill_or(move):
+    return lambda path, to: os.kill(os.getpid(), signal.SIGKILL) if "/out/." in str(path.absolute()) else move(path, to)
+pathlib.Path.rename, pathlib.Path.replace = kill_or(rename), kill_or(replace)
+from mmeureka_jax.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", killed, *arguments], cwd=tmp_path, env=environment())
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "out" / f".{written}.0.tmp").exists()
+    subprocess.run([sys.executable, "-m", "mmeureka_jax", *arguments], cwd=tmp_path, env=environment(), check=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [written]
     assert not list((tmp_path / "out").rglob(".*"))
