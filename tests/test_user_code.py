@@ -47,6 +47,7 @@ def test_ctrl_c_during_an_import_is_the_user_s(tmp_path):
     timer.join()
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX has threads here; the child ends at once
 def test_a_file_may_fork_and_set_handlers(tmp_path):
     text = "import os, signal\nif os.fork() == 0: os._exit(7)\ncode = os.waitstatus_to_exitcode(os.wait()[1])\n"
     text += "def handler(*_): pass\nsignal.signal(signal.SIGALRM, handler)\n"
