@@ -160,7 +160,6 @@ def test_a_missing_package_is_a_clear_error(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_offline_with_the_package_itself(monkeypatch, tmp_path):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for step in (None, 1):
         tracker = Tracker(tmp_path, CONFIG, resume_step=step, settings={"steps": 3})
