@@ -33,7 +33,7 @@ from benchmarks.common import (
     training_config,
 )
 from benchmarks.update import random_batch
-from mmeureka_jax.cli import count
+from mmeureka_jax.arguments import count
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.lora import Lora
 from mmeureka_jax.rl.rollout import split_batch

@@ -6,10 +6,10 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmeureka_jax.cli import start_jax
-from mmeureka_jax.config import Config, load_config
+from mmeureka_jax.config import Config, PromptStyle, load_config
 from mmeureka_jax.errors import UserError
 
 __all__ = ["evaluate", "load_config", "sample", "train"]
@@ -77,7 +77,7 @@ def sample(
     max_new_tokens: int = 1024,
     seed: int = 0,
     adapters: str | Path | None = None,
-    prompt_style: Literal["plain", "instruct", "zero", "cpgd"] = "plain",
+    prompt_style: PromptStyle = "plain",
     image_root: str | Path | None = None,
     batch_size: int = 16,
 ) -> list[dict[str, Any]]:

@@ -19,8 +19,10 @@ from mmeureka_jax.files import write_atomic
 
 __all__ = [
     "ACCURACY_RULES",
+    "PROMPT_STYLES",
     "AccuracyRule",
     "Config",
+    "PromptStyle",
     "config_diff",
     "load_config",
     "save_config",
@@ -30,6 +32,8 @@ __all__ = [
 
 AccuracyRule = Literal["instruct", "boxed", "upstream", "upstream_tags", "upstream_boxed"]
 ACCURACY_RULES: tuple[AccuracyRule, ...] = get_args(AccuracyRule)  # what commands offer
+PromptStyle = Literal["plain", "instruct", "zero", "cpgd"]
+PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class DataConfig:
     validation: str | None = None  # the same; null = no validation
     root: str | None = None  # folder that image paths must lie in; default: the folder of the data file
     allow_outside_root: bool = False  # read image paths that lie elsewhere
-    prompt_style: Literal["plain", "instruct", "zero", "cpgd"] = "instruct"  # instructions around the question
+    prompt_style: PromptStyle = "instruct"  # instructions around the question
     max_prompt_tokens: int = 1024  # longer prompts are reported and not used; never cut
     prompt_buckets: tuple[int, ...] = ()  # padded lengths, ascending, the last = max_prompt_tokens; () = only that one
     max_image_windows: int = 0  # attention windows of all pictures of a prompt; 0 = the largest of the data

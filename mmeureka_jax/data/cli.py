@@ -12,7 +12,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mmeureka_jax.config import ACCURACY_RULES, DataConfig, RewardConfig
+from mmeureka_jax.arguments import pixels, positive, positive_int, refuse_too_many, seed, size
+from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES, DataConfig, RewardConfig
 from mmeureka_jax.data.pictures import picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
@@ -36,8 +37,6 @@ img {{ max-width: 100%; border: 1px solid #eee }} .dim {{ color: #666 }} .error 
 
 def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds `data` with its three commands to a parser; each sets `run`, a function of the parsed arguments."""
-    from mmeureka_jax.cli import pixels, size
-
     parser = subparsers.add_parser("data", help="build, check and show data sets", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="build|check|show|difficulty")
     defaults = DataConfig()
@@ -57,7 +56,7 @@ def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_source_arguments(check)
     check.add_argument("--model", "--checkpoint", metavar="DIR", help="checkpoint that prompts are measured for")
     check.add_argument("--max-prompt-tokens", type=size, metavar="N", default=defaults.max_prompt_tokens)
-    check.add_argument("--prompt-style", choices=("plain", "instruct", "zero", "cpgd"), default=defaults.prompt_style)
+    check.add_argument("--prompt-style", choices=PROMPT_STYLES, default=defaults.prompt_style)
     check.add_argument("--min-pixels", type=pixels, metavar="N", default=defaults.min_pixels)
     check.add_argument("--max-pixels", type=pixels, metavar="N", default=defaults.max_pixels)
     check.add_argument(
@@ -78,8 +77,6 @@ def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
-    from mmeureka_jax.cli import pixels, positive, positive_int, seed, size
-
     parser = commands.add_parser("difficulty", help="a model's accuracy on each problem, over several answers")
     _add_source_arguments(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
@@ -91,7 +88,7 @@ def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N usable problems")
     parser.add_argument("--batch-size", type=size, default=16, metavar="N", help="problems at a time (default: 16)")
     group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
-    group.add_argument("--prompt-style", choices=("plain", "instruct", "zero", "cpgd"))
+    group.add_argument("--prompt-style", choices=PROMPT_STYLES)
     group.add_argument("--accuracy", choices=ACCURACY_RULES)
     for name in ("--max-new-tokens", "--max-prompt-tokens"):
         group.add_argument(name, type=size, metavar="N")
@@ -102,7 +99,7 @@ def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
 
 def difficulty_command(args: argparse.Namespace) -> int:
     """Samples, grades and writes; prints how many problems there are of each accuracy."""
-    from mmeureka_jax.cli import refuse_too_many, start_jax
+    from mmeureka_jax.cli import start_jax
 
     refuse_too_many(args)
     start_jax()

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
+from mmeureka_jax.config import PROMPT_STYLES, PromptStyle
 from mmeureka_jax.errors import UserError
 
-PromptStyle = Literal["plain", "instruct", "zero", "cpgd"]
 Message = dict[str, Any]
 
 _THINK_FIRST = (
@@ -75,7 +75,7 @@ def apply_prompt_style(messages: Sequence[Message], style: PromptStyle) -> list[
         UserError: an unknown style, or no user turn.
     """
     if style not in _TEMPLATES:
-        raise UserError(f"prompt style {style!r} is not one of {', '.join(get_args(PromptStyle))}")
+        raise UserError(f"prompt style {style!r} is not one of {', '.join(PROMPT_STYLES)}")
     styled = list(messages)
     if style == "plain":
         return styled

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -316,11 +316,12 @@ def _random_tensors(config: PolicyConfig, seed: int) -> Iterator[np.ndarray]:
 
 def _corpus() -> list[str]:
     """What the built-in problems and the prompt styles say, cut at the tags, and each of their words after a space."""
-    from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
+    from mmeureka_jax.config import PROMPT_STYLES
+    from mmeureka_jax.data.prompts import apply_prompt_style
     from mmeureka_jax.data.shapes import vocabulary_corpus
 
     texts = vocabulary_corpus()
-    for style in get_args(PromptStyle):
+    for style in PROMPT_STYLES:
         messages = apply_prompt_style([{"role": "user", "content": [{"type": "text", "text": ""}]}], style)
         texts += [part["text"] for message in messages for part in message["content"]]
     texts += ["system\n", "user\n", "assistant\n"]
