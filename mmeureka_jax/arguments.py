@@ -77,6 +77,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_root_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
+    parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
+
+
 def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> None:
     parser.add_argument("--input", type=Path, required=True, metavar="P.jsonl", help=rows)
     parser.add_argument(

@@ -30,6 +30,7 @@ from mmeureka_jax.arguments import (
     add_model_arguments,
     add_pixel_arguments,
     add_prompt_file_arguments,
+    add_root_arguments,
     add_sampling_arguments,
     count,
     model_options,
@@ -205,8 +206,7 @@ def add_eval_parser(commands: argparse._SubParsersAction) -> None:
         help="a .jsonl, .json or .parquet file, a folder or glob, tfds:NAME@SPLIT",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of results.json, rows.jsonl")
-    parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
-    parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
+    add_root_arguments(parser)
     parser.add_argument("--limit", type=positive_int, metavar="N", help="ask only the first N usable problems")
     parser.add_argument("--batch-size", type=size, default=32, metavar="N", help="default: %(default)s")
     add_sampling_arguments(parser, temperature=0.0)

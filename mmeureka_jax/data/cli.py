@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mmeureka_jax.arguments import pixels, positive, positive_int, refuse_too_many, seed, size
+from mmeureka_jax.arguments import add_root_arguments, pixels, positive, positive_int, refuse_too_many, seed, size
 from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES, DataConfig, RewardConfig
 from mmeureka_jax.data.pictures import picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
@@ -132,8 +132,7 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "spec", metavar="SPEC", help="a .jsonl, .json or .parquet file, a folder or glob, tfds:NAME@SPLIT"
     )
-    parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
-    parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
+    add_root_arguments(parser)
 
 
 def build_command(args: argparse.Namespace) -> int:
