@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from mmeureka_jax import __version__, interrupts, processes
+from mmeureka_jax import __version__, cluster, interrupts
 from mmeureka_jax.arguments import (
     add_command,
     add_model_arguments,
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_addresses(sys.argv[1:] if arguments is None else arguments)
         code = args.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here and not when Python ends
-        processes.leave()
+        cluster.leave()
         return code
     except BaseException as error:
         code = report(error, args.command)
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(error: BaseException, command: str | None) -> int | None:
     """Says why a command has ended, to the other processes of its run too. The exit code; None for what is no mistake
     of the user's."""
-    processes.look_for_cause(error)
+    cluster.look_for_cause(error)
     if isinstance(error, KeyboardInterrupt) or interrupts.came():
         code = interrupts.say(f"; the same command {RESUMABLE[command]}" if command in RESUMABLE else "")
         message = "interrupted"
@@ -89,7 +89,7 @@ def report(error: BaseException, command: str | None) -> int | None:
         code = EXIT_STOPPED if isinstance(error, RunStopped) else EXIT_BAD_INPUT
     elif isinstance(error, Terminated):
         print(f"mmeureka: {error}", file=sys.stderr)
-        processes.leave()
+        cluster.leave()
         return EXIT_TERMINATED
     elif isinstance(error, BrokenPipeError):  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,9 +100,9 @@ def report(error: BaseException, command: str | None) -> int | None:
         print(f"mmeureka: error: {message}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     else:
-        processes.end_after(error)
+        cluster.end_after(error)
         return None
-    processes.end(code, message)
+    cluster.end(code, message)
     return code
 
 
@@ -278,7 +278,7 @@ def start_jax(args: argparse.Namespace | None = None, config: Config | None = No
             )
     if distributed and args is not None and config is not None:
         limit, run_dir = config.mesh.heartbeat_seconds, config.run_dir
-        processes.join(coordinator, args.num_processes, args.process_id, limit=limit, run_dir=run_dir)
+        cluster.join(coordinator, args.num_processes, args.process_id, limit=limit, run_dir=run_dir)
     elif distributed:
         jax.distributed.initialize()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -11,19 +11,19 @@ import sys
 import pytest
 from commands import environment
 
-from mmeureka_jax import processes
+from mmeureka_jax import cluster
 from mmeureka_jax.errors import UserError
 
 # The command line with a command that joins the run and then works, or ends, as the last argument says.
 CODE = """
 import sys, time
-from mmeureka_jax import cli, processes
+from mmeureka_jax import cli, cluster
 from mmeureka_jax.errors import UserError
 
 def work(args):
     address, me, run_dir, what = sys.argv[1:]
-    processes._JOIN_WITHIN = 5 if what == "alone" else 300
-    processes.join(address, 2, int(me), limit=3.0, run_dir=run_dir)
+    cluster._JOIN_WITHIN = 5 if what == "alone" else 300
+    cluster.join(address, 2, int(me), limit=3.0, run_dir=run_dir)
     print("up", flush=True)
     if what == "error":
         raise UserError("its disk is broken")
@@ -136,7 +136,7 @@ def test_a_process_that_stays_alone_gives_up(tmp_path):
 )
 def test_arguments_that_cannot_be_right(address, process, says):
     with pytest.raises(UserError, match=says):
-        processes.join(address, 2, process, limit=3.0, run_dir="x")
+        cluster.join(address, 2, process, limit=3.0, run_dir="x")
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_arguments_that_cannot_be_right(address, process, says):
 def test_the_newest_complete_checkpoint(tmp_path, folders, says):
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
-    assert re.search(says, processes._newest_checkpoint(str(tmp_path)))
+    assert re.search(says, cluster._newest_checkpoint(str(tmp_path)))
