@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.cli import start_jax
 from mmeureka_jax.config import Config, PromptStyle, load_config
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.jax_setup import start_jax
 
 __all__ = ["evaluate", "load_config", "sample", "train"]
 

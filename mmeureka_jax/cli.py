@@ -41,7 +41,7 @@ from mmeureka_jax.arguments import (
     size,
     step,
 )
-from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES, Config
+from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES
 from mmeureka_jax.console import speak_in_lines, waiting
 from mmeureka_jax.errors import (
     EXIT_BAD_INPUT,
@@ -52,6 +52,7 @@ from mmeureka_jax.errors import (
     UserError,
 )
 from mmeureka_jax.files import refuse_address
+from mmeureka_jax.jax_setup import start_jax
 
 DTYPES = ("float32", "bfloat16", "float16")
 PATH_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "HF_HOME", "HF_HUB_CACHE")
@@ -256,35 +257,6 @@ def add_sweep_parsers(commands: argparse._SubParsersAction) -> None:
         "--output", type=Path, required=True, metavar="DIR", help="folder of comparison.html and tables"
     )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="what to draw (default: the usual ones)")
-
-
-def start_jax(args: argparse.Namespace | None = None, config: Config | None = None) -> None:
-    """Sets JAX up before its first use: many processes if asked for, a CPU's devices, and the persistent compilation
-    cache. A run gives its arguments and its config."""
-    import jax
-
-    from mmeureka_jax.mesh import split_cpu, switch_ynn_off
-
-    switch_ynn_off()
-    if config is not None:
-        split_cpu(config.mesh.cpu_devices)
-    coordinator = getattr(args, "coordinator", None)
-    distributed = coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1"
-    for name in ("num_processes", "process_id"):
-        if not distributed and getattr(args, name, None) is not None:
-            raise UserError(
-                f"--{name.replace('_', '-')} needs --coordinator HOST:PORT (or MMEUREKA_DISTRIBUTED=1, where JAX finds "
-                "the coordinator by itself)"
-            )
-    if distributed and args is not None and config is not None:
-        limit, run_dir = config.mesh.heartbeat_seconds, config.run_dir
-        cluster.join(coordinator, args.num_processes, args.process_id, limit=limit, run_dir=run_dir)
-    elif distributed:
-        jax.distributed.initialize()
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmeureka_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def run_train(args: argparse.Namespace) -> int:

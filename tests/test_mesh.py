@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from support import PROBLEMS, Lively
 
-from mmeureka_jax.cli import start_jax
 from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, load_config
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.jax_setup import start_jax
 from mmeureka_jax.mesh import (
     AXES,
     NO_YNN,

@@ -18,6 +18,7 @@ from mmeureka_jax.data.pictures import picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
+from mmeureka_jax.jax_setup import start_jax
 
 _NOTES_SHOWN = 5  # of each kind; the summary counts them, --json has all
 _PICTURE_SIDE = 480  # pixels, at most, on the page of `show`
@@ -99,8 +100,6 @@ def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
 
 def difficulty_command(args: argparse.Namespace) -> int:
     """Samples, grades and writes; prints how many problems there are of each accuracy."""
-    from mmeureka_jax.cli import start_jax
-
     refuse_too_many(args)
     start_jax()
     from mmeureka_jax.difficulty import measure_difficulty
