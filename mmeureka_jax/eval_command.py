@@ -24,7 +24,7 @@ from mmeureka_jax.inference import ModelOptions, identity, ids_and_pictures, len
 from mmeureka_jax.partial_rows import partial_rows
 from mmeureka_jax.rl.collect import pass_at_k
 from mmeureka_jax.rl.evaluate import Evaluator, Graded, rows_per_batch
-from mmeureka_jax.rl.setup import check_context, open_checked
+from mmeureka_jax.rl.setup import LoadedPolicy, check_context, open_checked
 
 GROUPED_BY = ("kind", "subject", "difficulty")  # metadata keys that results are broken down by
 RESULTS_FILE, ROWS_FILE = "results.json", "rows.jsonl"
@@ -56,6 +56,18 @@ class EvalOptions:
     seed: int = 0
     reward_workers: int = RewardConfig.workers
 
+    def check(self) -> None:
+        """Raises a UserError for answers that would all be the same."""
+        if self.n > 1 and self.temperature == 0:
+            raise UserError(
+                f"n is {self.n} and the temperature 0, which is greedy: the answers to a problem would all be the "
+                "same; give a temperature above 0 (--temperature 1)"
+            )
+
+    def drawn(self) -> dict[str, Any]:
+        """How answers are drawn."""
+        return {key: getattr(self, key) for key in ("n", "temperature", "top_k", "top_p", "seed")}
+
 
 def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[str, Any]:
     """Answers every problem, grades the answers by the accuracy rule, and writes three files into `output`.
@@ -73,11 +85,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.rewards.workers import RewardWorkers
 
-    if options.n > 1 and options.temperature == 0:
-        raise UserError(
-            f"n is {options.n} and the temperature 0, which is greedy: the answers to a problem would all be the same; "
-            "give a temperature above 0 (--temperature 1)"
-        )
+    options.check()
     with ExitStack() as stack:
         rows = stack.enter_context(partial_rows(output / ROWS_FILE))
         loaded = model.open("eval")
@@ -88,23 +96,18 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
             loaded.checkpoint,
             **{key: asked[key] for key in ("prompt_style", "min_pixels", "max_pixels", "max_prompt_tokens")},
         )
-        config = RewardConfig(accuracy=asked["accuracy"], workers=options.reward_workers)
-        rewards = stack.enter_context(RewardWorkers(config))
+        graded = RewardConfig(accuracy=asked["accuracy"], workers=options.reward_workers)
+        rewards = stack.enter_context(RewardWorkers(graded))
         rewards.validate()
-        problems = open_checked(
-            options.data,
-            Config(data=DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)),
-            processor,
-            report_file=output / "data_check.json",
-        )
+        data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
+        problems = open_checked(options.data, Config(data=data), processor, report_file=output / "data_check.json")
         check_context(loaded.policy.config.text, problems.report.max_tokens + asked["max_new_tokens"])
         indices = problems.indices[: options.limit]
-        drawn = {key: getattr(options, key) for key in ("n", "temperature", "top_k", "top_p", "seed")}
         settings = {
             "data_fingerprint": problems.source.fingerprint(),
             "limit": options.limit,
             "batch_size": options.batch_size,
-            **drawn,
+            **options.drawn(),
             **asked,
         }
         ids, pictures = ids_and_pictures(problems.source[i] for i in indices)
@@ -123,7 +126,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
                 batch_size=options.batch_size,
                 buckets=length_buckets(problems.report.max_tokens),
                 num_windows=problems.report.max_windows,
-                **drawn,
+                **options.drawn(),
             )
             with progress(len(indices), "eval", unit="problem", initial=done) as bar:
                 for batch in evaluator.batches(loaded.load_params(), start=done):
@@ -131,18 +134,22 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
                     bar.update(len(batch) // options.n)
         results = summarise(list(rows), options.n) | {
             "rejected": len(problems.report.rejected),
-            "settings": {
-                "model": model.checkpoint,
-                "adapters": model.adapters,
-                "data": options.data,
-                **settings,
-                "compute_dtype": loaded.policy.compute_dtype,
-                "packages": package_versions(),
-            },
+            "settings": _all_settings(model, loaded, options.data, settings),
         }
         rows.publish()
         write_atomic(output / RESULTS_FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     return results
+
+
+def _all_settings(model: ModelOptions, loaded: LoadedPolicy, data: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": model.checkpoint,
+        "adapters": model.adapters,
+        "data": data,
+        **settings,
+        "compute_dtype": loaded.policy.compute_dtype,
+        "packages": package_versions(),
+    }
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], n: int = 1) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,15 +76,8 @@ def export_run(
     source = _find_source(run_dir, metadata, source)
     model = read_config(source)
     config = metadata["config"]
-    if average and config["optimizer"].get("ema_decay") is None:
-        raise UserError(
-            f"{run_dir}: the run kept no average of its parameters; train with optimizer.ema_decay=0.99 or so"
-        )
     policy = Policy(model, lora=lora_of(overlaid(ModelConfig(), config["model"], METADATA_FILE), config["seed"]))
-    if adapters and policy.lora is None:
-        raise UserError(f"{run_dir}: the run trained no adapters; export it without --adapters")
-    if adapters and dtype is not None:
-        raise UserError("--dtype is of merged weights; adapters are written as they were trained, in float32")
+    _check_asked(run_dir, config, average, adapters, dtype)
     dtype = dtype or "float32"
     with waiting(f"reading checkpoint {step} of {run_dir}"):
         params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
@@ -110,6 +104,18 @@ def export_run(
                 params = merged(params, policy.lora, dtype)
             save_params(params, model, output, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files)
     return step
+
+
+def _check_asked(run_dir: Path, config: Mapping[str, Any], average: bool, adapters: bool, dtype: str | None) -> None:
+    """Raises a UserError for what a run of this config does not have."""
+    if average and config["optimizer"].get("ema_decay") is None:
+        raise UserError(
+            f"{run_dir}: the run kept no average of its parameters; train with optimizer.ema_decay=0.99 or so"
+        )
+    if adapters and config["model"].get("lora") is None:
+        raise UserError(f"{run_dir}: the run trained no adapters; export it without --adapters")
+    if adapters and dtype is not None:
+        raise UserError("--dtype is of merged weights; adapters are written as they were trained, in float32")
 
 
 def read_provenance(checkpoint: Path) -> dict[str, Any]:

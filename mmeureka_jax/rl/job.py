@@ -27,6 +27,7 @@ from mmeureka_jax.rl.learner import Learner
 from mmeureka_jax.rl.reward_failures import check_custom
 from mmeureka_jax.rl.run_folder import CompileCounter, NonFiniteGuard, begin_run, restore_position
 from mmeureka_jax.rl.setup import (
+    CheckedProblems,
     LoadedPolicy,
     check_context,
     open_checked,
@@ -208,10 +209,6 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
     Raises:
         UserError: anything about the config, the data, the checkpoint or the mesh that cannot work.
     """
-    from mmeureka_jax.data.loader import ProblemLoader
-    from mmeureka_jax.difficulty import rows_by_difficulty
-    from mmeureka_jax.rewards.workers import RewardWorkers
-
     run_dir = Path(config.run_dir)
     with ExitStack() as stack:
         termination = stack.enter_context(TerminationSignal())
@@ -230,36 +227,10 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         check_context(loaded.policy.config.text, config.data.max_prompt_tokens + response)
         processor = open_processor(config, loaded.checkpoint)
         validated = config.data.validation is not None and config.tracking.validate_every > 0
-        rewards = stack.enter_context(RewardWorkers(config.reward)) if recipe.scored or validated else None
-        if rewards is not None:
-            with waiting(f"starting {config.reward.workers} reward workers"):
-                rewards.validate()
-        problems = open_checked(
-            config.data.train,
-            config,
-            processor,
-            require_answer=recipe.scored,
-            report_file=run_dir / "data_check.json",
-            also_check=recipe.also_check,
-        )
-        if rewards is not None and recipe.scored:
-            check_custom(config.reward, rewards, problems)
-        check_image_windows(
-            config.data.max_image_windows,
-            problems.report.max_windows,
-            text_only=processor.image_token_id is None,
-        )
+        rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
+        problems = _open_problems(config, recipe, processor, rewards)
         evaluator = open_evaluator(config, loaded, processor, rewards) if rewards is not None and validated else None
-        learner = Learner(
-            config,
-            loaded,
-            recipe.objective,
-            total_updates=config.steps * recipe.updates_per_step,
-            micro_batches=recipe.micro_batches,
-            packing=recipe.packing,
-            with_reference=recipe.with_reference,
-            with_critic=recipe.with_critic,
-        )
+        learner = _make_learner(config, recipe, loaded)
 
         # Where it stands: at the newest checkpoint, or at the beginning.
         load_base = loaded.load_base if loaded.policy.lora is not None else None
@@ -277,18 +248,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         at_start = run.step
         say_start(at_start, config.steps, config.run_dir)
-        loader = ProblemLoader(
-            problems.source,
-            rows_by_difficulty(config.data, problems),
-            processor,
-            batch_size=recipe.prompts_per_batch // jax.process_count(),
-            seed=config.seed,
-            shuffle=config.data.shuffle,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
-            workers=config.data.workers,
-            prefetch=config.data.prefetch,
-        )
+        loader = _open_loader(config, recipe, problems, processor)
         stack.callback(loader.close)
         restore_position(loader, run.data, config)
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
@@ -314,6 +274,71 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         if run.step > at_start:
             with waiting(f"finishing checkpoint {run.step} in {checkpointer.folder}"):
                 checkpointer.wait()
+
+
+@contextmanager
+def _reward_workers(config: Config) -> Iterator[RewardWorkers]:
+    """The workers, once they have started."""
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+    with RewardWorkers(config.reward) as rewards:
+        with waiting(f"starting {config.reward.workers} reward workers"):
+            rewards.validate()
+        yield rewards
+
+
+def _open_problems(
+    config: Config, recipe: Recipe, processor: Processor, rewards: RewardWorkers | None
+) -> CheckedProblems:
+    """The problems to train on, checked; a rule of the user's own is tried on one of them."""
+    problems = open_checked(
+        config.data.train,
+        config,
+        processor,
+        require_answer=recipe.scored,
+        report_file=Path(config.run_dir) / "data_check.json",
+        also_check=recipe.also_check,
+    )
+    if rewards is not None and recipe.scored:
+        check_custom(config.reward, rewards, problems)
+    check_image_windows(
+        config.data.max_image_windows,
+        problems.report.max_windows,
+        text_only=processor.image_token_id is None,
+    )
+    return problems
+
+
+def _make_learner(config: Config, recipe: Recipe, loaded: LoadedPolicy) -> Learner:
+    return Learner(
+        config,
+        loaded,
+        recipe.objective,
+        total_updates=config.steps * recipe.updates_per_step,
+        micro_batches=recipe.micro_batches,
+        packing=recipe.packing,
+        with_reference=recipe.with_reference,
+        with_critic=recipe.with_critic,
+    )
+
+
+def _open_loader(config: Config, recipe: Recipe, problems: CheckedProblems, processor: Processor) -> ProblemLoader:
+    """This host's share of the problems, from the beginning."""
+    from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.difficulty import rows_by_difficulty
+
+    return ProblemLoader(
+        problems.source,
+        rows_by_difficulty(config.data, problems),
+        processor,
+        batch_size=recipe.prompts_per_batch // jax.process_count(),
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
 
 
 def restore(checkpointer: Checkpointer, learner: Learner) -> RunState | None:

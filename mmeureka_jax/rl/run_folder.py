@@ -84,24 +84,7 @@ def begin_run(
     if resuming:
         _check_adapters(run_dir, config, adapters)
     if resuming and not config.checkpoint.allow_config_change:
-        old = read_metadata(run_dir)
-        if old is None:
-            raise UserError(
-                f"{run_dir} has checkpoints but no {METADATA_FILE}, so nothing says what they were made with; put it "
-                "back, or set checkpoint.allow_config_change=true to go on all the same"
-            )
-        differences = config_changes(old, config)
-        if old["kind"] != kind:
-            differences.append(f"kind of run: {old['kind']} -> {kind}")
-        if old["data_fingerprint"] != fingerprint:
-            differences.append(f"contents of {config.data.train}: {old['data_fingerprint']} -> {fingerprint}")
-        if differences:
-            raise UserError(
-                f"{run_dir} holds a run with other settings:\n  "
-                + "\n  ".join(differences)
-                + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to go on with the "
-                "new ones"
-            )
+        _check_settings(config, kind, fingerprint)
     layout = _layout(mesh)
     if is_main():
         before = (read_metadata(run_dir) or {}).get("mesh", layout) if resuming else layout
@@ -123,6 +106,29 @@ def begin_run(
         }
         write_metadata(run_dir, metadata)
         save_config(config, run_dir / "config.yaml")
+
+
+def _check_settings(config: Config, kind: str, fingerprint: str) -> None:
+    """Raises a UserError if the run in the folder was made in another way; the message lists the differences."""
+    run_dir = Path(config.run_dir)
+    old = read_metadata(run_dir)
+    if old is None:
+        raise UserError(
+            f"{run_dir} has checkpoints but no {METADATA_FILE}, so nothing says what they were made with; put it "
+            "back, or set checkpoint.allow_config_change=true to go on all the same"
+        )
+    differences = config_changes(old, config)
+    if old["kind"] != kind:
+        differences.append(f"kind of run: {old['kind']} -> {kind}")
+    if old["data_fingerprint"] != fingerprint:
+        differences.append(f"contents of {config.data.train}: {old['data_fingerprint']} -> {fingerprint}")
+    if differences:
+        raise UserError(
+            f"{run_dir} holds a run with other settings:\n  "
+            + "\n  ".join(differences)
+            + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to go on with the "
+            "new ones"
+        )
 
 
 def _layout(mesh: Mesh) -> str:
