@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh runs on each host. All of it lies in ~/mmeureka: code, settings, .venv, log, and the lock of a run that goes on.
+# What tpu_vm.sh runs on each host. All of it lies in ~/mmeureka: code, settings, .venv, log, and the lock of a run that is under way.
 #   tpu_host.sh prepare | start | run | stop
 set -euo pipefail
 [[ ${1:-} =~ ^(prepare|start|run|stop)$ ]] || { sed -nE '2,/^[^#]/s/^#( |$)//p' "$0"; exit 2; }
@@ -11,7 +11,7 @@ is_free() { flock -n lock true; }
 case "$1" in
   prepare)
     if ! is_free; then
-      echo "$HOSTNAME: a run goes on here and is left alone"
+      echo "$HOSTNAME: a run is under way here and is left as it is"
       rm -rf new
       exit
     fi
@@ -47,7 +47,7 @@ case "$1" in
     ;;
   stop)
     if is_free; then
-      echo "$HOSTNAME: no run goes on here"
+      echo "$HOSTNAME: no run is under way here"
     else
       kill -TERM "$(cat pid)"
       echo "$HOSTNAME: SIGTERM sent; the run ends after the step under way"

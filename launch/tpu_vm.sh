@@ -3,8 +3,8 @@
 #   launch/tpu_vm.sh --name SLICE --zone ZONE [options] -- CONFIG run_dir=/SHARED/FOLDER [overrides]
 #   launch/tpu_vm.sh --name SLICE --zone ZONE --follow | --stop
 # Needs `gcloud` here, and on the hosts a disk that they share and a way to the network: uv fetches Python 3.12 and the packages.
-# The run goes on when this command or its connection ends. It starts again by itself where a process was lost; where a host was
-# restarted, give the same command again: hosts on which the run goes on are left alone.
+# The run continues when this command or its connection ends. It starts again by itself where a process was lost; where a host was
+# restarted, give the same command again: hosts on which it is still under way are left as they are.
 #   --follow         show the log of the first host (~/mmeureka/log on each); with `--`, after starting
 #   --stop           SIGTERM to the run: the step under way ends, and a checkpoint is written
 #   --env NAME       hand on this variable too; HF_TOKEN, WANDB_API_KEY, LIBTPU_INIT_ARGS, XLA_FLAGS and a few more always are, in

@@ -13,7 +13,7 @@ __all__ = ["evaluate", "load_config", "sample", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for when it is asked for: the package alone is light."""
+    """Imports what is asked for when it is asked for: the package itself is light."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mmeureka_jax import api

@@ -60,7 +60,7 @@ _NO_SPACE = ("No space left on device", "File too large", "Disk quota exceeded",
 
 @dataclass
 class RunState:
-    """All that must come back for a run to go on as if it had not stopped.
+    """All that must come back for a run to continue as if it had not stopped.
 
     Attributes:
         step: steps of the loop done.
@@ -179,7 +179,7 @@ class Checkpointer:
                 self._remove_unfinished()
                 raise UserError(
                     f"cannot write a checkpoint to {self.folder}: {reason or brief(error)}. Free some space (or lower "
-                    "checkpoint.keep) and start the same command again: it goes on from the last complete checkpoint"
+                    "checkpoint.keep) and start the same command again: it continues from the last complete checkpoint"
                 ) from error
             raise
 
@@ -220,7 +220,7 @@ class Checkpointer:
                 if jax.process_count() > 1:  # the others may have read their parts, and wait for this process
                     raise UserError(
                         f"{self.folder / str(step)} cannot be read ({brief(error)}); move that folder away and start "
-                        "the same command again on all hosts: it goes on from the checkpoint before it"
+                        "the same command again on all hosts: it continues from the checkpoint before it"
                     ) from error
                 damaged[step] = brief(error)
             else:
@@ -290,7 +290,7 @@ class Checkpointer:
         for step, reason in damaged.items():
             folder = self.folder / str(step)
             logger.warning(
-                "checkpoint %s is damaged (%s); going on from %d, the one before it", folder, reason, instead
+                "checkpoint %s is damaged (%s); continuing from %d, the one before it", folder, reason, instead
             )
             if is_main():
                 number, aside = 1, folder.with_name(f"{step}.damaged")

@@ -56,7 +56,7 @@ from mmeureka_jax.jax_setup import start_jax
 
 DTYPES = ("float32", "bfloat16", "float16")
 PATH_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "HF_HOME", "HF_HUB_CACHE")
-RESUMABLE = dict.fromkeys(("sft", "train", "demo", "sweep"), "goes on from the last checkpoint")
+RESUMABLE = dict.fromkeys(("sft", "train", "demo", "sweep"), "continues from the last checkpoint")
 RESUMABLE |= dict.fromkeys(("sample", "score", "eval"), "continues after the last whole batch")
 
 
@@ -168,8 +168,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_run_parsers(commands: argparse._SubParsersAction) -> None:
     for name, run, summary in (
-        ("sft", run_sft, "supervised fine-tuning on worked solutions; on an existing run folder it goes on"),
-        ("train", run_train, "reinforcement learning; on an existing run folder it goes on"),
+        ("sft", run_sft, "supervised fine-tuning on worked solutions; on an existing run folder it continues"),
+        ("train", run_train, "reinforcement learning; on an existing run folder it continues"),
     ):
         parser = add_command(commands, name, run, summary)
         parser.add_argument("config", type=Path, help="a YAML file (see configs/)")
@@ -250,7 +250,7 @@ def add_sweep_parsers(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--index", type=count, metavar="I", help="only this run, for arrays of jobs")
     parser.add_argument("--list", action="store_true", help="print index, run and state of each, and run nothing")
     parser.add_argument("--table", action="store_true", help="write page and tables of what is there, and run nothing")
-    parser.add_argument("--retry", action="store_true", help="go on also with runs that stopped")
+    parser.add_argument("--retry", action="store_true", help="continue runs that stopped too")
     parser = add_command(commands, "compare", run_compare, "draw runs over one another")
     parser.add_argument("runs", nargs="+", metavar="[KIND=]RUN", help="run folders; those of one KIND are averaged")
     parser.add_argument(

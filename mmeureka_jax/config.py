@@ -136,7 +136,7 @@ class SamplerConfig:
     top_p: float = 1.0  # 1 = off
     max_new_tokens: int = 1024
     batch_prompts: int = 0  # prompts sampled in one call; 0 = the whole rollout batch
-    shrink: float = 0.75  # rows, as a part of those before, that unfinished responses go on in; 0 = all rows to the end
+    shrink: float = 0.75  # unfinished responses continue in this part of the rows before; 0 = all rows to the end
     compile_ahead: bool = True  # all programs that rollouts may need, before the first one
 
 
@@ -241,7 +241,7 @@ class MeshConfig:
     fsdp: int = -1  # parameters, optimiser state and batch split
     tensor: int = 1  # heads, MLP and vocabulary split
     cpu_devices: int = 1  # on a CPU: devices of a process, which share its cores
-    heartbeat_seconds: float = 30.0  # of many processes: one that is silent for so long is lost, and the others end
+    heartbeat_seconds: float = 30.0  # a process of many that is silent for so long is lost, and the others end
 
 
 @dataclass(frozen=True)

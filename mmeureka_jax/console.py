@@ -192,7 +192,7 @@ class Steps:
         self._since = self._written = time.monotonic()
         self._phase, self._phase_start = "", self._since
         self._took: dict[str, float] = {}  # phase -> seconds, the last time
-        self._shown = ""  # of the last step, on the bar
+        self._shown = ""  # the last step's numbers, on the bar
         self._bar: _StepBar | None = None
         if bars and _on_terminal() and is_speaking():
             self._bar = _StepBar(total=total, initial=done, desc=name, dynamic_ncols=True, bar_format=_StepBar.FORMAT)

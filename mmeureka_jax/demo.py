@@ -1,6 +1,6 @@
 """`mmeureka demo`: on the built-in picture problems a small policy imitates, then is trained by reinforcement learning.
 
-Its two runs are those of `configs/demo_sft.yaml` and `configs/demo_rl.yaml`. Every part goes on where an earlier demo
+Its two runs are those of `configs/demo_sft.yaml` and `configs/demo_rl.yaml`. Every part continues where an earlier demo
 in the same folder stopped, and what is done is not done again.
 """
 

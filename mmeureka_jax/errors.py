@@ -36,8 +36,8 @@ class UserError(ValueError):
 
 
 class RunStopped(UserError):
-    """A run cannot go on for what its policy or its problems have become, and would stop there again: nothing is wrong
-    with a file or the machine."""
+    """A run cannot continue with what its policy or its problems have become, and would stop there again. Files and
+    machine are in order."""
 
 
 class Terminated(Exception):

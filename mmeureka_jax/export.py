@@ -49,9 +49,9 @@ def export_run(
     """Writes the policy of a checkpoint of a run (RL or SFT) as a Hugging Face folder. Returns the step.
 
     Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32 (under adapters: the
-    base in its own dtype, and the result). The run may be going on meanwhile. Adapters are merged into the base.
+    base in its own dtype, and the result). The run may still be training. Adapters are merged into the base.
 
-    Beside the weights stand the tokenizer and processor files of the checkpoint that the run started from, with the
+    Next to the weights are the tokenizer and processor files of the checkpoint that the run started from, with the
     run's own sampling and sizes of pictures (export_settings.py),
     `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too), and a
     README.md that says the same to people, with the validation's results (model_card.py).
@@ -59,7 +59,7 @@ def export_run(
     Args:
         step: a step, the newest checkpoint, or the one of the best validation accuracy.
         average: the parameters averaged over the updates (`optimizer.ema_decay`) instead of the last ones.
-        adapters: write the adapters alone, float32, in PEFT's layout.
+        adapters: write only the adapters, float32, in PEFT's layout.
         dtype: of the stored tensors: float32 (what was trained; None), bfloat16 or float16. Adapters are float32.
         source: the folder of the checkpoint that the run started from, if it is no longer where it was.
 
@@ -128,7 +128,7 @@ def read_provenance(checkpoint: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     content = read_json(path)
-    # Where each stands in a config, whose checks are those that it has to pass here too.
+    # Where each is in a config, whose checks are those that it has to pass here too.
     sections = {
         "data": ("prompt_style", "min_pixels", "max_pixels"), "sampler": ("max_new_tokens",), "reward": ("accuracy",)
     }  # fmt: skip

@@ -18,7 +18,7 @@ from mmeureka_jax.models.internvl import InternVLConfig
 GENERATION_FILE = "generation_config.json"
 # The image processor's, where transformers 5 has it and where 4 does.
 _PICTURE_FILES = {"processor_config.json": "image_processor", "preprocessor_config.json": None}
-_KEPT = ("transformers_version", "_from_model_config")  # of a generation_config.json, beside the tokens' ids
+_KEPT = ("transformers_version", "_from_model_config")  # what a generation_config.json keeps, next to token ids
 
 
 def settings_files(

@@ -29,7 +29,7 @@ _MAX_JSON_DEPTH = 64
 _JSON_NAMES: dict[type, str] = {
     dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null", int: "a number",
 }  # fmt: skip
-_AND_THEN = "and start the same command again; a run goes on from its newest checkpoint"
+_AND_THEN = "and start the same command again; a run continues from its newest checkpoint"
 _WHAT_TO_DO = {
     errno.ENOSPC: f"free some space {_AND_THEN}",
     errno.EDQUOT: f"free some of your quota {_AND_THEN}",

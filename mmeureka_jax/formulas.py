@@ -32,7 +32,7 @@ _ATTRIBUTES = {
     "columnalign": re.compile("(left|right|center)( (left|right|center)){0,20}"),
     "notation": re.compile("box"),
     "linethickness": re.compile("0(px|em)?"),
-    "width": re.compile(r"\d?(\.\d{1,4})?em"),  # of a space
+    "width": re.compile(r"\d?(\.\d{1,4})?em"),  # a space
 }
 _BODY = rf"(?:\\.|[^$\\]){{1,{MAX_LENGTH}}}?"
 _FORMULA = re.compile(

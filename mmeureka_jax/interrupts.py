@@ -56,7 +56,7 @@ def say(and_then: str = "") -> int:
         sys.stderr.write(f"{_line()}{and_then}\n")
         sys.stderr.flush()
     if _received is not None:
-        threading.excepthook = lambda _: None  # of threads that are surprised by the end of others
+        threading.excepthook = lambda _: None  # threads that are surprised by the end of others
     return 128 + (_received or signal.SIGINT)
 
 

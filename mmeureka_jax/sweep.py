@@ -14,7 +14,7 @@ and a comparison of them.
     metrics: [validation/accuracy]       # optional: what is drawn
     summary: [last validation/accuracy]  # optional: columns of the tables (first, last, end, max, min, mean)
 
-Each run is a process of its own. What is done is not done again, so an interrupted sweep goes on with the same command.
+Each run is a process of its own. What is done is not done again: an interrupted sweep continues with the same command.
 A run that stops because of what its policy has become (answers that all score alike, updates that are not finite) is a
 result too: its row says so.
 """
@@ -238,7 +238,7 @@ def run_sweep(sweep: Sweep, *, only: int | None = None, retry: bool = False, sho
 
     Args:
         only: the index of the one run to make, for arrays of jobs; None: all of them, in turn.
-        retry: also runs that stopped go on.
+        retry: runs that stopped continue too.
 
     Returns:
         The comparison's page.
@@ -339,7 +339,7 @@ class _Processes:
         elif callable(self._previous[number]):
             self._previous[number](number, frame)
         else:
-            raise Terminated("stopped by SIGTERM; the same command goes on from there")
+            raise Terminated("stopped by SIGTERM; the same command continues from there")
 
     def run(self, command: str, config: Config, *options: str) -> bool:
         """Runs `mmeureka COMMAND` on a run. Its output goes to LOG_FILE in the run's folder.
@@ -377,7 +377,7 @@ class _Processes:
             finally:
                 self._running, self._current = False, None
         if self._received == signal.SIGTERM:
-            raise Terminated(f"stopped by SIGTERM during {folder}; the same command goes on from there")
+            raise Terminated(f"stopped by SIGTERM during {folder}; the same command continues from there")
         if self._received is not None:
             raise KeyboardInterrupt
         said = log.read_bytes()[start:].decode("utf-8", "replace")

@@ -66,7 +66,7 @@ class Tracker:
     """Writes metrics and samples of one run; on hosts with `enabled=False` every method does nothing.
 
     Args:
-      resume_step: the step of the checkpoint that the run goes on from. What was written after it is removed first.
+      resume_step: the step of the checkpoint that the run continues from. What was written after it is removed first.
         None or 0 for a run that starts from nothing: all that an attempt before its first checkpoint left is removed,
         the row of step 0 included, which is written anew.
       settings: the run's config, for those who show it next to the metrics (`tracking.wandb`).

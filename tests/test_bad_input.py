@@ -238,7 +238,7 @@ def test_another_image_root_is_allowed_when_it_is_named(checkpoint, outside, tmp
 def test_training_refuses_images_outside_the_root_unless_told(train_fails, outside, tmp_path):
     row = prompt_row("one", "what is this ?", str(outside / "secret.png"), answer="1")
     assert f"lies outside the data root {tmp_path}" in train_fails([row])
-    # Told so, it goes on to the next mistake.
+    # Told so, it continues to the next mistake.
     assert "outside the data root" not in train_fails([row], "data.allow_outside_root=true", "data.max_prompt_tokens=4")
 
 

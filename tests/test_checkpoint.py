@@ -260,7 +260,7 @@ def test_whatever_file_is_damaged_nothing_wrong_is_read(tmp_path, caplog, damage
             assert_same_run(restored, runs[restored.step])
             if restored.step == 1:
                 fallen_back += 1
-                assert "checkpoints/2 is damaged" in caplog.text and "going on from 1" in caplog.text
+                assert "checkpoints/2 is damaged" in caplog.text and "continuing from 1" in caplog.text
                 assert checkpointer.steps() == [1] and (folder / "checkpoints" / "2.damaged").is_dir()
                 checkpointer.save(runs[2])  # the run comes to this step again
                 checkpointer.wait()

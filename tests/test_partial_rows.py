@@ -43,7 +43,7 @@ def complete(output: Path, made_with=MADE_WITH, ids=IDS) -> int:
     ("count", "tail", "kept"),
     [
         (0, b"", 0),
-        (1, b"", 0),  # of a batch that was cut short
+        (1, b"", 0),  # the batch was cut short
         (4, b"", 4),
         (5, b"", 4),
         (7, b"", 7),  # the last batch is smaller

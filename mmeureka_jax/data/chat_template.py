@@ -16,8 +16,8 @@ import sys
 from typing import Any
 
 _SECONDS = 10
-_BYTES = 2**31  # of memory
-_CHARACTERS = 2**20  # of what it writes around the question
+_BYTES = 2**31  # the memory it may take
+_CHARACTERS = 2**20  # at most around the question
 _TOO_MUCH = 3  # exit code
 
 

@@ -20,7 +20,7 @@ from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.jax_setup import start_jax
 
-_NOTES_SHOWN = 5  # of each kind; the summary counts them, --json has all
+_NOTES_SHOWN = 5  # at most of each kind; the summary counts them, --json has all
 _PICTURE_SIDE = 480  # pixels, at most, on the page of `show`
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -82,7 +82,7 @@ def add_difficulty_parser(commands: argparse._SubParsersAction) -> None:
     _add_source_arguments(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
     parser.add_argument("--adapters", metavar="DIR", help="adapters that belong to it, in PEFT's layout")
-    parser.add_argument("--output", type=Path, required=True, metavar="D.jsonl", help="goes on with one that is there")
+    parser.add_argument("--output", type=Path, required=True, metavar="D.jsonl", help="continues one that is there")
     parser.add_argument("--n", type=size, default=8, metavar="N", help="answers to each problem (default: 8)")
     parser.add_argument("--temperature", type=positive, default=1.0, metavar="T", help="default: 1")
     parser.add_argument("--seed", type=seed, default=0, metavar="N")

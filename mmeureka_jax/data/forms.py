@@ -360,7 +360,7 @@ def _answer(row: Mapping[str, Any], reply: str | None, needed: bool) -> tuple[st
 
 
 def _plain_answer(value: Any) -> tuple[str, str | None]:
-    """A given answer as text, and the solution that it stands in, if it does."""
+    """A given answer as text, and the solution that holds it, if one does."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
@@ -376,13 +376,13 @@ def _plain_answer(value: Any) -> tuple[str, str | None]:
 
 
 def _last_line(text: str) -> str | None:
-    """What stands behind `#### ` in the last line of a solution, as in GSM8K's."""
+    """What follows `#### ` in the last line of a solution, as in GSM8K's."""
     _, mark, last = text.rstrip().rpartition("\n####")
     return last.strip() if mark and last.strip() and "\n" not in last else None
 
 
 def _tagged(text: str) -> str | None:
-    """What stands in the last <answer> tags."""
+    """What is in the last <answer> tags."""
     start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
     if start < 0:
         return None

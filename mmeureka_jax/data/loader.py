@@ -139,7 +139,7 @@ class ProblemLoader:
         return in_order.mp_prefetch(options, worker_init_fn=_begin_worker)
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream goes on after the batch returned last; JSON-able."""
+        """Where the stream continues after the batch returned last; JSON-able."""
         return {"next_position": self._next_position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from mmeureka_jax.data.record import ImageRef, RowError, shortened
 
-# Nouns by rank. What stands under the first two is a picture whatever it looks like; under the others, if it does.
+# Nouns by rank. A value under the first two is a picture whatever it looks like; under the others, if it looks so.
 _NOUNS = (("image", "img"), ("picture",), ("photo", "pic"), ("figure", "fig", "diagram", "visual", "illustration"))
 _RANKS = {noun: rank for rank, nouns in enumerate(_NOUNS) for noun in nouns} | {"screenshot": 3, "media": 3}
 _SURE_RANKS = 2
@@ -108,7 +108,7 @@ def _words(key: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _column(key: str) -> _Column | None:
-    if key in ("file_name", "filename"):  # of Hugging Face's ImageFolder
+    if key in ("file_name", "filename"):  # the name in Hugging Face's ImageFolder
         return _Column("image", key, -1, 0, sure=False)
     words = _words(key)
     nouns = [word for word in words if word in _RANKS]
@@ -186,7 +186,7 @@ class _Filled:
 
 
 def _parted(columns: list[_Filled]) -> list[list[_Filled]]:
-    """A series in its order. `image` goes before `image_2`, but beside `image_1` it is an alternative."""
+    """A series in its order. `image` comes before `image_2`; where there is an `image_1` too, it is an alternative."""
     columns = sorted(columns, key=lambda filled: filled.column.number)
     numbers = [filled.column.number for filled in columns]
     if numbers[0] == -1 and {0, 1} & set(numbers):

@@ -184,7 +184,7 @@ def rotary_positions(
     """Multimodal rotary positions (time, row, column) of a prompt, and the position of the token that follows it.
 
     Text counts 1 a token on all three axes. A picture's tokens stand at one time and at their (row, column) of merge
-    units, all offset by the count so far; after it the count goes on from the larger of its two sides.
+    units, all offset by the count so far; after it the count continues from the larger of its two sides.
     Source: HF `Qwen2_5_VLModel.get_rope_index` for images.
 
     Args:

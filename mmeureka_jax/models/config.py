@@ -19,7 +19,7 @@ from mmeureka_jax.errors import UserError
 LARGEST = 2**31 - 1
 MOST_LAYERS = 1000
 LARGEST_SIDE = 2**12  # pixels of a window, a tile or a patch
-_MOST_PATCHES = 2**14  # of a window
+_MOST_PATCHES = 2**14  # at most, in a window
 QWEN2_VL, QWEN2_5_VL = "qwen2_vl", "qwen2_5_vl"  # `model_type`
 
 

@@ -99,7 +99,7 @@ class InternViTConfig:
         return self.in_channels * self.patch_size**2
 
 
-MOST_TILES = 1024  # of a picture
+MOST_TILES = 1024  # at most, for a picture
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from mmeureka_jax.rewards import channel as channels
 
 STARTUP_LIMIT = 60.0  # seconds until a new worker must be ready, without the import of a custom rule
 MEMORY_LIMIT = 1 << 30  # bytes of address space, against powers and factorials that would fill the machine
-SLOW_NICENESS = 10  # of the newest in the slow lane: a tenth of the weight of others
+SLOW_NICENESS = 10  # the newest in the slow lane get a tenth of the weight of others
 TEMPLATE_WAIT = 20.0  # seconds for an answer of the template, which is normally there at once
 MESSAGE_BYTES = 4096  # answers of the template are short
 NOT_A_REPLY = "the rule wrote into its worker's channel"

@@ -31,7 +31,7 @@ MESSAGE_BYTES = 4096  # requests to the template are short
 EXIT_WAIT = 5.0  # seconds in which a process that closed its socket, or was killed, should be gone
 EXIT_POLL = 0.01
 PRINTED_LIMIT = 10_000  # bytes of what a custom rule prints that are shown
-READS_AT_ONCE = 16  # of what is printed, before the next request
+READS_AT_ONCE = 16  # parts of printed text, before the next request
 
 
 class Printed:

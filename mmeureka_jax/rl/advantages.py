@@ -29,7 +29,7 @@ from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.user_code import load_explained
 
 SIGNATURE = "function(rewards) -> advantages"  # of an estimator; both [P, n]
-_REWARD_LIMIT = 10.0  # of what a response is given before a KL penalty is added to it
+_REWARD_LIMIT = 10.0  # at most, what a response is given before a KL penalty is added
 _ADORA_CORRECT = 0.5  # accuracy above which an answer counts as right
 
 

@@ -59,7 +59,7 @@ class Tally:
     values: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     outcomes: Counter[str] = field(default_factory=Counter)
-    failed: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # of each rule
+    failed: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # for each rule
     rounds: int = 0
     kept_all: int = 0  # rounds whose groups were all kept because none had passed
 

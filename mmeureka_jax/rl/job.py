@@ -1,4 +1,4 @@
-"""What reinforcement learning and supervised fine-tuning share: how a job starts or goes on, and how its steps end."""
+"""What reinforcement learning and supervised fine-tuning share: how a job starts and continues, how its steps end."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Job:
             return False
         if self._stopping:
             self.checkpointer.wait()
-            raise Terminated(f"stopped by SIGTERM after step {self.run.step}; the same command goes on from there")
+            raise Terminated(f"stopped by SIGTERM after step {self.run.step}; the same command continues from there")
         self._step_start = time.perf_counter()
         self.steps.begin()
         return True

@@ -1,7 +1,7 @@
 """The online filter: which groups are worth training on, and the buffer where they wait for an update.
 
 A group whose answers are all right or all wrong has advantage 0 and only dilutes the batch. Such groups are dropped
-after each rollout, and the same policy goes on sampling until the buffer holds a full batch.
+after each rollout, and the same policy keeps sampling until the buffer holds a full batch.
 
 Source: MM-EUREKA (arXiv 2503.07365), "online filtering" and Algorithm 1; the same idea is "dynamic sampling" in DAPO
 (arXiv 2503.14476), section 3.2.

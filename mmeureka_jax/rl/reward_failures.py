@@ -1,7 +1,7 @@
 """What a run says and does about rules that fail: an answer that a rule cannot score gets 0 from it, which must not go
 unnoticed.
 
-A rule of the user's own is tried before the first step. While the run goes on, each new reason is said once. A run in
+A rule of the user's own is tried before the first step. During the run each new reason is said once. A run in
 which a rule fails on every answer, step after step, stops.
 """
 

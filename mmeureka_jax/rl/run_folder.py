@@ -115,7 +115,7 @@ def _check_settings(config: Config, kind: str, fingerprint: str) -> None:
     if old is None:
         raise UserError(
             f"{run_dir} has checkpoints but no {METADATA_FILE}, so nothing says what they were made with; put it "
-            "back, or set checkpoint.allow_config_change=true to go on all the same"
+            "back, or set checkpoint.allow_config_change=true to continue all the same"
         )
     differences = config_changes(old, config)
     if old["kind"] != kind:
@@ -126,7 +126,7 @@ def _check_settings(config: Config, kind: str, fingerprint: str) -> None:
         raise UserError(
             f"{run_dir} holds a run with other settings:\n  "
             + "\n  ".join(differences)
-            + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to go on with the "
+            + "\nUse another run_dir, the old settings, or checkpoint.allow_config_change=true to continue with the "
             "new ones"
         )
 
@@ -175,7 +175,7 @@ def restore_position(loader: ProblemLoader, position: dict[str, Any] | None, con
 
 
 class NonFiniteGuard:
-    """Counts skipped updates, keeps their batches, and stops a run that goes on skipping."""
+    """Counts skipped updates, keeps their batches, and stops a run that keeps skipping."""
 
     def __init__(self, run_dir: Path, limit: int, counters: dict[str, int] | None, of_share: bool = False):
         """`of_share`: a batch is this host's share, and each host keeps its own; else all have the whole batch."""
@@ -214,7 +214,7 @@ class NonFiniteGuard:
                 f"{self._limit} updates in a row had a loss or gradient that is not finite; the "
                 f"parameters are those before them, and their batches are in {self._folder}. Lower "
                 "optimizer.learning_rate (or rl.critic.learning_rate, if it is the critic's) or look at those batches; "
-                "the same command goes on from the last checkpoint"
+                "the same command continues from the last checkpoint"
             )
 
 

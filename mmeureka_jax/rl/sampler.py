@@ -2,10 +2,10 @@
 
     start      pictures, prompts -> image embeddings, the prompts' keys and values, the first token of every response
     decode     tokens, until the own caches are full or few enough responses are left
-    repack     the responses still running go on as a smaller batch, with caches of the next size
+    repack     the responses still running continue as a smaller batch, with caches of the next size
 
         rows    |##############|                   A finished response costs nothing once a quarter of the rows are
-                |######        |####|              done: the others go on in a batch of that size, and again. Caches
+                |######        |####|              done: the others continue in a batch of that size, and again. Caches
                 |###           |####|########|     start short and grow, so that no step reads (much) more than what
                                                    is filled. A prompt's keys and values stay one copy throughout.
 

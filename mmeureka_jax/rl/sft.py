@@ -29,7 +29,7 @@ _LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "
 
 
 def fine_tune(config: Config) -> Path:
-    """Imitates the solutions of `data.train` into `config.run_dir`, or goes on with the run that is there.
+    """Imitates the solutions of `data.train` into `config.run_dir`, or continues the run that is there.
 
     Raises:
         UserError, Terminated: as `rl.trainer.train`. Problems without a solution, or with one longer than

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config) -> Path:
-    """Trains by reinforcement learning into `config.run_dir`, or goes on with the run that is there.
+    """Trains by reinforcement learning into `config.run_dir`, or continues the run that is there.
 
     The stages of a config are runs of their own, one after the other: each starts from the policy that the one before
     came to, with a fresh optimiser and learning-rate schedule, and that policy is its reference.
@@ -64,7 +64,7 @@ def train(config: Config) -> Path:
             continue
         say(f"stage {number} of {len(stages) + 1}: {stage.run_dir}")
         if train_stage(stage):
-            raise Terminated(f"stopped by SIGTERM after stage {number}; the same command goes on from there")
+            raise Terminated(f"stopped by SIGTERM after stage {number}; the same command continues from there")
         with waiting(f"exporting the policy of stage {number} for the next one"):
             export_policy(stage)
     if stages:

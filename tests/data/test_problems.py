@@ -263,7 +263,7 @@ NINES = "9" * 5000  # digits that Python does not read
 def test_a_bad_row_does_not_keep_others_from_being_read(tmp_path, form, line, reason):
     lines = [line, json.dumps(GOOD)]  # the bad one first: nothing about the others is taken from it
     if form == "list" and line == "{":
-        return  # where a list goes on after that nobody knows
+        return  # where the list continues after it is unknown
     name, text = ("p.jsonl", "\n".join(lines)) if form == "lines" else ("p.json", f"[{', '.join(lines)}]")
     (tmp_path / name).write_text(text)
     source = open_problems(str(tmp_path / name))

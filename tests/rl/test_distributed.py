@@ -89,7 +89,7 @@ class Runs:
         return [[*command, *joined, "--process-id", index] for index in range(processes)]
 
     def train(self, name: str, processes: int) -> list[dict[str, float]]:
-        """Starts the run, or goes on with it; the rows of its metrics.jsonl."""
+        """Starts the run, or continues it; the rows of its metrics.jsonl."""
         run_together(self.commands(name, processes), 2 // processes, self.folder)
         return self.rows(name)
 

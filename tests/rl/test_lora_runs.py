@@ -1,4 +1,4 @@
-"""Runs that train adapters: their checkpoints, how they go on, what they export, and what starts from that."""
+"""Runs that train adapters: their checkpoints, how they continue, what they export, and what starts from that."""
 
 from __future__ import annotations
 

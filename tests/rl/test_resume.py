@@ -172,7 +172,7 @@ def test_interruption_says_how_to_go_on(make_job):
     job = make_job("interrupted", "train", RL)
     code, output = job.kill_when(lambda: job.last_step() >= 0, number=signal.SIGINT)
     assert code == 130
-    assert "mmeureka: interrupted; the same command goes on from the last checkpoint" in output
+    assert "mmeureka: interrupted; the same command continues from the last checkpoint" in output
     assert "Traceback" not in output
 
 

@@ -1,4 +1,4 @@
-"""The loop as a whole: what it trains on, what it logs and keeps, when it stops, and how it goes on."""
+"""The loop as a whole: what it trains on, what it logs and keeps, when it stops, and how it continues."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def make_config(policy, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(policy, tmp_path_factory):
-    """A run of three steps: to look at, or to copy and go on from."""
+    """A run of three steps: to look at, or to copy and continue from."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_devices(monkeypatch, 1)
@@ -233,7 +233,7 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(make_config, 
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     with caplog.at_level(logging.WARNING):
         train(make_config())
-    assert "checkpoints/3 is damaged" in caplog.text and "going on from 2" in caplog.text
+    assert "checkpoints/3 is damaged" in caplog.text and "continuing from 2" in caplog.text
     assert without_times(copied) == before
     assert progress_of(copied, 3) == progress
     jax.tree.map(np.testing.assert_array_equal, state_of(copied, 3), state)
@@ -451,7 +451,7 @@ def test_a_run_that_only_skips_updates_stops(make_config, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
-    """The loss is NaN for batches that hold the prompts of even sums of tokens: the others go on."""
+    """The loss is NaN for batches that hold the prompts of even sums of tokens: the others continue."""
     objective = trainer.policy_objective
 
     def poisoned(config):

@@ -341,7 +341,7 @@ def test_updates_follow_the_schedule_and_reduce_the_loss(compiled, text_batch):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_batch_that_is_not_finite_changes_nothing(compiled, text_batch, bad):
-    """Bit for bit, optimiser and counters included; the step after it goes on as if it had not been there."""
+    """Bit for bit, optimiser and counters included; the step after it continues as if it had not been there."""
     state, metrics = compiled.step(compiled.state(), text_batch)
     assert metrics["optimizer/skipped"] == 0 and int(state.updates) == 1
     before = jax.device_get(state)
