@@ -42,7 +42,7 @@ from mmeureka_jax.arguments import (
     step,
 )
 from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES
-from mmeureka_jax.console import speak_in_lines, waiting
+from mmeureka_jax.console import plural, speak_in_lines, waiting
 from mmeureka_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_STOPPED,
@@ -350,7 +350,8 @@ def run_eval(args: argparse.Namespace) -> int:
     )
     results = evaluate(model_options(args), options, args.output)
     counted = f"{results['answers']} answers to " if args.n > 1 else ""
-    print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {counted}{results['problems']} problems)")
+    problems = plural(results["problems"], "problem")
+    print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {counted}{problems})")
     for k, rate in results.get("pass_at_k", {}).items():
         print(f"pass@{k} {rate:.4f}")
     print(f"results: {(args.output / RESULTS_FILE).resolve()}")

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mmeureka_jax.checkpoint import read_metadata
+from mmeureka_jax.console import plural
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.report_charts import STYLE, Rows, format_number, series_of, smooth, themed, thin, to_svg
@@ -130,7 +131,7 @@ def write_comparison(
     template = Template((Path(__file__).parent / "report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=html.escape(title),
-        subtitle=f"{len(runs)} runs of {len(kinds)} kinds: mean, and one standard deviation over "
+        subtitle=f"{plural(len(runs), 'run')} of {plural(len(kinds), 'kind')}: mean, and one standard deviation over "
         "the runs of a kind that have come so far",
         tiles="",
         nav='<a href="#curves">Curves</a><a href="#summary">Summary</a>',

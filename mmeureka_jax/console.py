@@ -75,6 +75,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def plural(count: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 class Bar(Protocol):
     """What is used of a bar."""
 
@@ -147,7 +152,7 @@ class Lines:
     def _write(self) -> None:
         self._written = time.monotonic()
         seconds, done = self._written - self._start, self.n - self._initial
-        parts = [f"{self._description}: {self.n} of {self.total} {self._unit}s"]
+        parts = [f"{self._description}: {self.n} of {plural(self.total, self._unit)}"]
         if done:
             parts.append(duration(seconds))
         if done and self.n < self.total:
@@ -182,8 +187,9 @@ class TimeLeft:
 class Steps:
     """The steps of a run: a bar on a terminal, where bars are wanted, and otherwise a line for each.
 
-    Within a step, `phase` says what happens. It stands last on the bar; a line of its own it is only where the
-    log would say nothing for long: in the first step, and where the phase took long the last time.
+    Within a step, `phase` says what happens. On the bar it stands before the numbers of the last step, which a narrow
+    terminal cuts off first; it has a line of its own only where the log would say nothing for long: in the first step,
+    and where the phase took long the last time.
     """
 
     def __init__(self, total: int, done: int, name: str, *, bars: bool) -> None:
@@ -219,7 +225,7 @@ class Steps:
             is_long = self._took.get(name, QUIET) >= QUIET
         text = f"{name}, {detail}" if detail else name
         if self._bar is not None:
-            self._bar.set_postfix_str(" | ".join(filter(None, [self._shown, text])))
+            self._bar.show(" | ".join(filter(None, [text, self._shown])))
         elif not is_said and (is_long or now - self._written >= QUIET):
             first = "" if self._left.knows_one else " (first time: compiles its programs; later steps are faster)"
             self._line(f"step {self.current}/{self.total}: {text}{first} ...")
@@ -239,9 +245,8 @@ class Steps:
         left = self._left.of(self.total - self.done)
         if self._bar is not None:
             self._bar.left = duration(left or 0.0)
-            self._shown = shown
-            self._bar.update(1)
-            self._bar.set_postfix_str(shown)
+            self._bar.n, self._shown = self.done, shown
+            self._bar.show(shown)
             return
         took = duration(seconds) + (f" ({duration(compiling)} of it compiling)" if compiling > 1 else "")
         parts = [f"step {self.done}/{self.total}", shown, took]
@@ -265,19 +270,24 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(self._shown)
+            self._bar.show(self._shown)
             self._bar.close()
 
 
 class _StepBar(tqdm):
-    """A bar whose time left is told from outside."""
+    """A bar whose time left is told from outside, and with a text at its end."""
 
-    FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {left}{postfix}]"
+    FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {left}] {text}"
     left = "?"
+    text = ""
+
+    def show(self, text: str) -> None:
+        self.text = text
+        self.refresh()
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        return {**super().format_dict, "left": self.left}
+        return {**super().format_dict, "left": self.left, "text": self.text}
 
 
 def speak_in_lines() -> None:

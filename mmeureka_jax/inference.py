@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from mmeureka_jax.checkpoint import package_versions
 from mmeureka_jax.config import Config, MeshConfig, ModelConfig
-from mmeureka_jax.console import first_time, progress
+from mmeureka_jax.console import first_time, plural, progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.export import read_provenance
 from mmeureka_jax.mesh import to_global, to_host
@@ -181,7 +181,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
                     row[: len(text)] = text
                 batch = collate([*own, *[filler] * (batch_rows - len(own))], length, num_windows)
                 arrays = to_global(loaded.mesh, (batch, tokens))
-                shape = f"{batch_rows} rows of up to {length} + {tokens.shape[2]} tokens"
+                shape = f"{plural(batch_rows, 'row')} of up to {length} + {tokens.shape[2]} tokens"
                 with first_time(("score", loaded.policy, shape), f"scoring {shape}, which compiles a program"):
                     log_probs = to_host(_score(loaded.policy, temperature, params, *arrays))
                 rows.add(

@@ -21,6 +21,7 @@ from PIL import Image
 from mmeureka_jax.config import Config, ModelConfig, RandomModelConfig, to_dict
 from mmeureka_jax.config_io import known_part
 from mmeureka_jax.config_yaml import read_yaml
+from mmeureka_jax.console import plural
 from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json, write_atomic
@@ -259,9 +260,9 @@ def _rollouts(run_dir: Path) -> str:
 def _summary(groups: Sequence[Mapping[str, Any]]) -> str:
     responses = [response for group in groups for response in group["responses"]]
     if not responses:
-        return f"{len(groups)} problems"
+        return plural(len(groups), "problem")
     mean = {key: format_number(_round(np.mean([r[key] for r in responses]))) for key in ("reward", "length")}
-    return f"{len(groups)} problems, mean reward {mean['reward']}, {mean['length']} tokens"
+    return f"{plural(len(groups), 'problem')}, mean reward {mean['reward']}, {mean['length']} tokens"
 
 
 def _cards(run_dir: Path, groups: Sequence[Mapping[str, Any]]) -> str:

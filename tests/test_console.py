@@ -82,6 +82,12 @@ def test_a_bar_in_a_file_is_a_line_now_and_then(clock, capsys):
     assert lines(capsys) == ["train: 10 of 10 rows, 40 s"]
 
 
+def test_one_is_no_plural(capsys):
+    with progress(1, "check gold answers", unit="answer"):
+        pass
+    assert lines(capsys)[0] == "check gold answers: 0 of 1 answer"
+
+
 def test_a_bar_that_is_not_wanted_says_nothing(capsys):
     with progress(10, "train", unit="row", enabled=False) as bar:
         bar.update(1)
@@ -160,7 +166,16 @@ def test_on_a_terminal_the_bar_says_the_phase_and_the_time_left(clock, monkeypat
     assert steps.done == 4
     text = terminal.getvalue()
     assert "sampling, 3 of 8 groups" in text and "left 15 s" in text and "left 10 s" in text and "step 3/6" not in text
-    assert "acc 0.41  loss 0.012 | sampling" in text
+    assert "] sampling, 3 of 8 groups | acc 0.41  loss 0.012" in text
+
+
+def test_a_narrow_terminal_cuts_off_numbers_and_not_the_phase(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (60, 24))
+    run_steps(clock, bars=True)
+    with_phase = [line for line in terminal.getvalue().split("\r") if "3/6" in line and "groups" in line]
+    assert with_phase and all("sampling, 3 of 8 groups" in line for line in with_phase)
 
 
 @pytest.fixture

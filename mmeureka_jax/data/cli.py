@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmeureka_jax.arguments import add_root_arguments, pixels, positive, positive_int, refuse_too_many, seed, size
 from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES, DataConfig, RewardConfig
+from mmeureka_jax.console import plural
 from mmeureka_jax.data.pictures import picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
@@ -122,7 +123,7 @@ def difficulty_command(args: argparse.Namespace) -> int:
     )
     counts = Counter(round(row["accuracy"] * args.n) for row in rows)
     for right in range(args.n + 1):
-        print(f"{right} of {args.n} right: {counts[right]} problems")
+        print(f"{right} of {args.n} right: {plural(counts[right], 'problem')}")
     print(f"{args.output.resolve()}")
     return 0
 
@@ -150,7 +151,7 @@ def build_command(args: argparse.Namespace) -> int:
     )
     for reason in built.rejected:
         print(f"left out: {reason}")
-    print(f"{built.num_rows} rows in {built.directory}")
+    print(f"{plural(built.num_rows, 'row')} in {built.directory}")
     where = f"TFDS_DATA_DIR={args.output} " if args.output else ""
     print(f"name it as {where}{built.spec}")
     return 0

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from mmeureka_jax.config import Config
-from mmeureka_jax.console import first_time, progress
+from mmeureka_jax.console import first_time, plural, progress
 from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
@@ -281,7 +281,7 @@ class Collector:
         if self._config.sampler.compile_ahead:
             return nullcontext()
         prompts, length = batch.tokens.shape
-        text = f"sampling for {prompts} prompts of up to {length} tokens, which compiles the sampler for them"
+        text = f"sampling for {plural(prompts, 'prompt')} of up to {length} tokens, which compiles the sampler for them"
         return first_time((self._policy, self.settings, batch.tokens.shape), text)
 
     def _scored(self, sampled: _Round, tally: Tally, step: int, show: bool) -> tuple[list[Group], list[RolloutSample]]:

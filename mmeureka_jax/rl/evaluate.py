@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mmeureka_jax.console import first_time
+from mmeureka_jax.console import first_time, plural
 from mmeureka_jax.mesh import batch_divisor, to_global
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params
@@ -97,7 +97,7 @@ def generate(
             length = batch.tokens.shape[1]
             with first_time(
                 (loaded.policy, settings, batch.tokens.shape),
-                f"answering {rows} prompts of up to {length} tokens, which compiles the sampler for them",
+                f"answering {plural(rows, 'prompt')} of up to {length} tokens, which compiles the sampler for them",
             ):
                 samples, _ = sample(
                     loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2]

@@ -10,7 +10,7 @@ import jax
 
 from mmeureka_jax import __version__
 from mmeureka_jax.config import Config
-from mmeureka_jax.console import say, say_facts
+from mmeureka_jax.console import plural, say, say_facts
 from mmeureka_jax.optimizer import split_frozen
 from mmeureka_jax.rl.setup import LoadedPolicy
 
@@ -43,12 +43,13 @@ def say_header(command: str, loaded: LoadedPolicy, name: str | None, config: Con
 
 def say_start(step: int, steps: int, run_dir: str) -> None:
     """Where a run starts: at its beginning, at a checkpoint, or not at all."""
+    all_steps = plural(steps, "step")
     if step == 0:
-        where = f"a new run of {steps} steps"
+        where = f"a new run of {all_steps}"
     elif step < steps:
         where = f"from step {step} of {steps}, the newest checkpoint"
     else:
-        where = f"already finished, {step} of {steps} steps: nothing is left to train; see {Path(run_dir)}/report.html"
+        where = f"already finished, {step} of {all_steps}: nothing is left to train; see {Path(run_dir)}/report.html"
     say_facts({"start": where})
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from mmeureka_jax.checkpoint import Checkpointer, RunState
 from mmeureka_jax.config import Config, to_dict
-from mmeureka_jax.console import Bar, Steps, progress, say, waiting
+from mmeureka_jax.console import Bar, Steps, plural, progress, say, waiting
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.mesh import batch_divisor, is_main
@@ -282,7 +282,7 @@ def _reward_workers(config: Config) -> Iterator[RewardWorkers]:
     from mmeureka_jax.rewards.workers import RewardWorkers
 
     with RewardWorkers(config.reward) as rewards:
-        with waiting(f"starting {config.reward.workers} reward workers"):
+        with waiting(f"starting {plural(config.reward.workers, 'reward worker')}"):
             rewards.validate()
         yield rewards
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from mmeureka_jax.config import AccuracyRule, Config, LoraConfig, ModelConfig, RandomModelConfig, config_diff, to_dict
 from mmeureka_jax.config_io import filled
-from mmeureka_jax.console import progress, say_facts, waiting
+from mmeureka_jax.console import plural, progress, say_facts, waiting
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, read_json, remove_folder, write_atomic
 from mmeureka_jax.mesh import barrier, is_main, make_mesh, tree_shardings
@@ -280,7 +280,7 @@ def open_checked(
         source = open_problems(spec, root=root, allow_outside_root=outside, require_answer=require_answer)
     show = config.tracking.progress and is_main()
     accuracy: AccuracyRule | None = "instruct" if require_answer else None  # ungraded answers need not parse
-    with nullcontext() if show else waiting(f"checking {spec}, {len(source)} rows"):
+    with nullcontext() if show else waiting(f"checking {spec}, {plural(len(source), 'row')}"):
         report = check_problems(source, processor, accuracy=accuracy, progress=show)
         if also_check is not None:
             report = _check_further(source, report, processor, also_check, show)

@@ -57,7 +57,7 @@ def test_a_new_run_says_what_it_does_in_order(logs):
         "  model       qwen2_5_vl, RUN/model",
         "  parameters  0.1",
         "  run folder  RUN",
-        "starting 1 reward workers ...",
+        "starting 1 reward worker ...",
         "check shapes/dots@train[:16]: 0 of 16 rows",
         "  data        tfds:shapes/dots@train[:16], 16 of 16 rows can be used, with pictures",
         "  validation  tfds:shapes/dots@test[:8], 8 of 8 rows",
