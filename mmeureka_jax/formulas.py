@@ -35,22 +35,33 @@ _ATTRIBUTES = {
     "width": re.compile(r"\d?(\.\d{1,4})?em"),  # a space
 }
 _BODY = rf"(?:\\.|[^$\\]){{1,{MAX_LENGTH}}}?"
+_IN_BRACES = r"{(?:[^{}$]|{(?:[^{}$]|{[^{}$]*})*})+}"  # with braces in it, and braces in those
 _FORMULA = re.compile(
     rf"(?<![\\$])\$\$(?P<display>{_BODY})\$\$"
     # As Pandoc reads it: no space within the dollars and no digit after them, so that sums of money are none.
     rf"|(?<![\\$])\$(?![\s$])(?P<inline>{_BODY})(?<![\s\\])\$(?!\d)"
+    # Several models write spaces within the dollars; then there must be a command or a power.
+    rf"|(?<![\\$])\$(?=\s[^$]{{0,{MAX_LENGTH}}}(?:\\[a-zA-Z]{{2}}|\^))(?P<spaced>{_BODY})(?<=\s)\$(?!\d)"
     rf"|\\\[(?P<brackets>[^$]{{1,{MAX_LENGTH}}}?)\\\]"
-    rf"|\\\((?P<parentheses>[^$]{{1,{MAX_LENGTH}}}?)\\\)",
+    rf"|\\\((?P<parentheses>[^$]{{1,{MAX_LENGTH}}}?)\\\)"
+    # Without any sign around them.
+    rf"|(?P<box>\\boxed{_IN_BRACES})"
+    rf"|(?P<environment>\\begin{{(?P<name>(?:align(?:ed)?|equation|gather(?:ed)?|cases|[pbvV]?matrix)\*?)}}"
+    rf"[^$]{{1,{MAX_LENGTH}}}?\\end{{(?P=name)}})",
     re.DOTALL,
 )
-_LOOKS_LIKE_LATEX = re.compile(r"\\[a-zA-Z]{2,}|[\^_]")
+# A command, or one sign above or below another: 2^10 and snake_case are no LaTeX, which would draw the 0 on the line.
+_LOOKS_LIKE_LATEX = re.compile(r"\\(?:[a-zA-Z]{2}|%)|[\^_](?:{|[^\s{}](?![a-zA-Z\d]))")
+# Words outside of commands and braces, between which the spaces would be lost; "cm" is none.
+_WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z][a-z]{2}")
 
 
 def text_to_html(text: str) -> str:
-    """Escaped, with the formulas between `$`, `$$`, `\\(` or `\\[` drawn. Their source is the title of each."""
+    """Escaped, with the formulas drawn that stand between `$`, `$$`, `\\(` or `\\[`, or in a box or environment of
+    LaTeX's. Their source is the title of each."""
     parts, end = [], 0
     for found in itertools.islice(_FORMULA.finditer(text), MAX_PER_TEXT):
-        body, display = found[found.lastgroup or 0], found.lastgroup in ("display", "brackets")
+        body, display = found[found.lastgroup or 0], found.lastgroup in ("display", "brackets", "environment")
         before, drawn = text[end : found.start()], _draw(body, display)
         end = found.end()
         if display and drawn is not None:  # on a line of its own anyway
@@ -62,9 +73,9 @@ def text_to_html(text: str) -> str:
 
 def answer_to_html(text: str) -> str:
     """As `text_to_html`; a bare formula, as gold answers often are, is drawn too."""
-    if "$" not in text and _LOOKS_LIKE_LATEX.search(text) and (drawn := _draw(text, display=False)) is not None:
-        return drawn
-    return text_to_html(text)
+    is_formula = "$" not in text and _LOOKS_LIKE_LATEX.search(text) and not _WORDS.search(re.sub(_IN_BRACES, "", text))
+    drawn = _draw(text, display=False) if is_formula else None
+    return text_to_html(text) if drawn is None else drawn
 
 
 @functools.lru_cache(4096)
@@ -75,8 +86,8 @@ def _draw(latex: str, display: bool) -> str | None:
     if not latex or len(latex) > MAX_LENGTH or braces.count("{") != braces.count("}"):
         return None
     try:
-        # The converter does not know `aligned`, which looks like `align*`.
-        tree = convert_to_element(re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{align*}", latex))
+        # The converter does not know `aligned`, which looks like `align*`, and `align` has numbers that nobody names.
+        tree = convert_to_element(re.sub(r"\\(begin|end)\{align(?:ed)?\}", r"\\\1{align*}", latex))
         markup = "".join(_serialise(tree))
     except Exception:  # whatever the text made the converter stumble over
         return None

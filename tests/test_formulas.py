@@ -32,6 +32,10 @@ def symbols(markup: str) -> str:
         (r"$\unknown{x}$ and $x$", r"$\unknown{x}$ and [x]"),
         (r"$\frac{1$", r"$\frac{1$"),
         ("a < b & $a<b$", "a < b & [a<b]"),
+        (r"so $ \frac{1}{2} $ and $ 5 of $y$", "so [12] and $ 5 of [y]"),
+        (r"It is \boxed{\frac{1}{\sqrt{2}}}.", "It is [12]."),
+        (r"$x = \boxed{5}$ or \boxed{6", r"[x=5] or \boxed{6"),
+        ("so\n\\begin{align} a&=b\\\\ c&=d \\end{align}\nand", "so[a=bc=d]and"),
     ],
 )
 def test_what_is_a_formula(text, seen):
@@ -40,7 +44,20 @@ def test_what_is_a_formula(text, seen):
 
 @pytest.mark.parametrize(
     ("answer", "seen"),
-    [(r"\frac{1}{2}", "[12]"), ("x^2", "[x2]"), ("5 cm", "5 cm"), (r"\sqrt{", r"\sqrt{"), ("$x$", "[x]")],
+    [
+        (r"\frac{1}{2}", "[12]"),
+        ("x^2", "[x2]"),
+        ("5 cm", "5 cm"),
+        (r"\sqrt{", r"\sqrt{"),
+        ("$x$", "[x]"),
+        (r"100\%", "[100%]"),
+        ("2^{10}", "[210]"),
+        (r"\triangle ABC", "[△ABC]"),
+        (r"5\text{ apples}", "[5\xa0apples]"),
+        ("2^10", "2^10"),
+        ("file_name", "file_name"),
+        (r"the area is \frac{1}{2}", r"the area is \frac{1}{2}"),
+    ],
 )
 def test_bare_formulas_are_answers_alone(answer, seen):
     assert symbols(answer_to_html(answer)) == seen
@@ -79,7 +96,25 @@ def test_long_and_many_formulas_stay_as_they_are():
     assert text_to_html("$x$ " * (MAX_PER_TEXT + 5)).count("<math") == MAX_PER_TEXT
 
 
-@pytest.mark.parametrize("piece", [r"\[", "$$", "$a", r"\(", r"$\frac", "{", r"$\left(", "\\", "$x^"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        r"\[",
+        "$$",
+        "$a",
+        r"\(",
+        r"$\frac",
+        "{",
+        r"$\left(",
+        "\\",
+        "$x^",
+        "$ ",
+        r"\boxed{",
+        r"\boxed{x",
+        r"\boxed{{{x}}",
+        r"\begin{cases}",
+    ],
+)
 def test_hostile_texts_take_no_time(piece):
     start = time.monotonic()
     text_to_html(piece * 20_000)
