@@ -281,7 +281,7 @@ def _card(run_dir: Path, group: Mapping[str, Any]) -> str:
     shown = by_reward if len(responses) <= RESPONSES_SHOWN else [by_reward[0], by_reward[-1]]  # the best and the worst
     hidden = [item for item in responses if item not in shown]
     more = (
-        f'<details class="more"><summary>{len(hidden)} more responses</summary>'
+        f'<details class="more"><summary>{plural(len(hidden), "more response")}</summary>'
         f"{''.join(_response(n, response) for n, response in hidden)}</details>"
         if hidden
         else ""
