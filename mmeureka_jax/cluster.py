@@ -290,7 +290,7 @@ class _Watch:
                 self._set(f"{_NEWS}/lost", str(process))
         self._exit(
             EXIT_LOST,
-            f"process {process} of {self._count} is lost: it was killed, or stands still, or its machine cannot be "
+            f"process {process} of {self._count} is lost: it was killed, or it hangs, or its machine cannot be "
             f"reached. {_newest_checkpoint(self._run_dir)}",
         )
 
