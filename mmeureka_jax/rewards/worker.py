@@ -32,7 +32,8 @@ Job = dict[str, Any]
 Run = Callable[[Job], Any]
 GRACE = 1.0  # seconds after the time limit, in which the parent normally kills a worker
 IDLE_POLL = 2.0  # seconds between two looks at the parent
-LEFT_BEHIND = 32  # processes that a custom rule may leave behind before its worker is replaced, which ends them
+LEFT_BEHIND = 32  # processes and threads that a custom rule may leave behind before its worker is replaced
+MEMORY_SHARE = 0.75  # of the memory that was free after the first answer, which later ones may leave occupied
 # The first answers of each kind compile regular expressions and fill the parser's tables, up to a tenth of a second
 # each: that belongs to the start of the template and not to an answer.
 WARM_UP = (
@@ -72,6 +73,7 @@ def serve(channel: socket.socket, settings: dict[str, Any], run: Run, runs_custo
         limit_memory(settings["custom_memory"] and _address_space() + settings["custom_memory"])
     else:
         limit_memory(settings["memory_limit"])
+    remains = Remains()
     reply: dict[str, Any] = {"pid": process}
     number = channels.READY
     while os.getpid() == process:  # and not in a child that a custom rule has forked
@@ -87,7 +89,7 @@ def serve(channel: socket.socket, settings: dict[str, Any], run: Run, runs_custo
         signal.setitimer(signal.ITIMER_REAL, settings["time_limit"] + GRACE)
         reply = answer(run, job)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if runs_custom and len(children()) > LEFT_BEHIND:
+        if runs_custom and remains.are_too_many():
             reply["last"] = True
 
 
@@ -114,6 +116,26 @@ def prepare_for_custom(channel: socket.socket) -> None:
     os.register_at_fork(after_in_child=take_leave)
     # As SIG_IGN, but not for what the rule starts: multiprocessing and subprocess end their processes by SIGTERM.
     signal.signal(signal.SIGTERM, ignore)
+
+
+class Remains:
+    """What a custom rule leaves in its worker from one answer to the next: processes, threads, memory. They would pile
+    up until every answer failed.
+
+    What the import and the first answer leave is taken for what all answers use, such as a pool of any size.
+    """
+
+    def __init__(self) -> None:
+        self._most: tuple[float, float] | None = None
+
+    def are_too_many(self) -> bool:
+        """Looks at what there is after an answer."""
+        running = len(children()) + sum(1 for _ in Path("/proc/self").glob("task/*"))
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        space = _address_space() if limit != resource.RLIM_INFINITY else 0
+        if self._most is None:
+            self._most = running + LEFT_BEHIND, space + MEMORY_SHARE * (limit - space)
+        return running > self._most[0] or (space > 0 and space > self._most[1])
 
 
 def limit_memory(size: int) -> None:

@@ -19,7 +19,13 @@ from mmeureka_jax.rewards.workers import RewardWorkers
 
 # Every question asks for another way to go wrong; the right answer is the length of the answer.
 RULE = """
-import mmap, multiprocessing, os, resource, signal, subprocess, sys, time
+import functools, mmap, multiprocessing, os, resource, signal, subprocess, sys, threading, time
+
+leaked = []
+
+@functools.cache
+def standing_pool():
+    return multiprocessing.Pool(40)
 
 def double(x):
     return 2 * x
@@ -61,6 +67,9 @@ def score(response, answer, question, metadata):
         case "pool":
             with multiprocessing.Pool(2) as pool:
                 return float(sum(pool.map(double, [1, 2])))
+        case "standing pool": return float(sum(standing_pool().map(double, [1, 2])))
+        case "thread": threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        case "leak": leaked.append(bytearray(60_000_000))
         case "write":
             for descriptor in range(3, 20):
                 try:
@@ -192,6 +201,22 @@ def test_processes_that_a_rule_leaves_do_not_pile_up(config):
     with RewardWorkers(replace(config, workers=1)) as rewards:
         values, _ = score(rewards, *["session"] * 40)
         assert 0 < sum(alive(int(pid)) for pid in values) < 34
+
+
+@pytest.mark.parametrize("wish", ["thread", "leak"])
+def test_threads_and_memory_that_a_rule_leaves_fail_no_later_answer(config, wish):
+    with RewardWorkers(replace(config, workers=1)) as rewards:
+        values, reasons = score(rewards, *[wish] * 40)
+    assert reasons == [None] * 40
+    assert values == [RIGHT + i for i in range(40)]
+
+
+def test_a_pool_of_any_size_that_a_rule_keeps_stays(config):
+    with RewardWorkers(replace(config, workers=1)) as rewards:
+        rewards.validate()
+        before = pids(rewards)
+        assert score(rewards, *["standing pool"] * 4, number=1)[0] == [6.0] * 4
+        assert pids(rewards) == before
 
 
 def test_what_a_rule_prints_is_shown_up_to_a_limit(config, capfd):
