@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,12 @@ def environment(devices: int = 1, torch: bool = False) -> dict[str, str]:
     flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
     path = os.pathsep.join([str(ROOT)] + [str(ROOT / "tests" / "without_torch")] * (not torch))
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "XDG_CACHE_HOME": _CACHES.name}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def run_script(name: str, *options: object, torch: bool = False) -> dict:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
-from commands import environment
+from commands import environment, free_port
 
 from mmeureka_jax import cluster
 from mmeureka_jax.errors import UserError
@@ -39,19 +38,13 @@ sys.exit(cli.main(["report", "x"]))
 """
 
 
-def free_address() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
 class Two:
     """Two processes of a run; `what` each does once it has joined, such as `work` until it is ended."""
 
     def __init__(self, folder, *what: str):
         (folder / "checkpoints" / "7").mkdir(parents=True)
         (folder / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir()
-        address = free_address()
+        address = f"127.0.0.1:{free_port()}"
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-c", CODE, address, str(me), str(folder), does],
@@ -120,7 +113,7 @@ def test_a_broken_connection_to_a_living_process_is_an_error_of_its_own(tmp_path
 
 @pytest.mark.slow
 def test_a_process_that_stays_alone_gives_up(tmp_path):
-    command = [sys.executable, "-c", CODE, free_address(), "1", str(tmp_path), "alone"]
+    command = [sys.executable, "-c", CODE, f"127.0.0.1:{free_port()}", "1", str(tmp_path), "alone"]
     done = subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=60)
     assert done.returncode == 75 and "Check failure" not in done.stderr
     assert "not all processes of the run were there within 5 seconds" in done.stderr.splitlines()[-1]

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, brief
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 ROW_GROUP_CACHE_BYTES = 256 << 20  # decompressed Parquet row groups kept per process
@@ -325,9 +325,8 @@ def find_tfds_builder(name: str):
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # DatasetNotFoundError, ValueError for configs and versions, ...
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"tfds:{name}: not found in {data_dir} ({reason}); build it with `mmeureka data build`, or set"
+            f"tfds:{name}: not found in {data_dir} ({brief(error)}); build it with `mmeureka data build`, or set"
             " TFDS_DATA_DIR"
         ) from None
     if not builder.is_prepared():

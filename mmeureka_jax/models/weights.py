@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from mmeureka_jax.console import waiting
-from mmeureka_jax.errors import UserError
+from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
@@ -113,9 +113,8 @@ def _download(name: str, patterns: list[str], revision: str | None = None) -> Pa
     try:
         found = huggingface_hub.snapshot_download(name, allow_patterns=patterns, revision=revision)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{name}: no such folder, and the hub does not give it either ({type(error).__name__}: {reason}); "
+            f"{name}: no such folder, and the hub does not give it either ({type(error).__name__}: {brief(error)}); "
             "check the name, the network, and for gated models `hf auth login`"
         ) from error
     return Path(found)

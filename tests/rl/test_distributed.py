@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ONE_LAYER, environment
+from commands import ONE_LAYER, environment, free_port
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 1500  # seconds until a hang is called a hang
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start_together(commands, devices, log_dir):
