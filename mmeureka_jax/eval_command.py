@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,8 +23,12 @@ from mmeureka_jax.files import write_atomic
 from mmeureka_jax.inference import ModelOptions, identity, ids_and_pictures, length_buckets
 from mmeureka_jax.partial_rows import partial_rows
 from mmeureka_jax.rl.collect import pass_at_k
+from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Evaluator, Graded, rows_per_batch
 from mmeureka_jax.rl.setup import LoadedPolicy, check_context, open_checked
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.processor import Processor
 
 GROUPED_BY = ("kind", "subject", "difficulty")  # metadata keys that results are broken down by
 RESULTS_FILE, ROWS_FILE = "results.json", "rows.jsonl"
@@ -64,9 +68,16 @@ class EvalOptions:
                 "same; give a temperature above 0 (--temperature 1)"
             )
 
-    def drawn(self) -> dict[str, Any]:
-        """How answers are drawn."""
-        return {key: getattr(self, key) for key in ("n", "temperature", "top_k", "top_p", "seed")}
+    def sampling(self, processor: Processor, max_new_tokens: int) -> SamplingSettings:
+        return SamplingSettings(
+            group_size=self.n,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=processor.eos_token_ids,
+            pad_token_id=processor.pad_token_id,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
 
 
 def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
             "data_fingerprint": problems.source.fingerprint(),
             "limit": options.limit,
             "batch_size": options.batch_size,
-            **options.drawn(),
+            **{key: getattr(options, key) for key in ("n", "temperature", "top_k", "top_p", "seed")},
             **asked,
         }
         ids, pictures = ids_and_pictures(problems.source[i] for i in indices)
@@ -122,11 +133,11 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
                 rewards,
                 problems.source,
                 indices,
-                max_new_tokens=asked["max_new_tokens"],
+                options.sampling(processor, asked["max_new_tokens"]),
                 batch_size=options.batch_size,
                 buckets=length_buckets(problems.report.max_tokens),
                 num_windows=problems.report.max_windows,
-                **options.drawn(),
+                seed=options.seed,
             )
             with progress(len(indices), "eval", unit="problem", initial=done) as bar:
                 for batch in evaluator.batches(loaded.load_params(), start=done):

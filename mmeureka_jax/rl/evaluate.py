@@ -113,7 +113,7 @@ def _response(samples: Any, processor: Processor, i: int, j: int) -> Response:
 
 
 class Evaluator:
-    """Answers to a problem set, scored by the reward rules; greedy ones, unless a temperature is given."""
+    """Answers to a problem set, scored by the reward rules."""
 
     def __init__(
         self,
@@ -122,34 +122,21 @@ class Evaluator:
         rewards: RewardWorkers,
         source: ProblemSource,
         indices: Sequence[int],
+        settings: SamplingSettings,
         *,
-        max_new_tokens: int,
         batch_size: int,
         buckets: tuple[int, ...],
         num_windows: int,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
         seed: int = 0,
     ):
         self._arguments: dict[str, Any] = {
             "batch_size": batch_size, "buckets": buckets, "num_windows": num_windows, "seed": seed,
         }  # fmt: skip
         self._loaded, self._processor, self._rewards = loaded, processor, rewards
-        self._source = source
+        self._source, self._settings = source, settings
         self._own = list(indices)[jax.process_index() :: jax.process_count()]
         self.count = len(self._own)  # problems of this host
         self._rows = rows_per_batch(loaded, batch_size)
-        self._settings = SamplingSettings(
-            group_size=n,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=processor.eos_token_ids,
-            pad_token_id=processor.pad_token_id,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
 
     def run(self, params: Params, on_batch: Callable[[int], object] = lambda count: None) -> list[Graded]:
         """This host's problems, answered and graded."""

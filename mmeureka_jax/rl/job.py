@@ -21,6 +21,7 @@ from mmeureka_jax.console import Bar, Steps, plural, progress, say, waiting
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.mesh import batch_divisor, is_main
+from mmeureka_jax.rl.drawing import SamplingSettings
 from mmeureka_jax.rl.evaluate import Evaluator, summarise
 from mmeureka_jax.rl.header import say_header, say_start
 from mmeureka_jax.rl.learner import Learner
@@ -370,16 +371,23 @@ def check_image_windows(limit: int, needed: int, *, text_only: bool = False) -> 
 
 
 def open_evaluator(config: Config, loaded: LoadedPolicy, processor: Processor, rewards: RewardWorkers) -> Evaluator:
-    """Validation on `data.validation`."""
+    """Validation on `data.validation`: greedy answers."""
     assert config.data.validation is not None
     problems = open_checked(config.data.validation, config, processor, label="validation")
+    settings = SamplingSettings(
+        group_size=1,
+        max_new_tokens=config.sampler.max_new_tokens,
+        eos_token_ids=processor.eos_token_ids,
+        pad_token_id=processor.pad_token_id,
+        temperature=0.0,
+    )
     return Evaluator(
         loaded,
         processor,
         rewards,
         problems.source,
         problems.indices[: config.tracking.validation_problems or None],
-        max_new_tokens=config.sampler.max_new_tokens,
+        settings,
         batch_size=config.tracking.validation_batch,
         buckets=config.data.prompt_buckets or (config.data.max_prompt_tokens,),
         num_windows=problems.report.max_windows,
