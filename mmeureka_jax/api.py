@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmeureka_jax.arguments import check_numbers
 from mmeureka_jax.config import Config, PromptStyle, load_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.jax_setup import start_jax
@@ -27,6 +28,8 @@ def train(config: Config) -> Path:
     from mmeureka_jax.config import stage_configs
     from mmeureka_jax.config_checks import validate_config
 
+    if not isinstance(config, Config):
+        raise UserError(f"train takes what load_config gives; got {type(config).__name__}")
     validate_config(config)
     start_jax(config=config)
     from mmeureka_jax.report import write_report
@@ -56,6 +59,7 @@ def evaluate(
     Raises:
         UserError: anything about the checkpoint, the data or the output that cannot work, before the first answer.
     """
+    check_numbers(options)
     start_jax()
     from mmeureka_jax import eval_command
     from mmeureka_jax.inference import ModelOptions
@@ -98,6 +102,8 @@ def sample(
         UserError: anything about the checkpoint, the prompts or the output that cannot work, before anything is
             sampled.
     """
+    numbers = {"n": n, "temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    check_numbers(numbers | {"seed": seed, "batch_size": batch_size})
     start_jax()
     from mmeureka_jax.inference import ModelOptions, PromptOptions, sample_file
 

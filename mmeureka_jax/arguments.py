@@ -4,7 +4,7 @@ have, and the options that these become."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,22 @@ seed = number(int, lambda value: 0 <= value < 2**31, "0 or a positive integer be
 positive = number(float, lambda value: 0 < value < 1e30, "a positive number")
 not_negative = number(float, lambda value: 0 <= value < 1e30, "0 or a positive number")
 fraction = number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+_NUMBERS = {
+    **dict.fromkeys(("n", "batch_size", "max_new_tokens", "max_prompt_tokens", "reward_workers"), size),
+    **dict.fromkeys(("min_pixels", "max_pixels"), pixels),
+    **{"limit": positive_int, "temperature": not_negative, "top_k": count, "top_p": fraction, "seed": seed},
+}
+
+
+def check_numbers(options: Mapping[str, Any]) -> None:
+    """Raises a UserError for a number from Python that the command would refuse as an argument."""
+    for name, value in options.items():
+        if name in _NUMBERS and value is not None:
+            try:
+                _NUMBERS[name](str(value))
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{name} {error}") from None
 
 
 def step(text: str) -> int | str:

@@ -182,7 +182,9 @@ def _start_relay(address: str) -> str:
                     asyncio.ensure_future(carry(*ends)) for ends in ((far_reader, writer), (reader, far_writer))
                 )
                 await asyncio.wait([back, forth], return_when=asyncio.FIRST_COMPLETED)
-                if back.done() and not forth.done() and _watch is not None:
+                # Both may have ended by now: with a reset, writing to the far side fails as well.
+                is_by_jax = reader.at_eof() or reader.exception() is not None
+                if not is_by_jax and _watch is not None:
                     _watch.coordinator_is_gone()
                 back.cancel(), forth.cancel()
 

@@ -180,7 +180,8 @@ class TimeLeft:
 
     def of(self, steps: int) -> float | None:
         """Seconds of so many steps; None before the first step."""
-        seen = self._steps or self._compiling  # these know only roughly what is not compilation
+        # Steps that compiled know only roughly what was not compilation: the one with the least of it tells most.
+        seen = self._steps or sorted(self._compiling)[:1]
         return steps * sum(seen) / len(seen) if seen else None
 
 

@@ -44,6 +44,23 @@ def test_samples_of_questions_are_those_of_a_file_with_the_same_rows(tmp_path):
         mmeureka_jax.sample(tmp_path / "model", ["what ?", 3])
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mmeureka_jax.sample("m", ["x"], n=0), "n must be a positive integer, at most 1048576; got '0'"),
+        (lambda: mmeureka_jax.sample("m", ["x"], temperature=-1), "temperature must be 0 or a positive number"),
+        (lambda: mmeureka_jax.sample("m", ["x"], max_new_tokens=2.5), "max_new_tokens must be a positive integer"),
+        (lambda: mmeureka_jax.sample("m", ["x"], batch_size=0), "batch_size must be a positive integer"),
+        (lambda: mmeureka_jax.evaluate("m", "d", "o", seed=-1), "seed must be 0 or a positive integer"),
+        (lambda: mmeureka_jax.evaluate("m", "d", "o", top_p=float("nan")), "top_p must be a number above 0"),
+        (lambda: mmeureka_jax.train("configs/smoke.yaml"), "train takes what load_config gives; got str"),
+    ],
+)
+def test_what_the_command_refuses_is_refused_here_too(call, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        call()
+
+
 @pytest.mark.slow
 def test_the_documented_example(tmp_path):
     (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python.md").read_text(), flags=re.M | re.S)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 from commands import environment, free_port
@@ -145,3 +150,38 @@ def test_the_newest_complete_checkpoint(tmp_path, folders, says):
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
     assert re.search(says, cluster._newest_checkpoint(str(tmp_path)))
+
+
+class Coordinator:
+    """A server that ends its one connection with a reset, or reads until the other side ends it."""
+
+    def __init__(self, resets: bool) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._resets = resets
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, self._listener:
+            while connection.recv(1024) and not self._resets:
+                pass
+            if self._resets:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_the_relay_tells_which_side_ended_a_connection(monkeypatch, resets):
+    gone = threading.Event()
+    monkeypatch.setattr(cluster, "_watch", SimpleNamespace(coordinator_is_gone=gone.set))
+    monkeypatch.setenv("no_grpc_proxy", "")
+    coordinator = Coordinator(resets)
+    host, port = cluster._start_relay(coordinator.address).split(":")
+    with socket.create_connection((host, int(port))) as mine:
+        with contextlib.suppress(OSError):
+            for _ in range(100 if resets else 3):  # it still writes when the reset comes
+                mine.sendall(b"x" * 4096)
+        assert not resets or gone.wait(10)
+    coordinator.thread.join(10)
+    assert resets or not gone.wait(0.3)

@@ -99,6 +99,8 @@ def test_the_time_left_is_that_of_steps_that_compiled_nothing():
     assert left.of(10) is None
     left.add(60.0, compiling=50.0)
     assert left.of(10) == pytest.approx(100)  # all that is known yet
+    left.add(78.0, compiling=2.0)  # it waited for another process that compiled
+    assert left.of(10) == pytest.approx(100)
     left.add(2.0, compiling=0.0)
     left.add(4.0, compiling=0.0)  # with a validation, say
     left.add(300.0, compiling=40.0)
