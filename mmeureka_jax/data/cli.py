@@ -17,7 +17,7 @@ from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES, DataConfig, Rewar
 from mmeureka_jax.console import plural
 from mmeureka_jax.data.pictures import picture_size, read_picture
 from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
-from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
+from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError, printable
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.jax_setup import start_jax
 
@@ -204,7 +204,7 @@ def show_command(args: argparse.Namespace) -> int:
         write_atomic(Path(args.output), _PAGE.format(title=title, body=body).encode())
         print(args.output)
     else:
-        print("\n\n".join(_text(row, problem) for row, problem in shown))
+        print(printable("\n\n".join(_text(row, problem) for row, problem in shown)))
     return 0 if any(isinstance(problem, Problem) for _, problem in shown) else EXIT_BAD_INPUT
 
 

@@ -17,15 +17,23 @@ from mmeureka_jax.data.record import ROLES, RowError, shortened
 from mmeureka_jax.data.row_pictures import find_pictures, is_absent, looks_like_picture
 from mmeureka_jax.rewards.answers.boxes import boxed_answer
 
-MARKER = re.compile(r"<image(?:[ _-]?(\d+))?>")
+MARKER = re.compile(r"<image(?:[ _-]?(\d+))?>", re.IGNORECASE)
 _ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "developer": "system"}
 _TEXT_PARTS = ("text", "input_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _PART_VALUES = ("image", "image_url", "bytes", "base64", "data", "path", "url", "file", "source")
 # Other ways in which texts show a picture, or leave a place for one.
 _INLINE = re.compile(
-    r"<img\b[^<>]{0,2000}>|!\[[^\]]{0,500}\]\([^()\s]{1,2000}\)|<[|]?image[a-z_]{0,20}[|]?>", re.IGNORECASE
+    r"<(?:img|image|picture|video|audio)\b[^<>]{0,2000}>|<[|]?(?:image|video|audio)[a-z_]{0,20}[|]?>"
+    r"|!\[[^\]]{0,500}\]\([^()\s]{1,2000}\)|\\includegraphics\b|data:image/[a-z+.-]{1,20};base64,",
+    re.IGNORECASE,
 )
+# Columns that other data sets have for answers, but also for other things: named, not read.
+_LIKE_ANSWERS = {
+    *("answer", "answers", "ground_truth", "groundtruth", "gold", "gold_answer", "gt", "gt_answer", "label", "labels"),
+    *("target", "output", "outputs", "response", "correct_answer", "reference", "reference_answer", "reward_model"),
+    *("final_answer", "answer_key", "correct_option", "completion", "chosen"),
+}
 _LONGEST_BARE_ANSWER = 200  # characters of a solution that is nothing but the answer
 
 
@@ -62,9 +70,11 @@ FORMS = (
 
 def form_of(row: Mapping[str, Any]) -> Form | None:
     """The first form whose columns the row has; of forms that share a table, one whose columns hold something."""
-    forms = [form for form in FORMS if all(key in row for key in form.keys)]
+    forms = [form for form in FORMS if form.keys[0] in row and form.keys[-1] in row]
+    if len(forms) < 2:
+        return forms[0] if forms else None
     filled = [form for form in forms if not any(is_absent(row[key]) for key in form.keys)]
-    return next(iter(filled + forms), None)
+    return (filled or forms)[0]
 
 
 def known_forms() -> str:
@@ -97,7 +107,7 @@ def take_apart(row: Mapping[str, Any], form: Form, *, needs_answer: bool) -> Tak
         *(("reward_model",) if "reward_model" in form.keys else ()),
     )
     found = find_pictures(row, used={*used, "id", "answer", "solution", "final_answer", "context"})
-    messages, pictures, named = _with_pictures(turns, found.values)
+    messages, pictures, named = _with_pictures(turns, found.values, found.numbers)
     unread = found.unread if not named else (*found.read, *found.unread)
     if not any(part["type"] == "image" for message in messages for part in message["content"]):
         _refuse_blind(form, messages, found.misplaced)
@@ -238,23 +248,27 @@ def _pop_reply(turns: list[dict[str, Any]]) -> str | None:
 
 
 def _with_pictures(
-    turns: Sequence[Mapping[str, Any]], waiting: Sequence[Any]
+    turns: Sequence[Mapping[str, Any]], waiting: Sequence[Any], called: Sequence[int] | None
 ) -> tuple[tuple[dict[str, Any], ...], list[Any], bool]:
     """Messages, the picture values in the order of their parts, and whether the chat names all its pictures itself,
     so that those of the columns are the same ones again."""
     first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), 0)
-    contents, values, named = _placed([turn["content"] for turn in turns], waiting, first)
+    contents, values, named = _placed([turn["content"] for turn in turns], waiting, first, called)
     messages = tuple({"role": turn["role"], "content": content} for turn, content in zip(turns, contents, strict=True))
     return messages, values, named
 
 
 def _placed(
-    contents: Sequence[Sequence[Mapping[str, Any]]], waiting: Sequence[Any], first: int
+    contents: Sequence[Sequence[Mapping[str, Any]]],
+    waiting: Sequence[Any],
+    first: int,
+    called: Sequence[int] | None = None,
 ) -> tuple[list[list[dict[str, Any]]], list[Any], bool]:
     """Part lists without values, values, and whether the parts brought all of them.
 
     A picture stands where its image part stands, or where its marker does (`<image>`, `<image_2>`), or in front of
     turn `first` if there is neither. Where the chat has both, as many markers as parts, the markers are the places.
+    `called` are the numbers of the pictures in `waiting` where they do not simply count from one.
     """
     images = [part for content in contents for part in content if part["type"] == "image"]
     own = [part.get("image") for part in images]
@@ -272,7 +286,7 @@ def _placed(
             " give each picture one"
         )
     placed = [[_bare(part) for part in content if "number" in part or part["type"] != "image"] for content in split]
-    return placed, _by_number(values, numbers), named
+    return placed, _by_number(values, numbers, called if not images else None), named
 
 
 def _bare(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,7 +328,7 @@ def _split_markers(content: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return pieces
 
 
-def _by_number(values: list[Any], numbers: Sequence[str | None]) -> list[Any]:
+def _by_number(values: list[Any], numbers: Sequence[str | None], called: Sequence[int] | None) -> list[Any]:
     """Values in the order in which the markers name them: the lowest number is the first picture."""
     if all(number is None for number in numbers):
         return values
@@ -325,6 +339,11 @@ def _by_number(values: list[Any], numbers: Sequence[str | None]) -> list[Any]:
         raise RowError("a number occurs in the image markers of two messages; number the pictures through")
     if len(counted) != len(values):
         return values  # Problem reports the numbers
+    if called is not None and sorted(counted) != list(called):
+        raise RowError(
+            f"the text has markers for the images {', '.join(map(str, sorted(counted)))}, but the row holds the images"
+            f" {', '.join(map(str, called))}; give markers and images the same numbers"
+        )
     ranks = {number: rank for rank, number in enumerate(sorted(counted))}
     return [values[ranks[number]] for number in counted]
 
@@ -340,7 +359,7 @@ def _answer(row: Mapping[str, Any], reply: str | None, needed: bool) -> tuple[st
     texts = [text for text in (solution, reply) if isinstance(text, str) and text.strip()]
     reward_model = row.get("reward_model")
     answer: str | None
-    given = [row.get("answer"), reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None]
+    given = [reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None, row.get("answer")]
     final = row.get("final_answer")  # OlympiadBench's: a list; of several answers, where a question has several
     given.append(", ".join(map(str, final)) if isinstance(final, list | tuple) else final)
     for value in given:
@@ -349,12 +368,14 @@ def _answer(row: Mapping[str, Any], reply: str | None, needed: bool) -> tuple[st
             texts = [*texts, marked_in] if marked_in is not None else texts
             break
     else:
-        answer = next((marked for text in texts if (marked := _marked(text)) is not None), None)
-        if answer is None:  # a text that is nothing but the answer
-            answer = next((text.strip() for text in texts if _is_bare(text)), None)
+        # Of a solution and a response, the solution; a short text without marks is nothing but the answer.
+        found = (_marked(text) or (text.strip() if _is_bare(text) else None) for text in texts)
+        answer = next(filter(None, found), None)
     if answer is None and needed:
         without = " (its solution has neither <answer> tags nor \\boxed{} nor a last line with ####)" if texts else ""
-        raise RowError(f"no answer{without}; give one or drop the row", "no answer")
+        like = [key for key in row if key.lower().strip("_") in _LIKE_ANSWERS and not is_absent(row[key])]
+        advice = f"rename {like[0]!r} to `answer` if it is the answer" if like else "give one as `answer`"
+        raise RowError(f"no answer{without}; {advice}, or drop the row", "no answer")
     used = ("answer", *(key for key in ("final_answer",) if is_absent(row.get("answer"))))
     return answer, texts[0] if texts else None, used
 

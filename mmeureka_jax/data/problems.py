@@ -12,6 +12,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ def _own_metadata(value: Any) -> Mapping[str, Any]:
 def _refuse_surrogates(problem: Problem) -> None:
     """Raises RowError for texts that are none: neither tokenizers nor files take half a character."""
     fields = {"id": problem.id, "messages": problem.messages, "answer": problem.answer, "metadata": problem.metadata}
+    with suppress(UnicodeEncodeError):  # all at once, since nearly every row passes
+        json.dumps(fields, ensure_ascii=False).encode()
+        return
     for name, value in fields.items():
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -95,13 +99,15 @@ def _refuse_surrogates(problem: Problem) -> None:
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON can hold it; bytes (pictures that are not the problem's) are left out."""
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
     if depth > _DEEPEST:
         raise RowError(f"a column is nested more than {_DEEPEST} levels deep; flatten or remove it")
     if isinstance(value, Mapping):
         return {str(key): _plain(item, depth + 1) for key, item in value.items() if not isinstance(item, bytes)}
     if isinstance(value, list | tuple):
         return [_plain(item, depth + 1) for item in value if not isinstance(item, bytes)]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 class ProblemSource:

@@ -100,11 +100,13 @@ class JsonTable(Table):
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not text in {encoding.upper()} ({error}); save it as UTF-8") from None
         try:
-            self._rows = json.loads(text)
+            self._rows = json.loads(text, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); repair the file") from None
-        except (ValueError, RecursionError):  # a number of thousands of digits, absurd nesting
+        except (ValueError, RecursionError):  # a number of thousands of digits, absurd nesting, a key twice
             self._rows = [_Unreadable.or_value(item) for item in _items(text)]
+            if not self._rows:
+                raise UserError(f"{path}: not valid JSON (no end of its first row); repair the file") from None
         if not isinstance(self._rows, list):
             raise UserError(f"{path}: expected a JSON list of problems, found {type(self._rows).__name__}")
 
@@ -115,9 +117,7 @@ class JsonTable(Table):
         row = self._rows[index]
         if isinstance(row, _Unreadable):
             raise UserError(f"{self.where(index)}: not valid JSON ({row.reason}); repair the item")
-        if not isinstance(row, dict):
-            raise UserError(f"{self.where(index)}: expected a JSON object, found {type(row).__name__}")
-        return row
+        return _row(row, self.where(index))
 
     def where(self, index: int) -> str:
         return f"{self.path} item {index}"
@@ -135,7 +135,7 @@ class _Unreadable:
     @classmethod
     def or_value(cls, text: str) -> Any:
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             return cls(str(error))
 
@@ -204,6 +204,8 @@ class ParquetTable(Table):
             raise UserError(f"{path}: no such file") from None
         except Exception as error:  # pyarrow raises its own kinds and OSError
             raise UserError(f"{path}: not a readable Parquet file ({error}); download it again") from None
+        if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+            raise UserError(f"{path}: it has the column {twice[0]!r} twice; keep one of them")
         short: dict[Any, Any] = {pyarrow.float16(): np.float16, pyarrow.float32(): np.float32}
         self._short = {field.name: short[field.type] for field in schema if field.type in short}
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -374,16 +376,30 @@ def _shortest(value: np.generic) -> Any:
     return float(str(value)) if isinstance(value, np.float16 | np.float32) else value.item()
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that occurs twice: no rule says which of the values counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object has the key {max(keys, key=keys.count)!r} twice; keep one of them")
+    return found
+
+
+def _row(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        advice = "; a JSON list goes into a file that ends with .json" if isinstance(value, list) else ""
+        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}{advice}")
+    return value
+
+
 def _parse_object(line: bytes, encoding: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode(encoding).strip(_BOM + " \t\r\n"))
+        row = json.loads(line.decode(encoding).strip(_BOM + " \t\r\n"), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); repair the line") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, absurd nesting
         raise UserError(f"{where}: not valid JSON ({error}); repair the line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return row
+    return _row(row, where)
 
 
 def _fingerprint_file(path: Path, *, whole: bool) -> str:

@@ -70,20 +70,27 @@ _STRUCT_KEYS = (
 
 def is_absent(value: Any) -> bool:
     """Whether a cell says nothing: null, NaN (which pandas writes for null), or nothing in it."""
+    if value is None or isinstance(value, str | bytes | list | tuple):
+        return not value
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, Mapping):  # a picture struct without a picture
         return not value or (set(value) <= {"bytes", "path"} and all(map(is_absent, value.values())))
-    return value is None or (isinstance(value, str | bytes | list | tuple) and len(value) == 0)
+    return False
 
 
 def present(values: Any) -> list[Any]:
     """The pictures of a cell, which holds one or several."""
+    return [value for value in listed(values) if not is_absent(value)]
+
+
+def listed(values: Any) -> list[Any] | tuple[Any, ...]:
+    """The items of a cell; a cell that is no list is one item."""
     values = values.tolist() if hasattr(values, "tolist") else values  # an array
     if isinstance(values, str) and values.lstrip().startswith("["):  # a list that a table of texts holds
         with suppress(ValueError, RecursionError):
             values = json.loads(values)
-    return [value for value in (values if isinstance(values, list | tuple) else [values]) if not is_absent(value)]
+    return values if isinstance(values, list | tuple) else [values]
 
 
 # Columns.
@@ -126,6 +133,18 @@ def _column(key: str) -> _Column | None:
     )
 
 
+def _says_no_picture(cell: Any) -> bool:
+    """Whether a cell of most columns can be passed over without a closer look."""
+    if isinstance(cell, str):
+        return len(cell) < _SHORTEST_BASE64 and "." not in cell and not cell.startswith(("data:", "[", "{"))
+    return cell is None or isinstance(cell, int | float)
+
+
+@lru_cache(maxsize=4096)
+def _has_noun(key: str) -> bool:
+    return not _RANKS.keys().isdisjoint(_words(key))
+
+
 @dataclass(frozen=True)
 class RowPictures:
     """What `find_pictures` found."""
@@ -135,6 +154,7 @@ class RowPictures:
     unread: tuple[str, ...]  # other columns that look like pictures
     misplaced: tuple[str, ...]  # those of `unread` that may well be pictures of the question
     empty: tuple[str, ...]  # columns for pictures that hold none
+    numbers: tuple[int, ...] | None  # of the pictures; None if they have none, or count from 0 or 1
 
 
 def find_pictures(row: Mapping[str, Any], used: Iterable[str] = ()) -> RowPictures:
@@ -153,19 +173,21 @@ def find_pictures(row: Mapping[str, Any], used: Iterable[str] = ()) -> RowPictur
         if key in used:
             continue
         column = _column(key)
+        if column is None and _says_no_picture(cell):
+            continue
         if is_absent(cell) or not (values := present(cell)):
             if column is not None and column.sure:
                 empty.append(key)
             continue
-        looks = looks_like_picture(values, in_words=not set(_words(key)) & _RANKS.keys())
+        looks = looks_like_picture(values, in_words=not _has_noun(key))
         if column is not None and (column.sure or looks):
             series.setdefault((column.rank, column.kind, column.variant), []).append(_Filled(column, key, values))
         elif looks:
             unread.append(key)
             if not set(_words(key)) & _ASIDE:
                 misplaced.append(key)
-        elif isinstance(cell, Mapping):
-            unread += [f"{key}.{inner}" for inner in _inside(cell)]
+        elif (inner := structure(cell)) is not None:
+            unread += dict.fromkeys(f"{key}.{name}" for name in _inside(inner))
     first = min(series, default=None)
     choices = [
         choice for place, filled in series.items() if place[:2] == (first or ())[:2] for choice in _parted(filled)
@@ -175,7 +197,7 @@ def find_pictures(row: Mapping[str, Any], used: Iterable[str] = ()) -> RowPictur
     others = [filled for columns in series.values() for filled in columns if filled.key not in read]
     unread += [filled.key for filled in others if looks_like_picture(filled.values)]
     values = [value for filled in best for value in filled.values]
-    return RowPictures(values, read, tuple(unread), tuple(misplaced), tuple(empty))
+    return RowPictures(values, read, tuple(unread), tuple(misplaced), tuple(empty), _numbers(row, best))
 
 
 @dataclass(frozen=True)
@@ -194,18 +216,40 @@ def _parted(columns: list[_Filled]) -> list[list[_Filled]]:
     return [columns]
 
 
+def _numbers(row: Mapping[str, Any], columns: list[_Filled]) -> tuple[int, ...] | None:
+    """The numbers by which a text names the pictures, where a picture is missing among them."""
+    if len(columns) == 1 and columns[0].column.number < 0:
+        cell = listed(row[columns[0].key])
+        numbers = [number for number, value in enumerate(cell, 1) if not is_absent(value)]
+    elif all(len(filled.values) == 1 for filled in columns):
+        numbers = [abs(filled.column.number) for filled in columns]  # one without a number is the first
+    else:
+        return None
+    start = numbers[0] if numbers else 0
+    return None if start <= 1 and numbers == list(range(start, start + len(numbers))) else tuple(numbers)
+
+
 def _worth(columns: list[_Filled]) -> tuple[bool, int, bool, bool]:
     values = [value for filled in columns for value in filled.values]
     sure = all(filled.column.sure for filled in columns)
     return all(map(looks_like_picture, values)), len(values), all(map(_is_embedded, values)), sure
 
 
-def _inside(cell: Mapping[str, Any], depth: int = 2) -> Iterable[str]:
-    for key, value in cell.items():
-        if looks_like_picture(value, in_words=_column(str(key)) is None):
+def structure(cell: Any) -> Mapping[str, Any] | list[Any] | None:
+    """A cell with columns of its own: an object or a list, or one as JSON text."""
+    if isinstance(cell, str) and cell[:1] in ("{", "[") and '"' in cell:
+        with suppress(ValueError, RecursionError):
+            cell = json.loads(cell)
+    return cell if isinstance(cell, dict | list) else None
+
+
+def _inside(cell: Mapping[str, Any] | list[Any], depth: int = 6) -> Iterable[str]:
+    """The names under which a structure holds what looks like pictures, with dots between its levels."""
+    for key, value in cell.items() if isinstance(cell, Mapping) else (("", item) for item in cell):
+        if key and looks_like_picture(value, in_words=_column(str(key)) is None):
             yield str(key)
-        elif isinstance(value, Mapping) and depth > 1:
-            yield from (f"{key}.{inner}" for inner in _inside(value, depth - 1))
+        elif isinstance(value, dict | list) and depth > 1:
+            yield from (f"{key}.{inner}" if key else inner for inner in _inside(value, depth - 1))
 
 
 # Values.
@@ -218,21 +262,25 @@ def looks_like_picture(value: Any, *, in_words: bool = False, depth: int = 3) ->
         in_words: the value may be a text: neither an address nor a name with spaces counts.
         depth: of lists and structs that are looked into.
     """
+    if isinstance(value, str):
+        return _names_picture(value, in_words)
     if isinstance(value, list | tuple | Mapping):
         items = value.values() if isinstance(value, Mapping) else value
         of_pictures = not isinstance(value, Mapping) or value.keys() <= _STRUCT_KEYS_SEEN
         return (
             depth > 0 and of_pictures and any(looks_like_picture(i, in_words=in_words, depth=depth - 1) for i in items)
         )
-    if isinstance(value, bytes):
-        return bool(_MAGIC.match(value))
-    if not isinstance(value, str):
-        return False
+    return isinstance(value, bytes) and bool(_MAGIC.match(value))
+
+
+def _names_picture(value: str, in_words: bool) -> bool:
     if value.startswith("data:image/") or _is_base64(value):
         return True
+    if len(value) > _LONGEST_PATH or "." not in value:
+        return False
     if in_words and (re.search(r"\s", value.strip()) or "://" in value.replace("file://", "")):
         return False
-    return len(value) <= _LONGEST_PATH and "\n" not in value.strip() and bool(_SUFFIX.search(value.strip()))
+    return "\n" not in value.strip() and bool(_SUFFIX.search(value.strip()))
 
 
 def _is_embedded(value: Any) -> bool:
@@ -243,8 +291,10 @@ def _is_embedded(value: Any) -> bool:
 
 def _is_base64(text: str) -> bool:
     """Whether a text without any address begins as a picture in base64 does."""
+    if len(text) < _SHORTEST_BASE64:
+        return False
     start = re.sub(r"\s", "", text[:_SHORTEST_BASE64])
-    if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(start):
+    if not _BASE64.fullmatch(start):
         return False
     return bool(_MAGIC.match(_decoded(start[: len(start) // 4 * 4])))
 

@@ -255,6 +255,8 @@ NINES = "9" * 5000  # digits that Python does not read
         (json.dumps(GOOD)[:-1] + f', "note": {"[" * 5000}{"]" * 5000}}}', "not valid JSON"),
         ('{"question": "Q", "answer": ' + NINES + "}", "not valid JSON"),
         ('{"nothing": 1}', "keys nothing fit no known form"),
+        (json.dumps(GOOD)[:-1] + ', "answer": "4"}', "has the key 'answer' twice"),
+        (json.dumps(GOOD)[:-1] + ', "note": {"a": 1, "a": 2}}', "has the key 'a' twice"),
         ("[]", "expected a JSON object"),
         ("{", "not valid JSON"),
     ],
@@ -346,6 +348,8 @@ def test_unknown_form_lists_the_known_ones(tmp_path):
         ("empty.jsonl", "no rows"),
         ("notes.txt", "expected a file that ends with .jsonl"),
         ("broken.parquet", "not a readable Parquet file"),
+        ("twice.parquet", "the column 'answer' twice"),
+        ("cut.json", "no end of its first row"),
         ("tfds:nothing_here@train", "not found in"),
         ("tfds:nothing_here", "expected tfds:NAME"),
     ],
@@ -356,6 +360,9 @@ def test_specs_that_name_nothing_usable(tmp_path, monkeypatch, spec, reason):
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
+    (tmp_path / "cut.json").write_text("[" * 100_000)
+    names = ["question", "answer", "answer"]
+    parquet.write_table(pa.Table.from_arrays([pa.array([name]) for name in names], names), "twice.parquet")
     with pytest.raises(UserError, match=reason):
         open_problems(spec)
 

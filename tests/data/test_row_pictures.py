@@ -70,6 +70,8 @@ def test_obvious_columns_are_read_in_order(row, values):
         ({"image": "a.png", "decoded_image": STRUCT}, ["image"], []),
         ({"solution_image": "a.png", "thumbnail": STRUCT, "depth_map": "d.png"}, None, []),
         ({"info": {"image": "a.png", "more": {"images": [STRUCT]}}}, ["info.image", "info.more.images"], []),
+        ({"info": [{"image": "a.png"}, {"image": BASE64}]}, ["info.image"], []),
+        ({"info": '{"image": "a.png"}'}, ["info.image"], []),
         ({"note": "see a.png", "link": "https://example.org/a.png", "image_caption": "a cat", "audio": b"ID3"}, [], []),
     ],
 )  # fmt: skip
