@@ -163,7 +163,7 @@ def test_a_column_that_repeats_the_chats_pictures_is_named():
         ({"question": "Q data:image/png;base64,iVBOR"}, "its text shows one by data:image"),
         ({"question": "<image_1> <image_2>", "image_2": "b.png", "image_3": "c.png"}, "holds the images 2, 3; give"),
         ({"question": "<image_1> <image_2>", "images": [None, "b.png", "c.png"]}, "holds the images 2, 3; give"),
-        ({"question": "Q", "ground_truth": "3", "answer": None}, "no answer; rename 'ground_truth' to `answer` if it is"),
+        ({"question": "Q", "ground_truth": "3", "answer": None}, "no answer; rename 'ground_truth' to `answer`"),
         ({"question": "Q", "label": ["3"], "answer": None}, "no answer; rename 'label' to `answer` if it is"),
         ({"question": "<image_1> and <image>", "images": ["a.png", "b.png"]}, "some have none"),
         ({"messages": says("<image_1>", "x", "<image_1>"), "images": ["a.png", "b.png"]}, "a number occurs"),
