@@ -24,7 +24,8 @@ from mmeureka_jax.data.rgb import DEEP_MODES, as_rgb
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting, read_json
-from mmeureka_jax.models.config import LARGEST, Keys, Qwen2_5VLConfig, first_given
+from mmeureka_jax.models.config import Qwen2_5VLConfig
+from mmeureka_jax.models.config_keys import LARGEST, Keys, first_given
 
 # Plain raster formats. Pillow knows more, among them EPS, which it hands to a Ghostscript process.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")

@@ -33,7 +33,7 @@ from mmeureka_jax.data.problems import ImageRef
 from mmeureka_jax.data.vision_layout import Grid, WindowLayout, check_sides, rotary_positions
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting
-from mmeureka_jax.models.config import Keys
+from mmeureka_jax.models.config_keys import Keys
 from mmeureka_jax.models.internvl import (
     CONTEXT_TOKEN,
     END_TOKEN,

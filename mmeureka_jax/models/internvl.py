@@ -30,16 +30,8 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import attention, keys_first, split_heads
 from mmeureka_jax.models.batch import Array, ImageBatch
-from mmeureka_jax.models.config import (
-    LARGEST_SIDE,
-    MOST_LAYERS,
-    Beside,
-    KeptConfig,
-    Keys,
-    TextConfig,
-    read_decoder,
-    read_end_tokens,
-)
+from mmeureka_jax.models.config import Beside, KeptConfig, TextConfig, read_decoder, read_end_tokens
+from mmeureka_jax.models.config_keys import LARGEST_SIDE, MOST_LAYERS, Keys
 from mmeureka_jax.models.decoder import Decoder, run_stack
 from mmeureka_jax.models.layers import LayerNorm, Linear, RMSNorm, parameter
 from mmeureka_jax.models.rules import Rule, Rules, decoder_rules
