@@ -28,7 +28,7 @@ _received: int | None = None
 _received_at = 0.0
 _is_over = False
 _line_is_taken = threading.Lock()  # by the thread that writes it
-_exit = os._exit  # that of `os` is another one while a user's file is imported
+_exit = os._exit  # that of `os` is another one while code of a user's file runs
 
 
 def install() -> None:

@@ -101,7 +101,8 @@ def load_explained(key: str, spec: str, signature: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with _no_exit():
+                return function(*args, **kwargs)
         except (UserError, Terminated):
             raise
         except (Exception, SystemExit) as error:
@@ -151,10 +152,11 @@ def _import_file(key: str, file: Path, limit: float) -> Any:
 @contextlib.contextmanager
 def _no_exit() -> Iterator[None]:
     """`os._exit` would end the command on the spot, with a code that may mean success."""
-    process, leave = os.getpid(), os._exit
+    process, thread, leave = os.getpid(), threading.get_ident(), os._exit
 
     def refuse(status: int) -> None:
-        if os.getpid() != process:  # a child that the file has forked
+        # A child that the file has forked may end so, and another thread may end the command.
+        if os.getpid() != process or threading.get_ident() != thread:
             leave(status)
         raise SystemExit(f"os._exit({status})")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -60,10 +62,24 @@ def test_a_file_may_fork_and_set_handlers(tmp_path):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("end", ["import sys; sys.exit(0)", "raise ValueError('no such thing')"])
+@pytest.mark.parametrize(
+    "end", ["import os; os._exit(3)", "import sys; sys.exit(0)", "raise ValueError('no such thing')"]
+)
 def test_a_function_that_fails_says_what_and_where(tmp_path, end):
     file = tmp_path / "own.py"
     file.write_text(f"def f(rewards):\n    {end}\n")
     function = load_explained("rl.advantage", f"{file}:f", SIGNATURE)
     with pytest.raises(UserError, match=rf"rl.advantage: f of {file} failed: \w+: .* \(own.py:2\)"):
         function([1.0])
+
+
+def test_another_thread_may_end_the_process_while_a_file_is_imported(tmp_path):
+    """As the one that watches the other processes of a run does."""
+    script = (
+        "import os, sys, threading\n"
+        "from mmeureka_jax.user_code import load_function\n"
+        "threading.Timer(0.2, lambda: os._exit(75)).start()\n"
+        f"load_function('rl.loss', sys.argv[1], {SIGNATURE!r})\n"
+    )
+    file = spec(tmp_path, "import time; time.sleep(5)")
+    assert subprocess.run([sys.executable, "-c", script, file]).returncode == 75
