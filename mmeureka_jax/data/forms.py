@@ -128,8 +128,8 @@ def _refuse_blind(form: Form, messages: Sequence[Mapping[str, Any]], misplaced: 
         raise RowError(f"there is no question in {form.keys[0]!r}")
     if inline := next(filter(None, map(_INLINE.search, texts)), None):
         raise RowError(
-            f"it has no picture, but its text shows one by {shortened(inline[0])}; give the picture in a column `image`"
-            " and its place as <image>",
+            f"it has no picture, but its text shows one by {shortened(inline[0])}; give the picture (sound and film are"
+            " not read) in a column `image` and its place as <image>",
             "picture of unknown place",
         )
 

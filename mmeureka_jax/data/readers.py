@@ -387,7 +387,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _row(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        advice = "; a JSON list goes into a file that ends with .json" if isinstance(value, list) else ""
+        in_lines = isinstance(value, list) and ".jsonl:" in where
+        advice = "; a JSON list goes into a file that ends with .json" if in_lines else ""
         raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}{advice}")
     return value
 
