@@ -25,7 +25,7 @@ from mmeureka_jax.config import (
 )
 from mmeureka_jax.config_yaml import describe
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import address_problem, refuse_address
+from mmeureka_jax.files import address_problem
 
 _LARGEST = 2**31 - 1  # devices count in 32 bits
 _LARGEST_REAL = 1e30  # float32 ends a little above
@@ -208,8 +208,6 @@ def _check_random(random: RandomModelConfig | None) -> list[str]:
 
 def _check_data(data: DataConfig) -> list[str]:
     problems = []
-    if not data.train.strip():
-        problems.append("data.train is empty; name a file, folder or glob, or tfds:NAME[/CONFIG]@SPLIT")
     if data.min_pixels > data.max_pixels:
         problems.append(f"data.min_pixels ({data.min_pixels}) must not exceed data.max_pixels ({data.max_pixels})")
     if not 0 <= data.difficulty_lower <= data.difficulty_upper <= 1:
@@ -338,14 +336,22 @@ def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> lis
 
 
 def _check_paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """No text of a config is the address of something elsewhere."""
+    """No text of a config is empty, the address of something elsewhere, or a path that begins or ends with a space."""
     problems: list[str] = []
     for name, value in tree.items():
         if isinstance(value, Mapping):
             problems += _check_paths(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and (problem := address_problem(f"{prefix}{name}", value)):
-            problems.append(problem)
+        elif isinstance(value, str):
+            problems += filter(None, [_text_problem(f"{prefix}{name}", value)])
     return problems
+
+
+def _text_problem(key: str, value: str) -> str | None:
+    if not value.strip():
+        return f"{key} is empty; give it a value, or leave the key out"
+    if value != value.strip():
+        return f"{key} begins or ends with white space: {value!r}; take that out"
+    return address_problem(key, value)
 
 
 def check_stored(config: Config) -> None:
@@ -369,7 +375,8 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     if config.stages:
         if command == "sft":
             raise UserError("stages are of reinforcement learning; run `mmeureka sft` once for each, or take them out")
-        refuse_address("run_dir", config.run_dir)
+        if problem := _text_problem("run_dir", config.run_dir):
+            raise UserError(problem)
         for number, stage in enumerate(stage_configs(config), start=1):
             try:
                 validate_config(stage, command=command)

@@ -84,6 +84,8 @@ def _nearest_key(cls: type, key: str) -> str:
 
 def _instead(cls: type, key: str) -> str:
     """What to write for a key that the tree does not have."""
+    if key.endswith("<<"):
+        return "merge keys of YAML are not read; write the keys out, or name a file that has them in base:"
     if key in dotted_keys(cls):  # "a.b" is one name in a file, and a path only on the command line
         outer, _, last = key.rpartition(".")
         return f"in a file, dots are sections: write {last} in the section {outer}, as in {_nested(key)}"
@@ -161,8 +163,10 @@ def _build(cls: type[T], located: Located, prefix: str, root: type | None, probl
         annotation = annotations[name]
         section = _section_of(annotation)
         if section and isinstance(item.value, dict):
-            values[name] = _build(section, item, f"{key}.", root, problems)
-            continue
+            if item.covered is None:
+                values[name] = _build(section, item, f"{key}.", root, problems)
+                continue
+            item = item.covered
         value = item.value
         # On the command line run_dir=2024 is a folder's name, with no quotes that the shell would eat.
         if str in _alternatives(annotation) and item.text is not None and not isinstance(value, str | None):

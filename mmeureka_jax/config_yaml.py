@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.errors import UserError, brief, printable
 from mmeureka_jax.files import read_text
 
 BASE_KEY = "base"
@@ -110,6 +110,7 @@ class Located:
     value: Any
     origin: str  # "configs/x.yaml:12" or "override 'rl.loss=cpgd'"
     text: str | None = None  # an override's own text, for fields that hold text
+    covered: Located | None = None  # of a section: what it was put over that is none
 
 
 _PLAIN_TAGS = {
@@ -249,13 +250,16 @@ def _relocate(located: Located, origin: str, text: str | None = None) -> Located
 
 
 def merge(under: Located, over: Located) -> Located:
-    """`over` on top of `under`: mappings key by key, anything else replaced."""
-    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
+    """`over` on top of `under`: mappings key by key, anything else replaced; what a section covers is kept for a
+    message, if it is no section."""
+    if not isinstance(over.value, dict):
         return over
+    if not isinstance(under.value, dict):
+        return over if under.value is None else replace(over, covered=under)
     merged = dict(under.value)
     for key, value in over.value.items():
         merged[key] = merge(merged[key], value) if key in merged else value
-    return Located(merged, over.origin)
+    return Located(merged, over.origin, covered=under.covered)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,15 +271,17 @@ def shown(text: str) -> str:
 
 
 def is_plain_text(text: str) -> bool:
-    """Whether a file can be named so, and the text be written to one."""
-    return len(text) <= _MAX_TEXT and "\0" not in text and not any("\ud800" <= mark <= "\udfff" for mark in text)
+    """Whether a file can be named so, and the text be written to one and shown."""
+    return len(text) <= _MAX_TEXT and printable(text) == text and not {"\t", "\n"} & set(text)
 
 
 def describe(value: Any) -> str:
     if isinstance(value, dict):
         return "a section (`key: value` lines)"
     if isinstance(value, str) and not is_plain_text(value):
-        why = f"longer than {_MAX_TEXT} characters" if len(value) > _MAX_TEXT else "with NUL or half a character in it"
+        why = f"longer than {_MAX_TEXT} characters"
+        if len(value) <= _MAX_TEXT:
+            why = "with control characters, line ends or half a character in it"
         return f"one {why}: {shown(ascii(value))}"
     if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:
         return f"a number of {value.bit_length()} bits"  # Python does not write very long ones

@@ -18,7 +18,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def brief(error: BaseException) -> str:
     """The first line of what a library raised, for a message of our own."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    text = str(error).partition("; use sys.set_int_max_str_digits()")[0].strip()  # advice to programmers
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -42,7 +42,10 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # also where `Path` has m
 
 
 def address_problem(name: str, value: str | Path) -> str | None:
-    """What is wrong with a value that ought to be a path, named `name`, if it is the address of something elsewhere."""
+    """What is wrong with a value that ought to be a path, named `name`, if it is the address of something elsewhere or
+    counts on a shell, which would have put the home folder in the place of its ~."""
+    if re.match(r"~[^/]*(/|\Z)", str(value)):
+        return f"{name}: {value}: ~ is a shell's word for a home folder; write that folder's path"
     match = _ADDRESS.match(str(value).strip())
     if match is None:
         return None
@@ -65,6 +68,8 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     """Turns an `OSError` of the block into a `UserError` that names `path` and what to do."""
     try:
         yield
+    except RecursionError:  # of `mkdir`, which makes the folders of a path one within the other
+        raise UserError(f"{path}: cannot write: too many folders, one in another; choose a shorter path") from None
     except OSError as error:
         what_to_do = _WHAT_TO_DO.get(error.errno or 0, "see that the folder exists and can be written")
         raise UserError(f"{path}: cannot write: {error.strerror or error}; {what_to_do}") from error

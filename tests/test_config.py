@@ -170,7 +170,7 @@ def test_wrong_types(override):
         ("3: 4\n", 1, "keys are names"),
         ("base: [a.yaml]\n", 1, "path of one config file"),
         ("base: [a.yaml]\n", 1, "path of one config file"),
-        ('base: "a\\0b.yaml"\n', 1, "one with NUL"),
+        ('base: "a\\0b.yaml"\n', 1, "one with control characters"),
         *(
             (f"steps: 1\nrun_dir: {tag} {value}\n", 2, f"the tag {tag} is not read")
             for tag, value in {
@@ -216,8 +216,11 @@ def test_wrong_types(override):
         ('a: "\\U00110000"\n', 1, "not valid YAML"),
         ("rl.group_size: 4\n", 1, "write group_size in the section rl, as in rl: {group_size: ...}"),
         ("rl:\n  filter.lower: 0.1\n", 2, "write lower in the section rl.filter, as in rl: {filter: {lower: ...}}"),
-        ('run_dir: "\\ud800"\n', 1, "run_dir must be text; got one with NUL or half a character"),
-        ('data: {train: "a\\0b"}\n', 1, "data.train must be text; got one with NUL"),
+        ('run_dir: "\\ud800"\n', 1, "run_dir must be text; got one with control characters"),
+        ('data: {train: "a\\0b"}\n', 1, "data.train must be text; got one with control characters"),
+        ('run_dir: "a\\nb"\n', 1, "run_dir must be text; got one with control characters, line ends"),
+        ("rl:\n  <<: {group_size: 4}\n", 2, "merge keys of YAML are not read"),
+        (f"steps: {'9' * 5000}\n", 1, "value has 5000 digits"),
         ('optimizer: {frozen: ["\\ud800"]}\n', 1, "optimizer.frozen must be a list of texts"),
         (f"run_dir: {'a' * 5000}\n", 1, "longer than 4096 characters"),
         (f"optimizer: {{learning_rate: {'9' * 400}}}\n", 1, "optimizer.learning_rate must be a number"),
@@ -232,6 +235,12 @@ def test_malformed_yaml_names_the_line(write, text, line, words):
         message.startswith(f"{path}:{line}: ") or line == 1 and message.startswith(f"{path}: ")
     ) and words in message
     assert len(message.splitlines()) == 1 and len(message) < 600
+
+
+@pytest.mark.parametrize("value", ["3", "[]", "x"])
+def test_no_override_covers_what_is_no_section(write, value):
+    path = write("bad.yaml", f"data: {value}\n")
+    assert refusal(path, "data.train=a.jsonl").startswith(f"{path}:1: data must be a section")
 
 
 def test_missing_and_unreadable_files(write, tmp_path):
@@ -395,6 +404,12 @@ def test_default_recipe_with_a_model_is_valid():
         (["rl.loss=cpgdd"], ["rl.loss must be one of ppo_clip, ppo_clip_drift, cpgd", "did you mean cpgd?"]),
         (["reward.overlong_buffer=2000"], ["reward.overlong_buffer (2000)", "sampler.max_new_tokens (1024)"]),
         (["data.train=''"], ["data.train is empty"]),
+        (["run_dir=' '"], ["run_dir is empty"]),
+        (["run_dir='a '"], ["run_dir begins or ends with white space: 'a '"]),
+        (["model.lora={adapters: ''}"], ["model.lora.adapters is empty"]),
+        (["run_dir=~/a"], ["run_dir: ~/a: ~ is a shell's word for a home folder"]),
+        (["data.root='~'"], ["data.root: ~: ~ is"]),
+        (["stages=[{steps: 1}]", "run_dir=~b"], ["run_dir: ~b: ~ is"]),
         (["data.difficulty_upper=0.9"], ["need data.difficulty"]),
         (["data.difficulty=a.jsonl", "data.difficulty_lower=2"], ["0 <= difficulty_lower"]),
         (["stages=[{steps: 0}]"], ["stage 1: steps must be positive"]),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from commands import TINY, environment, prompt_row, write_rows
 
-from mmeureka_jax.files import atomic_writer, remove_folder, temporary_folder, write_atomic
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import atomic_writer, exclusive, remove_folder, temporary_folder, write_atomic
 from mmeureka_jax.models.tiny import write_tiny_checkpoint
 
 
@@ -143,3 +144,8 @@ main()
     subprocess.run([sys.executable, "-m", "mmeureka_jax", *arguments], cwd=tmp_path, env=environment(), check=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [written]
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_path_of_too_many_folders(tmp_path):
+    with pytest.raises(UserError, match="too many folders"), exclusive(tmp_path.joinpath(*["x"] * 1900)):
+        pass
