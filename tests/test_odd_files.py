@@ -326,6 +326,11 @@ def test_chat_templates_that_do_not_end_or_fail(check, monkeypatch, template):
     assert "chat template" in message or "tokenizer cannot be loaded" in message
 
 
+@pytest.mark.parametrize("template", ["", "always the same", "{{ messages[0].role }}"])
+def test_chat_templates_without_the_question(check, template):
+    assert "its chat template leaves the question out" in check("chat_template.jinja", template)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

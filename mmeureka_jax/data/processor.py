@@ -155,7 +155,7 @@ class Processor:
     def _check_template(self) -> None:
         """
         Raises:
-            UserError: the template does not come to an end, or cannot be rendered.
+            UserError: the template does not come to an end, cannot be rendered, or leaves the question out.
         """
         message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         variables = {"messages": self.pictures.for_template([message]), "add_generation_prompt": True}
@@ -165,7 +165,11 @@ class Processor:
                 f"{self.path}: its chat template does not come to an end, or takes all memory, for a question of one "
                 "character; take that of the checkpoint that this one was made of"
             )
-        self._rendered([message])
+        if "?" not in self._rendered([message]):
+            raise UserError(
+                f"{self.path}: its chat template leaves the question out; take that of the checkpoint that this one "
+                "was made of"
+            )
 
     @cached_property
     def _placeholders(self) -> tuple[str, ...]:
