@@ -72,6 +72,7 @@ def convert(
             write_orbax(params, temporary, {name: kind.name for name, kind in dtypes.items()})
             for name, content in (folder_files(config, folder, dtypes) | files).items():
                 (temporary / name).write_bytes(content)
+            check_is_new(output)  # another process may have written it in the meantime
             temporary.rename(output)
     except Exception as error:
         if isinstance(error, OSError) or is_no_space(error):

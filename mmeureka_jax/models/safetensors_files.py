@@ -127,6 +127,7 @@ def write_checkpoint_files(
             _write_shards(temporary, name, shapes, iter(tensors), dtypes, max_shard_bytes)
             for file_name, content in files.items():
                 _write(temporary / file_name, [content])
+            check_is_new(folder)  # another process may have written it in the meantime
             temporary.rename(folder)
     except OSError as error:
         raise UserError(
