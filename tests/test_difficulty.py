@@ -10,6 +10,7 @@ from commands import mmeureka, read_rows
 from guessing import write_guessing_checkpoint
 
 from mmeureka_jax.config import DataConfig
+from mmeureka_jax.console import plural
 from mmeureka_jax.data.check import CheckReport
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.difficulty import read_difficulty, rows_by_difficulty
@@ -44,7 +45,7 @@ def test_an_interrupted_measurement_goes_on(tmp_path, capsys):
     rows, text = read_rows(output), output.read_text()
     assert [row["id"] for row in rows] == [open_problems(SPEC)[i].id for i in range(6)]
     counts = Counter(round(row["accuracy"] * 4) for row in rows)
-    assert shown[:5] == [f"{right} of 4 right: {counts[right]} problems" for right in range(5)]
+    assert shown[:5] == [f"{right} of 4 right: {plural(counts[right], 'problem')}" for right in range(5)]
     assert 0 < sum(row["accuracy"] for row in rows) < 6 and all(row["length"] == 4 for row in rows)
 
     output.write_text("".join(text.splitlines(keepends=True)[:2]) + '{"id": "cut')

@@ -75,7 +75,7 @@ def test_a_file_is_variants_times_the_grid_times_seeds(tmp_path):
         ({"summary": ["best accuracy"]}, "summary entry 'best accuracy': expected one of first, last"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
         ({"config": None}, "mine.yaml: config must be text"),
-        ({"folder": "a\0b"}, "mine.yaml: folder must be text; got one with NUL"),
+        ({"folder": "a\0b"}, "mine.yaml: folder must be text; got one with control characters"),
         ({"seeds": [True]}, "mine.yaml: seeds must be different integers"),
         ({"seeds": [10**30]}, "mine.yaml: plain.*: seed must be at most 2,147,483,647"),
         (
