@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -246,6 +247,17 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     with atomic_writer(path) as write:
         write(content)
+
+
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Appends all of `data` to an unbuffered file or, where that fails, nothing. Raises OSError."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 def read_text(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:

@@ -12,13 +12,12 @@ import fcntl
 import io
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import atomic_writer, explain_write_errors
+from mmeureka_jax.files import append_whole, atomic_writer, explain_write_errors, parse_json
 
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
@@ -129,13 +128,7 @@ class PartialRows:
 
     def _append(self, data: bytes) -> None:
         with explain_write_errors(self.output):
-            size = os.fstat(self._file.fileno()).st_size
-            try:
-                while data:
-                    data = data[self._file.write(data) :]
-            except OSError:
-                self._file.truncate(size)
-                raise
+            append_whole(self._file, data)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All rows that are in the file."""
@@ -154,7 +147,7 @@ class PartialRows:
 def _object(line: bytes) -> dict[str, Any]:
     """The JSON object of a line; empty where a kill or a power cut left something else."""
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
+        content = parse_json(line)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

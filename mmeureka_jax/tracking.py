@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 import time
@@ -28,7 +27,7 @@ from PIL import Image
 from mmeureka_jax.config import TrackingConfig
 from mmeureka_jax.data.rgb import as_rgb
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import explain_write_errors, parse_json, read_bytes, write_atomic
+from mmeureka_jax.files import append_whole, explain_write_errors, parse_json, read_bytes, write_atomic
 from mmeureka_jax.wandb_log import WandbLog
 
 METRICS_FILE = "metrics.jsonl"
@@ -269,15 +268,8 @@ def _drop_rows_after(last_step: int, path: Path) -> None:
 
 def _append_line(path: Path, line: str) -> None:
     """Appends a whole line or, where that fails, nothing."""
-    data = line.encode() + b"\n"
     with explain_write_errors(path), path.open("ab", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            file.truncate(size)
-            raise
+        append_whole(file, line.encode() + b"\n")
 
 
 def _plain_number(value: Any) -> int | float:
