@@ -25,11 +25,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.models.batch import Array
-from mmeureka_jax.report_charts import STYLE
+from mmeureka_jax.report.charts import STYLE
 from mmeureka_jax.rl.losses import PolicyLoss, make_policy_loss
 
 NO_CLIP = {"clip_epsilon_low": 0.999999, "clip_epsilon_high": 1e9}

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmeureka_jax.config import (
+from mmeureka_jax.config.schema import (
     Config,
     DataConfig,
     FilterConfig,
@@ -38,14 +38,14 @@ from mmeureka_jax.data.processor import assemble_prompt, collate
 from mmeureka_jax.data.vision_layout import VisionGeometry
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
+from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.mesh import cores, split_cpu, switch_ynn_off
 from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
-from mmeureka_jax.models.weights import read_config
-from mmeureka_jax.rl.run_folder import CompileCounter
-from mmeureka_jax.rl.setup import LoadedPolicy, open_policy
+from mmeureka_jax.runs.folder import CompileCounter
+from mmeureka_jax.setup.policy import LoadedPolicy, open_policy
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 WARM_UP = 2  # calls before the first that counts; they compile
 

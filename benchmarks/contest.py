@@ -30,9 +30,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.common import TINY, positive, random_prompts
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
+from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.mesh import cores
-from mmeureka_jax.models.tiny import SPECIAL_TOKENS, special_token_ids, write_tiny_checkpoint
-from mmeureka_jax.models.weights import read_config
+from mmeureka_jax.setup.random_models import SPECIAL_TOKENS, special_token_ids, write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
 BUSY = 0.3  # cores that others may use just before a run: threads wait for the slowest of them

@@ -33,12 +33,12 @@ from benchmarks.common import (
     training_config,
 )
 from benchmarks.update import random_batch
-from mmeureka_jax.arguments import count
+from mmeureka_jax.commands.arguments import count
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.lora import Lora
-from mmeureka_jax.rl.rollout import split_batch
-from mmeureka_jax.rl.setup import LoadedPolicy
+from mmeureka_jax.rl.groups import split_batch
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
+from mmeureka_jax.setup.policy import LoadedPolicy
 
 
 def megabytes(count: int) -> float:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
 from benchmarks.common import positive
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.rewards import accuracy, upstream
 from mmeureka_jax.rewards.answers.extraction import answer_text
 from mmeureka_jax.rewards.base import RewardRequest, RewardResult

@@ -50,16 +50,16 @@ from benchmarks.common import (
 )
 from benchmarks.floors import Batch, Work
 from benchmarks.update import random_batch
-from mmeureka_jax.console import progress
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig
 from mmeureka_jax.models.policy import Params, encode_images, prefill
-from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
-from mmeureka_jax.rl.learner import Learner
-from mmeureka_jax.rl.sampler import sample
-from mmeureka_jax.rl.setup import LoadedPolicy
+from mmeureka_jax.process.console import progress
 from mmeureka_jax.rl.update import policy_objective
+from mmeureka_jax.sampling.sampler import sample
+from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.train.learner import Learner
 
 PARTS = ("vision", "prefill", "decode", "update")
 TRACED = {"decode": "rollout", "update": "update"}  # part -> what its trace is of

@@ -53,10 +53,10 @@ from benchmarks.roofline import (
     update_floor,
     with_vocabulary,
 )
-from mmeureka_jax.console import progress
 from mmeureka_jax.files import explain_write_errors, write_atomic
-from mmeureka_jax.report_charts import COLORS, STYLE
-from mmeureka_jax.rl.setup import LoadedPolicy
+from mmeureka_jax.process.console import progress
+from mmeureka_jax.report.charts import COLORS, STYLE
+from mmeureka_jax.setup.policy import LoadedPolicy
 
 AXES = {
     "group": (2, 4, 8, 16, 32),

@@ -35,19 +35,19 @@ from benchmarks.common import (
     time_calls,
     training_config,
 )
-from mmeureka_jax.checkpoint import RunState
-from mmeureka_jax.config_checks import validate_config
+from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.data.loader import ProblemLoader
 from mmeureka_jax.data.problems import ImageRef, Problem
 from mmeureka_jax.rewards.workers import RewardWorkers
-from mmeureka_jax.rl.collect import Collector
-from mmeureka_jax.rl.job import check_batch_sizes
-from mmeureka_jax.rl.learner import Learner
 from mmeureka_jax.rl.online_filter import GroupBuffer
-from mmeureka_jax.rl.run_folder import NonFiniteGuard
-from mmeureka_jax.rl.setup import open_processor
-from mmeureka_jax.rl.trainer import learn
 from mmeureka_jax.rl.update import policy_objective
+from mmeureka_jax.runs.checkpoint import RunState
+from mmeureka_jax.runs.folder import NonFiniteGuard
+from mmeureka_jax.setup.policy import open_processor
+from mmeureka_jax.train.collect import Collector
+from mmeureka_jax.train.job import check_batch_sizes
+from mmeureka_jax.train.learner import Learner
+from mmeureka_jax.train.rl import learn
 
 QUESTION = "How many dots are there in the picture?"
 

@@ -35,12 +35,12 @@ from benchmarks.common import (
     time_calls,
     training_config,
 )
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.models.policy import Policy, encode_images
-from mmeureka_jax.rl.job import check_batch_sizes
-from mmeureka_jax.rl.learner import Learner
-from mmeureka_jax.rl.rollout import UpdateBatch
+from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.rl.update import policy_objective
+from mmeureka_jax.train.job import check_batch_sizes
+from mmeureka_jax.train.learner import Learner
 
 
 def random_batch(args: argparse.Namespace, policy: Policy) -> UpdateBatch:

@@ -6,7 +6,7 @@ from mmeureka_jax import evaluate, load_config, sample, train       # docs/pytho
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmeureka_jax.api import evaluate, load_config, sample, train
+    from mmeureka_jax.commands.api import evaluate, load_config, sample, train
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load_config", "sample", "train"]
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     """Imports what is asked for when it is asked for: the package itself is light."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mmeureka_jax import api
+    from mmeureka_jax.commands import api
 
     return getattr(api, name)
 

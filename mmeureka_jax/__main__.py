@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mmeureka_jax import interrupts
+from mmeureka_jax.process import interrupts
 
 
 def main() -> int:

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from mmeureka_jax import __version__, cluster, interrupts
-from mmeureka_jax.arguments import (
+from mmeureka_jax import __version__
+from mmeureka_jax.commands.arguments import (
     add_command,
     add_model_arguments,
     add_pixel_arguments,
@@ -41,8 +41,8 @@ from mmeureka_jax.arguments import (
     size,
     step,
 )
-from mmeureka_jax.config import ACCURACY_RULES, PROMPT_STYLES
-from mmeureka_jax.console import plural, speak_in_lines, waiting
+from mmeureka_jax.commands.jax_setup import start_jax
+from mmeureka_jax.config.schema import ACCURACY_RULES, PROMPT_STYLES
 from mmeureka_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_STOPPED,
@@ -52,7 +52,8 @@ from mmeureka_jax.errors import (
     UserError,
 )
 from mmeureka_jax.files import refuse_address
-from mmeureka_jax.jax_setup import start_jax
+from mmeureka_jax.process import cluster, interrupts
+from mmeureka_jax.process.console import plural, speak_in_lines, waiting
 
 DTYPES = ("float32", "bfloat16", "float16")
 PATH_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "HF_HOME", "HF_HUB_CACHE")
@@ -143,7 +144,7 @@ def keep_quiet() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from mmeureka_jax.data.cli import add_data_parser
+    from mmeureka_jax.commands.data import add_data_parser
 
     parser = argparse.ArgumentParser(prog="mmeureka", description="Rule-based RL for vision-language models in JAX.")
     parser.add_argument("--version", action="version", version=f"mmeureka_jax {__version__}")
@@ -260,15 +261,15 @@ def add_sweep_parsers(commands: argparse._SubParsersAction) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    from mmeureka_jax.config import load_config, stage_configs
-    from mmeureka_jax.config_checks import validate_config
+    from mmeureka_jax.config.checks import validate_config
+    from mmeureka_jax.config.schema import load_config, stage_configs
 
     config = load_config(args.config, args.overrides)
     validate_config(config)
     start_jax(args, config)
     from mmeureka_jax.mesh import is_main
-    from mmeureka_jax.report import write_report
-    from mmeureka_jax.rl.trainer import train
+    from mmeureka_jax.report.page import write_report
+    from mmeureka_jax.train.rl import train
 
     train(config)
     if is_main():
@@ -280,15 +281,15 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def run_sft(args: argparse.Namespace) -> int:
-    from mmeureka_jax.config import load_config
-    from mmeureka_jax.config_checks import validate_config
+    from mmeureka_jax.config.checks import validate_config
+    from mmeureka_jax.config.schema import load_config
 
     config = load_config(args.config, args.overrides)
     validate_config(config, command="sft")
     start_jax(args, config)
     from mmeureka_jax.mesh import is_main
-    from mmeureka_jax.report import write_report
-    from mmeureka_jax.rl.sft import fine_tune
+    from mmeureka_jax.report.page import write_report
+    from mmeureka_jax.train.sft import fine_tune
 
     run_dir = fine_tune(config)
     if is_main():
@@ -301,7 +302,7 @@ def run_sft(args: argparse.Namespace) -> int:
 def run_sample(args: argparse.Namespace) -> int:
     refuse_too_many(args)
     start_jax()
-    from mmeureka_jax.inference import sample_file
+    from mmeureka_jax.evaluation.prompt_files import sample_file
 
     sample_file(
         model_options(args),
@@ -319,7 +320,7 @@ def run_sample(args: argparse.Namespace) -> int:
 
 def run_score(args: argparse.Namespace) -> int:
     start_jax()
-    from mmeureka_jax.inference import score_file
+    from mmeureka_jax.evaluation.prompt_files import score_file
 
     score_file(model_options(args), prompt_options(args), args.output, temperature=args.temperature)
     return 0
@@ -328,7 +329,7 @@ def run_score(args: argparse.Namespace) -> int:
 def run_eval(args: argparse.Namespace) -> int:
     refuse_too_many(args)
     start_jax()
-    from mmeureka_jax.eval_command import RESULTS_FILE, EvalOptions, evaluate
+    from mmeureka_jax.evaluation.evaluate import RESULTS_FILE, EvalOptions, evaluate
 
     options = EvalOptions(
         data=args.data,
@@ -362,7 +363,7 @@ def run_export(args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # export is work for the host; a run may be using the accelerator
-    from mmeureka_jax.export import export_run
+    from mmeureka_jax.export.policy import export_run
 
     shard_bytes = int(args.max_shard_gb * 1e9)
     step = export_run(
@@ -383,7 +384,7 @@ def run_convert(args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # as export
-    from mmeureka_jax.convert import convert
+    from mmeureka_jax.export.convert import convert
 
     shard_bytes = int(args.max_shard_gb * 1e9)
     form = convert(args.source, args.output, to=args.to, dtype=args.dtype, max_shard_bytes=shard_bytes)
@@ -392,14 +393,14 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    from mmeureka_jax.report import write_report
+    from mmeureka_jax.report.page import write_report
 
     print(write_report(args.run_dir).resolve())
     return 0
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    from mmeureka_jax import sweep
+    from mmeureka_jax.train import sweep
 
     chosen = sweep.load_sweep(args.file, args.overrides)
     if args.list:
@@ -416,8 +417,8 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    from mmeureka_jax import compare
-    from mmeureka_jax.tracking import read_metrics
+    from mmeureka_jax.report import comparison as compare
+    from mmeureka_jax.runs.tracking import read_metrics
 
     runs = []
     for text in args.runs:
@@ -434,7 +435,7 @@ def run_compare(args: argparse.Namespace) -> int:
 def run_demo(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     start_jax()
-    from mmeureka_jax.demo import demo
+    from mmeureka_jax.commands.demo import demo
 
     print(json.dumps(demo(args.output, args.overrides, started=started)))
     return 0

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.console import say
 from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.process.console import say
 
 LOCK_FILE = ".lock"
 _MAX_JSON_BYTES = 2**28  # the largest tokenizers have a tenth of it

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmeureka_jax.config import MeshConfig
+from mmeureka_jax.config.schema import MeshConfig
 from mmeureka_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import mmeureka
+from helpers.commands import mmeureka
 
-from mmeureka_jax.config import load_config
-from mmeureka_jax.config_checks import validate_config
+from mmeureka_jax.config.checks import validate_config
+from mmeureka_jax.config.schema import load_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem, atomic_writer, exclusive
 

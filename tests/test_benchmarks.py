@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, run_script
+from helpers.commands import ROOT, SMALL, run_script
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.models.policy import Policy
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
-from mmeureka_jax.models.weights import read_config
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 # Command lines that scripts rely on, as they are documented.
 FIXED_FORMS = {

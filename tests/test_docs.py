@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mmeureka_jax.config import Config, LoraConfig, ModelConfig, RandomModelConfig, load_config
-from mmeureka_jax.config_io import dotted_keys
+from mmeureka_jax.config.reading import dotted_keys
+from mmeureka_jax.config.schema import Config, LoraConfig, ModelConfig, RandomModelConfig, load_config
 from mmeureka_jax.rewards.accuracy import accuracy, compare
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from commands import SMALL, mmeureka, prompt_row, write_rows
+from helpers.commands import SMALL, mmeureka, prompt_row, write_rows
 from safetensors.numpy import load_file, save_file
 
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
-from mmeureka_jax.models.weights import fetch_weights, load_params, read_config, resolve_checkpoint, stored_dtypes
+from mmeureka_jax.formats.hugging_face import fetch_weights, load_params, read_config, resolve_checkpoint, stored_dtypes
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("shared_reward_workers")
 COMMIT = "0123abc"

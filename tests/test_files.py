@@ -9,11 +9,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from commands import TINY, environment, prompt_row, write_rows
+from helpers.commands import TINY, environment, prompt_row, write_rows
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import atomic_writer, exclusive, remove_folder, temporary_folder, write_atomic
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 
 def leave(target: Path, kind: str) -> None:

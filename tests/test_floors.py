@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, run_script
+from helpers.commands import ROOT, SMALL, run_script
 
-from mmeureka_jax.config import Config, OptimizerConfig
+from mmeureka_jax.config.schema import Config, OptimizerConfig
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
 from mmeureka_jax.models.policy import Policy, encode_images, prefill, token_log_probs
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
 from mmeureka_jax.rl.update import make_training
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 TEXT = TextConfig(
     vocab_size=96, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,

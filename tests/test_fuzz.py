@@ -16,27 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SMALL, prompt_row
+from helpers.commands import SMALL, prompt_row
+from helpers.odd_runs import write_small_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_runs import write_small_run
 from PIL import Image
 
-from mmeureka_jax.checkpoint import read_metadata
-from mmeureka_jax.compare import Run, state_of, write_comparison
-from mmeureka_jax.config import Config, load_config, save_config, stage_configs
-from mmeureka_jax.config_checks import validate_config
-from mmeureka_jax.config_io import dotted_keys
+from mmeureka_jax.config.checks import validate_config
+from mmeureka_jax.config.reading import dotted_keys
+from mmeureka_jax.config.schema import Config, load_config, save_config, stage_configs
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.export import PROVENANCE_FILE, read_provenance
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
-from mmeureka_jax.models.weights import read_config, stored_dtypes
-from mmeureka_jax.report import write_report
-from mmeureka_jax.rl.run_folder import config_changes
-from mmeureka_jax.sweep import load_sweep
-from mmeureka_jax.tracking import read_metrics
+from mmeureka_jax.export.policy import PROVENANCE_FILE, read_provenance
+from mmeureka_jax.formats.hugging_face import read_config, stored_dtypes
+from mmeureka_jax.report.comparison import Run, state_of, write_comparison
+from mmeureka_jax.report.page import write_report
+from mmeureka_jax.runs.checkpoint import read_metadata
+from mmeureka_jax.runs.folder import config_changes
+from mmeureka_jax.runs.tracking import read_metrics
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
+from mmeureka_jax.train.sweep import load_sweep
 
 EXAMPLES = int(os.environ.get("MMEUREKA_FUZZ", "60"))
 fuzzed = settings(max_examples=EXAMPLES, deadline=20_000)  # milliseconds: none hangs

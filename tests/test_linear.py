@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from mmeureka_jax import report
 from mmeureka_jax.data import forms
-from mmeureka_jax.formulas import text_to_html
+from mmeureka_jax.report import page as report
+from mmeureka_jax.report.formulas import text_to_html
 from mmeureka_jax.rewards import accuracy
 from mmeureka_jax.rewards.format import follows_format
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import PROBLEMS, Lively
+from helpers.support import PROBLEMS, Lively
 
-from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, load_config
+from mmeureka_jax.commands.jax_setup import start_jax
+from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig, load_config
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.jax_setup import start_jax
 from mmeureka_jax.mesh import (
     AXES,
     NO_YNN,
@@ -34,11 +34,11 @@ from mmeureka_jax.mesh import (
     tree_shardings,
     ynn_is_safe,
 )
-from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
-from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
-from mmeureka_jax.rl.sampler import sample
-from mmeureka_jax.rl.trainer import recipe
+from mmeureka_jax.rl.groups import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
+from mmeureka_jax.sampling.sampler import sample
+from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.train.rl import recipe
 
 MESHES = [(2, 2, 2), (1, 4, 1)]  # (data, fsdp, tensor)
 PACKING = {(1, 4, 1): 0.0}  # rows of padded responses alone; elsewhere of packed ones too
@@ -155,7 +155,7 @@ import subprocess
 import sys
 os.sched_getaffinity = lambda _: {0, 1, 2}
 from mmeureka_jax.mesh import make_mesh, split_cpu
-from mmeureka_jax.config import MeshConfig
+from mmeureka_jax.config.schema import MeshConfig
 split_cpu(DEVICES)
 print(make_mesh(MeshConfig()).size, "multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
 """

@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from commands import mmeureka
+from helpers.commands import mmeureka
 
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.user_code import load_explained, load_function

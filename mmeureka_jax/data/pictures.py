@@ -20,10 +20,10 @@ from jaxtyping import Float
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from mmeureka_jax.data.record import ImageRef, RowError
-from mmeureka_jax.data.rgb import DEEP_MODES, as_rgb
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smart_resize
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting, read_json
+from mmeureka_jax.formats.rgb import DEEP_MODES, as_rgb
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.config_keys import LARGEST, Keys, first_given
 

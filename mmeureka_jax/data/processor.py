@@ -20,20 +20,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.data.chat_template import is_bounded
+from mmeureka_jax.data.no_pictures import TextPreprocessor
 from mmeureka_jax.data.pictures import PicturePreprocessor
 from mmeureka_jax.data.problems import Problem, RowError
 from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
-from mmeureka_jax.data.text_only import TextPreprocessor
 from mmeureka_jax.data.tiles import TileGeometry, TilePreprocessor
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import expect, read_json
+from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl import InternVLConfig
 from mmeureka_jax.models.text_only import TextOnlyConfig
-from mmeureka_jax.models.weights import read_config
 
 # What cuts a family's pictures and writes their places into prompts.
 PREPROCESSORS: dict[type, Any] = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmeureka_jax.config import PROMPT_STYLES, PromptStyle
+from mmeureka_jax.config.schema import PROMPT_STYLES, PromptStyle
 from mmeureka_jax.errors import UserError
 
 Message = dict[str, Any]

@@ -9,11 +9,12 @@ from typing import Any
 from flax import nnx
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models import internvl, qwen2_5_vl, text_only
+from mmeureka_jax.models import internvl, text_only
+from mmeureka_jax.models import qwen_vl as qwen2_5_vl
 from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.internvl import InternVL, InternVLConfig
-from mmeureka_jax.models.qwen2_5_vl import Qwen2_5VL
-from mmeureka_jax.models.rules import Rule
+from mmeureka_jax.models.qwen_vl import Qwen2_5VL
+from mmeureka_jax.models.stored_tensors import Rule
 from mmeureka_jax.models.text_only import TextOnly, TextOnlyConfig
 
 PolicyConfig = Qwen2_5VLConfig | InternVLConfig | TextOnlyConfig

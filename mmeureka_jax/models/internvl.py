@@ -34,7 +34,7 @@ from mmeureka_jax.models.config import Beside, KeptConfig, TextConfig, read_deco
 from mmeureka_jax.models.config_keys import LARGEST_SIDE, MOST_LAYERS, Keys
 from mmeureka_jax.models.decoder import Decoder, run_stack
 from mmeureka_jax.models.layers import LayerNorm, Linear, RMSNorm, parameter
-from mmeureka_jax.models.rules import Rule, Rules, decoder_rules
+from mmeureka_jax.models.stored_tensors import Rule, Rules, decoder_rules
 
 # What transformers 5 calls the native layout's tensors in memory; its files have the names on the right.
 RENAMED = (

@@ -16,7 +16,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config import Beside, KeptConfig, TextConfig, read_decoder, read_end_tokens
 from mmeureka_jax.models.config_keys import Keys
 from mmeureka_jax.models.decoder import Decoder
-from mmeureka_jax.models.rules import Rule, Rules, decoder_rules
+from mmeureka_jax.models.stored_tensors import Rule, Rules, decoder_rules
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config.schema import RewardConfig
 
 # The rules, in the order they are logged. A part is present in every result of a run, also with weight 0, except
 # `custom`, which exists only where `reward.custom` names a function.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.config import AccuracyRule
+from mmeureka_jax.config.schema import AccuracyRule
 from mmeureka_jax.user_code import load_function, parse_spec, reason
 
 CustomRule = Callable[[str, str, str, dict], Any]

@@ -20,9 +20,9 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
-from mmeureka_jax.config import RewardConfig
-from mmeureka_jax.console import say
+from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.process.console import say
 from mmeureka_jax.rewards import base, custom, upstream
 from mmeureka_jax.rewards.answers.extraction import answer_text
 from mmeureka_jax.rewards.base import RewardRequest, RewardResult

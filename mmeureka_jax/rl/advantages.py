@@ -22,10 +22,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.losses import settings_of
-from mmeureka_jax.rl.rollout import Group
 from mmeureka_jax.user_code import load_explained
 
 SIGNATURE = "function(rewards) -> advantages"  # of an estimator; both [P, n]

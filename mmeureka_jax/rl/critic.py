@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float
 
-from mmeureka_jax.config import Config
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import GroupHidden, Params, Policy, initial_value_head, values_of_hidden
-from mmeureka_jax.optimizer import make_optimizer
+from mmeureka_jax.rl.optimizer import make_optimizer
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.rl.losses import LARGEST_LOG_RATIO, blank
 

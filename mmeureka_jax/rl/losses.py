@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.user_code import load_explained

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from mmeureka_jax.config import FilterConfig
+from mmeureka_jax.config.schema import FilterConfig
 
 KEPT, TOO_EASY, TOO_HARD = "kept", "too_easy", "too_hard"
 

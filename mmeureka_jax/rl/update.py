@@ -21,17 +21,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from mmeureka_jax.config import Config
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.mesh import tree_shardings
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import GroupHidden, Params, Policy, encode_images, group_hidden, log_probs_of_hidden
-from mmeureka_jax.optimizer import clip_by_global_norm, make_optimizer, make_schedule, merge_params, split_frozen
 from mmeureka_jax.rl.averaging import token_weights
 from mmeureka_jax.rl.critic import Critic, value_loss
+from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.losses import LARGEST_LOG_RATIO, TokenLoss, make_policy_loss
+from mmeureka_jax.rl.optimizer import clip_by_global_norm, make_optimizer, make_schedule, merge_params, split_frozen
 from mmeureka_jax.rl.ratios import ratio_metrics, ratio_sums
-from mmeureka_jax.rl.rollout import UpdateBatch
 
 
 @flax.struct.dataclass

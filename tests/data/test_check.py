@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.data import check
 from mmeureka_jax.data.check import CheckReport, check_problems
 from mmeureka_jax.data.pictures import read_picture

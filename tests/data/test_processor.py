@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from helpers.support import WithoutVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import WithoutVideo
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -24,13 +24,13 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmeureka_jax.config import RandomModelConfig
+from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.data.problems import ImageRef, Problem, RowError
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import pick_bucket
-from mmeureka_jax.models.tiny import RANDOM_MODEL_FILE, write_tiny_checkpoint
+from mmeureka_jax.setup.random_models import RANDOM_MODEL_FILE, write_tiny_checkpoint
 
 MAX_PIXELS = 100 * 28 * 28
 

@@ -9,17 +9,17 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from commands import TINY
+from helpers.commands import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmeureka_jax.data.cli import _article, _text
+from mmeureka_jax.commands.data import _article, _text
 from mmeureka_jax.data.pictures import picture_notes
 from mmeureka_jax.data.problems import Problem, ProblemSource, RowError
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.data.readers import Table
-from mmeureka_jax.models.tiny import write_tiny_checkpoint
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 PICTURE_COLUMNS = (
     *("image", "images", "image_path", "image_url", "image_urls", "image_1", "image_2", "image_10", "decoded_image"),

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import mmeureka, write_rows
+from helpers.commands import mmeureka, write_rows
 from PIL import Image
 
-from mmeureka_jax.config import TrackingConfig
+from mmeureka_jax.config.schema import TrackingConfig
 from mmeureka_jax.data.pictures import PicturePreprocessor, read_picture
 from mmeureka_jax.data.problems import ImageRef, open_problems
 from mmeureka_jax.data.vision_layout import VisionGeometry, window_layout
-from mmeureka_jax.report import THUMBNAIL_SIDE, write_report
-from mmeureka_jax.tracking import MAX_LOGGED_SIDE, RolloutSample, Tracker
+from mmeureka_jax.report.page import THUMBNAIL_SIDE, write_report
+from mmeureka_jax.runs.tracking import MAX_LOGGED_SIDE, RolloutSample, Tracker
 
 K12 = Path(__file__).parents[3] / "shared" / "data" / "k12_sample" / "k12.json"
 GEOMETRY = VisionGeometry()

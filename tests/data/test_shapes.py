@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmeureka_jax.data import shapes
-from mmeureka_jax.data.shape_canvas import INKS, Canvas
-from mmeureka_jax.data.shape_scenes import (
+from mmeureka_jax.data.shapes import problems as shapes
+from mmeureka_jax.data.shapes.canvas import INKS, Canvas
+from mmeureka_jax.data.shapes.problems import (
+    HASTY_FRACTION,
+    ShapeProblem,
+    generate,
+    split_of,
+    vocabulary_corpus,
+)
+from mmeureka_jax.data.shapes.scenes import (
     KINDS,
     LEVELS,
     SCENES,
@@ -26,13 +33,6 @@ from mmeureka_jax.data.shape_scenes import (
     Lengths,
     Points,
     Scene,
-)
-from mmeureka_jax.data.shapes import (
-    HASTY_FRACTION,
-    ShapeProblem,
-    generate,
-    split_of,
-    vocabulary_corpus,
 )
 from mmeureka_jax.errors import UserError
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.internvl_models import MEAN, MOST, STD, TILE, Form, image_processor, write_checkpoint
+from helpers.support import WithoutVideo, picture, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from internvl_models import MEAN, MOST, STD, TILE, Form, image_processor, write_checkpoint
 from PIL import Image
-from support import WithoutVideo, picture, problem
 from transformers import AutoTokenizer, InternVLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
@@ -21,8 +21,8 @@ from mmeureka_jax.data.problems import ImageRef
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.data.tiles import TileGeometry, tile_grid
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.formats.hugging_face import added_tokens
 from mmeureka_jax.models.internvl import SYSTEM_MESSAGE
-from mmeureka_jax.models.weights import added_tokens
 
 SIZES = [(90, 100), (300, 100), (113, 250), (64, 64), (1, 150), (500, 500), (448, 449)]
 

@@ -10,19 +10,25 @@ import jax
 import numpy as np
 import pytest
 import torch
-from internvl_models import FORMS, Form, LivelyInternVL, write_checkpoint
+from helpers.internvl_models import FORMS, Form, LivelyInternVL, write_checkpoint
+from helpers.support import (
+    assert_gradients_equal,
+    assert_greedy_equals_transformers,
+    encode_and_score,
+    problem,
+    responses_for,
+)
 from safetensors.torch import load_file, save_file
-from support import assert_gradients_equal, assert_greedy_equals_transformers, encode_and_score, problem, responses_for
 
-from mmeureka_jax.config import MeshConfig
+from mmeureka_jax.config.schema import MeshConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
 from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
 from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import family_of
 from mmeureka_jax.models.internvl import SYSTEM_MESSAGE, InternVLConfig, Tiling, cubic_weights, raster_places
-from mmeureka_jax.models.weights import load_params, read_config, save_params
-from mmeureka_jax.rl.drawing import SamplingSettings, prompt_seeds
-from mmeureka_jax.rl.sampler import sample
+from mmeureka_jax.sampling.sampler import sample
+from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
 
 PROBLEMS = {
     "no picture": problem("a", "what is 1 + 1 ?"),

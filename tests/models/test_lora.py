@@ -13,12 +13,14 @@ import peft
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
-from internvl_models import FORMS, LivelyInternVL
+from helpers.internvl_models import FORMS, LivelyInternVL
+from helpers.support import PROBLEMS, Lively
 from safetensors.numpy import load_file, save_file
-from support import PROBLEMS, Lively
 
-from mmeureka_jax.config import Config, OptimizerConfig
+from mmeureka_jax.config.schema import Config, OptimizerConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.formats.hugging_face import load_params, save_params
+from mmeureka_jax.formats.peft import CONFIG_FILE, open_adapters, save_adapters
 from mmeureka_jax.models.layers import Linear
 from mmeureka_jax.models.lora import (
     Lora,
@@ -28,10 +30,8 @@ from mmeureka_jax.models.lora import (
     merged,
     without_adapters,
 )
-from mmeureka_jax.models.peft_files import CONFIG_FILE, open_adapters, save_adapters
 from mmeureka_jax.models.policy import encode_images, token_log_probs
-from mmeureka_jax.models.weights import load_params, save_params
-from mmeureka_jax.optimizer import split_frozen
+from mmeureka_jax.rl.optimizer import split_frozen
 from mmeureka_jax.rl.update import make_training
 
 LORA = Lora(rank=3, alpha=6.0, targets=(r"language/layers/.*", r"vision/merger/(mlp_0|linear_1)"), base_dtype="float32")

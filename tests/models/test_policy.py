@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from support import PROBLEMS, Lively, assert_gradients_equal, responses_for
+from helpers.support import PROBLEMS, Lively, assert_gradients_equal, responses_for
 
 from mmeureka_jax.models.log_probs import log_probs_of
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from support import (
+from helpers.support import (
     PROBLEMS,
     Lively,
     assert_gradients_equal,
@@ -20,15 +19,16 @@ from support import (
     responses_for,
     start_folder,
 )
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mmeureka_jax.config import MeshConfig
+from mmeureka_jax.config.schema import MeshConfig
 from mmeureka_jax.data.processor import Processor
+from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
 from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.models.text_only import TextOnlyConfig
-from mmeureka_jax.models.tiny import build_tokenizer_files
-from mmeureka_jax.models.weights import load_params, read_config, save_params
+from mmeureka_jax.setup.random_models import build_tokenizer_files
 
 # Family, and whether the output head is the embedding.
 FORMS = {

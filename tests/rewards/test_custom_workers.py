@@ -10,9 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reward_processes import LIMIT, UPSTREAM, alive, children, distinct_hanging, family, pids, request, wait_until_gone
+from helpers.reward_processes import (
+    LIMIT,
+    UPSTREAM,
+    alive,
+    children,
+    distinct_hanging,
+    family,
+    pids,
+    request,
+    wait_until_gone,
+)
 
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import workers as workers_module
 from mmeureka_jax.rewards.workers import RewardWorkers
@@ -185,7 +195,7 @@ def test_what_a_rule_has_started_ends_with_the_training_process(config, tmp_path
     file = tmp_path / "pid"
     script = tmp_path / "script.py"
     script.write_text(
-        f"import os, signal\nfrom mmeureka_jax.config import RewardConfig\n"
+        f"import os, signal\nfrom mmeureka_jax.config.schema import RewardConfig\n"
         "from mmeureka_jax.rewards.base import RewardRequest\nfrom mmeureka_jax.rewards.workers import RewardWorkers\n"
         f"with RewardWorkers(RewardConfig(custom={config.custom!r}, workers=1)) as rewards:\n"
         f"    rewards.score([RewardRequest('5', '5', 'daemon', {{'file': {str(file)!r}}})])\n"

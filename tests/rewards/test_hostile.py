@@ -1,9 +1,9 @@
 """Answers that are meant to hang, fill the memory or take over the grader."""
 
 import pytest
-from rewards.hostile import hostile_answers
+from helpers.hostile import hostile_answers
 
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.rewards.base import RewardRequest
 from mmeureka_jax.rewards.workers import RewardWorkers
 

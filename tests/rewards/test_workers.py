@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reward_processes import (
+from helpers.reward_processes import (
     LIMIT,
     UPSTREAM,
     alive,
@@ -26,7 +26,7 @@ from reward_processes import (
     wait_until_gone,
 )
 
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import workers as workers_module
 from mmeureka_jax.rewards.base import RewardRequest
@@ -291,7 +291,7 @@ def test_the_package_is_light():
 # A user's script without a __main__ guard: a spawned multiprocessing child would run it again.
 SCRIPT = f"""
 import sys
-from mmeureka_jax.config import RewardConfig
+from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.rewards.base import RewardRequest
 from mmeureka_jax.rewards.workers import RewardWorkers
 with RewardWorkers(RewardConfig(accuracy="upstream", time_limit={LIMIT})) as rewards:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.rl.averaging import token_weights
 
 AVERAGINGS = get_args(get_type_hints(RLConfig)["token_averaging"])

@@ -10,15 +10,15 @@ import numpy as np
 import optax
 import pytest
 import torch
+from helpers.support import PROBLEMS, Lively
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import PROBLEMS, Lively
 
-from mmeureka_jax.config import Config, CriticConfig, MeshConfig, OptimizerConfig, RLConfig
+from mmeureka_jax.config.schema import Config, CriticConfig, MeshConfig, OptimizerConfig, RLConfig
 from mmeureka_jax.mesh import make_mesh, to_global
 from mmeureka_jax.rl.advantages import Outcomes, gae, gae_advantages, whiten
 from mmeureka_jax.rl.critic import Critic, value_loss
-from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
+from mmeureka_jax.rl.groups import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import CompiledUpdate, Training, batch_values, make_training, policy_objective
 
 KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the gradient that it was given, bit for bit

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_cases import gradient_of_sum, kl, one_token, random_batch, random_logits
+from helpers.loss_cases import gradient_of_sum, kl, one_token, random_batch, random_logits
 
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.rl.kl import KL_ESTIMATORS, kl_penalty, next_kl_coefficient
 
 

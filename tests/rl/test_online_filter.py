@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from mmeureka_jax.config import FilterConfig
+from mmeureka_jax.config.schema import FilterConfig
 from mmeureka_jax.rl.online_filter import GroupBuffer, classify
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from loss_cases import random_batch
+from helpers.loss_cases import random_batch
 
 from mmeureka_jax.rl.ratios import ratio_metrics, ratio_sums
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from loss_cases import random_batch
+from helpers.loss_cases import random_batch
 
-from mmeureka_jax.config import RLConfig
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, grpo, mean_baseline, rloo
 from mmeureka_jax.rl.averaging import token_weights
 from mmeureka_jax.rl.kl import kl_penalty

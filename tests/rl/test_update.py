@@ -12,14 +12,14 @@ import numpy as np
 import optax
 import pytest
 import torch
-from support import PROBLEMS, Lively
+from helpers.support import PROBLEMS, Lively
 
-from mmeureka_jax.config import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
+from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.policy import encode_images, token_log_probs
+from mmeureka_jax.rl.groups import UpdateBatch, split_batch
 from mmeureka_jax.rl.kl import KL_ESTIMATORS
 from mmeureka_jax.rl.losses import LOSSES
-from mmeureka_jax.rl.rollout import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import (
     CompiledUpdate,
     Training,

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmeureka_jax.console import progress
 from mmeureka_jax.data.readers import tfds_data_dir
-from mmeureka_jax.data.shape_canvas import DEFAULT_SIDE
-from mmeureka_jax.data.shape_scenes import DIFFICULTIES, KINDS
-from mmeureka_jax.data.shapes import HASTY_FRACTION, Split, generate
+from mmeureka_jax.data.shapes.canvas import DEFAULT_SIDE
+from mmeureka_jax.data.shapes.problems import HASTY_FRACTION, Split, generate
+from mmeureka_jax.data.shapes.scenes import DIFFICULTIES, KINDS
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, temporary_folder
+from mmeureka_jax.process.console import progress
 
 DEMO_KINDS = ("dots", "fraction", "bars")  # what a policy of a few million parameters learns in minutes
 

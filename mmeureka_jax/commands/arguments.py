@@ -1,0 +1,163 @@
+"""What the commands' arguments are made of: types that refuse what no command can use, arguments that several commands
+have, and the options that these become."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmeureka_jax.config.schema import PROMPT_STYLES
+from mmeureka_jax.errors import UserError
+
+
+def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
+    """An argument type: a number of `kind` that `accepts` is true of."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {description}; got {text!r}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, lambda value: 0 < value < 2**31, "a positive integer")
+size = number(int, lambda value: 0 < value <= 2**20, "a positive integer, at most 1048576")
+pixels = number(int, lambda value: 0 < value <= 2**28, "a positive integer, at most 268435456")
+count = number(int, lambda value: 0 <= value < 2**31, "0 or a positive integer")
+seed = number(int, lambda value: 0 <= value < 2**31, "0 or a positive integer below 2147483648")
+positive = number(float, lambda value: 0 < value < 1e30, "a positive number")
+not_negative = number(float, lambda value: 0 <= value < 1e30, "0 or a positive number")
+fraction = number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+_NUMBERS = {
+    **dict.fromkeys(("n", "batch_size", "max_new_tokens", "max_prompt_tokens", "reward_workers"), size),
+    **dict.fromkeys(("min_pixels", "max_pixels"), pixels),
+    **{"limit": positive_int, "temperature": not_negative, "top_k": count, "top_p": fraction, "seed": seed},
+}
+
+
+def check_numbers(options: Mapping[str, Any]) -> None:
+    """Raises a UserError for a number from Python that the command would refuse as an argument."""
+    for name, value in options.items():
+        if name in _NUMBERS and value is not None:
+            try:
+                _NUMBERS[name](str(value))
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{name} {error}") from None
+
+
+def step(text: str) -> int | str:
+    return (
+        text
+        if text in ("best", "latest")
+        else number(int, lambda value: 0 <= value < 2**31, "a step, best or latest")(text)
+    )
+
+
+def mesh(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 3 or any(abs(size) > 2**20 for size in sizes):
+        raise argparse.ArgumentTypeError(f"must be three sizes, data,fsdp,tensor, such as 1,4,2; got {text!r}")
+    return sizes
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    parser = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
+    parser.add_argument("--adapters", metavar="DIR", help="adapters that belong to it, in PEFT's layout")
+    parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--mesh",
+        type=mesh,
+        default=(-1, 1, 1),
+        metavar="D,F,T",
+        help="data,fsdp,tensor; -1: what is left (default: -1,1,1)",
+    )
+
+
+def add_root_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
+    parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
+
+
+def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> None:
+    parser.add_argument("--input", type=Path, required=True, metavar="P.jsonl", help=rows)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="O.jsonl",
+        help="O.jsonl.partial until it is complete",
+    )
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="where image paths start and must lie (default: the input's)"
+    )
+    parser.add_argument("--prompt-style", choices=PROMPT_STYLES, default="plain", help="default: messages as they are")
+    parser.add_argument("--batch-size", type=size, default=16, metavar="N", help="prompts (default: %(default)s)")
+    add_pixel_arguments(parser)
+    parser.add_argument("--max-prompt-tokens", type=size, metavar="N", help="default: the model's context")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) -> None:
+    parser.add_argument("--n", type=size, default=1, metavar="N", help="answers to each (default: 1)")
+    parser.add_argument(
+        "--temperature",
+        type=not_negative,
+        default=temperature,
+        metavar="T",
+        help=f"0: greedy (default: {temperature:g})",
+    )
+    parser.add_argument("--top-k", type=count, default=0, metavar="K", help="0: off (default)")
+    parser.add_argument("--top-p", type=fraction, default=1.0, metavar="P", help="1: off (default)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
+
+
+def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--min-pixels", type=pixels, metavar="N", help="pictures are resized to between these;")
+    parser.add_argument("--max-pixels", type=pixels, metavar="N", help="28 x 28 pixels are one token")
+
+
+def refuse_too_many(args: argparse.Namespace) -> None:
+    """Raises a UserError for a batch whose tokens cannot be counted in 32 bits: no memory holds them."""
+    tokens = getattr(args, "n", 1) * args.batch_size * (args.max_new_tokens or 1)
+    if tokens >= 2**31:
+        raise UserError(f"--n x --batch-size x --max-new-tokens is {tokens:,}; lower them to below {2**31:,} together")
+
+
+def model_options(args: argparse.Namespace) -> Any:
+    from mmeureka_jax.config.schema import MeshConfig
+    from mmeureka_jax.evaluation.prompt_files import ModelOptions
+
+    return ModelOptions(args.model, args.adapters, args.compute_dtype, MeshConfig(*args.mesh))
+
+
+def prompt_options(args: argparse.Namespace) -> Any:
+    from mmeureka_jax.evaluation.prompt_files import PromptOptions
+
+    return PromptOptions(
+        input=args.input,
+        image_root=args.image_root,
+        style=args.prompt_style,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        max_prompt_tokens=args.max_prompt_tokens,
+        batch_size=args.batch_size,
+    )

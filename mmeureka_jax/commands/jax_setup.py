@@ -1,0 +1,40 @@
+"""JAX as the commands and the Python API use it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.process import cluster
+
+
+def start_jax(args: argparse.Namespace | None = None, config: Config | None = None) -> None:
+    """Sets JAX up before its first use: many processes if asked for, a CPU's devices, and the persistent compilation
+    cache. A run gives its arguments and its config."""
+    import jax
+
+    from mmeureka_jax.mesh import split_cpu, switch_ynn_off
+
+    switch_ynn_off()
+    if config is not None:
+        split_cpu(config.mesh.cpu_devices)
+    coordinator = getattr(args, "coordinator", None)
+    distributed = coordinator or os.environ.get("MMEUREKA_DISTRIBUTED") == "1"
+    for name in ("num_processes", "process_id"):
+        if not distributed and getattr(args, name, None) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} needs --coordinator HOST:PORT (or MMEUREKA_DISTRIBUTED=1, where JAX finds "
+                "the coordinator by itself)"
+            )
+    if distributed and args is not None and config is not None:
+        limit, run_dir = config.mesh.heartbeat_seconds, config.run_dir
+        cluster.join(coordinator, args.num_processes, args.process_id, limit=limit, run_dir=run_dir)
+    elif distributed:
+        jax.distributed.initialize()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmeureka_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,428 @@
+"""What is wrong with a config that its types alone do not tell, all at once, before any device or file is touched."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from mmeureka_jax.config.schema import (
+    Config,
+    CriticConfig,
+    DataConfig,
+    LoraConfig,
+    Loss,
+    ModelConfig,
+    RandomModelConfig,
+    RewardConfig,
+    RLConfig,
+    SamplerConfig,
+    stage_configs,
+    to_dict,
+)
+from mmeureka_jax.config.yaml_text import describe
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import address_problem
+
+_LARGEST = 2**31 - 1  # devices count in 32 bits
+_LARGEST_REAL = 1e30  # float32 ends a little above
+_LONGEST_NAME = 255
+_MAY_BE_INFINITE = ("optimizer.max_grad_norm",)
+
+# What a key may be at most: more is a slip that would take all memory, or start processes without end.
+_AT_MOST: dict[str, float] = {
+    key: limit
+    for limit, keys in {
+        1024: "data.workers reward.workers mesh.cpu_devices data.prefetch data.difficulty_copies rl.epochs_per_rollout",
+        2**16: "data.max_image_windows model.lora.rank model.logits_mb",
+        2**20: """
+            data.max_prompt_tokens sampler.max_new_tokens sft.max_response_tokens rl.group_size rl.prompts_per_rollout
+            sft.problems_per_step tracking.validation_batch mesh.data mesh.fsdp mesh.tensor""",
+        2**28: "data.min_pixels data.max_pixels",
+        86_400: "reward.time_limit",
+    }.items()
+    for key in keys.split()
+}  # fmt: skip
+
+_POSITIVE = """
+    steps model.logits_mb data.difficulty_copies data.max_prompt_tokens data.min_pixels reward.repetition_ngram
+    reward.workers reward.time_limit reward.custom_import_limit sampler.max_new_tokens rl.filter.max_empty_rounds
+    rl.prompts_per_rollout rl.prompts_per_update rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap
+    rl.drift_cap rl.kl_horizon
+    sft.problems_per_step sft.micro_batches sft.max_response_tokens optimizer.learning_rate optimizer.eps
+    optimizer.max_grad_norm optimizer.max_nonfinite_updates checkpoint.every_steps checkpoint.keep
+    tracking.validation_batch rl.critic.learning_rate mesh.heartbeat_seconds
+""".split()
+_NOT_NEGATIVE = """
+    seed data.max_image_windows data.workers reward.overlong_buffer reward.custom_memory_mb reward.max_failed_steps
+    data.prefetch sampler.temperature sampler.top_k
+    sampler.batch_prompts rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best
+    tracking.validate_every tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
+    rl.critic.trunk_coefficient
+""".split()
+_POSITIVE_OR_NULL = """
+    rl.clip_epsilon_low rl.clip_epsilon_high rl.importance_cap rl.kl_target rl.adora_weight rl.critic.value_clip
+""".split()
+_FRACTIONS = (
+    "optimizer.warmup_fraction optimizer.final_fraction rl.clip_start rl.critic.gamma rl.critic.gae_lambda".split()
+)
+_WEIGHTS = """
+    reward.accuracy_weight reward.format_weight reward.repetition_weight reward.custom_weight reward.overlong_weight
+    rl.entropy_coefficient
+""".split()
+_RANDOM_MODEL_POSITIVE = """
+    hidden_size intermediate_size num_layers num_heads num_kv_heads vision_hidden_size vision_intermediate_size
+    vision_depth vision_num_heads
+""".split()
+
+
+_COMPARES = ("grpo", "dr_grpo", "rloo", "reinforce_baseline", "cpgd")  # advantages that need several responses
+_LARGEST_SEQUENCE_EPSILON = 0.1
+_LOSSES = get_args(Loss)
+_CLIPS_LOW = ("ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "gspo")  # cispo may have no lower bound
+_ONLY_FOR = {"ratio_cap": ("ppo_clip", "ppo_clip_drift"), "clip_start": ("cpg", "cpgd")}
+
+
+def _check_range(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every number of a tree that is not finite, or larger than its key may be."""
+    problems = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            problems += _check_range(value, f"{key}.")
+            continue
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            limit = _AT_MOST.get(key, _LARGEST if isinstance(number, int) else _LARGEST_REAL)
+            if isinstance(number, float) and not math.isfinite(number):
+                if key not in _MAY_BE_INFINITE or number != math.inf:
+                    problems.append(f"{key} must be finite; got {number}")
+            elif abs(number) > limit:
+                side = f"at most {limit:,}" if number > 0 else f"at least -{limit:,}"
+                problems.append(f"{key} must be {side}; got {describe(number)}")
+    return problems
+
+
+def _check_products(config: Config, command: str) -> list[str]:
+    """Numbers that are possible one by one and not together: positions and updates are counted in 32 bits too."""
+    rl, sft, tracking = config.rl, config.sft, config.tracking
+    longest = config.data.max_prompt_tokens + config.sampler.max_new_tokens
+    tokens = "(data.max_prompt_tokens + sampler.max_new_tokens)"
+    products = {f"tracking.validation_batch x {tokens}": tracking.validation_batch * longest}
+    if command == "train":
+        updates = rl.epochs_per_rollout * (rl.prompts_per_rollout // max(rl.prompts_per_update, 1))
+        products |= {
+            f"rl.prompts_per_rollout x rl.group_size x {tokens}": rl.prompts_per_rollout * rl.group_size * longest,
+            "steps x rl.epochs_per_rollout x rl.prompts_per_rollout / rl.prompts_per_update": config.steps * updates,
+        }
+    else:
+        longest = config.data.max_prompt_tokens + sft.max_response_tokens
+        products["sft.problems_per_step x (data.max_prompt_tokens + sft.max_response_tokens)"] = (
+            sft.problems_per_step * longest
+        )
+    return [
+        f"{key} = {value:,}; it must be at most {_LARGEST:,}" for key, value in products.items() if value > _LARGEST
+    ]
+
+
+def _check_model(model: ModelConfig) -> list[str]:
+    if (model.checkpoint is None) == (model.random is None):
+        given = "neither is" if model.checkpoint is None else "both are"
+        return [f"model.checkpoint, model.random: exactly one must be given, {given}; set the other to null"]
+    return _check_random(model.random) + _check_lora(model.lora)
+
+
+def _check_lora(lora: LoraConfig | None) -> list[str]:
+    if lora is None:
+        return []
+    problems = [
+        f"model.lora.{name} must be positive; got {getattr(lora, name):g}"
+        for name in ("rank", "alpha")
+        if not 0 < getattr(lora, name) < math.inf
+    ]
+    if not 0 <= lora.dropout < 1:
+        problems.append(f"model.lora.dropout must be 0 or more and below 1; got {lora.dropout:g}")
+    if not lora.targets:
+        problems.append("model.lora.targets is empty, so nothing would be trained; see docs/models.md")
+    for target in lora.targets:
+        try:
+            re.compile(target)
+        except re.error as error:
+            problems.append(f"model.lora.targets: {target!r} is no regular expression ({error})")
+    return problems
+
+
+def _check_random(random: RandomModelConfig | None) -> list[str]:
+    if random is None:
+        return []
+    if random.seed < 0:
+        return [f"model.random.seed must be 0 or more; got {random.seed}"]
+    problems = [
+        f"model.random.{name} must be positive; got {getattr(random, name)}"
+        for name in _RANDOM_MODEL_POSITIVE
+        if getattr(random, name) <= 0
+    ]
+    if problems:
+        return problems
+    parameters = sum(
+        layers * width * (4 * width + 3 * inner)
+        for layers, width, inner in (
+            (random.num_layers, random.hidden_size, random.intermediate_size),
+            (random.vision_depth, random.vision_hidden_size, random.vision_intermediate_size),
+        )
+    )
+    if parameters > _LARGEST:
+        return [f"model.random has about {parameters:,} parameters; such models are small, of at most {_LARGEST:,}"]
+    if not 0 < random.tile_size <= 2**12 or random.tile_size % 28:
+        problems.append(f"model.random.tile_size must be a multiple of 28, at most 4,088; got {random.tile_size}")
+    if random.hidden_size % (2 * random.num_heads):
+        problems.append(
+            f"model.random.hidden_size ({random.hidden_size}) must be a multiple of "
+            f"2 * num_heads (2 * {random.num_heads}): heads of one even size"
+        )
+    if random.num_heads % random.num_kv_heads:
+        problems.append(
+            f"model.random.num_heads ({random.num_heads}) must be a multiple of num_kv_heads ({random.num_kv_heads})"
+        )
+    if random.vision_hidden_size % (4 * random.vision_num_heads):
+        problems.append(
+            f"model.random.vision_hidden_size ({random.vision_hidden_size}) must be a multiple of "
+            f"4 * vision_num_heads (4 * {random.vision_num_heads}): row and column rotations of even size in each head"
+        )
+    if random.family == "qwen2_vl" and random.vision_intermediate_size % random.vision_hidden_size:
+        problems.append(
+            f"model.random.vision_intermediate_size ({random.vision_intermediate_size}) must be a multiple of "
+            f"vision_hidden_size ({random.vision_hidden_size}) for family qwen2_vl, whose files store their ratio"
+        )
+    if any(not 0 <= block < random.vision_depth for block in random.vision_full_attention_blocks):
+        problems.append(
+            f"model.random.vision_full_attention_blocks must lie in 0 to {random.vision_depth - 1}; "
+            f"got {list(random.vision_full_attention_blocks)}"
+        )
+    return problems
+
+
+def _check_data(data: DataConfig) -> list[str]:
+    problems = []
+    if data.min_pixels > data.max_pixels:
+        problems.append(f"data.min_pixels ({data.min_pixels}) must not exceed data.max_pixels ({data.max_pixels})")
+    if not 0 <= data.difficulty_lower <= data.difficulty_upper <= 1:
+        problems.append(
+            f"data needs 0 <= difficulty_lower <= difficulty_upper <= 1; got {data.difficulty_lower:g}, "
+            f"{data.difficulty_upper:g}"
+        )
+    if data.difficulty is None and (data.difficulty_lower, data.difficulty_upper, data.difficulty_copies) != (0, 1, 1):
+        problems.append(
+            "data.difficulty_lower, _upper and _copies need data.difficulty, a file of `mmeureka data difficulty`"
+        )
+    return problems + _check_buckets(
+        "data.prompt_buckets", data.prompt_buckets, "data.max_prompt_tokens", data.max_prompt_tokens
+    )
+
+
+def _check_buckets(key: str, buckets: tuple[int, ...], limit_key: str, limit: int) -> list[str]:
+    problems = []
+    if buckets and (buckets[0] <= 0 or any(a >= b for a, b in itertools.pairwise(buckets))):
+        problems.append(f"{key} must be positive and ascending; got {list(buckets)}")
+    if buckets and buckets[-1] != limit:
+        problems.append(f"{key} must end with {limit_key} ({limit}); got {list(buckets)}")
+    return problems
+
+
+def _check_critic(rl: RLConfig) -> list[str]:
+    problems = []
+    if rl.advantage == "gae" and rl.critic.kind == "none":
+        problems.append(
+            "rl.advantage gae needs a critic: set rl.critic.kind to head (on the policy's hidden states) or model (a "
+            "copy of the policy, with its own optimiser state)"
+        )
+    if rl.advantage != "gae" and rl.critic.kind != "none":
+        problems.append(
+            f"rl.critic.kind is {rl.critic.kind}, and rl.advantage {rl.advantage} reads no critic; set it to none, or "
+            "rl.advantage to gae"
+        )
+    if rl.critic.kind == "model" and rl.critic.trunk_coefficient != CriticConfig.trunk_coefficient:
+        problems.append("rl.critic.trunk_coefficient is of kind head: a critic of kind model shares no parameters")
+    return problems
+
+
+def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> list[str]:
+    problems = []
+    if rl.group_size < 1:
+        problems.append(f"rl.group_size must be positive; got {rl.group_size}")
+    if rl.group_size == 1 and rl.advantage in _COMPARES:
+        problems.append(
+            f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "
+            f"prompt; got 1. Of the estimators, reinforce_pp and gae work with one response"
+        )
+    if rl.adora_weight is not None and rl.advantage == "reinforce_pp":
+        problems.append(
+            "rl.adora_weight multiplies advantages, and those of rl.advantage reinforce_pp have no baseline before "
+            "they are whitened: right answers would count less than wrong ones of other prompts; use reinforce_baseline"
+        )
+    if rl.adora_weight is not None and rl.advantage == "gae":
+        problems.append(
+            "rl.adora_weight weighs advantages of whole responses, and those of rl.advantage gae are a token's"
+        )
+    problems += _check_critic(rl)
+    if sampler.temperature == 0:
+        problems.append(
+            "sampler.temperature must be positive for RL: greedy responses to a prompt are all the same; got 0"
+        )
+    if rl.prompts_per_update > 0 and rl.prompts_per_rollout % rl.prompts_per_update:
+        problems.append(
+            f"rl.prompts_per_update ({rl.prompts_per_update}) must divide "
+            f"rl.prompts_per_rollout ({rl.prompts_per_rollout})"
+        )
+    if rl.micro_batches > 0 and rl.prompts_per_update % rl.micro_batches:
+        problems.append(
+            f"rl.micro_batches ({rl.micro_batches}) must divide rl.prompts_per_update ({rl.prompts_per_update})"
+        )
+    if rl.clip_epsilon_low is not None and rl.clip_epsilon_low >= 1 and rl.loss in _CLIPS_LOW:
+        problems.append(f"rl.clip_epsilon_low must be below 1: ratios are positive; got {rl.clip_epsilon_low:g}")
+    if rl.loss == "gspo" and max(rl.clip_epsilon_low or 0, rl.clip_epsilon_high or 0) > _LARGEST_SEQUENCE_EPSILON:
+        problems.append(
+            f"rl.clip_epsilon_low and rl.clip_epsilon_high of rl.loss gspo clip the mean log-ratio of a whole response "
+            f"and must be at most {_LARGEST_SEQUENCE_EPSILON}; got {rl.clip_epsilon_low}, {rl.clip_epsilon_high}. Its "
+            "source has 3e-4 and 4e-4, as null means"
+        )
+    if rl.kl_coefficient == 0 and (rl.kl_place == "reward" or rl.kl_target is not None):
+        problems.append(
+            "rl.kl_place: reward and rl.kl_target need a KL: set rl.kl_coefficient above 0 (where it begins, if it "
+            "adapts)"
+        )
+    samples = rl.prompts_per_rollout * rl.group_size
+    if rl.kl_target is not None and rl.kl_horizon <= 0.2 * samples:
+        problems.append(
+            f"rl.kl_horizon ({rl.kl_horizon}) must be above a fifth of the responses of a step ({samples}), or the "
+            "coefficient could fall to 0 in one step"
+        )
+    possible = [right / max(rl.group_size, 1) for right in range(rl.group_size + 1)]
+    if (
+        rl.filter.enabled
+        and rl.filter.if_none_kept == "sample_again"
+        and (rl.group_size > 1 or rl.advantage not in _COMPARES)
+        and 0 <= rl.filter.lower <= rl.filter.upper <= 1
+        and not any(rl.filter.lower <= accuracy <= rl.filter.upper for accuracy in possible)
+    ):
+        problems.append(
+            f"rl.filter keeps no group of {rl.group_size} responses: none of their mean accuracies (k / "
+            f"{rl.group_size}) is from {rl.filter.lower:g} to {rl.filter.upper:g}; widen it, or set "
+            "rl.filter.enabled=false"
+        )
+    for name, losses in _ONLY_FOR.items():
+        if getattr(rl, name) != getattr(RLConfig, name) and rl.loss in _LOSSES and rl.loss not in losses:
+            problems.append(f"rl.{name} is a setting of rl.loss {', '.join(losses)}; {rl.loss} has none such")
+    if reward.overlong_buffer > sampler.max_new_tokens:
+        problems.append(
+            f"reward.overlong_buffer ({reward.overlong_buffer}) must not exceed sampler.max_new_tokens "
+            f"({sampler.max_new_tokens}), before which it lies"
+        )
+    if rl.ratio_cap is not None and not rl.ratio_cap > 1:
+        problems.append(f"rl.ratio_cap must be above 1, or null for none; got {rl.ratio_cap:g}")
+    if not 0 <= rl.filter.lower <= rl.filter.upper <= 1:
+        problems.append(
+            f"rl.filter needs 0 <= lower <= upper <= 1; got lower {rl.filter.lower:g}, upper {rl.filter.upper:g}"
+        )
+    if reward.custom is None and reward.custom_weight != 0:
+        problems.append(
+            "reward.custom_weight is set but reward.custom is not; give reward.custom=path/to/file.py:function"
+        )
+    return problems
+
+
+def _check_paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """No text of a config is empty, the address of something elsewhere, or a path that begins or ends with a space."""
+    problems: list[str] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            problems += _check_paths(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            problems += filter(None, [_text_problem(f"{prefix}{name}", value)])
+    return problems
+
+
+def _text_problem(key: str, value: str) -> str | None:
+    if not value.strip():
+        return f"{key} is empty; give it a value, or leave the key out"
+    if value != value.strip():
+        return f"{key} begins or ends with white space: {value!r}; take that out"
+    return address_problem(key, value)
+
+
+def check_stored(config: Config) -> None:
+    """Checks of a config that a run's folder holds what anything is made by; its version may have allowed the rest.
+
+    Raises:
+      UserError: every problem, one a line.
+    """
+    problems = _check_range(to_dict(config)) + _check_lora(config.model.lora)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
+    """Checks what one field alone cannot tell and what needs no devices or files; `sft` leaves the RL sections out.
+
+    Raises:
+      UserError: every problem, one a line.
+    """
+
+    if config.stages:
+        if command == "sft":
+            raise UserError("stages are of reinforcement learning; run `mmeureka sft` once for each, or take them out")
+        if problem := _text_problem("run_dir", config.run_dir):
+            raise UserError(problem)
+        for number, stage in enumerate(stage_configs(config), start=1):
+            try:
+                validate_config(stage, command=command)
+            except UserError as error:
+                raise UserError("\n".join(f"stage {number}: {line}" for line in str(error).splitlines())) from None
+        return
+
+    def get(key: str) -> Any:
+        return functools.reduce(getattr, key.split("."), config)
+
+    problems = _check_range(to_dict(config))
+    if problems:  # the other checks calculate with these numbers
+        raise UserError("\n".join(problems))
+    for keys, is_right, text in (
+        (_POSITIVE, lambda x: x > 0, "positive"),
+        (_POSITIVE_OR_NULL, lambda x: x is None or x > 0, "positive or null"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+        (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
+        (_WEIGHTS, math.isfinite, "finite"),
+        (("sampler.top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
+        (("sampler.shrink", "rl.packing", "sft.packing"), lambda x: 0 <= x < 1, "0 or more and below 1"),
+        (("optimizer.b1", "optimizer.b2"), lambda x: 0 <= x < 1, "0 or more and below 1"),
+        (("optimizer.ema_decay",), lambda x: x is None or 0 < x < 1, "between 0 and 1, or null for no average"),
+    ):
+        problems += [f"{key} must be {text}; got {get(key)}" for key in keys if not is_right(get(key))]
+
+    problems += _check_paths(to_dict(config))
+    if max(len(part.encode()) for part in config.run_dir.split("/")) > _LONGEST_NAME:
+        problems.append(
+            f"run_dir: the name of a folder is longer than {_LONGEST_NAME} bytes, which no file system takes"
+        )
+    problems += _check_model(config.model)
+    problems += _check_data(config.data)
+    problems += _check_products(config, command)
+    if command == "train":
+        problems += _check_rl(config.rl, config.sampler, config.reward)
+    elif config.sft.micro_batches > 0 and config.sft.problems_per_step % config.sft.micro_batches:
+        problems.append(
+            f"sft.micro_batches ({config.sft.micro_batches}) must divide "
+            f"sft.problems_per_step ({config.sft.problems_per_step})"
+        )
+    axes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
+    if any(size < 1 and size != -1 for size in axes) or axes.count(-1) > 1:
+        problems.append(
+            "mesh.data, mesh.fsdp, mesh.tensor must be positive, one of them may be -1 (the devices left); got "
+            + ", ".join(map(str, axes))
+        )
+    if problems:
+        raise UserError("\n".join(problems))

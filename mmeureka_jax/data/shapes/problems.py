@@ -1,0 +1,154 @@
+"""The built-in rendered problems: small pictures with a question, an exact answer and worked solutions.
+
+A problem is a scene (what the picture shows; see `shape_scenes`), a question about it and two worked solutions in the
+form `<think>...</think><answer>...</answer>`: the *careful* one reads the picture step by step and is right, the
+*hasty* one is a vague sentence and a guess that is right about three times in ten. Imitating a mixture of both gives a
+policy that can do either and mostly guesses, which is what reinforcement learning then has to notice.
+
+Everything follows from (seed, split, index) alone, in any order. A scene belongs to the train or to the test split by a
+hash of its content, so no picture is in both, whatever its colours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mmeureka_jax.data.shapes.canvas import DEFAULT_SIDE, Canvas
+from mmeureka_jax.data.shapes.scenes import DIFFICULTIES, KINDS, LEVELS, SCENES, Level, Scene, Solved
+from mmeureka_jax.errors import UserError
+
+Split = Literal["train", "test"]
+
+HASTY_FRACTION = 0.6  # of the solutions that the train split offers for imitation
+TEST_SHARE = 8  # one scene in this many belongs to the test split
+
+HASTY_THOUGHTS = (
+    "glancing at it, maybe this.",
+    "glancing, it looks like this.",
+    "glancing quickly, this seems right.",
+)
+
+
+@dataclass(frozen=True)
+class ShapeProblem:
+    """One row: the picture as PNG bytes, the question, the gold answer and both worked solutions."""
+
+    id: str
+    kind: str
+    difficulty: str
+    question: str
+    answer: str
+    careful: str
+    hasty: str
+    style: Literal["careful", "hasty"]  # of the solution that is offered for imitation
+    image: bytes
+    side: int
+
+    @property
+    def solution(self) -> str:
+        return self.careful if self.style == "careful" else self.hasty
+
+    def metadata(self) -> dict[str, Any]:
+        """JSON-able; `solution` is the text that supervised fine-tuning imitates."""
+        names = ("kind", "difficulty", "style", "solution", "careful", "hasty", "side")
+        return {name: getattr(self, name) for name in names}
+
+
+def split_of(scene: Scene) -> Split:
+    """The one split that a scene may appear in."""
+    digest = hashlib.blake2b(repr(scene).encode(), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
+
+
+def generate(
+    index: int,
+    *,
+    split: Split,
+    mixture: Sequence[tuple[str, str]],
+    seed: int = 0,
+    side: int = DEFAULT_SIDE,
+    hasty_fraction: float = HASTY_FRACTION,
+) -> ShapeProblem:
+    """Problem `index` of the endless list that (seed, split, mixture) names.
+
+    Args:
+        mixture: (kind, difficulty) pairs, taken in turn, so that every stretch of the list is balanced.
+        side: pixels, a multiple of 28 (the size of an image token).
+        hasty_fraction: probability that `solution` is the hasty one; independent of the problem.
+
+    Raises:
+        UserError: an unknown split, kind or difficulty, or a side that is not a positive multiple of 28.
+    """
+    if side <= 0 or side % 28:
+        raise UserError(f"shapes: side={side} is not a positive multiple of 28")
+    kind, difficulty = mixture[index % len(mixture)]
+    if kind not in LEVELS or difficulty not in LEVELS[kind]:
+        raise UserError(f"shapes: no {kind!r} at {difficulty!r}; kinds: {KINDS}, difficulties: {DIFFICULTIES}")
+    rng = _generator(seed, split, index)
+    level = LEVELS[kind][difficulty]
+    scene = _sample_scene(kind, level, split, rng)
+    solved = scene.solve(rng, level)
+    careful, hasty = _careful(solved), _hasty(kind, level, split, rng)
+    style: Literal["careful", "hasty"] = "hasty" if rng.random() < hasty_fraction else "careful"
+    canvas = Canvas(side, rng, inks=level["inks"], shift=level["shift"])
+    scene.draw(canvas)
+    return ShapeProblem(
+        id=f"{kind}-{difficulty}-{split}-{index:06d}",
+        kind=kind,
+        difficulty=difficulty,
+        question=solved.question,
+        answer=solved.answer,
+        careful=careful,
+        hasty=hasty,
+        style=style,
+        image=canvas.png(),
+        side=side,
+    )
+
+
+def _generator(seed: int, split: Split, index: int) -> np.random.Generator:
+    if split not in ("train", "test"):
+        raise UserError(f"shapes: unknown split {split!r}; there are 'train' and 'test'")
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, split == "test", index])))
+
+
+def _sample_scene(kind: str, level: Level, split: Split, rng: np.random.Generator) -> Scene:
+    scene = SCENES[kind].sample(rng, level)
+    while split_of(scene) != split:
+        scene = SCENES[kind].sample(rng, level)
+    return scene
+
+
+def _careful(solved: Solved) -> str:
+    return _wrap(solved.steps, solved.stated)
+
+
+def _hasty(kind: str, level: Level, split: Split, rng: np.random.Generator) -> str:
+    """A guess that has not looked: the answer of some other scene of the kind, now and then right by chance.
+
+    A guess near the truth would not do: what is likeliest after many such guesses is the truth, and greedy decoding of
+    the hasty style would then be right.
+    """
+    guess = _sample_scene(kind, level, split, rng).solve(rng, level).stated
+    return _wrap(HASTY_THOUGHTS[rng.integers(len(HASTY_THOUGHTS))], guess)
+
+
+def _wrap(thought: str, answer: str) -> str:
+    return f"<think>{thought}</think><answer>{answer}</answer>"
+
+
+def vocabulary_corpus(problems_per_level: int = 64) -> list[str]:
+    """Questions and solutions of every kind and difficulty, to train a tokenizer on: every word is in there."""
+    texts = list(HASTY_THOUGHTS)
+    for kind in KINDS:
+        for level in LEVELS[kind].values():
+            for index in range(problems_per_level):
+                rng = _generator(0, "train", index)
+                solved = _sample_scene(kind, level, "train", rng).solve(rng, level)
+                texts += [solved.question, _careful(solved), _hasty(kind, level, "train", rng)]
+    return texts

@@ -1,0 +1,190 @@
+"""How hard problems are for a model: its accuracy over several answers to each (`mmeureka data difficulty`), and
+training on those of a range (`data.difficulty`).
+
+Source: the offline filter of MM-EUREKA's first paper (arXiv 2503.07365v1), which keeps problems that the model neither
+always nor never solves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from mmeureka_jax.config.schema import Config, DataConfig, RewardConfig
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.evaluation.evaluate import EvalOptions, questions
+from mmeureka_jax.evaluation.prompt_files import ModelOptions, length_buckets
+from mmeureka_jax.evaluation.validation import Response, generate
+from mmeureka_jax.export.policy import read_provenance
+from mmeureka_jax.files import explain_write_errors, parse_json, read_json, read_text, write_atomic
+from mmeureka_jax.process.console import progress
+from mmeureka_jax.sampling.token_draws import SamplingSettings
+from mmeureka_jax.setup.policy import open_checked
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.problems import Problem
+    from mmeureka_jax.setup.policy import CheckedProblems
+
+logger = logging.getLogger(__name__)
+
+
+def measure_difficulty(
+    model: ModelOptions, options: EvalOptions, output: Path, *, n: int, temperature: float = 1.0, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Samples n answers to every problem and writes `{"id", "accuracy", "n", "length"}` for each, as a JSONL file in
+    the order of the problems: the share of right answers, and their mean length in tokens.
+
+    Rows are written as they come. Where the file has some already, made with the same settings, they stay and the rest
+    is added: an answer's noise is named by the seed, its problem and its number, not by the others of a batch.
+
+    Returns:
+        The rows of the problems that were asked for; the file keeps those of others.
+
+    Raises:
+        UserError: anything about the checkpoint, the data or the output that cannot work, before the first answer; a
+            file of other settings.
+    """
+    from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.rewards.base import RewardRequest
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+    with ExitStack() as stack:
+        loaded = model.open("data difficulty")
+        asked = questions(
+            options, read_provenance(loaded.checkpoint), loaded.policy.config.text.max_position_embeddings
+        )
+        processor = Processor.from_checkpoint(
+            loaded.checkpoint,
+            **{key: asked[key] for key in ("prompt_style", "min_pixels", "max_pixels", "max_prompt_tokens")},
+        )
+        rewards = stack.enter_context(
+            RewardWorkers(RewardConfig(accuracy=asked["accuracy"], workers=options.reward_workers))
+        )
+        rewards.validate()
+        data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
+        checked = open_checked(options.data, Config(data=data), processor)
+        made_with = {
+            "model": model.checkpoint, "data": options.data, "data_fingerprint": checked.source.fingerprint(), "n": n,
+            "temperature": temperature, "seed": seed, **asked,
+        }  # fmt: skip
+        done = _rows_so_far(output, made_with)
+        problems = [checked.source[row] for row in checked.indices[: options.limit]]
+        left = [problem for problem in problems if problem.id not in done]
+        settings = SamplingSettings(
+            group_size=n,
+            max_new_tokens=asked["max_new_tokens"],
+            eos_token_ids=processor.eos_token_ids,
+            pad_token_id=processor.pad_token_id,
+            temperature=temperature,
+        )
+
+        def row_of(problem: Problem, responses: list[Response]) -> dict[str, Any]:
+            texts = [processor.response_prefix + response.text for response in responses]
+            requests = [RewardRequest(text, problem.answer or "", problem.question, problem.metadata) for text in texts]
+            accuracy = float(np.mean([score.parts["accuracy"] for score in rewards.score(requests)]))
+            length = float(np.mean([len(response.tokens) for response in responses]))
+            return {"id": problem.id, "accuracy": accuracy, "n": n, "length": length}
+
+        stack.enter_context(jax.set_mesh(loaded.mesh))
+        bar = stack.enter_context(
+            progress(len(problems), "difficulty", unit="problem", initial=len(problems) - len(left))
+        )
+        answered = generate(
+            loaded, loaded.load_params(), processor, left, settings,
+            stream="sample", batch_size=options.batch_size, buckets=length_buckets(checked.report.max_tokens),
+            num_windows=checked.report.max_windows, seed=seed,
+        )  # fmt: skip
+        with explain_write_errors(output), output.open("a", encoding="utf-8") as file:
+            for problem, responses in answered:
+                done[problem.id] = row_of(problem, responses)
+                file.write(json.dumps(done[problem.id], ensure_ascii=False) + "\n")
+                file.flush()
+                bar.update(1)
+    everything = [done[one] for row in checked.indices if (one := checked.source[row].id) in done]
+    write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in everything).encode())
+    return [done[problem.id] for problem in problems]
+
+
+def _rows_so_far(output: Path, made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier start, by id; the file then ends with a whole row, and its settings are beside it."""
+    record = output.with_name(output.name + ".settings.json")
+    if output.exists():
+        if not record.exists():
+            raise UserError(f"{record} is missing, so nothing says what {output} was made with; give another file")
+        old = read_json(record)
+        if old != made_with:
+            differences = [key for key in made_with if old.get(key) != made_with[key]]
+            raise UserError(
+                f"{output} was made with other settings ({', '.join(differences)}); give another file or remove it"
+            )
+    rows = read_difficulty(output, allow_cut=True) if output.exists() else {}
+    write_atomic(record, (json.dumps(made_with, indent=1) + "\n").encode())
+    write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()).encode())
+    return rows
+
+
+def read_difficulty(path: Path, *, allow_cut: bool = False) -> dict[str, dict[str, Any]]:
+    """The rows of a difficulty file by problem id.
+
+    Args:
+        allow_cut: a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: no such file, or a line that is not such a row.
+    """
+    try:
+        lines = read_text(path).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the difficulty file: {error}") from None
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_json(line)
+            if not 0 <= row["accuracy"] <= 1:
+                raise ValueError
+            rows[str(row["id"])] = row
+        except (ValueError, KeyError, TypeError):
+            if allow_cut and number == len(lines):
+                break
+            raise UserError(
+                f'{path}:{number}: not a row of `mmeureka data difficulty`, {{"id": ..., "accuracy": 0 to 1}}'
+            ) from None
+    return rows
+
+
+def rows_by_difficulty(config: DataConfig, problems: CheckedProblems) -> list[int]:
+    """The usable rows whose difficulty is within `data.difficulty_lower` and `data.difficulty_upper`, in order; those
+    of accuracy a are there 1 to `data.difficulty_copies` times, in proportion to a (1 - a).
+
+    Raises:
+        UserError: a usable problem has no difficulty, or none is within the range.
+    """
+    if config.difficulty is None:
+        return problems.indices
+    known = read_difficulty(Path(config.difficulty))
+    ids = {row: problems.source[row].id for row in problems.indices}
+    unknown = [problem for problem in ids.values() if problem not in known]
+    if unknown:
+        raise UserError(
+            f"{config.difficulty} has no difficulty of {len(unknown)} of {len(ids)} usable problems of {config.train} "
+            f"({', '.join(map(repr, unknown[:3]))}{', ...' if len(unknown) > 3 else ''}); make it with `mmeureka data "
+            "difficulty` on the same data"
+        )
+    chosen = []
+    for row, problem in ids.items():
+        accuracy = known[problem]["accuracy"]
+        if config.difficulty_lower <= accuracy <= config.difficulty_upper:
+            chosen += [row] * max(1, round(config.difficulty_copies * 4 * accuracy * (1 - accuracy)))
+    if not chosen:
+        raise UserError(
+            f"{config.difficulty}: no problem has an accuracy from {config.difficulty_lower:g} to "
+            f"{config.difficulty_upper:g}; widen data.difficulty_lower and data.difficulty_upper"
+        )
+    logger.info("%s: %d of %d problems are within the range", config.difficulty, len(set(chosen)), len(ids))
+    return chosen

@@ -1,0 +1,124 @@
+"""The README.md of an exported checkpoint: what it was made of, how, and how well it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmeureka_jax.config.schema import Config, to_dict
+from mmeureka_jax.config.yaml_text import dump_yaml
+
+_TRAINED = """\
+Made of {start} by rule-based reinforcement learning on `{data}`: advantage `{advantage}`, loss `{loss}`{kl}, \
+{prompts_per_rollout} prompts x {group_size} responses a rollout, {prompts_per_update} prompts an update, learning \
+rate {learning_rate:g} ({schedule}), {steps} steps.
+"""
+_ADAPTED = "Trained were low-rank adapters (LoRA) of rank {rank}, alpha {alpha:g}, and nothing else."
+_ASKED = """\
+Prompt style `{prompt_style}`, {pictures}at most {max_new_tokens} new tokens; `mmeureka eval` asks so by default.
+"""
+
+
+def model_card(
+    name: str,
+    metadata: Mapping[str, Any],
+    step: int,
+    average: bool,
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    text_only: bool = False,
+    adapters: bool = False,
+    changed_settings: Sequence[str] = (),
+) -> bytes:
+    """Markdown with the front matter that Hugging Face's hub reads.
+
+    Args:
+        metadata: of the run (`metadata.json`).
+        step: of the checkpoint.
+        average: whether the parameters are the average over the updates.
+        metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
+        text_only: the model reads no pictures.
+        adapters: the folder holds adapters alone.
+        changed_settings: in what its settings files differ from those of the checkpoint that the run started from.
+    """
+    config = metadata["config"]
+    base = config["model"]["checkpoint"]
+    front: dict[str, Any] = {
+        "library_name": "peft" if adapters else "transformers",
+        "pipeline_tag": "text-generation" if text_only else "image-text-to-text",
+    }
+    if base and "snapshots" in Path(metadata["checkpoint"]).parts:  # it came from the hub, into the hub's cache
+        front["base_model"] = base
+    front["tags"] = ["reinforcement-learning" if metadata["kind"] == "rl" else "sft", "mmeureka_jax"]
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", *_summary(metadata)]
+    held = "adapters" if adapters else "parameters"
+    lines += [f"These are the {held} after step {step}" + (", averaged over the updates." if average else "."), ""]
+    if (lora := config["model"].get("lora")) is not None:
+        lines += [_ADAPTED.format(**lora) + ("" if adapters else " They are merged into the base."), ""]
+    lines += _results(config, step, "before averaging" if average else "these parameters", metrics)
+    pictures = "" if text_only else f"pictures of at most {config['data']['max_pixels']:,} pixels (`data.max_pixels`), "
+    lines += ["## How it was asked", "", _ASKED.format(pictures=pictures, **config["data"] | config["sampler"])]
+    if changed_settings:
+        keys = ", ".join(f"`{key}`" for key in changed_settings)
+        lines += [f"Other than in the checkpoint that it was made of, as the run had it or not at all: {keys}.", ""]
+    lines += ["## Settings", "", "Those that differ from the defaults, as a configuration for `mmeureka`:", ""]
+    lines += ["```yaml", _changed(config).strip(), "```", ""]
+    versions = ", ".join(f"{package} {version}" for package, version in sorted(metadata["packages"].items()))
+    lines += [f"Made on {metadata['devices']} with {versions}.", ""]
+    return "\n".join(lines).encode()
+
+
+def _summary(metadata: Mapping[str, Any]) -> list[str]:
+    config = metadata["config"]
+    base = config["model"]["checkpoint"]
+    start = f"`{base}`" if base else "random weights"
+    if metadata["kind"] != "rl":
+        return [f"Made of {start} by imitation of the solutions in `{config['data']['train']}`.", ""]
+    rl, optimizer = config["rl"], config["optimizer"]
+    kl = f", KL to the start {rl['kl_coefficient']:g} ({rl['kl_estimator']})" if rl["kl_coefficient"] else ""
+    return [
+        _TRAINED.format(start=start, data=config["data"]["train"], kl=kl, **rl | optimizer | {"steps": config["steps"]})
+    ]
+
+
+def _results(config: Mapping[str, Any], step: int, exported: str, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = {row["step"]: row for row in metrics if "validation/accuracy" in row}
+    if not rows:
+        return []
+    best = max(rows, key=lambda at: rows[at]["validation/accuracy"])
+    last = max((at for at in rows if at <= step), default=None)
+    named = {0: "the start", best: "the best", last: exported if last == step else "the last before"}
+    if best == last:
+        named[best] += ", the best"
+    lines = ["## Results", "", f"Greedy, on `{config['data']['validation']}`, by the run's own rules:", ""]
+    lines += ["| step | | accuracy | mean tokens of a response |", "| --- | --- | --- | --- |"]
+    for at in sorted(at for at in named if at in rows):
+        row = rows[at]
+        lines.append(
+            f"| {at} | {named[at]} | {row['validation/accuracy']:.1%} | "
+            f"{row.get('validation/response_length', math.nan):.0f} |"
+        )
+    return [*lines, ""]
+
+
+def _changed(config: Mapping[str, Any]) -> str:
+    """The settings that are not the defaults, as YAML; where the run lay is left out."""
+
+    def differ(values: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
+        changed = {}
+        for key, value in values.items():
+            default = defaults.get(key) if isinstance(defaults, Mapping) else None
+            if isinstance(value, Mapping):
+                inner = differ(value, default)
+                if inner:
+                    changed[key] = inner
+            elif value != default:
+                changed[key] = value
+        return changed
+
+    changed = differ({key: value for key, value in config.items() if key != "run_dir"}, to_dict(Config()))
+    return dump_yaml(changed)

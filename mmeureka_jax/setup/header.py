@@ -1,0 +1,61 @@
+"""The header of a command: what it runs on, which policy, and where a run starts. Data speak for themselves
+(`setup.open_checked`)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+
+from mmeureka_jax import __version__
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.process.console import plural, say, say_facts
+from mmeureka_jax.rl.optimizer import split_frozen
+from mmeureka_jax.setup.policy import LoadedPolicy
+
+
+def say_header(command: str, loaded: LoadedPolicy, name: str | None, config: Config | None = None) -> None:
+    """The part that is known before any data or weights are read.
+
+    Args:
+        name: the checkpoint, as the user calls it.
+        config: of a run, which trains.
+    """
+    say(f"mmeureka_jax {__version__}: {command}")
+    devices, processes = loaded.mesh.devices.ravel(), jax.process_count()
+    of_processes = f" in {processes} processes" if processes > 1 else ""
+    shapes = loaded.policy.abstract_params()
+    total = _count(shapes)
+    facts = {
+        "devices": f"{len(devices)} x {devices[0].device_kind}{of_processes}",
+        "mesh": " x ".join(f"{axis} {size}" for axis, size in loaded.mesh.shape.items()),
+        "model": f"{loaded.policy.config.to_hf('float32')['model_type']}, {name or loaded.checkpoint}",
+        "parameters": _millions(total),
+    }
+    if config is not None:
+        trained = _count(split_frozen(shapes, loaded.policy.frozen(config.optimizer.frozen))[0])
+        kind = " in adapters" if loaded.policy.lora is not None else ""
+        share = "all are trained" if trained == total else f"{_millions(trained)}{kind} are trained"
+        facts |= {"parameters": f"{_millions(total)}, {share}", "run folder": config.run_dir}
+    say_facts(facts)
+
+
+def say_start(step: int, steps: int, run_dir: str) -> None:
+    """Where a run starts: at its beginning, at a checkpoint, or not at all."""
+    all_steps = plural(steps, "step")
+    if step == 0:
+        where = f"a new run of {all_steps}"
+    elif step < steps:
+        where = f"from step {step} of {steps}, the newest checkpoint"
+    else:
+        where = f"already finished, {step} of {all_steps}: nothing is left to train; see {Path(run_dir)}/report.html"
+    say_facts({"start": where})
+
+
+def _count(tree: object) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M" if count >= 1e4 else str(count)

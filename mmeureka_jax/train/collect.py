@@ -1,0 +1,384 @@
+"""Rollouts: problems in, groups with rewards out, until enough of them have passed the online filter.
+
+Every host processes, and scores, its own share of the prompts. What came out is then gathered, so that all hosts hold
+the same groups in the same order and take the same decisions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.errors import RunStopped
+from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
+from mmeureka_jax.models.batch import PromptBatch, pick_bucket
+from mmeureka_jax.models.policy import Params
+from mmeureka_jax.process.console import first_time, plural, progress
+from mmeureka_jax.rewards.base import JUDGED
+from mmeureka_jax.rewards.overlong import overlong_penalty
+from mmeureka_jax.rl.groups import Group
+from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
+from mmeureka_jax.runs.tracking import ResponseSample, RolloutSample
+from mmeureka_jax.sampling.sampler import Samples, compile_ahead, program_count, sample
+from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.setup.policy import LoadedPolicy, same_on_all_hosts
+from mmeureka_jax.train.reward_failures import FailureWatch
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.loader import LoadedProblem, ProblemLoader
+    from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.rewards.base import RewardResult
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+
+@dataclass
+class Collected:
+    """What one step's rollouts gave."""
+
+    groups: list[Group]
+    metrics: dict[str, float]
+    lengths: np.ndarray  # of every response sampled, for the histogram
+    samples: list[RolloutSample]
+
+
+@dataclass
+class Tally:
+    """Sums over the rollouts of a step."""
+
+    values: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # for each rule
+    rounds: int = 0
+    kept_all: int = 0  # rounds whose groups were all kept because none had passed
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        self.values[name].append(np.asarray(values).ravel())
+
+    def all(self, name: str) -> np.ndarray:
+        return np.concatenate(self.values[name]) if name in self.values else np.zeros(0)
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the step's responses and groups. A step that needed no rollout has none."""
+        if not self.rounds:
+            return {"filter/rounds": 0.0}
+        means = {name: float(np.mean(self.all(name), dtype=np.float64)) for name in self.values}
+        groups = self.outcomes.total()
+        means |= {f"filter/{name}": self.outcomes[name] / groups for name in ("kept", "too_easy", "too_hard")}
+        tokens = float(np.sum(self.all("response/length")))
+        return means | {
+            "filter/rounds": float(self.rounds),
+            "filter/kept_all": float(self.kept_all),
+            "time/rollout": self.seconds["rollout"],
+            "time/reward": self.seconds["reward"],
+            "time/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
+        }
+
+
+def pass_at_k(right: np.ndarray) -> dict[int, np.ndarray]:
+    """k -> for each group [P, n] the chance that k of its n answers, drawn at random, hold a right one.
+
+    For k = 1, 2, 4, ... and n. 1 - C(n - c, k) / C(n, k) with c right ones: an unbiased estimate of pass@k.
+
+    Source: Chen et al. (arXiv 2107.03374), equation 1.
+    """
+    n, wrong = right.shape[1], (~right).sum(axis=1)
+    sizes = [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
+    return {k: np.asarray([1 - math.comb(int(count), k) / math.comb(n, k) for count in wrong]) for k in sizes}
+
+
+def rollout_samples(
+    loaded: Sequence[LoadedProblem],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[RewardResult]],
+    lengths: np.ndarray,
+    finished: np.ndarray,
+) -> list[RolloutSample]:
+    """The groups of this host as the report shows them."""
+    samples = []
+    for i, item in enumerate(loaded):
+        responses = [
+            ResponseSample(
+                text=text,
+                reward=score.total,
+                parts=score.parts,
+                length=int(lengths[i, j]),
+                finish_reason="stop" if finished[i, j] else "length",
+                failures=score.failures,
+            )
+            for j, (text, score) in enumerate(zip(texts[i], scores[i], strict=True))
+        ]
+        problem = item.problem
+        images = [image.read_bytes() for image in problem.images]
+        samples.append(RolloutSample(problem.id, problem.question, images, problem.answer or "", responses))
+    return samples
+
+
+@dataclass
+class _Round:
+    """One sampler call, whose responses are being scored."""
+
+    index: int
+    loaded: list[LoadedProblem]
+    prompts: PromptBatch
+    embeds: np.ndarray | None  # of all hosts, where the tower is frozen
+    samples: Samples
+    texts: list[list[str]]
+    scores: Future[list[list[RewardResult]]]
+
+
+class Collector:
+    """Fills the buffer with kept groups, sampling with one policy until a full training batch is there.
+
+    Responses are scored while the next are sampled, where it is certain that the next are needed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        loaded: LoadedPolicy,
+        processor: Processor,
+        loader: ProblemLoader,
+        rewards: RewardWorkers,
+        *,
+        num_windows: int,
+        vision_frozen: bool,
+    ):
+        self._config = config
+        self._policy = loaded.policy
+        self._mesh = loaded.mesh
+        self._processor = processor
+        self._loader = loader
+        self._rewards = rewards
+        self._num_windows = num_windows
+        self._vision_frozen = vision_frozen
+        self._buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
+        sampler = config.sampler
+        self._prompts_per_call = sampler.batch_prompts or config.rl.prompts_per_rollout
+        self._failures = FailureWatch(config.reward)
+        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        self.settings = SamplingSettings(
+            group_size=config.rl.group_size,
+            max_new_tokens=sampler.max_new_tokens,
+            eos_token_ids=processor.eos_token_ids,
+            pad_token_id=processor.pad_token_id,
+            temperature=sampler.temperature,
+            top_k=sampler.top_k,
+            top_p=sampler.top_p,
+            shrink=sampler.shrink,
+        )
+
+    def compile_ahead(self, params: Params) -> None:
+        """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
+        from mmeureka_jax.data.processor import collate
+
+        prompts = self._prompts_per_call
+        own = prompts // jax.process_count()
+        filler = [self._processor.filler()] * own
+        programs = program_count(self.settings, prompts * self.settings.group_size // batch_shards())
+        show = self._config.tracking.progress and is_main()
+        with progress(len(self._buckets) * programs, "compile the sampler", unit="program", enabled=show) as bar:
+            for bucket in self._buckets:
+                batch = collate(filler, bucket, self._num_windows)
+                inputs = (batch, prompt_seeds(["filler"] * own), np.zeros(own, bool))
+                batch, seeds, inactive = to_global(self._mesh, inputs)
+                seed = self._config.seed
+                compile_ahead(self._policy, self.settings, "rollout", params, batch, seeds, seed, inactive, bar.update)
+
+    def collect(
+        self, params: Params, buffer: GroupBuffer, *, step: int, rollout: int, on_round: Callable[[int], None]
+    ) -> tuple[Collected, int]:
+        """Samples until `buffer` holds `rl.prompts_per_rollout` groups, and takes exactly that many.
+
+        Args:
+            step: the loop's step, for `filter.freeze_steps`.
+            rollout: index of the first sampler call; the index after the last one is returned.
+            on_round: called with the number of groups in the buffer after each sampler call (progress).
+
+        Raises:
+            RunStopped: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter; or see
+            `FailureWatch`.
+        """
+        wanted, first_rollout, empty, tally = self._config.rl.prompts_per_rollout, rollout, 0, Tally()
+        samples: list[RolloutSample] = []
+        waiting: deque[_Round] = deque()
+        while len(buffer) < wanted:
+            # One call ahead of the scores, if even with all groups of the call before the buffer would not be full.
+            while not waiting or (len(waiting) == 1 and len(buffer) + self._prompts_per_call < wanted):
+                waiting.append(self._sample(params, rollout, tally))
+                rollout += 1
+            groups, shown = self._scored(waiting.popleft(), tally, step, show=not samples)
+            outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
+            tally.outcomes.update(outcomes.tolist())
+            kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == KEPT]
+            if not kept and self._config.rl.filter.if_none_kept == "keep_all":
+                kept, tally.kept_all = groups, tally.kept_all + 1
+            buffer.add(kept)
+            samples = samples or shown
+            empty = 0 if kept else empty + 1
+            if empty >= self._config.rl.filter.max_empty_rounds:
+                easy, hard = tally.outcomes["too_easy"], tally.outcomes["too_hard"]
+                raise RunStopped(
+                    f"step {step + 1}: {empty} rollouts in a row left no group between the filter's bounds "
+                    f"({easy} groups too easy, {hard} too hard). Use easier or harder problems, widen rl.filter.lower "
+                    "and rl.filter.upper, or raise rl.filter.max_empty_rounds"
+                )
+            on_round(min(len(buffer), wanted))
+        if tally.rounds:
+            self._failures.end_step({rule: np.concatenate(failed) for rule, failed in tally.failed.items()}, step + 1)
+        taken = buffer.take(wanted)
+        if not self._config.rl.filter.keep_leftovers:
+            buffer.clear()
+        metrics = tally.metrics() | {
+            "filter/buffer": float(len(buffer)),
+            "filter/staleness": GroupBuffer.staleness(taken, first_rollout),
+        }
+        return Collected(taken, metrics, tally.all("response/length"), samples), rollout
+
+    def _sample(self, params: Params, rollout: int, tally: Tally) -> _Round:
+        """One sampler call over all hosts; the scoring of this host's responses has begun."""
+        from mmeureka_jax.data.processor import collate
+
+        start = time.perf_counter()
+        loaded = next(self._loader)
+        longest = same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded))
+        batch = collate([item.prompt for item in loaded], pick_bucket(int(longest), self._buckets), self._num_windows)
+        # Named by the place in the data stream too: a problem that comes twice is answered anew each time.
+        seeds = prompt_seeds([f"{item.order}/{item.problem.id}" for item in loaded])
+        inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
+        # Rollout 0 always: the place in the data names the noise, however many prompts a call has.
+        with self._compiling(batch):
+            samples, embeds = sample(
+                self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
+            )
+        texts = [
+            [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
+            for rows, counts in zip(samples.tokens, samples.lengths, strict=True)
+        ]
+        scores = self._scoring.submit(self.score, loaded, texts)
+        if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
+            count = len(loaded) * jax.process_count()
+            none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
+            prompts, kept = to_host(inputs[0].replace(images=None)).replace(images=none), to_host(embeds)
+        else:
+            prompts, kept = to_host(inputs[0]), None
+        tally.seconds["rollout"] += time.perf_counter() - start
+        return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
+
+    def _compiling(self, batch: PromptBatch) -> AbstractContextManager[None]:
+        """Says so where a sampler call has to compile its programs."""
+        if self._config.sampler.compile_ahead:
+            return nullcontext()
+        prompts, length = batch.tokens.shape
+        text = f"sampling for {plural(prompts, 'prompt')} of up to {length} tokens, which compiles the sampler for them"
+        return first_time((self._policy, self.settings, batch.tokens.shape), text)
+
+    def _scored(self, sampled: _Round, tally: Tally, step: int, show: bool) -> tuple[list[Group], list[RolloutSample]]:
+        """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""
+        start = time.perf_counter()
+        scores = self._with_length_penalty(sampled.scores.result(), sampled.samples.lengths)
+        tally.seconds["reward"] += time.perf_counter() - start
+        self._failures.note((score for row in scores for score in row), step + 1)
+        names = sorted(scores[0][0].parts)
+        failed = {rule: np.asarray([[rule in s.failures for s in row] for row in scores]) for rule in JUDGED}
+        own = {
+            "orders": np.asarray([item.order for item in sampled.loaded]),
+            "total": np.asarray([[s.total for s in row] for row in scores], np.float32),
+            "failures": np.any(list(failed.values()), axis=0).astype(np.float32),
+            "failed": failed,
+            **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
+        }
+        # Through the mesh, as the samples: its order of rows need not be the order of hosts.
+        everyone, full = to_host(to_global(self._mesh, (own, sampled.samples)))
+        tally.rounds += 1
+        for name in ("total", *names, "failures"):
+            tally.add(f"reward/{name}", everyone[name])
+        for rule in JUDGED:
+            tally.failed[rule].append(everyone["failed"][rule])
+        for k, rates in pass_at_k(everyone["accuracy"] > 0.5).items():
+            tally.add(f"reward/pass_at_{k}", rates)
+        tally.add("response/length", full.lengths)
+        tally.add("response/truncated", ~full.finished)
+        groups = self._groups(sampled.index, everyone, sampled.prompts, full, sampled.embeds)
+        if not (show and is_main() and self._config.tracking.rollouts_every):
+            return groups, []
+        shown, samples = slice(0, self._config.tracking.rollouts_logged), sampled.samples
+        loaded, texts = sampled.loaded[shown], sampled.texts[shown]
+        return groups, rollout_samples(loaded, texts, scores[shown], samples.lengths, samples.finished)
+
+    def _with_length_penalty(self, scores: list[list[RewardResult]], lengths: np.ndarray) -> list[list[RewardResult]]:
+        reward = self._config.reward
+        if not reward.overlong_buffer:
+            return scores
+        limit = self._config.sampler.max_new_tokens
+
+        def penalised(score: RewardResult, length: int) -> RewardResult:
+            penalty = overlong_penalty(length, limit, reward.overlong_buffer)
+            total = score.total + reward.overlong_weight * penalty
+            return dataclasses.replace(score, total=total, parts=score.parts | {"overlong": penalty})
+
+        return [
+            [penalised(*pair) for pair in zip(row, counts.tolist(), strict=True)]
+            for row, counts in zip(scores, lengths, strict=True)
+        ]
+
+    def score(self, loaded: Sequence[LoadedProblem], texts: Sequence[Sequence[str]]) -> list[list[RewardResult]]:
+        from mmeureka_jax.rewards.base import RewardRequest
+
+        begun = self._processor.response_prefix
+        flat = self._rewards.score(
+            [
+                RewardRequest(begun + text, item.problem.answer or "", item.problem.question, item.problem.metadata)
+                for item, row in zip(loaded, texts, strict=True)
+                for text in row
+            ]
+        )
+        n = len(texts[0])
+        return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+    def _groups(
+        self,
+        rollout: int,
+        scored: dict[str, np.ndarray],
+        prompts: PromptBatch,
+        samples: Samples,
+        embeds: np.ndarray | None,
+    ) -> list[Group]:
+        """All hosts' groups of one sampler call, in the order of the data stream."""
+
+        def group(row: int) -> Group:
+            # Copies, not views: a group that waits in the buffer must not keep its whole rollout in memory.
+            prompt, sampled = (jax.tree.map(lambda x: np.array(x[row]), tree) for tree in (prompts, samples))
+            return Group(
+                rollout_index=rollout,
+                order=int(scored["orders"][row]),
+                tokens=prompt.tokens,
+                positions=prompt.positions,
+                length=int(prompt.lengths),
+                next_position=int(prompt.next_position),
+                image_index=prompt.image_index,
+                patches=prompt.images.patches,
+                patch_positions=prompt.images.patch_positions,
+                patch_mask=prompt.images.patch_mask,
+                image_ids=prompt.images.image_ids,
+                image_embeds=np.zeros((0, 0), np.float32) if embeds is None else np.array(embeds[row]),
+                responses=sampled.tokens,
+                log_probs=sampled.log_probs,
+                lengths=sampled.lengths,
+                finished=sampled.finished,
+                rewards=np.array(scored["total"][row]),
+                accuracies=np.array(scored["accuracy"][row]),
+            )
+
+        return [group(row) for row in np.argsort(scored["orders"])]

@@ -1,0 +1,430 @@
+"""What reinforcement learning and supervised fine-tuning share: how a job starts and continues, how its steps end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from mmeureka_jax.config.schema import Config, to_dict
+from mmeureka_jax.errors import Terminated, UserError
+from mmeureka_jax.evaluation.validation import Evaluator, summarise
+from mmeureka_jax.files import exclusive
+from mmeureka_jax.mesh import batch_divisor, is_main
+from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, waiting
+from mmeureka_jax.rl.update import Objective
+from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
+from mmeureka_jax.runs.folder import CompileCounter, NonFiniteGuard, begin_run, restore_position
+from mmeureka_jax.runs.tracking import Tracker
+from mmeureka_jax.runs.wandb_log import import_wandb
+from mmeureka_jax.sampling.token_draws import SamplingSettings
+from mmeureka_jax.setup.header import say_header, say_start
+from mmeureka_jax.setup.policy import (
+    CheckedProblems,
+    LoadedPolicy,
+    check_context,
+    open_checked,
+    open_policy,
+    open_processor,
+    same_on_all_hosts,
+)
+from mmeureka_jax.train.learner import Learner
+from mmeureka_jax.train.reward_failures import check_custom
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.data.problems import Problem
+    from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+
+_SAME_SIGNAL = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """In what one kind of job differs from the other.
+
+    Attributes:
+        command: what the user calls it.
+        updates_per_step: optimiser steps in a step of the loop.
+        prompts_per_batch: problems that the loader gives at a time, over all hosts.
+        batch_sizes: config key -> number of prompts that the mesh has to divide.
+        scored: problems need gold answers, and responses are scored while training.
+        with_reference: the policy that the run starts from is kept, to compare with.
+        with_critic: see `Learner`.
+        also_check: see `open_checked`.
+    """
+
+    kind: Literal["rl", "sft"]
+    command: str
+    objective: Objective
+    updates_per_step: int
+    micro_batches: int
+    packing: float
+    prompts_per_batch: int
+    batch_sizes: dict[str, int]
+    scored: bool
+    with_reference: bool = False
+    with_critic: bool = False
+    also_check: Callable[[Problem, Processor], object] | None = None
+
+
+@dataclass
+class Job:
+    """A job under way: what it is made of, where it stands (`run`), and how its steps begin and end.
+
+    while job.begin_step():
+        ...                                 # changes run.train and the other fields of `run`
+        run.step += 1
+        row |= job.validate_if_due()
+        job.log(row, "the few numbers that are shown")
+        job.save_if_due()
+    """
+
+    config: Config
+    loaded: LoadedPolicy
+    processor: Processor
+    rewards: RewardWorkers | None
+    evaluator: Evaluator | None
+    learner: Learner
+    loader: ProblemLoader
+    num_windows: int
+    run: RunState
+    checkpointer: Checkpointer
+    guard: NonFiniteGuard
+    tracker: Tracker
+    steps: Steps
+    compiles: CompileCounter
+    termination: TerminationSignal
+    _step_start: float = 0.0
+    _seconds_saving: float = 0.0
+    _accuracy: float | None = None  # of the validation after this step
+    _save_at_once: bool = False
+    _stopping: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stopping = self.termination.on_any_host()
+
+    @property
+    def at_end(self) -> bool:
+        return self.run.step >= self.config.steps
+
+    def begin_step(self) -> bool:
+        """Whether there is another step; it begins now.
+
+        Raises:
+            Terminated: SIGTERM came; what was done is in a complete checkpoint.
+        """
+        if self.at_end:
+            return False
+        if self._stopping:
+            self.checkpointer.wait()
+            raise Terminated(f"stopped by SIGTERM after step {self.run.step}; the same command continues from there")
+        self._step_start = time.perf_counter()
+        self.steps.begin()
+        return True
+
+    def begin_training(self) -> None:
+        """What came before the first step is over, and does not count for the time left."""
+        self.compiles.seconds_since_last()
+        self.steps.begin_training()
+
+    def validate_before_training(self) -> None:
+        """The row of step 0: how good the policy is that the run starts from."""
+        if self.evaluator is not None and self.run.step == 0 and not self._stopping:
+            row = self._validate()
+            self.tracker.log_metrics(0, row)
+            say(f"before training: val {row['validation/accuracy']:.3f}")
+            self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
+
+    def validate_if_due(self) -> dict[str, float]:
+        if self.evaluator is None or not due(self.run.step, self.config.tracking.validate_every, self.at_end):
+            return {}
+        return self._validate()
+
+    def _validate(self) -> dict[str, float]:
+        assert self.evaluator is not None
+        start = time.perf_counter()
+        self.steps.phase("validating", is_said=True)
+        with self._bar_of_validation() as bar:
+            row: dict[str, Any] = summarise(self.evaluator.run(self.run.train.params, bar.update))
+        self._accuracy = row["validation/accuracy"]
+        if self._accuracy > self.run.best_accuracy:
+            self.run.best_accuracy = self._accuracy
+            self._save_at_once = self.config.checkpoint.keep_best > 0 and self.run.step > 0
+        return row | {"time/validation": time.perf_counter() - start}
+
+    def _bar_of_validation(self) -> Bar:
+        assert self.evaluator is not None
+        shown, total = self.config.tracking.progress and is_main(), self.evaluator.count
+        return progress(total, "validate", unit="problem", enabled=shown, leave=False)
+
+    def log(self, row: dict[str, float], shown: str) -> None:
+        """Writes the row of this step and says its few numbers."""
+        row |= {
+            "time/step": time.perf_counter() - self._step_start,
+            "time/checkpoint": self._seconds_saving,  # that the step before it waited for its checkpoint
+            "time/compiles": float(compiles := self.compiles.since_last()),
+        }
+        self.tracker.log_metrics(self.run.step, row)
+        seconds = self.compiles.seconds_since_last()
+        self.steps.finish(shown, seconds if compiles else 0.0)
+
+    def save_if_due(self) -> None:
+        """A checkpoint every so many steps, at the end, at a new best accuracy, and before the run stops for SIGTERM.
+
+        Raises:
+            UserError: too many updates in a row were skipped; or see `Checkpointer.save`.
+        """
+        start = time.perf_counter()
+        self._stopping = self.termination.on_any_host()
+        regular = due(self.run.step, self.config.checkpoint.every_steps, self.at_end)
+        if regular or self._save_at_once or self._stopping:
+            self.steps.phase("saving a checkpoint")
+            self.run.data, self.run.counters = self.loader.get_state(), dict(self.guard.counters)
+            self.checkpointer.save(self.run, self._accuracy)
+        self._accuracy, self._save_at_once = None, False
+        self._seconds_saving = time.perf_counter() - start
+        self.guard.stop_if_too_many()
+
+
+def due(step: int, every: int, last: bool) -> bool:
+    """Whether something that happens each `every` steps (0: never) and at the end happens now."""
+    return every > 0 and (last or step % every == 0)
+
+
+@contextmanager
+def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
+    """Sets a job up in `config.run_dir`, from its newest checkpoint if it has one. At the end everything is on disk.
+
+    Raises:
+        UserError: anything about the config, the data, the checkpoint or the mesh that cannot work.
+    """
+    run_dir = Path(config.run_dir)
+    with ExitStack() as stack:
+        termination = stack.enter_context(TerminationSignal())
+        compiles = stack.enter_context(CompileCounter())
+        if is_main():
+            stack.enter_context(exclusive(run_dir))
+
+        # What the job needs. Every mistake that can be known is found here, before step 0.
+        if config.tracking.wandb:
+            import_wandb()
+        loaded = open_policy(config, run_dir)
+        say_header(recipe.command, loaded, config.model.checkpoint, config)
+        stack.enter_context(jax.set_mesh(loaded.mesh))
+        check_batch_sizes(loaded.mesh, recipe.batch_sizes)
+        response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
+        check_context(loaded.policy.config.text, config.data.max_prompt_tokens + response)
+        processor = open_processor(config, loaded.checkpoint)
+        validated = config.data.validation is not None and config.tracking.validate_every > 0
+        rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
+        problems = _open_problems(config, recipe, processor, rewards)
+        evaluator = open_evaluator(config, loaded, processor, rewards) if rewards is not None and validated else None
+        learner = _make_learner(config, recipe, loaded)
+
+        # Where it stands: at the newest checkpoint, or at the beginning.
+        load_base = loaded.load_base if loaded.policy.lora is not None else None
+        checkpointer = Checkpointer(run_dir, config.checkpoint, load_base)
+        stack.callback(checkpointer.close)
+        begin_run(
+            config,
+            kind=recipe.kind,
+            fingerprint=problems.source.fingerprint(),
+            checkpoint=loaded.checkpoint,
+            resuming=bool(checkpointer.steps()),
+            mesh=loaded.mesh,
+            adapters=loaded.adapters.fingerprint() if loaded.adapters is not None else None,
+        )
+        run = restore(checkpointer, learner) or RunState(learner.initial_state())
+        at_start = run.step
+        say_start(at_start, config.steps, config.run_dir)
+        loader = _open_loader(config, recipe, problems, processor)
+        stack.callback(loader.close)
+        restore_position(loader, run.data, config)
+        tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
+        stack.callback(tracker.close)
+        steps = stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress))
+        yield Job(
+            config=config,
+            loaded=loaded,
+            processor=processor,
+            rewards=rewards,
+            evaluator=evaluator,
+            learner=learner,
+            loader=loader,
+            num_windows=config.data.max_image_windows or problems.report.max_windows,
+            run=run,
+            checkpointer=checkpointer,
+            guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind == "sft"),
+            tracker=tracker,
+            steps=steps,
+            compiles=compiles,
+            termination=termination,
+        )
+        if run.step > at_start:
+            with waiting(f"finishing checkpoint {run.step} in {checkpointer.folder}"):
+                checkpointer.wait()
+
+
+@contextmanager
+def _reward_workers(config: Config) -> Iterator[RewardWorkers]:
+    """The workers, once they have started."""
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+    with RewardWorkers(config.reward) as rewards:
+        with waiting(f"starting {plural(config.reward.workers, 'reward worker')}"):
+            rewards.validate()
+        yield rewards
+
+
+def _open_problems(
+    config: Config, recipe: Recipe, processor: Processor, rewards: RewardWorkers | None
+) -> CheckedProblems:
+    """The problems to train on, checked; a rule of the user's own is tried on one of them."""
+    problems = open_checked(
+        config.data.train,
+        config,
+        processor,
+        require_answer=recipe.scored,
+        report_file=Path(config.run_dir) / "data_check.json",
+        also_check=recipe.also_check,
+    )
+    if rewards is not None and recipe.scored:
+        check_custom(config.reward, rewards, problems)
+    check_image_windows(
+        config.data.max_image_windows,
+        problems.report.max_windows,
+        text_only=processor.image_token_id is None,
+    )
+    return problems
+
+
+def _make_learner(config: Config, recipe: Recipe, loaded: LoadedPolicy) -> Learner:
+    return Learner(
+        config,
+        loaded,
+        recipe.objective,
+        total_updates=config.steps * recipe.updates_per_step,
+        micro_batches=recipe.micro_batches,
+        packing=recipe.packing,
+        with_reference=recipe.with_reference,
+        with_critic=recipe.with_critic,
+    )
+
+
+def _open_loader(config: Config, recipe: Recipe, problems: CheckedProblems, processor: Processor) -> ProblemLoader:
+    """This host's share of the problems, from the beginning."""
+    from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.evaluation.difficulty import rows_by_difficulty
+
+    return ProblemLoader(
+        problems.source,
+        rows_by_difficulty(config.data, problems),
+        processor,
+        batch_size=recipe.prompts_per_batch // jax.process_count(),
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+
+
+def restore(checkpointer: Checkpointer, learner: Learner) -> RunState | None:
+    """The newest checkpoint's state, if there is one."""
+    if not checkpointer.steps():
+        return None
+    with waiting(f"reading checkpoint {checkpointer.steps()[-1]}"):
+        return checkpointer.restore_latest(learner.abstract_state())
+
+
+def check_batch_sizes(mesh: Mesh, sizes: dict[str, int]) -> None:
+    """Raises a UserError that lists every number of prompts that the mesh does not divide."""
+    divisor = batch_divisor(mesh)
+    problems = [f"  {name} = {size}" for name, size in sizes.items() if size % divisor]
+    if problems:
+        raise UserError(
+            f"mesh: data x fsdp = {divisor} does not divide these numbers of prompts:\n" + "\n".join(problems)
+        )
+
+
+def check_image_windows(limit: int, needed: int, *, text_only: bool = False) -> None:
+    if limit and text_only:
+        raise UserError(f"data.max_image_windows = {limit}, but the model reads text alone; set it to 0")
+    if 0 < limit < needed:
+        raise UserError(
+            f"data.max_image_windows = {limit}, but the pictures of a problem take {needed} windows; raise it to "
+            f"{needed}, set it to 0 (the largest that the data needs), or lower data.max_pixels"
+        )
+
+
+def open_evaluator(config: Config, loaded: LoadedPolicy, processor: Processor, rewards: RewardWorkers) -> Evaluator:
+    """Validation on `data.validation`: greedy answers."""
+    assert config.data.validation is not None
+    problems = open_checked(config.data.validation, config, processor, label="validation")
+    settings = SamplingSettings(
+        group_size=1,
+        max_new_tokens=config.sampler.max_new_tokens,
+        eos_token_ids=processor.eos_token_ids,
+        pad_token_id=processor.pad_token_id,
+        temperature=0.0,
+    )
+    return Evaluator(
+        loaded,
+        processor,
+        rewards,
+        problems.source,
+        problems.indices[: config.tracking.validation_problems or None],
+        settings,
+        batch_size=config.tracking.validation_batch,
+        buckets=config.data.prompt_buckets or (config.data.max_prompt_tokens,),
+        num_windows=problems.report.max_windows,
+    )
+
+
+class TerminationSignal:
+    """Notes SIGTERM, which a scheduler sends before it takes a machine away, so that the step under way can end.
+
+    A second one, some seconds later, ends the process at once; those that come together are one (a scheduler may tell a
+    group of processes, and each of them its children). In threads other than the main one, where Python allows no
+    handlers, nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self._noted: float | None = None
+        self._previous: Any = None
+
+    def __enter__(self) -> TerminationSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._noted is None:
+            self._noted = now
+        elif now - self._noted > _SAME_SIGNAL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def on_any_host(self) -> bool:
+        """Whether it came, to this process or to another. All call it together."""
+        return bool(same_on_all_hosts(int(self._noted is not None)))

@@ -1,0 +1,348 @@
+"""The device side of learning: the train state on the mesh, the compiled update, and how groups become its batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.mesh import to_global, to_host
+from mmeureka_jax.models.batch import pick_bucket
+from mmeureka_jax.models.policy import Params, Policy
+from mmeureka_jax.process.console import waiting
+from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, gae_advantages
+from mmeureka_jax.rl.critic import Critic, make_critic
+from mmeureka_jax.rl.groups import (
+    Group,
+    UpdateBatch,
+    make_update_batch,
+    packed_widths,
+    padding,
+    rows_of_host,
+    sampled_log_probs,
+    split_batch,
+)
+from mmeureka_jax.rl.kl import kl_penalty
+from mmeureka_jax.rl.optimizer import merge_params
+from mmeureka_jax.rl.update import (
+    CompiledUpdate,
+    Objective,
+    TrainState,
+    batch_log_probs,
+    batch_values,
+    make_training,
+)
+from mmeureka_jax.setup.policy import LoadedPolicy, same_on_all_hosts
+
+Metrics = dict[str, Any]
+
+
+class Learner:
+    """Owns the compiled update. `total_updates` sizes the learning-rate schedule."""
+
+    def __init__(
+        self,
+        config: Config,
+        loaded: LoadedPolicy,
+        objective: Objective,
+        *,
+        total_updates: int,
+        micro_batches: int,
+        packing: float,
+        with_reference: bool = False,
+        with_critic: bool = False,
+    ):
+        """
+        Args:
+            with_reference: keep the parameters that the run started from, for `reference_log_probs`.
+            with_critic: train the critic of `config.rl.critic`, if that has one.
+        """
+        self._loaded = loaded
+        self._objective = objective
+        self._micro_batches = micro_batches
+        self._packing = packing
+        self._buckets = max(len(config.data.prompt_buckets), 1)
+        critic = make_critic(config, total_updates) if with_critic else None
+        self._training = make_training(config, total_updates, critic)
+        self.shardings = self._training.shardings(loaded.policy, loaded.mesh)
+        self.vision_frozen = "vision" not in self.shardings.trainable
+        self.compiled = CompiledUpdate(loaded.policy, objective, self._training, self.shardings)
+        self._reference = _Reference.of(loaded) if with_reference else None
+        self._programs: set[tuple[int, int]] = set()  # (prompt length, width) of the parts that it is compiled for
+
+    def initial_state(self) -> TrainState:
+        """The checkpoint's parameters and a fresh optimiser."""
+        start = jax.jit(
+            lambda params: self._training.init(self._loaded.policy, params),
+            out_shardings=self.shardings,
+            donate_argnums=0,
+        )
+        return start(self._loaded.load_params())
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the state, for restoring a checkpoint."""
+        shapes = self._training.abstract_state(self._loaded.policy)
+
+        def leaf(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+        return jax.tree.map(leaf, shapes, self.shardings)
+
+    def update(self, state: TrainState, batch: UpdateBatch, kl_coefficient: float = 0.0) -> tuple[TrainState, Metrics]:
+        """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
+        donated."""
+        parts = split_batch(batch, self._micro_batches, self._packing)
+        return self._update(state, [rows_of_host(part) for part in parts], padding(parts), kl_coefficient)
+
+    def update_from_shares(self, state: TrainState, share: UpdateBatch) -> tuple[TrainState, Metrics]:
+        """One optimiser step on a batch of which every host holds its own rows."""
+        parts = split_batch(share, self._micro_batches, self._packing, longest_of=same_on_all_hosts)
+        return self._update(state, parts, padding(parts), 0.0)
+
+    def _update(
+        self, state: TrainState, parts: list[UpdateBatch], padded: float, kl_coefficient: float
+    ) -> tuple[TrainState, Metrics]:
+        with self._compiling(parts):
+            state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
+        return state, metrics | {"update/padding": padded}
+
+    @contextmanager
+    def _compiling(self, parts: list[UpdateBatch]) -> Iterator[None]:
+        """Says so if the update of these parts has to be compiled: one of their shapes is new."""
+        places = parts[0].responses.shape[1] * parts[0].responses.shape[2]
+        shapes = {(part.prompts.tokens.shape[1], part.width or places) for part in parts}
+        new = sorted(shapes - self._programs)
+        self._programs |= shapes
+        if not new:
+            yield
+            return
+        widths = len(packed_widths(places, self._packing))
+        what = " and ".join(f"{length} + {width}" for length, width in new)
+        count = f"width {len(self._programs)} of up to {widths * self._buckets}"
+        with waiting(f"compiling the update for groups of {what} tokens, {count} (each compiles once)"):
+            yield
+
+    def _by_token(
+        self, compute: Callable[[UpdateBatch], Array], config: Config, groups: Sequence[Group]
+    ) -> Float[np.ndarray, "G n Lr"]:
+        """What `compute` says of each response token of the groups; 0 after their ends. On every host, whole.
+
+        As many prompts at a time as in a micro-batch.
+        """
+        shape = len(groups), len(groups[0].lengths), config.sampler.max_new_tokens
+        result, none = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        order = np.argsort([-int(group.lengths.sum()) for group in groups], kind="stable")
+        size = config.rl.prompts_per_update // self._micro_batches
+        for start in range(0, len(groups), size):
+            rows = order[start : start + size]
+            batch = _batch_of([groups[row] for row in rows], config, none[rows], np.zeros(len(rows)))
+            (part,) = split_batch(batch, 1, self._packing)
+            # Through the mesh with their numbers: its order of rows need not be the order of hosts.
+            on_device, numbers = to_global(self._loaded.mesh, rows_of_host((part, rows.astype(np.int32))))
+            values, numbers = to_host((compute(on_device), numbers))
+            result[numbers] = values
+        return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
+
+    def log_probs(
+        self, params: Params, config: Config, groups: Sequence[Group], policy: Policy | None = None
+    ) -> Float[np.ndarray, "G n Lr"]:
+        """Log-probabilities of the groups' responses under some parameters; 0 after the ends. On every host, whole.
+
+        Args:
+            policy: whose parameters they are, if not the trained one's.
+        """
+        compute = functools.partial(_log_probs, policy or self._loaded.policy, self._objective.temperature, params)
+        return self._by_token(compute, config, groups)
+
+    def values(self, state: TrainState, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"] | None:
+        """What the critic predicts before each response token, as `log_probs`; None without a critic."""
+        if self._training.critic is None:
+            return None
+        compute = functools.partial(_values, self._loaded.policy, self._training.critic, state)
+        return self._by_token(compute, config, groups)
+
+    def reference_log_probs(
+        self, state: TrainState, config: Config, groups: Sequence[Group]
+    ) -> Float[np.ndarray, "G n Lr"] | None:
+        """`log_probs` under the reference policy; None without one."""
+        reference = self._reference
+        if reference is None:
+            return None
+        params = merge_params(reference.params, state.frozen) if reference.on_base else reference.params
+        return self.log_probs(params, config, groups, reference.policy)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The policy that a run started from.
+
+    Attributes:
+        params: its parameters; those that it does not share with the trained policy.
+        on_base: it shares the frozen base of adapters: new ones change nothing, and the reference has none; of others
+            it keeps a copy.
+    """
+
+    policy: Policy
+    params: Params
+    on_base: bool
+
+    @classmethod
+    def of(cls, loaded: LoadedPolicy) -> _Reference:
+        if loaded.policy.lora is None:
+            return cls(loaded.policy, loaded.load_params("the reference policy"), on_base=False)
+        if loaded.adapters is None:
+            return cls(loaded.policy.base, {}, on_base=True)
+        return cls(loaded.policy, loaded.load_adapters(), on_base=True)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
+    # A reference policy may see the pictures differently: its own tower encodes them whenever they are at hand.
+    return batch_log_probs(policy, params, batch, temperature)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _values(policy: Policy, critic: Critic, state: TrainState, batch: UpdateBatch) -> Array:
+    return batch_values(policy, critic, state, batch)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """The groups of a rollout batch with all that their updates need, token by token; 0 after a response's end.
+
+    Attributes:
+        old_log_probs: of the policy that the loss compares with: the one that sampled, or with `importance` the one at
+            the beginning of the step.
+        reference_log_probs: of the reference policy, if there is one.
+        importance: weights of the policy loss, if `rl.importance_cap` is set.
+        values, returns: what the critic says before the updates, and what it should say, if there is one.
+        current: which groups were sampled with the parameters that the step starts from.
+        metrics: of what was computed here, for the step's row.
+    """
+
+    groups: Sequence[Group]
+    advantages: Float[np.ndarray, "G n Lr"]
+    old_log_probs: Float[np.ndarray, "G n Lr"]
+    reference_log_probs: Float[np.ndarray, "G n Lr"] | None
+    importance: Float[np.ndarray, "G n Lr"] | None
+    values: Float[np.ndarray, "G n Lr"] | None
+    returns: Float[np.ndarray, "G n Lr"] | None
+    current: Bool[np.ndarray, "G"]
+    metrics: dict[str, float]
+
+
+def make_experience(
+    learner: Learner,
+    config: Config,
+    state: TrainState,
+    groups: Sequence[Group],
+    *,
+    first_rollout: int,
+    kl_coefficient: float,
+) -> Experience:
+    """Log-probabilities and values that the updates need, then advantages, over all the groups at once.
+
+    Args:
+        state: at the beginning of the step.
+        first_rollout: sampler calls from this index on were made with the parameters of `state`.
+    """
+    rl, length = config.rl, config.sampler.max_new_tokens
+    current = np.asarray([group.rollout_index >= first_rollout for group in groups])
+    outcomes = Outcomes.of(groups)
+    mask = outcomes.mask(length)
+    sampled = sampled_log_probs(groups, length)
+    reference = learner.reference_log_probs(state, config, groups)
+    old, importance, penalties, metrics = sampled, None, None, {}
+    if rl.importance_cap is not None:
+        old = learner.log_probs(state.params, config, groups)
+        importance = np.where(mask, np.minimum(np.exp(old - sampled), rl.importance_cap), 0.0).astype(np.float32)
+        # Updates compare with `old` then, and could not tell a sampler that has gone astray.
+        fresh = mask & current[:, None, None]
+        if fresh.any():
+            gap = np.abs(old - sampled)[fresh]
+            metrics = {"policy/sampler_gap_mean": float(gap.mean()), "policy/sampler_gap_max": float(gap.max())}
+    if reference is not None and rl.kl_place == "reward":
+        penalties = kl_coefficient * np.asarray(kl_penalty(old, reference, rl.kl_estimator), np.float64)
+    values, returns = learner.values(state, config, groups), None
+    if values is None:
+        advantages = compute_advantages(outcomes, rl, length, penalties)
+    else:
+        advantages, returns = gae_advantages(outcomes, rl, values, penalties)
+        metrics |= _critic_metrics(values[mask], returns[mask])
+    return Experience(groups, advantages, old, reference, importance, values, returns, current, metrics)
+
+
+def _critic_metrics(values: Float[np.ndarray, "T"], returns: Float[np.ndarray, "T"]) -> dict[str, float]:
+    spread = float(np.var(returns, dtype=np.float64))
+    metrics = {"critic/value_mean": float(values.mean()), "critic/return_mean": float(returns.mean())}
+    if spread > 0:  # else there is nothing to explain
+        metrics["critic/explained_variance"] = 1 - float(np.var(returns - values, dtype=np.float64)) / spread
+    return metrics
+
+
+def _batch_of(
+    groups: Sequence[Group], config: Config, advantages: np.ndarray, fresh: np.ndarray, **others: np.ndarray | None
+) -> UpdateBatch:
+    prompt_buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
+    return make_update_batch(
+        groups,
+        advantages,
+        fresh,
+        prompt_length=pick_bucket(max(group.length for group in groups), prompt_buckets),
+        response_length=config.sampler.max_new_tokens,
+        **others,
+    )
+
+
+def group_batches(config: Config, experience: Experience, *, step: int) -> Iterator[UpdateBatch]:
+    """The optimiser steps' batches for one rollout batch: `epochs_per_rollout` passes over the groups, each in its
+    own order, which comes from (seed, step, epoch) alone.
+
+    Only the first batch of the first pass meets the parameters that the step starts from, so only its groups that
+    those parameters sampled are `fresh`.
+    """
+    groups, size = experience.groups, config.rl.prompts_per_update
+    for epoch in range(config.rl.epochs_per_rollout):
+        order = np.random.default_rng([config.seed, step, epoch]).permutation(len(groups))
+        for start in range(0, len(groups), size):
+            rows = order[start : start + size]
+            per_token = {
+                name: None if (values := getattr(experience, name)) is None else values[rows]
+                for name in ("old_log_probs", "reference_log_probs", "importance", "values", "returns")
+            }
+            yield _batch_of(
+                [groups[row] for row in rows],
+                config,
+                experience.advantages[rows],
+                experience.current[rows] & (epoch == 0 and start == 0),
+                **per_token,
+            )
+
+
+def summarise_updates(rows: Sequence[Metrics]) -> dict[str, float]:
+    """One row of a step's optimiser metrics: means over its updates, maxima of maxima, the last learning rate.
+
+    The sampler gap comes from the first update, the only one whose parameters are the sampler's.
+    """
+    summary = {}
+    for name in rows[0]:
+        values = np.asarray([row[name] for row in rows], np.float64)
+        if name.startswith("policy/sampler_gap"):
+            if rows[0]["fresh_tokens"] > 0:
+                summary[name] = float(values[0])
+        elif name == "optimizer/learning_rate":
+            summary[name] = float(values[-1])
+        elif name == "optimizer/skipped":
+            summary[name] = float(values.sum())
+        elif name.endswith("_max"):
+            summary[name] = float(values.max())
+        elif name != "fresh_tokens":
+            summary[name] = float(values.mean())
+    return summary

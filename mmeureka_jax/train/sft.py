@@ -1,0 +1,143 @@
+"""Supervised fine-tuning on `metadata["solution"]`: policy, state, checkpoints and tracking are those of RL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from mmeureka_jax.config.checks import validate_config
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.batch import pick_bucket
+from mmeureka_jax.models.policy import Policy
+from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.rl.update import imitation_objective
+from mmeureka_jax.setup.policy import same_on_all_hosts, sum_over_hosts
+from mmeureka_jax.train.job import Recipe, open_job
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.loader import LoadedProblem
+    from mmeureka_jax.data.problems import Problem
+    from mmeureka_jax.data.processor import Processor
+
+_LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped")
+
+
+def fine_tune(config: Config) -> Path:
+    """Imitates the solutions of `data.train` into `config.run_dir`, or continues the run that is there.
+
+    Raises:
+        UserError, Terminated: as `rl.trainer.train`. Problems without a solution, or with one longer than
+            `sft.max_response_tokens`, are left out as other unusable rows are.
+    """
+    validate_config(config, command="sft")
+    with open_job(config, recipe(config)) as job:
+        run = job.run
+        batches = ImitationBatches(config, job.loaded.policy, job.processor, job.num_windows)
+        job.begin_training()
+        while job.begin_step():
+            start = time.perf_counter()
+            job.steps.phase("updating")
+            batch = batches.make(next(job.loader))
+            run.train, on_device = job.learner.update_from_shares(run.train, batch)
+            run.step += 1
+            metrics = jax.device_get(on_device)
+            job.guard.check([metrics], [batch].__getitem__, run.step)
+            rows, prompt_tokens, response_tokens, padding, hosts = sum_over_hosts(
+                [
+                    len(batch.responses),
+                    batch.prompts.lengths.sum(),
+                    batch.response_mask.sum(),
+                    on_device["update/padding"],
+                    1,
+                ]
+            )
+            row = {"sft/loss": float(metrics["loss/total"])} | {name: float(metrics[name]) for name in _LOGGED}
+            row["update/padding"] = padding / hosts  # hosts have as many places each
+            row["response/length"] = response_tokens / rows
+            row["time/update"] = time.perf_counter() - start
+            row["time/update_tokens_per_s"] = (prompt_tokens + response_tokens) / row["time/update"]
+            row |= job.validate_if_due()
+            job.log(row, f"loss {row['sft/loss']:.3f}")
+            job.save_if_due()
+    return Path(config.run_dir)
+
+
+def recipe(config: Config) -> Recipe:
+    sft = config.sft
+    return Recipe(
+        kind="sft",
+        command="sft",
+        objective=imitation_objective(),
+        updates_per_step=1,
+        micro_batches=sft.micro_batches,
+        packing=sft.packing,
+        prompts_per_batch=sft.problems_per_step,
+        batch_sizes={"sft.problems_per_step / sft.micro_batches": sft.problems_per_step // sft.micro_batches},
+        scored=False,
+        also_check=lambda problem, processor: solution_tokens(problem, processor, sft.max_response_tokens),
+    )
+
+
+class ImitationBatches:
+    """Makes update batches (n = 1) of problems and their solutions, this host's rows."""
+
+    def __init__(self, config: Config, policy: Policy, processor: Processor, num_windows: int):
+        self._processor = processor
+        self._num_windows = num_windows
+        self._limit = config.sft.max_response_tokens
+        self._prompt_buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
+        self._hidden_size = policy.config.text.hidden_size
+
+    def make(self, loaded: Sequence[LoadedProblem]) -> UpdateBatch:
+        from mmeureka_jax.data.processor import collate
+
+        responses = [solution_tokens(item.problem, self._processor, self._limit) for item in loaded]
+        longest = int(same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded)))
+        rows, length = len(loaded), pick_bucket(longest, self._prompt_buckets)
+        tokens = np.zeros((rows, 1, self._limit), np.int32)
+        mask = np.zeros((rows, 1, self._limit), bool)
+        for i, response in enumerate(responses):
+            tokens[i, 0, : len(response)] = response
+            mask[i, 0, : len(response)] = True
+        return UpdateBatch(
+            prompts=collate([item.prompt for item in loaded], length, self._num_windows),
+            image_embeds=np.zeros((rows, 0, self._hidden_size), np.float32),
+            responses=tokens,
+            response_mask=mask,
+            old_log_probs=np.zeros(tokens.shape, np.float32),
+            advantages=np.ones(tokens.shape, np.float32),
+            fresh=np.zeros(rows, bool),
+        )
+
+
+def solution_tokens(problem: Problem, processor: Processor, limit: int) -> np.ndarray:
+    """The tokens of `metadata["solution"]`, the end token included.
+
+    Raises:
+        RowError: there is none, or it is longer than `limit`, or it holds a special token.
+    """
+    from mmeureka_jax.data.problems import RowError
+
+    solution = problem.metadata.get("solution")
+    if not isinstance(solution, str) or not solution.strip():
+        raise RowError(
+            f'problem {problem.id!r}: no metadata["solution"] to imitate; see docs/data.md', "no solution", problem.id
+        )
+    try:
+        tokens = processor.encode_response(solution)
+    except UserError as error:
+        raise RowError(f"problem {problem.id!r}: its solution: {error}", "malformed solution", problem.id) from None
+    if len(tokens) > limit:
+        raise RowError(
+            f"problem {problem.id!r}: its solution has {len(tokens)} tokens, over sft.max_response_tokens = {limit}; "
+            "raise the limit or drop the row (nothing is cut)",
+            "solution over the limit",
+            problem.id,
+        )
+    return tokens

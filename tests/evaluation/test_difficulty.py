@@ -1,0 +1,90 @@
+"""Accuracy per problem over several answers, and training on a range of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from helpers.commands import mmeureka, read_rows
+from helpers.guessing import write_guessing_checkpoint
+
+from mmeureka_jax.config.schema import DataConfig
+from mmeureka_jax.data.check import CheckReport
+from mmeureka_jax.data.problems import open_problems
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.evaluation.difficulty import read_difficulty, rows_by_difficulty
+from mmeureka_jax.process.console import plural
+from mmeureka_jax.setup.policy import CheckedProblems
+
+pytestmark = pytest.mark.usefixtures("shared_reward_workers")
+
+SPEC = "tfds:shapes/dots@train[:6]"
+
+
+def checked() -> CheckedProblems:
+    source = open_problems(SPEC)
+    return CheckedProblems(source, CheckReport(list(range(6)), [], 0, 0))
+
+
+def write(path, accuracies, first=0):
+    source = open_problems(SPEC)
+    rows = [{"id": source[first + i].id, "accuracy": accuracy} for i, accuracy in enumerate(accuracies)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_an_interrupted_measurement_goes_on(tmp_path, capsys):
+    write_guessing_checkpoint(tmp_path / "model", layers=1)
+    output = tmp_path / "d.jsonl"
+    command = ["data", "difficulty", SPEC, "--model", tmp_path / "model", "--output", output, "--n", 4]
+    options = ["--max-new-tokens", 6, "--batch-size", 4, "--prompt-style", "plain", "--max-pixels", 12544]
+    assert mmeureka(*command, *options) == 0
+    shown = capsys.readouterr().out.splitlines()
+    rows, text = read_rows(output), output.read_text()
+    assert [row["id"] for row in rows] == [open_problems(SPEC)[i].id for i in range(6)]
+    counts = Counter(round(row["accuracy"] * 4) for row in rows)
+    assert shown[:5] == [f"{right} of 4 right: {plural(counts[right], 'problem')}" for right in range(5)]
+    assert 0 < sum(row["accuracy"] for row in rows) < 6 and all(row["length"] == 4 for row in rows)
+
+    output.write_text("".join(text.splitlines(keepends=True)[:2]) + '{"id": "cut')
+    assert mmeureka(*command, *options) == 0
+    assert output.read_text() == text
+    assert mmeureka(*command, *options, "--limit", 2) == 0
+    assert output.read_text() == text
+    assert mmeureka(*command, *options, "--seed", 1) == 2
+    assert "d.jsonl was made with other settings (seed)" in capsys.readouterr().err
+
+
+def test_rows_within_the_range_some_of_them_more_often(tmp_path):
+    path = write(tmp_path / "d.jsonl", [0.0, 0.125, 0.5, 0.75, 0.875, 1.0])
+
+    def rows(**options):
+        return rows_by_difficulty(DataConfig(difficulty=path, **options), checked())
+
+    assert rows() == [0, 1, 2, 3, 4, 5]
+    assert rows(difficulty_lower=0.1, difficulty_upper=0.875) == [1, 2, 3, 4]
+    assert Counter(rows(difficulty_copies=4)) == {0: 1, 1: 2, 2: 4, 3: 3, 4: 2, 5: 1}
+    assert rows_by_difficulty(DataConfig(), checked()) == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(UserError, match=r"d.jsonl: no problem has an accuracy from 0.2 to 0.3; widen"):
+        rows(difficulty_lower=0.2, difficulty_upper=0.3)
+
+
+def test_what_is_missing_or_broken_is_named(tmp_path):
+    path = write(tmp_path / "d.jsonl", [0.5] * 4)
+    with pytest.raises(
+        UserError, match=r"d.jsonl has no difficulty of 2 of 6 usable problems of .*mmeureka data difficulty"
+    ):
+        rows_by_difficulty(DataConfig(difficulty=path), checked())
+    (tmp_path / "d.jsonl").write_text('{"id": "a", "accuracy": 0.5}\n{"id": "b", "accuracy": 5}\n')
+    with pytest.raises(UserError, match=r"d.jsonl:2: not a row of"):
+        read_difficulty(tmp_path / "d.jsonl")
+    with pytest.raises(UserError, match="nowhere.jsonl: cannot read the difficulty file"):
+        read_difficulty(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("option", [["--n", 0], ["--temperature", 0], ["--limit", -1]])
+def test_bad_options(option, tmp_path, capsys):
+    assert mmeureka("data", "difficulty", SPEC, "--model", tmp_path, "--output", tmp_path / "d.jsonl", *option) == 2
+    assert f"{option[0]}: must be a positive" in capsys.readouterr().err

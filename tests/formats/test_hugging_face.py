@@ -1,0 +1,531 @@
+"""Checkpoints: every leaf against torch, bitwise round trips, placement on a mesh, and broken files of every kind."""
+
+import json
+import os
+import resource
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.commands import environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.formats import hugging_face as weights
+from mmeureka_jax.formats import safetensors as safetensors_files
+from mmeureka_jax.formats.hugging_face import load_params, read_config, resolve_checkpoint, rules, save_params
+from mmeureka_jax.models.policy import Policy
+
+torch = pytest.importorskip("torch")
+
+
+def make_checkpoint(folder, *, tied=True, dtype="float32", shard="1GB"):
+    """A random checkpoint saved by transformers itself, no tensor left at 0 or 1; returns its state dict as saved."""
+    import transformers
+
+    torch.manual_seed(0)
+    ids = dict(image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=dict(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=96,
+            rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]},
+            tie_word_embeddings=tied,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=1,
+        ),
+        vision_config=dict(
+            depth=2,
+            hidden_size=32,
+            intermediate_size=40,
+            num_heads=2,
+            out_hidden_size=32,
+            fullatt_block_indexes=[1],
+        ),
+        tie_word_embeddings=tied,
+        **ids,
+    )
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).to(getattr(torch, dtype))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    model.save_pretrained(folder, max_shard_size=shard)
+    return read_state(folder)
+
+
+def read_state(folder):
+    """Every stored tensor, read by the safetensors library."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def rename_to_newer(folder):
+    """Rewrites the one file of a checkpoint with the tensor names of newer saves."""
+    from safetensors.torch import save_file
+
+    def rename(name):
+        if name.startswith("visual."):
+            return f"model.{name}"
+        return name.replace("model.", "model.language_model.", 1)
+
+    save_file({rename(k): v for k, v in read_state(folder).items()}, folder / "model.safetensors")
+
+
+def rewrite(folder, change):
+    """Applies `change` to the state dict of a one-file checkpoint."""
+    from safetensors.torch import save_file
+
+    state = read_state(folder)
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path):
+    """A copy that a test may break."""
+    return shutil.copytree(saved, tmp_path / "checkpoint")
+
+
+@pytest.fixture(params=["small", "large"])
+def leaf_size(request, monkeypatch):
+    """Small leaves are put together on the host, large ones on the devices. Here all are small, or none counts so."""
+    if request.param == "large":
+        monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", 0)
+    return request.param
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_leaves_hold_the_torch_parameters(tmp_path, tied, leaf_size):
+    state = make_checkpoint(tmp_path, tied=tied)
+    params = load_params(tmp_path, read_config(tmp_path))
+    for name, tensor in state.items():
+        expected = tensor.numpy()
+        if name == "visual.patch_embed.proj.weight":
+            continue  # by what it computes, below
+        if name.startswith("visual.merger.mlp."):
+            name = name.replace("mlp.", "mlp_")
+        keys = name.replace("visual.", "vision.").replace("model.", "language.").split(".")
+        if keys[0] == "lm_head":
+            keys = ["language", *keys]
+        layer = next((int(key) for key in keys if key.isdigit()), None)
+        keys = [key for key in keys if not key.isdigit()]
+        if keys[-1] == "weight":
+            if "embed_tokens" in keys:
+                keys[-1] = "embedding"
+            else:
+                keys[-1], expected = ("kernel", expected.T) if expected.ndim == 2 else ("scale", expected)
+        leaf = params
+        for key in keys:
+            leaf = leaf[key]
+        np.testing.assert_array_equal(leaf if layer is None else leaf[layer], expected, err_msg=name)
+
+    weight = state["visual.patch_embed.proj.weight"]
+    pixels = torch.randn(1, *weight.shape[1:])  # [1, channel, time, row, column]
+    convolved = torch.nn.functional.conv3d(pixels, weight)[0, :, 0, 0, 0]
+    by_time = pixels[0].permute(1, 0, 2, 3).reshape(weight.shape[2], -1).numpy()
+    ours = np.einsum("ti,tio->o", by_time, params["vision"]["patch_embed"]["kernel"])
+    np.testing.assert_allclose(ours, convolved, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_tree_is_the_policys(tmp_path, tied):
+    make_checkpoint(tmp_path, tied=tied)
+    config = read_config(tmp_path)
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), Policy(config).abstract_params())
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), load_params(tmp_path, config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tied", "shard", "newer"),
+    [
+        ("float32", True, "1GB", False),
+        ("float32", False, "50KB", False),
+        ("bfloat16", True, "20KB", False),
+        ("bfloat16", False, "1GB", True),
+    ],
+)
+def test_round_trip_is_bitwise(tmp_path, dtype, tied, shard, newer):
+    source, target = tmp_path / "source", tmp_path / "target"
+    state = make_checkpoint(source, tied=tied, dtype=dtype, shard=shard)
+    assert (source / "model.safetensors.index.json").is_file() == (shard != "1GB")
+    if newer:
+        rename_to_newer(source)
+    config = read_config(source)
+    save_params(load_params(source, config), config, target, source=source, dtype=dtype, max_shard_bytes=40_000)
+
+    result = read_state(target)
+    assert result.keys() == state.keys()
+    for name, tensor in state.items():
+        assert result[name].dtype == tensor.dtype
+        assert torch.equal(result[name].view(torch.uint8), tensor.view(torch.uint8)), name
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in state.values())
+    assert set(index["weight_map"].values()) == {file.name for file in target.glob("*.safetensors")}
+    assert read_config(target) == config
+
+
+def test_transformers_loads_what_is_saved(saved, tmp_path):
+    import transformers
+
+    config = read_config(saved)
+    save_params(load_params(saved, config), config, tmp_path / "out", source=saved, max_shard_bytes=50_000)
+    model = transformers.Qwen2_5_VLForConditionalGeneration
+    theirs, info = model.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    before = model.from_pretrained(saved).state_dict()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_companion_files_travel_unchanged_and_others_stay(checkpoint, tmp_path):
+    names = (
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "merges.txt",
+        "chat_template.jinja",
+    )
+    for name in names:
+        (checkpoint / name).write_text(f'{{"from": "{name}", "eos_token_id": [2]}}')
+    (checkpoint / "optimizer.pt").write_bytes(b"not ours to copy")
+    config = read_config(checkpoint)
+    params = load_params(checkpoint, config)
+    save_params(params, config, tmp_path / "out", source=checkpoint)
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {*names, "config.json", "model.safetensors"}
+    save_params(params, config, tmp_path / "bare")
+    assert json.loads((tmp_path / "bare" / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def requested_shardings(config, spec_of):
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    tree = {}
+    for rule in rules(config):
+        weights._set(tree, rule.leaf, NamedSharding(mesh, PartitionSpec(*spec_of(rule))))
+    return tree
+
+
+def last_two(rule):
+    """fsdp and tensor on the last two axes of matrices."""
+    rank = len(rule.leaf_shape)
+    return (*[None] * (rank - 2), "fsdp", "tensor") if rule.layout != "same" else (*[None] * (rank - 1), "tensor")
+
+
+def test_loads_onto_a_mesh_with_the_shardings_asked_for(saved, leaf_size):
+    config = read_config(saved)
+    shardings = requested_shardings(config, last_two)
+    whole, sharded = load_params(saved, config), load_params(saved, config, shardings)
+
+    def check(one, many, sharding):
+        assert many.sharding == sharding
+        assert many.addressable_shards[0].data.size < many.size
+        np.testing.assert_array_equal(one, many)
+
+    jax.tree.map(check, whole, sharded, shardings)
+
+
+def test_stacked_layers_may_be_sharded_too(tmp_path, saved, leaf_size):
+    config = read_config(saved)
+
+    def spec_of(rule):  # two vision blocks over fsdp
+        return ("fsdp",) if rule.layers == config.vision.depth else ()
+
+    shardings = requested_shardings(config, spec_of)
+    sharded = load_params(saved, config, shardings)
+    jax.tree.map(np.testing.assert_array_equal, load_params(saved, config), sharded)
+    kernel = sharded["vision"]["blocks"]["attn"]["qkv"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec("fsdp")
+    save_params(sharded, config, tmp_path / "out")
+    for name, tensor in read_state(tmp_path / "out").items():
+        assert torch.equal(tensor, read_state(saved)[name]), name
+
+
+def test_each_device_reads_its_slice_only(saved, monkeypatch):
+    monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", 0)
+    config = read_config(saved)
+    reads = []
+
+    class Recorder(safetensors_files.StoredTensor):
+        def read(self, index=None):
+            result = super().read(index)
+            reads.append(result.size / np.prod(self.shape))
+            assert result.base is None or not isinstance(result.base, np.memmap)
+            return result
+
+    monkeypatch.setattr(safetensors_files, "StoredTensor", Recorder)
+    load_params(saved, config, requested_shardings(config, last_two))
+    # a quarter of each matrix, half of each vector; the patch embedding is split by output only
+    assert max(reads) <= 0.5
+    assert 0.25 in reads
+
+
+def test_parameters_take_the_dtype_asked_for(saved, leaf_size):
+    params = load_params(saved, read_config(saved), dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_all_tensor_problems_are_listed_at_once(checkpoint):
+    def damage(state):
+        del state["model.layers.1.self_attn.k_proj.bias"]
+        state["visual.merger.mlp.2.weight"] = torch.zeros(7, 5)
+        state["model.norm.weight"] = torch.zeros(32, dtype=torch.int8)
+        state["model.layers.3.mlp.up_proj.weight"] = torch.zeros(48, 32)
+        state["model.language_model.embed_tokens.weight"] = torch.zeros(96, 32)
+
+    rewrite(checkpoint, damage)
+    with pytest.raises(UserError) as error:
+        load_params(checkpoint, read_config(checkpoint))
+    message = str(error.value)
+    assert "5 tensors" in message and str(checkpoint) in message
+    assert "model.layers.1.self_attn.k_proj.bias: missing (expected shape [16])" in message
+    assert "visual.merger.mlp.2.weight: shape [7, 5], expected [32, 128]" in message
+    assert "model.norm.weight: stored as I8" in message
+    assert "model.layers.3.mlp.up_proj.weight: unexpected" in message
+    assert "embed_tokens.weight: stored twice" in message
+
+
+def test_harmless_extras_are_accepted(checkpoint):
+    def extend(state):
+        state["model.rotary_emb.inv_freq"] = torch.zeros(4)
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+
+    rewrite(checkpoint, extend)
+    params = load_params(checkpoint, read_config(checkpoint))
+    assert "lm_head" not in params["language"]
+
+
+@pytest.mark.parametrize("part_bytes", [2**24, 64], ids=["at once", "in parts"])
+@pytest.mark.parametrize(
+    "head", [lambda e: e * 1.01, lambda e: e[:-1], lambda e: e.int(), lambda e: e.index_fill(0, torch.tensor([-1]), 7)]
+)
+def test_a_tied_head_of_its_own_is_refused(checkpoint, monkeypatch, head, part_bytes):
+    monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", part_bytes)
+    config = read_config(checkpoint)
+    rewrite(
+        checkpoint, lambda state: state.update({"lm_head.weight": head(state["model.embed_tokens.weight"]).clone()})
+    )
+    with pytest.raises(
+        UserError, match="lm_head.weight is stored and is not .*Set tie_word_embeddings to false to use"
+    ):
+        load_params(checkpoint, config)
+
+
+def test_an_untied_config_needs_a_head(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"lm_head\.weight: missing"):
+        load_params(checkpoint, read_config(checkpoint))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_truncated_file_is_named(saved, tmp_path_factory, fraction):
+    folder = shutil.copytree(saved, tmp_path_factory.mktemp("cut") / "checkpoint")
+    file = folder / "model.safetensors"
+    os.truncate(file, int(fraction * file.stat().st_size))
+    with pytest.raises(UserError, match=f"{file}: .*again"):
+        load_params(folder, read_config(folder))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00" * 64,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 16) + b'{"a": {"dtype":1',
+        *(
+            struct.pack("<Q", len(header)) + header + b"\x00" * 8
+            for header in (
+                b'{"a": 3}',
+                b'{"a": {"dtype": "F32", "shape": [2]}}',
+                b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}',
+                b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}',
+                b'{"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}',
+                b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',  # bytes too many
+                b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+                b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',  # overlap
+                b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+                b'"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+                b'{"a": {"dtype": "I64", "shape": [1], "data_offsets": [8, 0]}}',
+                b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}',
+                b'{"a": {"dtype": [], "shape": [2], "data_offsets": [0, 8]}}',
+                b'{"a": ' + b"[" * 100_000,
+            )
+        ),
+    ],
+)
+def test_a_broken_file_is_named(checkpoint, content):
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: .*again"):
+        load_params(checkpoint, read_config(checkpoint))
+
+
+def test_pickles_are_refused_by_name(checkpoint):
+    config = read_config(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        load_params(checkpoint, config)
+    (checkpoint / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model\.bin\)"):
+        load_params(checkpoint, config)
+
+
+def test_broken_indices(tmp_path):
+    folder = tmp_path / "checkpoint"
+    make_checkpoint(folder, shard="50KB")
+    config, index_file = read_config(folder), folder / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    name, shard = next(iter(index["weight_map"].items()))
+
+    def expect(message):
+        with pytest.raises(UserError, match=message):
+            load_params(folder, config)
+
+    def write(weight_map):
+        index_file.write_text(json.dumps({"weight_map": weight_map}))
+
+    for content, message in {
+        "{": "cannot be read as JSON", "[]": "holds a list, expected a JSON object", "[" * 10_000: "nested too deeply",
+        "{}": "not a safetensors index", '{"weight_map": 3}': "'weight_map' holds a number, expected an object",
+        '{"weight_map": {"a": 3}}': "no plain name", '{"weight_map": {"a": "a\\u0000.safetensors"}}': "no plain name",
+    }.items():  # fmt: skip
+        index_file.write_text(content)
+        expect(rf"index\.json: .*{message}")
+    write({**index["weight_map"], name: "../elsewhere.safetensors"})
+    expect("plain name")
+    write({**index["weight_map"], name: "lost.safetensors"})
+    expect(r"files that are not there: lost\.safetensors")
+    write({**index["weight_map"], "model.extra": shard})
+    expect("model.extra")
+    index_file.unlink()
+    expect("copy the index file too")
+
+
+def test_checkpoints_that_are_not_there(tmp_path, monkeypatch):
+    assert resolve_checkpoint(tmp_path) == tmp_path
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="this is a file"):
+        resolve_checkpoint(tmp_path / "file")
+    with pytest.raises(UserError, match="no such folder"):
+        resolve_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nobody/nothing: no such folder, and the hub"):
+        resolve_checkpoint("nobody/nothing")  # the tests are offline
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
+        read_config(tmp_path)
+    for content in ("{", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config\.json: "):
+            read_config(tmp_path)
+
+
+def test_hub_ids_resolve_through_the_hubs_own_cache(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path)
+    )
+    assert resolve_checkpoint("Qwen/Qwen2.5-VL-3B-Instruct") == tmp_path
+    assert asked == ["Qwen/Qwen2.5-VL-3B-Instruct"]
+
+
+def test_a_taken_folder_is_left_alone(saved, tmp_path):
+    config = read_config(saved)
+    params = load_params(saved, config)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    for taken in (tmp_path / "mine", tmp_path / "mine" / "thesis.tex"):
+        with pytest.raises(UserError, match="exists already"):
+            save_params(params, config, taken)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    save_params(params, config, tmp_path / "empty")  # an empty folder is as good as none
+    assert read_config(tmp_path / "empty") == config
+
+
+def test_a_full_disk_leaves_nothing_behind(saved, tmp_path):
+    config = read_config(saved)
+    params = load_params(saved, config)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow beyond this
+    try:
+        with pytest.raises(UserError, match="out: cannot be written"):
+            save_params(params, config, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        save_params(params, config, tmp_path / "file" / "out")
+
+
+TWO_PROCESSES = """
+import sys, jax
+from jax.sharding import NamedSharding, PartitionSpec
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.formats import hugging_face as weights
+rank, port, source, target = int(sys.argv[1]), *sys.argv[2:]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+config = weights.read_config(source)
+shardings = {}
+for rule in weights.rules(config):
+    spec = (*[None] * (len(rule.leaf_shape) - 1), "fsdp")
+    weights._set(shardings, rule.leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+params = weights.load_params(source, config, shardings)
+weights.save_params(params, config, target, source=source, max_shard_bytes=50_000)
+try:
+    weights.save_params(params, config, target)
+except UserError as error:
+    print("second save:", error)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint(saved, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    target = tmp_path / "out"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(rank), port, str(saved), str(target)],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "exists already" in outputs[0][0] and "process 0 could not write" in outputs[1][0]
+    state = read_state(saved)
+    result = read_state(target)
+    assert result.keys() == state.keys()
+    assert all(torch.equal(result[name], state[name]) for name in state)

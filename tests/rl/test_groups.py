@@ -1,0 +1,222 @@
+"""Groups on the host: stacking, padding, the batches made of them, and each host's share."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+from dataclasses import fields, replace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmeureka_jax.config.schema import RLConfig
+from mmeureka_jax.rl.groups import (
+    Group,
+    make_update_batch,
+    packed_widths,
+    padding,
+    rows_of_host,
+    split_batch,
+    stack_groups,
+    unstack_groups,
+)
+
+N, PLACES, NUMBERS, WIDTH = 3, 4, 6, 8
+
+
+def make_group(rng, *, prompt=5, response=4, windows=2, merged=0, padding=3):
+    """A group as a rollout leaves it: `prompt` and longest `response` tokens, and `padding` more places of each."""
+    lengths = rng.integers(1, response + 1, N)
+    lengths[rng.integers(N)] = response
+
+    def floats(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    def padded(x, axis, fill=0):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, padding)
+        return np.pad(x, widths, constant_values=fill)
+
+    within = np.arange(response) < lengths[:, None]
+    return Group(
+        rollout_index=int(rng.integers(100)),
+        order=int(rng.integers(10_000)),
+        tokens=padded(rng.integers(1, 99, prompt).astype(np.int32), 0),
+        positions=padded(rng.integers(1, 99, (3, prompt)).astype(np.int32), 1),
+        length=prompt,
+        next_position=int(rng.integers(1, 99)),
+        image_index=padded(rng.integers(-1, 9, prompt).astype(np.int32), 0, -1),
+        patches=floats(windows, PLACES, NUMBERS),
+        patch_positions=rng.integers(1, 9, (windows, PLACES, 2)).astype(np.int32),
+        patch_mask=np.ones((windows, PLACES), bool),
+        image_ids=np.arange(windows, dtype=np.int32),
+        image_embeds=floats(merged, WIDTH),
+        responses=padded(np.where(within, rng.integers(1, 99, (N, response)), 0).astype(np.int32), 1),
+        log_probs=padded(np.where(within, floats(N, response), 0).astype(np.float32), 1),
+        lengths=lengths.astype(np.int32),
+        finished=rng.random(N) < 0.5,
+        rewards=floats(N),
+        accuracies=floats(N),
+    )
+
+
+SIZES = st.fixed_dictionaries(
+    {
+        "prompt": st.integers(1, 7),
+        "response": st.integers(1, 6),
+        "windows": st.integers(0, 3),
+        "merged": st.integers(0, 3),
+        "padding": st.integers(0, 4),
+    }
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(SIZES, min_size=1, max_size=4), st.integers(0, 1000))
+def test_unstacking_gives_the_groups_back_up_to_padding(sizes, seed):
+    rng = np.random.default_rng(seed)
+    groups = [make_group(rng, **size) for size in sizes]
+    back = unstack_groups(stack_groups(groups))
+    assert len(back) == len(groups)
+    for group, other in zip(groups, back, strict=True):
+        for field in fields(Group):
+            before, after = np.asarray(getattr(group, field.name)), np.asarray(getattr(other, field.name))
+            kept = after[tuple(slice(size) for size in before.shape)]
+            np.testing.assert_array_equal(kept, before, err_msg=field.name)
+            assert isinstance(getattr(other, field.name), type(getattr(group, field.name)))
+            fill = {"image_index": -1, "image_ids": -1}.get(field.name, 0)
+            outside = np.ones(after.shape, bool)
+            outside[tuple(slice(size) for size in before.shape)] = False
+            assert (after[outside] == fill).all(), field.name
+
+
+def test_a_batch_holds_every_group_at_the_sizes_asked_for():
+    rng = np.random.default_rng(0)
+    groups = [make_group(rng, prompt=p, response=r, windows=w) for p, r, w in ((5, 4, 2), (3, 6, 0), (7, 1, 3))]
+    advantages = rng.normal(size=(3, N, 6))
+    batch = make_update_batch(groups, advantages, np.array([1, 0, 1]), prompt_length=8, response_length=6)
+
+    assert batch.prompts.tokens.shape == (3, 8) and batch.responses.shape == (3, N, 6)
+    assert batch.prompts.images.patches.shape == (3, 3, PLACES, NUMBERS) and not batch.has_embeds
+    for row, group in enumerate(groups):
+        length = group.length
+        np.testing.assert_array_equal(batch.prompts.tokens[row, :length], group.tokens[:length])
+        np.testing.assert_array_equal(batch.prompts.positions[row, :, :length], group.positions[:, :length])
+        assert (batch.prompts.tokens[row, length:] == 0).all() and (batch.prompts.image_index[row, length:] == -1).all()
+        np.testing.assert_array_equal(batch.response_mask[row].sum(-1), group.lengths)
+        for j, count in enumerate(group.lengths):
+            assert batch.response_mask[row, j, :count].all()
+            np.testing.assert_array_equal(batch.responses[row, j, :count], group.responses[j, :count])
+            np.testing.assert_array_equal(batch.old_log_probs[row, j, :count], group.log_probs[j, :count])
+        windows = len(group.image_ids)
+        assert (batch.prompts.images.image_ids[row, windows:] == -1).all()
+        assert not batch.prompts.images.patch_mask[row, windows:].any()
+    np.testing.assert_array_equal(batch.prompts.lengths, [5, 3, 7])
+    np.testing.assert_array_equal(batch.prompts.next_position, [group.next_position for group in groups])
+    np.testing.assert_array_equal(batch.advantages, advantages.astype(np.float32))
+    assert batch.fresh.tolist() == [True, False, True]
+    wrong = [x.dtype for x in jax.tree.leaves(batch) if x.dtype not in (np.int32, np.float32, np.bool_)]
+    assert not wrong, "the device would cut these down, or keep them apart"
+
+
+def test_image_embeddings_of_a_frozen_tower_go_along():
+    rng = np.random.default_rng(0)
+    groups = [make_group(rng, windows=0, merged=size) for size in (4, 2)]
+    batch = make_update_batch(groups, np.zeros((2, N, 8)), np.zeros(2), prompt_length=8, response_length=8)
+    assert batch.has_embeds and batch.image_embeds.shape == (2, 4, WIDTH)
+    np.testing.assert_array_equal(batch.image_embeds[1, :2], groups[1].image_embeds)
+    assert batch.prompts.images.patches.shape[1] == 0
+
+
+@pytest.mark.parametrize(("prompt_length", "response_length"), [(4, 8), (8, 3)])
+def test_nothing_is_ever_cut_off(prompt_length, response_length):
+    groups = [make_group(np.random.default_rng(0), prompt=5, response=4)]
+    with pytest.raises(ValueError, match="5 prompt and 4 response tokens do not fit"):
+        make_update_batch(
+            groups, np.zeros((1, N, 4)), np.zeros(1), prompt_length=prompt_length, response_length=response_length
+        )
+
+
+def test_the_hosts_shares_make_up_the_batch(monkeypatch):
+    rng = np.random.default_rng(0)
+    groups = [make_group(rng) for _ in range(6)]
+    batch = make_update_batch(groups, np.zeros((6, N, 8)), np.zeros(6), prompt_length=8, response_length=8)
+    assert rows_of_host(batch) is batch
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    shares = []
+    for host in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        shares.append(rows_of_host(batch))
+    assert all(share.responses.shape[0] == 2 for share in shares)
+    together = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
+    jax.tree.map(np.testing.assert_array_equal, together, batch)
+
+
+@pytest.mark.parametrize("packing", [0.0, 0.01, 0.5, 0.8, 0.97])
+@pytest.mark.parametrize("places", [1, 6, 16, 100, 4096, 8 * 1000])
+def test_packed_widths_go_down_in_steps_of_a_factor(places, packing):
+    widths = packed_widths(places, packing)
+    assert widths[-1] == places and list(widths) == sorted(set(widths))
+    for narrow, wide in itertools.pairwise(widths):
+        assert narrow % 16 == 0 and packing * wide - 16 < narrow <= packing * wide
+    assert widths[0] >= places / 16
+    if not packing:
+        assert widths == (places,)
+
+
+def batch_of_lengths(rng, lengths, longest):
+    rows, n = lengths.shape
+    groups = [make_group(rng, response=1, merged=0) for _ in range(rows)]
+    groups = [
+        replace(group, responses=np.ones((n, longest), np.int32), log_probs=np.zeros((n, longest)), lengths=row)
+        for group, row in zip(groups, lengths, strict=True)
+    ]
+    advantages = np.arange(rows * n).reshape(rows, n, 1).repeat(longest, axis=2)  # to know them by
+    return make_update_batch(groups, advantages, np.zeros(rows), prompt_length=8, response_length=longest)
+
+
+@pytest.mark.parametrize("packing", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_parts_hold_every_group_once_and_all_of_its_tokens(parts, packing):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 41, (12, N))
+    batch = batch_of_lengths(rng, lengths, longest=40)
+    split = split_batch(batch, parts, packing)
+    assert len(split) == parts and all(len(part.responses) == 12 // parts for part in split)
+
+    def by_name(part):
+        return {tuple(name): row.tolist() for name, row in zip(part.advantages[..., 0], part.lengths, strict=True)}
+
+    assert functools.reduce(operator.or_, map(by_name, split)) == by_name(batch)
+    most = [int(part.lengths.sum(1).max()) for part in split]
+    assert most == sorted(most, reverse=True)
+    widths = packed_widths(N * 40, packing)
+    for part, tokens in zip(split, most, strict=True):
+        assert (part.width or N * 40) == min(width for width in widths if width >= tokens)
+    places = sum((8 + (part.width or N * 40)) * len(part.responses) for part in split)
+    assert padding(split) == pytest.approx(1 - (batch.prompts.lengths.sum() + lengths.sum()) / places)
+
+
+def test_hosts_with_rows_of_different_lengths_agree_on_the_widths():
+    rng = np.random.default_rng(0)
+    batch = batch_of_lengths(rng, rng.integers(1, 20, (4, N)), longest=40)
+    alone = split_batch(batch, 2, 0.5)
+    assert all(part.width is not None for part in alone)
+    told = split_batch(batch, 2, 0.5, longest_of=lambda own: np.maximum(own, [N * 40, 0]))
+    assert [part.width for part in told] == [None, alone[1].width]
+
+
+def test_little_of_an_update_is_padding_when_lengths_vary_as_they_do():
+    """128 groups of 8 in 16 micro-batches, log-normal lengths (sigma 1) cut at 8 times the median."""
+    rng = np.random.default_rng(0)
+    median = 32
+    lengths = np.clip(np.round(median * np.exp(rng.standard_normal((128, 8)))), 1, 8 * median).astype(int)
+    batch = batch_of_lengths(rng, lengths, longest=8 * median)
+    prompts = batch.prompts.replace(tokens=np.ones((128, 100), np.int32), lengths=np.full(128, 100, np.int32))
+    batch = batch.replace(prompts=prompts)
+    packed, padded = (padding(split_batch(batch, 16, packing)) for packing in (RLConfig().packing, 0.0))
+    assert packed < 0.15 and padded > 0.7

@@ -1,0 +1,105 @@
+"""Rollouts are scored while the next are sampled, where the next are needed for certain."""
+
+from __future__ import annotations
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+from helpers.collect_on_two_hosts import problem
+from helpers.commands import ONE_LAYER
+
+from mmeureka_jax.config.schema import load_config
+from mmeureka_jax.data.loader import LoadedProblem
+from mmeureka_jax.rewards.base import RewardResult
+from mmeureka_jax.rl.online_filter import GroupBuffer
+from mmeureka_jax.setup.policy import open_policy, open_processor
+from mmeureka_jax.train import collect
+from mmeureka_jax.train.collect import Collector
+
+PROMPTS = 8  # of a sampler call: the tests have eight devices
+
+
+class Rewards:
+    """A response's reward is its length; `before` is called first, with the number of the call."""
+
+    def __init__(self, before=lambda call: None):
+        self.before, self.calls = before, 0
+
+    def score(self, requests):
+        self.calls += 1
+        self.before(self.calls)
+        return [RewardResult(float(len(request.response)), {"accuracy": 0.5}) for request in requests]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """run(calls, rewards) -> (what was collected for a step of so many sampler calls, problems that were taken)"""
+
+    def run(calls, rewards):
+        config = load_config(
+            "configs/smoke.yaml",
+            [
+                f"rl.prompts_per_rollout={calls * PROMPTS}",
+                f"sampler.batch_prompts={PROMPTS}",
+                "rl.filter.enabled=false",
+                *ONE_LAYER,
+            ],
+        )
+        loaded, taken = open_policy(config, tmp_path_factory.mktemp("run")), []
+
+        def batches():
+            for start in range(0, 1000, PROMPTS):
+                orders = range(start, start + PROMPTS)
+                taken.extend(orders)
+                yield [LoadedProblem(problem(order), processor(problem(order)), order) for order in orders]
+
+        with jax.set_mesh(loaded.mesh):
+            processor = open_processor(config, loaded.checkpoint)
+            collector = Collector(config, loaded, processor, batches(), rewards, num_windows=0, vision_frozen=True)
+            collected, rollout = collector.collect(
+                loaded.load_params(), GroupBuffer(), step=0, rollout=0, on_round=lambda count: None
+            )
+        assert rollout == calls and collected.metrics["filter/rounds"] == calls
+        return collected, taken
+
+    return run
+
+
+@pytest.mark.slow
+def test_rewards_of_one_call_overlap_with_the_next(run, monkeypatch):
+    expected, _ = run(3, Rewards())
+    sampled, began = collect.sample, [threading.Event() for _ in range(4)]
+
+    def sample(*args):
+        next(event for event in began if not event.is_set()).set()
+        return sampled(*args)
+
+    monkeypatch.setattr(collect, "sample", sample)
+    seen = []
+
+    def before(call):  # of three calls the next has begun, but after the last, when there is none
+        seen.append(began[call].wait(timeout=0.1 if call == 3 else 60.0))
+
+    collected, taken = run(3, Rewards(before))
+    assert seen == [True, True, False] and taken == list(range(3 * PROMPTS))
+    assert [group.order for group in collected.groups] == [group.order for group in expected.groups] == taken
+    for mine, other in zip(collected.groups, expected.groups, strict=True):
+        np.testing.assert_array_equal(mine.responses, other.responses)
+        np.testing.assert_array_equal(mine.rewards, other.rewards)
+
+
+@pytest.mark.slow
+def test_nothing_is_sampled_that_may_not_be_needed(run):
+    _, taken = run(1, Rewards())
+    assert taken == list(range(PROMPTS))
+
+
+@pytest.mark.slow
+def test_an_error_while_scoring_is_raised(run):
+    def before(call):
+        raise RuntimeError("no worker left")
+
+    with pytest.raises(RuntimeError, match="no worker left"):
+        run(2, Rewards(before))

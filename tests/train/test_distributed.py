@@ -1,0 +1,151 @@
+"""Several processes, one CPU device or two each, joined by jax.distributed over the loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.commands import ONE_LAYER, environment, free_port
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 1500  # seconds until a hang is called a hang
+
+
+def start_together(commands, devices, log_dir):
+    """The processes and their logs."""
+    logs = [log_dir / f"process_{index}.log" for index in range(len(commands))]
+    processes = []
+    for command, log in zip(commands, logs, strict=True):
+        with log.open("w") as output:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *map(str, command)],
+                    cwd=ROOT, env=environment(devices), stdout=output, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
+    return processes, logs
+
+
+def wait_while(condition, processes):
+    """Returns when `condition` no longer holds; what is left of the processes if that takes too long is ended."""
+    deadline = time.monotonic() + LIMIT
+    while condition():
+        if time.monotonic() > deadline:
+            end_all(processes)
+            pytest.fail("a hang")
+        time.sleep(0.05)
+
+
+def end_all(processes):
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def run_together(commands, devices, log_dir):
+    """Runs the commands at the same time; when one fails the others, which wait for it, are ended."""
+    processes, logs = start_together(commands, devices, log_dir)
+    try:
+
+        def all_is_well():
+            codes = [process.poll() for process in processes]
+            return None in codes and not any(codes)
+
+        wait_while(all_is_well, processes)
+    finally:
+        end_all(processes)
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * len(codes), "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+
+
+class Runs:
+    """Three steps of configs/smoke.yaml, in one process with two devices and in two processes with one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def commands(self, name: str, processes: int) -> list[list]:
+        command = [
+            "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={self.folder / name}", "steps=3",
+            "rl.packing=0", "rl.micro_batches=1", "checkpoint.every_steps=1", "checkpoint.keep=3",
+            "tracking.progress=false", "reward.workers=1", "sampler.compile_ahead=false", *ONE_LAYER,
+        ]  # fmt: skip
+        if processes == 1:
+            return [command]
+        joined = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes]
+        return [[*command, *joined, "--process-id", index] for index in range(processes)]
+
+    def train(self, name: str, processes: int) -> list[dict[str, float]]:
+        """Starts the run, or continues it; the rows of its metrics.jsonl."""
+        run_together(self.commands(name, processes), 2 // processes, self.folder)
+        return self.rows(name)
+
+    def rows(self, name: str) -> list[dict[str, float]]:
+        path = self.folder / name / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+def without_times(row):
+    return {name: value for name, value in row.items() if not name.startswith("time/")}
+
+
+@pytest.fixture(scope="module")
+def together(runs):
+    return runs.train("two", 2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_resume(runs, together):
+    alone = runs.train("one", 1)
+    assert [row["step"] for row in together] == [row["step"] for row in alone] == [0, 1, 2, 3]
+    for mine, expected in zip(together, alone, strict=True):
+        mine, expected = without_times(mine), without_times(expected)
+        assert mine.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{expected['step']} {name}")
+    losses = [row["loss/total"] for row in alone[1:]]
+    assert len(set(losses)) == 3 and np.isfinite(losses).all()
+
+    # Stopped after step 2, with groups left in the buffer: step 3 again, bit for bit.
+    shutil.rmtree(runs.folder / "two" / "checkpoints" / "3")
+    resumed = runs.train("two", 2)
+    assert [without_times(row) for row in resumed] == [without_times(row) for row in together]
+    assert together[2]["filter/buffer"] > 0
+    metadata = json.loads((runs.folder / "two" / "metadata.json").read_text())
+    assert metadata["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_and_the_same_command_continues(runs, together):
+    processes, logs = start_together(runs.commands("killed", 2), 1, runs.folder)
+    try:
+        wait_while(lambda: len(runs.rows("killed")) < 2 and processes[0].poll() is None, processes)
+        processes[1].kill()
+        assert processes[0].wait(timeout=35) == 75, logs[0].read_text()
+    finally:
+        end_all(processes)
+    said = logs[0].read_text()
+    assert "mmeureka: process 1 of 2 is lost: " in said.splitlines()[-1] and "start the same command again" in said
+    assert "Traceback" not in said and "Check failure" not in said
+    assert len(runs.rows("killed")) < 4
+    resumed = runs.train("killed", 2)
+    assert [without_times(row) for row in resumed] == [without_times(row) for row in together]
+
+
+@pytest.mark.slow
+def test_rewards_stay_with_their_responses_when_hosts_alternate_in_the_mesh(tmp_path):
+    port = free_port()
+    command = ["tests.collect_on_two_hosts", port]
+    run_together([[*command, index, tmp_path / "work", *ONE_LAYER] for index in range(2)], 2, tmp_path)

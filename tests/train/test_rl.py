@@ -1,0 +1,516 @@
+"""The loop as a whole: what it trains on, what it logs and keeps, when it stops, and how it continues."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from helpers.commands import mmeureka
+from helpers.guessing import write_guessing_checkpoint
+
+from mmeureka_jax.config.schema import Config, load_config, to_dict
+from mmeureka_jax.errors import EXIT_STOPPED, UserError
+from mmeureka_jax.mesh import make_mesh
+from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.runs.checkpoint import read_metadata
+from mmeureka_jax.runs.folder import NonFiniteGuard, begin_run, config_changes, restore_position
+from mmeureka_jax.runs.tracking import read_metrics, read_rollouts
+from mmeureka_jax.setup.policy import open_policy
+from mmeureka_jax.train import job
+from mmeureka_jax.train import rl as trainer
+from mmeureka_jax.train.rl import train
+from mmeureka_jax.train.sft import fine_tune
+
+pytestmark = pytest.mark.usefixtures("shared_reward_workers")
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+
+# The guessing policy answers a few of these problems right now and then, so that the filter has something to decide.
+OVERRIDES = """
+    steps=3 model.random=null sampler.max_new_tokens=6 sampler.batch_prompts=8
+    rl.group_size=4 rl.prompts_per_rollout=4 rl.prompts_per_update=2 rl.micro_batches=1 rl.packing=0
+    rl.filter.lower=0.1 rl.filter.upper=0.9 rl.filter.max_empty_rounds=20
+    data.train=tfds:shapes/dots@train[:20] data.validation=tfds:shapes/dots@test[:4]
+    checkpoint.keep=3 tracking.validate_every=2 tracking.progress=false tracking.tensorboard=false reward.workers=1
+    optimizer.learning_rate=1e-4
+""".split()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy") / "model"
+    write_guessing_checkpoint(folder, layers=1)
+    return folder
+
+
+def use_devices(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(job, "open_policy", functools.partial(open_policy, devices=jax.devices()[:count]))
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    use_devices(monkeypatch, 1)
+
+
+@pytest.fixture
+def make_config(policy, tmp_path):
+    def make(*overrides: str) -> Config:
+        return load_config(SMOKE, [f"run_dir={tmp_path / 'run'}", f"model.checkpoint={policy}", *OVERRIDES, *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(policy, tmp_path_factory):
+    """A run of three steps: to look at, or to copy and continue from."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_devices(monkeypatch, 1)
+        train(load_config(SMOKE, [f"run_dir={folder}", f"model.checkpoint={policy}", *OVERRIDES]))
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it where `make_config` looks."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def without_times(run_dir: Path) -> list[dict[str, float]]:
+    return [{name: x for name, x in row.items() if not name.startswith("time/")} for row in read_metrics(run_dir)]
+
+
+def progress_of(run_dir: Path, step: int) -> dict:
+    return json.loads((run_dir / "checkpoints" / str(step) / "progress" / "metadata").read_text())
+
+
+def state_of(run_dir: Path, step: int) -> dict:
+    return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(run_dir / "checkpoints" / str(step) / "state"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A step.
+
+
+@pytest.mark.slow
+def test_groups_are_kept_trained_on_and_counted(finished):
+    rows = read_metrics(finished)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    waiting = before = 0.0
+    for row in rows[1:]:
+        assert row["filter/kept"] + row["filter/too_easy"] + row["filter/too_hard"] == pytest.approx(1)
+        assert 0 < row["filter/kept"] < 1
+        waiting += row["filter/kept"] * row["filter/rounds"] * 8 - 4  # 8 prompts a sampler call, 4 groups trained on
+        assert row["filter/buffer"] == pytest.approx(waiting)
+        assert row["filter/staleness"] <= (1 if before else 0)
+        before = row["filter/buffer"]
+        assert 0 < row["reward/accuracy"] < 1 and row["reward/format"] == 0  # no thought, so never the right form
+        assert row["reward/total"] == pytest.approx(row["reward/accuracy"] + row["reward/repetition"])
+        assert row["response/length"] == 4 and row["response/truncated"] == 0
+        assert row["policy/sampler_gap_max"] < 1e-4
+    progress = progress_of(finished, 3)
+    assert progress["rollout"] == sum(row["filter/rounds"] for row in rows[1:])
+    assert progress["data"]["next_position"] == 8 * progress["rollout"]
+    assert state_of(finished, 3)["updates"] == 3 * 2
+
+
+@pytest.mark.slow
+def test_a_run_is_validated_before_the_first_step_on_schedule_and_at_the_end(finished):
+    rows = read_metrics(finished)
+    assert [row["step"] for row in rows if "validation/accuracy" in row] == [0, 2, 3]
+    assert rows[0].keys() == {
+        "step", "validation/accuracy", "validation/response_length", "validation/problems", "time/validation",
+    }  # fmt: skip
+    assert [step for step, _ in read_rollouts(finished)] == [1, 3]
+    assert read_metadata(finished)["kind"] == "rl"
+    assert (finished / "config.yaml").is_file() and (finished / "data_check.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_step_may_train_on_what_waits_alone(make_config):
+    many = "rl.filter.lower=0.0", "rl.filter.upper=1.0", "tracking.validate_every=0"  # all 8 of a call are kept
+    rows = read_metrics(train(make_config(*many)))
+    assert [row["filter/rounds"] for row in rows] == [1, 0, 1]
+    assert [row["filter/buffer"] for row in rows] == [4, 0, 4]
+    assert [row["filter/staleness"] for row in rows] == [0, 1, 0]
+    # Nothing was sampled in step 2, and none of its groups by the parameters that it starts from.
+    assert "reward/accuracy" not in rows[1] and "policy/sampler_gap_mean" not in rows[1]
+
+
+@pytest.mark.slow
+def test_leftovers_can_be_thrown_away(make_config):
+    rows = read_metrics(train(make_config("rl.filter.keep_leftovers=false", "tracking.validate_every=0")))
+    assert all(row["filter/buffer"] == 0 for row in rows)
+    assert all(row["filter/rounds"] >= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_filter_can_start_late(make_config):
+    config = make_config("rl.filter.freeze_steps=1", "rl.prompts_per_rollout=8", "tracking.validate_every=0")
+    rows = read_metrics(train(config))
+    assert [row["filter/kept"] for row in rows[:2]] == [1, 1] and rows[2]["filter/kept"] < 1
+
+
+@pytest.mark.slow
+def test_a_filter_that_turns_everything_away_stops_the_run(make_config):
+    config = make_config("rl.filter.lower=1.0", "rl.filter.upper=1.0", "rl.filter.max_empty_rounds=2")
+    with pytest.raises(
+        UserError, match=r"step 1: 2 rollouts in a row left no group .* \(0 groups too easy, 16 too hard\)"
+    ):
+        train(config)
+
+
+@pytest.mark.slow
+def test_log_probs_of_the_reference_and_of_the_step_s_own_policy(make_config, tmp_path):
+    """KL in the reward with a coefficient that adapts, importance weights of groups that waited, an entropy bonus; and
+    all of it again after a resume."""
+    config = make_config(
+        "rl.advantage=reinforce_pp", "rl.loss=cispo", "rl.kl_coefficient=0.1", "rl.kl_place=reward",
+        "rl.kl_target=0.01", "rl.kl_horizon=100", "rl.importance_cap=1.5", "rl.entropy_coefficient=0.01",
+        "rl.packing=0.8", "rl.filter.if_none_kept=keep_all", "reward.overlong_buffer=4", "optimizer.learning_rate=1e-3",
+        "checkpoint.every_steps=1", "tracking.validate_every=0",
+    )  # fmt: skip
+    rows = read_metrics(train(config))
+    for row in rows:
+        assert row["policy/sampler_gap_max"] < 1e-4
+        assert {"loss/entropy", "policy/kl_reference", "policy/ratio_p99"} <= row.keys() and "loss/kl" not in row
+        assert row["optimizer/grad_norm/language/layers"] <= row["optimizer/grad_norm"]
+        assert row["reward/overlong"] == -0.5  # all answers have 4 tokens, two of the 4 before the limit of 6
+        assert row["reward/total"] == pytest.approx(row["reward/accuracy"] + row["reward/repetition"] - 0.5)
+    assert rows[0]["policy/importance"] == pytest.approx(1, abs=1e-4) and rows[0]["filter/staleness"] == 0
+    stale = [row for row in rows if row["filter/staleness"] > 0]
+    assert stale and all(abs(row["policy/importance"] - 1) > 1e-4 for row in stale)
+    assert rows[0]["policy/kl_coefficient"] == 0.1
+    for before, after in zip(rows, rows[1:], strict=False):
+        error = np.clip(before["policy/kl_reference"] / 0.01 - 1, -0.2, 0.2)
+        assert after["policy/kl_coefficient"] == pytest.approx(before["policy/kl_coefficient"] * (1 + error * 16 / 100))
+
+    whole = without_times(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
+    train(config)
+    assert without_times(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+def test_imitation(make_config, caplog):
+    settings = "sft.problems_per_step=8", "sft.max_response_tokens=96", "optimizer.learning_rate=1e-3"
+    run_dir = train_run = fine_tune(make_config(*settings))
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows if "validation/accuracy" in row] == [2, 3]
+    assert rows[0]["sft/loss"] > rows[2]["sft/loss"] > 0
+    with pytest.raises(UserError, match="kind of run: sft -> rl"):
+        train(make_config(*settings))
+    assert read_metadata(train_run)["kind"] == "sft"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Going on.
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(make_config, copied):
+    before = without_times(copied)
+    train(make_config())
+    assert without_times(copied) == before
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == {"1", "2", "3"}
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(make_config, copied, caplog):
+    before, state, progress = without_times(copied), state_of(copied, 3), progress_of(copied, 3)
+    largest = max((copied / "checkpoints" / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        train(make_config())
+    assert "checkpoints/3 is damaged" in caplog.text and "continuing from 2" in caplog.text
+    assert without_times(copied) == before
+    assert progress_of(copied, 3) == progress
+    jax.tree.map(np.testing.assert_array_equal, state_of(copied, 3), state)
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_with_the_difference_shown(make_config, copied, capsys):
+    changed = make_config("optimizer.learning_rate=2e-4", "rl.loss=ppo_clip", "tracking.progress=true")
+    with pytest.raises(UserError) as failure:
+        train(changed)
+    lines = str(failure.value).splitlines()
+    assert "holds a run with other settings" in lines[0]
+    assert [line.strip() for line in lines[1:-1]] == [
+        "optimizer.learning_rate: 0.0001 -> 0.0002",
+        "rl.loss: cpgd -> ppo_clip",
+    ]
+    assert "checkpoint.allow_config_change=true" in lines[-1]
+    assert read_metadata(copied)["config"]["rl"]["loss"] == "cpgd"  # nothing was written
+
+
+@pytest.mark.slow
+def test_another_config_and_other_data_are_taken_when_told(make_config, copied, caplog):
+    more = "steps=4", "data.train=tfds:shapes/dots@train[:24]", "checkpoint.allow_config_change=true"
+    with caplog.at_level(logging.WARNING):
+        train(make_config(*more))
+    assert "the new data are read from their beginning" in caplog.text
+    assert [row["step"] for row in read_metrics(copied)] == [0, 1, 2, 3, 4]
+    assert read_metadata(copied)["config"]["steps"] == 4
+    assert progress_of(copied, 4)["data"]["num_problems"] == 24
+
+
+def test_waiting_groups_that_no_longer_fit_are_left_out(make_config, caplog):
+    def group(responses=4, prompt=20, longest=6):
+        return SimpleNamespace(lengths=np.asarray([1] * (responses - 1) + [longest]), length=prompt)
+
+    config = make_config()
+    fits = [group(), group(prompt=config.data.max_prompt_tokens)]
+    assert trainer.fitting_groups(fits, config) == fits and not caplog.records
+    others = [group(responses=8), group(longest=7), group(prompt=config.data.max_prompt_tokens + 1)]
+    assert trainer.fitting_groups([*others, *fits], config) == fits
+    assert "3 of 5 groups that waited for an update are left out" in caplog.text
+
+
+@pytest.mark.slow
+def test_other_parameters_are_refused_also_when_told(make_config, copied):
+    with pytest.raises(UserError, match="holds other arrays(?s:.)*frozen/vision/.*: stored nothing, wanted float32"):
+        train(make_config("optimizer.frozen=[vision]", "checkpoint.allow_config_change=true"))
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == {"1", "2", "3"}
+
+
+@pytest.mark.slow
+def test_a_run_continues_on_another_mesh(make_config, monkeypatch, tmp_path, capsys):
+    """From one device to eight, with no flag: the step after it agrees with that of one device to rounding."""
+    sizes = (
+        "rl.prompts_per_rollout=8",
+        "rl.prompts_per_update=8",
+        "rl.filter.enabled=false",
+        "tracking.validate_every=0",
+    )
+    train(make_config(*sizes))
+    run, expected = tmp_path / "run", without_times(tmp_path / "run")
+    start, one = state_of(run, 2), state_of(run, 3)
+    shutil.rmtree(run / "checkpoints" / "3")
+    use_devices(monkeypatch, 8)
+    train(make_config(*sizes, "mesh.data=4", "mesh.tensor=2"))
+    said = capsys.readouterr().err
+    assert "made on data 1 x fsdp 1 x tensor 1 (1 x cpu, 1 process); it continues on data 4 x fsdp 1 x" in said
+    assert read_metadata(run)["mesh"] == "data 4 x fsdp 1 x tensor 2 (8 x cpu, 1 process)"
+    rows = without_times(run)
+    assert rows[:2] == expected[:2] and rows[2].keys() == expected[2].keys()
+    exact = [name for name in rows[2] if name.startswith(("response/", "reward/", "filter/"))]
+    assert len(exact) > 8 and {name: rows[2][name] for name in exact} == {name: expected[2][name] for name in exact}
+    eight = state_of(run, 3)
+    assert eight["updates"] == one["updates"] == 3
+
+    def compare(before, expected, found):
+        change = np.linalg.norm(expected - before)
+        assert np.linalg.norm(found - expected) <= 1e-2 * change + 1e-6
+
+    jax.tree.map(compare, start["trainable"], one["trainable"], eight["trainable"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["mesh.data=2", "mesh.heartbeat_seconds=60", "data.workers=1", "data.prefetch=0", "reward.workers=3",
+     "sampler.compile_ahead=false", "checkpoint.every_steps=7", "checkpoint.keep=9", "checkpoint.keep_best=0",
+     "tracking.rollouts_every=0", "tracking.validate_every=5", "tracking.validation_batch=4"],
+)  # fmt: skip
+def test_what_changes_no_result_may_change(make_config, change):
+    assert config_changes({"config": to_dict(make_config())}, make_config(change)) == []
+
+
+@pytest.mark.parametrize("change", ["tracking.validation_problems=2", "steps=4", "data.shuffle=false", "seed=1"])
+def test_what_changes_results_may_not(make_config, change):
+    (line,) = config_changes({"config": to_dict(make_config())}, make_config(change))
+    assert line.startswith(change.partition("=")[0] + ": ")
+
+
+@pytest.mark.slow
+def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
+    """Inside the first stage, at the boundary, inside the second: the same to the bit."""
+    config = make_config(
+        "tracking.validate_every=0", "checkpoint.every_steps=1", "optimizer.learning_rate=1e-3",
+        "stages=[{steps: 2}, {steps: 2, data: {train: 'tfds:shapes/dots@train[20:40]'}, "
+        "rl: {kl_coefficient: 0.1}, optimizer: {learning_rate: 1.0e-4}}]",
+    )  # fmt: skip
+    first, second = tmp_path / "run" / "stage1", tmp_path / "run" / "stage2"
+    assert train(config) == second
+    assert [row["step"] for row in read_metrics(first)] == [1, 2] == [row["step"] for row in read_metrics(second)]
+    assert "policy/kl_reference" not in read_metrics(first)[0]
+    assert read_metrics(second)[0]["policy/kl_reference"] == pytest.approx(0, abs=1e-3)  # to its own start
+    metrics, state = [without_times(folder) for folder in (first, second)], state_of(second, 2)
+    for lost in (
+        ["stage1/checkpoints/2", "stage1/export", "stage2"],
+        ["stage1/export", "stage2"],
+        ["stage2/checkpoints/2"],
+    ):
+        for folder in lost:
+            shutil.rmtree(tmp_path / "run" / folder)
+        train(config)
+        assert [without_times(folder) for folder in (first, second)] == metrics
+        jax.tree.map(np.testing.assert_array_equal, state_of(second, 2), state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["head", "model"])
+def test_a_critic_learns_beside_the_policy_and_comes_back(make_config, tmp_path, kind):
+    """With an average of the parameters; one response to a prompt will do. Resuming is exact."""
+    config = make_config(
+        "rl.advantage=gae", f"rl.critic.kind={kind}", "rl.critic.learning_rate=1e-2", "rl.critic.value_clip=null",
+        "rl.critic.gae_lambda=0.9", "rl.group_size=1", "rl.filter.enabled=false", "rl.epochs_per_rollout=2",
+        "rl.prompts_per_rollout=8", "rl.prompts_per_update=4", "rl.micro_batches=2",
+        "optimizer.ema_decay=0.9", "sampler.compile_ahead=false", "tracking.validate_every=0",
+        "checkpoint.every_steps=2",
+    )  # fmt: skip
+    run = train(config)
+    rows, state = without_times(run), state_of(run, 3)
+    assert rows[0]["critic/value_mean"] == 0 and rows[-1]["critic/value_mean"] != 0
+    assert rows[0]["critic/return_mean"] == pytest.approx(rows[0]["reward/total"], rel=0.2)
+    assert all({"loss/value", "critic/grad_norm", "critic/clip_fraction"} <= row.keys() for row in rows)
+    assert ("trunk" in state["critic"]) == (kind == "model")
+    start = state_of(run, 2)
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), start["critic"]["head"], state["critic"]["head"])
+    assert all(moved.values())
+    shutil.rmtree(run / "checkpoints" / "3")
+    assert without_times(train(config)) == rows
+    jax.tree.map(np.testing.assert_array_equal, state_of(run, 3), state)
+
+
+def test_what_begins_a_run_is_compared(make_config, tmp_path):
+    config = make_config()
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    begin = functools.partial(begin_run, kind="rl", checkpoint=tmp_path, mesh=mesh)
+    begin(config, fingerprint="a", resuming=False)
+    begin(dataclasses.replace(config, run_dir=config.run_dir), fingerprint="a", resuming=True)
+    with pytest.raises(UserError, match=r"contents of tfds:shapes/dots@train\[:20\]: a -> b"):
+        begin(config, fingerprint="b", resuming=True)
+    begin(config, fingerprint="b", resuming=False)  # nothing has been saved yet: it may begin anew
+    (tmp_path / "run" / "metadata.json").unlink()
+    with pytest.raises(UserError, match="has checkpoints but no metadata.json"):
+        begin(config, fingerprint="b", resuming=True)
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+    assert to_dict(config)["steps"] == 3
+
+
+def test_a_key_that_a_run_did_not_have_yet_stands_for_its_default(make_config):
+    config = make_config()
+    old = to_dict(config)
+    del old["optimizer"]["ema_decay"], old["rl"]["critic"]
+    assert config_changes({"config": old}, config) == []
+    changed = make_config("optimizer.ema_decay=0.9", "rl.critic.gamma=0.5")
+    assert config_changes({"config": old}, changed) == [
+        "rl.critic.gamma: 1.0 -> 0.5",
+        "optimizer.ema_decay: null -> 0.9",
+    ]
+    assert config_changes({"config": old | {"gone": 1}}, config) == ["gone: 1 -> (absent)"]
+
+
+def test_a_position_in_other_data_is_refused(make_config, caplog):
+    class Loader:
+        def set_state(self, state):
+            raise UserError("other rows")
+
+    with pytest.raises(UserError, match="other rows"):
+        restore_position(Loader(), {"next_position": 3}, make_config())
+    restore_position(Loader(), {"next_position": 3}, make_config("checkpoint.allow_config_change=true"))
+    assert "other rows" in caplog.text
+    restore_position(Loader(), None, make_config())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses and gradients that are not finite.
+
+
+@pytest.mark.slow
+def test_a_run_that_only_skips_updates_stops(make_config, tmp_path, capsys):
+    """A learning rate of 1e30: the first update is applied, and nothing after it is finite."""
+    make_config()  # the folder and the policy
+    overrides = [*OVERRIDES, f"run_dir={tmp_path / 'run'}", f"model.checkpoint={make_config().model.checkpoint}"]
+    overrides += ["optimizer.learning_rate=1e30", "optimizer.max_nonfinite_updates=2", "optimizer.warmup_fraction=0"]
+    overrides += ["rl.filter.enabled=false", "tracking.validate_every=0"]
+    assert mmeureka("train", SMOKE, *overrides) == EXIT_STOPPED
+    error = capsys.readouterr().err
+    assert "updates in a row had a loss or gradient that is not finite" in error and "Traceback" not in error
+    rows = read_metrics(tmp_path / "run")
+    skipped = int(sum(row["optimizer/skipped"] for row in rows))
+    assert skipped >= 2
+    files = sorted((tmp_path / "run" / "nonfinite").iterdir())
+    assert len(files) == skipped
+    state = state_of(tmp_path / "run", rows[-1]["step"])
+    assert state["updates"] == 2 * len(rows) - skipped
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["trainable"]))
+    assert progress_of(tmp_path / "run", rows[-1]["step"])["counters"]["skipped"] == skipped
+
+
+@pytest.mark.slow
+def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
+    """The loss is NaN for batches that hold the prompts of even sums of tokens: the others continue."""
+    objective = trainer.policy_objective
+
+    def poisoned(config):
+        original = objective(config)
+
+        def token_loss(log_probs, batch):
+            result = original.token_loss(log_probs, batch)
+            bad = jnp.sum(batch.prompts.tokens) % 2 == 0
+            return dataclasses.replace(result, loss=jnp.where(bad, jnp.nan, result.loss))
+
+        return dataclasses.replace(original, token_loss=token_loss)
+
+    monkeypatch.setattr(trainer, "policy_objective", poisoned)
+    config = make_config("steps=4", "optimizer.max_nonfinite_updates=100", "rl.filter.enabled=false")
+    run_dir = train(config)
+    skipped = [int(row["optimizer/skipped"]) for row in read_metrics(run_dir)[1:]]
+    assert 0 < sum(skipped) < 8, "the test needs batches of both kinds"
+    files = sorted((run_dir / "nonfinite").iterdir())
+    assert len(files) == sum(skipped)
+    assert {int(path.name.split("_")[1]) for path in files} == {step for step, n in enumerate(skipped, 1) if n}
+    for path in files:
+        batch = np.load(path)
+        assert batch["prompts.tokens"].sum() % 2 == 0
+        assert batch["responses"].shape == (2, 4, 6) and np.isfinite(batch["advantages"]).all()
+    state = state_of(run_dir, 4)
+    assert state["updates"] == 8 - sum(skipped)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert progress_of(run_dir, 4)["counters"]["skipped"] == sum(skipped)
+
+
+def test_skipped_updates_in_a_row_are_counted_over_steps(tmp_path):
+    guard = NonFiniteGuard(tmp_path, limit=3, counters={})
+    batch = UpdateBatch(*(np.zeros(2, jnp.bfloat16) for _ in range(7)))
+
+    def step(number: int, *skipped: float) -> None:
+        rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in skipped]
+        guard.check(rows, lambda number: batch, number)
+
+    step(1, 0, 1)
+    step(2, 1, 0)
+    step(3, 0, 1)
+    step(4, 1)
+    guard.stop_if_too_many()
+    assert guard.counters == {"skipped_in_row": 2, "skipped": 4}
+    restarted = NonFiniteGuard(tmp_path, limit=3, counters=guard.counters)
+    guard = restarted
+    step(5, 1)
+    with pytest.raises(UserError, match="3 updates in a row"):
+        guard.stop_if_too_many()
+    files = {path.name for path in (tmp_path / "nonfinite").iterdir()}
+    assert "step_000005_update_0.npz" in files and len(files) == 5
+    assert np.load(tmp_path / "nonfinite" / "step_000005_update_0.npz")["responses"].dtype == np.float32
+
+
+def test_too_many_skipped_updates_within_one_step_stop_the_run_though_the_last_one_was_fine(tmp_path):
+    guard = NonFiniteGuard(tmp_path, limit=3, counters={})
+    batch = UpdateBatch(*(np.zeros(2, np.float32) for _ in range(7)))
+    rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in (1, 1, 1, 0)]
+    guard.check(rows, lambda number: batch, 1)
+    with pytest.raises(UserError, match="3 updates in a row"):
+        guard.stop_if_too_many()
