@@ -39,13 +39,13 @@ from mmeureka_jax.data.vision_layout import VisionGeometry
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.formats.hugging_face import read_config
-from mmeureka_jax.mesh import cores, split_cpu, switch_ynn_off
 from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.runs.folder import CompileCounter
+from mmeureka_jax.process.cpu import cores, split_cpu, switch_ynn_off
 from mmeureka_jax.setup.policy import LoadedPolicy, open_policy
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
+from mmeureka_jax.training.watchers import CompileCounter
 
 WARM_UP = 2  # calls before the first that counts; they compile
 

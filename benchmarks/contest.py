@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from benchmarks.common import TINY, positive, random_prompts
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.formats.hugging_face import read_config
-from mmeureka_jax.mesh import cores
+from mmeureka_jax.process.cpu import cores
 from mmeureka_jax.setup.random_models import SPECIAL_TOKENS, special_token_ids, write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -28,8 +28,9 @@ import numpy as np
 from benchmarks.common import TINY, make_parser, positive, released_config, run_benchmark
 from mmeureka_jax.export.convert import convert
 from mmeureka_jax.formats.hugging_face import load_params, read_config, rules, save_params, write_checkpoint
-from mmeureka_jax.mesh import split_cpu, switch_ynn_off, tree_shardings
+from mmeureka_jax.mesh import tree_shardings
 from mmeureka_jax.models.policy import Policy
+from mmeureka_jax.process.cpu import split_cpu, switch_ynn_off
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 _OPERATIONS = ("load", "load orbax", "save")

@@ -59,7 +59,7 @@ from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.sampling.sampler import sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
 from mmeureka_jax.setup.policy import LoadedPolicy
-from mmeureka_jax.train.learner import Learner
+from mmeureka_jax.training.learner import Learner
 
 PARTS = ("vision", "prefill", "decode", "update")
 TRACED = {"decode": "rollout", "update": "update"}  # part -> what its trace is of

@@ -42,12 +42,12 @@ from mmeureka_jax.rewards.workers import RewardWorkers
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.runs.checkpoint import RunState
-from mmeureka_jax.runs.folder import NonFiniteGuard
-from mmeureka_jax.setup.policy import open_processor
-from mmeureka_jax.train.collect import Collector
-from mmeureka_jax.train.job import check_batch_sizes
-from mmeureka_jax.train.learner import Learner
-from mmeureka_jax.train.rl import learn
+from mmeureka_jax.setup.problems import open_processor
+from mmeureka_jax.training.collect import Collector
+from mmeureka_jax.training.job import check_batch_sizes
+from mmeureka_jax.training.learner import Learner
+from mmeureka_jax.training.rl import learn
+from mmeureka_jax.training.watchers import NonFiniteGuard
 
 QUESTION = "How many dots are there in the picture?"
 

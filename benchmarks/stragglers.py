@@ -35,7 +35,7 @@ from benchmarks.common import (
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.sampling.sampler import sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
-from mmeureka_jax.train.job import check_batch_sizes
+from mmeureka_jax.training.job import check_batch_sizes
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

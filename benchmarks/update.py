@@ -39,8 +39,8 @@ from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.models.policy import Policy, encode_images
 from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.rl.update import policy_objective
-from mmeureka_jax.train.job import check_batch_sizes
-from mmeureka_jax.train.learner import Learner
+from mmeureka_jax.training.job import check_batch_sizes
+from mmeureka_jax.training.learner import Learner
 
 
 def random_batch(args: argparse.Namespace, policy: Policy) -> UpdateBatch:

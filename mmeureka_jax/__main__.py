@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from mmeureka_jax.process import interrupts
+from mmeureka_jax.process.interrupts import ends_in_one_line
 
 
 def main() -> int:
-    try:
-        interrupts.install()
-        from mmeureka_jax import cli
+    return ends_in_one_line(_command)
 
-        code = cli.main()
-        interrupts.over()
-    except BaseException:
-        if not interrupts.came():
-            raise
-        code = interrupts.say()
-        interrupts.over()
-    return code
+
+def _command() -> int:
+    from mmeureka_jax import cli
+
+    return cli.main()
 
 
 if __name__ == "__main__":

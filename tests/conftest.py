@@ -40,7 +40,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-from mmeureka_jax.mesh import switch_ynn_off  # noqa: E402
+from mmeureka_jax.process.cpu import switch_ynn_off  # noqa: E402
 
 switch_ynn_off()
 install_import_hook(

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.reading import dotted_keys
-from mmeureka_jax.config.schema import Config, LoraConfig, ModelConfig, RandomModelConfig, load_config
+from mmeureka_jax.config.schema import Config, LoraConfig, ModelConfig, RandomModelConfig
 from mmeureka_jax.rewards.accuracy import accuracy, compare
 
 ROOT = Path(__file__).parents[1]

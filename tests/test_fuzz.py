@@ -23,20 +23,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmeureka_jax.config.checks import validate_config
+from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import dotted_keys
-from mmeureka_jax.config.schema import Config, load_config, save_config, stage_configs
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.export.policy import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.formats.hugging_face import read_config, stored_dtypes
 from mmeureka_jax.report.comparison import Run, state_of, write_comparison
 from mmeureka_jax.report.page import write_report
-from mmeureka_jax.runs.checkpoint import read_metadata
 from mmeureka_jax.runs.folder import config_changes
+from mmeureka_jax.runs.metadata import read_metadata
+from mmeureka_jax.runs.provenance import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
-from mmeureka_jax.train.sweep import load_sweep
+from mmeureka_jax.training.sweep import load_sweep
 
 EXAMPLES = int(os.environ.get("MMEUREKA_FUZZ", "60"))
 fuzzed = settings(max_examples=EXAMPLES, deadline=20_000)  # milliseconds: none hangs

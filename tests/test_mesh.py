@@ -19,26 +19,25 @@ import pytest
 from helpers.support import PROBLEMS, Lively
 
 from mmeureka_jax.commands.jax_setup import start_jax
-from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig, load_config
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.hosts import gather_rows
 from mmeureka_jax.mesh import (
     AXES,
-    NO_YNN,
     RULES,
     batch_divisor,
     make_mesh,
     partition_spec,
-    split_cpu,
     to_global,
-    to_host,
     tree_shardings,
-    ynn_is_safe,
 )
+from mmeureka_jax.process.cpu import NO_YNN, split_cpu, ynn_is_safe
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
 from mmeureka_jax.sampling.sampler import sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
-from mmeureka_jax.train.rl import recipe
+from mmeureka_jax.training.rl import recipe
 
 MESHES = [(2, 2, 2), (1, 4, 1)]  # (data, fsdp, tensor)
 PACKING = {(1, 4, 1): 0.0}  # rows of padded responses alone; elsewhere of packed ones too
@@ -119,7 +118,7 @@ def by_path(tree):
 def test_the_update_equals_one_device(on_mesh, sizes):
     """Parameters, both Adam moments and metrics, 1e-4 relative per tensor."""
     alone, spread = on_mesh(1, 1, 1), on_mesh(*sizes)
-    expected, result = by_path(to_host(alone.state)), by_path(to_host(spread.state))
+    expected, result = by_path(gather_rows(alone.state)), by_path(gather_rows(spread.state))
     assert expected.keys() == result.keys() and len(result) > 3 * 30
     for name, value in expected.items():
         assert np.linalg.norm(result[name] - value) <= 1e-4 * np.linalg.norm(value), name
@@ -132,10 +131,10 @@ def test_the_update_equals_one_device(on_mesh, sizes):
 def test_the_update_is_the_same_every_time(on_mesh):
     """What XLA:CPU's YNNPACK kernels get wrong, one time in three: see NO_YNN in mesh.py."""
     spread = on_mesh(2, 2, 2)
-    first = to_host(spread.state)
+    first = gather_rows(spread.state)
     with jax.set_mesh(spread.mesh):
         for _ in range(15):
-            jax.tree.map(np.testing.assert_array_equal, to_host(spread.update()[0]), first)
+            jax.tree.map(np.testing.assert_array_equal, gather_rows(spread.update()[0]), first)
 
 
 def test_ynn_is_off_where_it_is_wrong(monkeypatch):
@@ -154,7 +153,8 @@ import os
 import subprocess
 import sys
 os.sched_getaffinity = lambda _: {0, 1, 2}
-from mmeureka_jax.mesh import make_mesh, split_cpu
+from mmeureka_jax.mesh import make_mesh
+from mmeureka_jax.process.cpu import (split_cpu)
 from mmeureka_jax.config.schema import MeshConfig
 split_cpu(DEVICES)
 print(make_mesh(MeshConfig()).size, "multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
@@ -307,7 +307,7 @@ def described():
     """What becomes of each mesh on TPU slices that are not there, whose hosts have four chips."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.fail("libtpu, which describes the slices, is not installed; the test extra brings it")
-    command = [sys.executable, "-m", "tests.meshes_of_tpus", *DESCRIBED]
+    command = [sys.executable, "-m", "tests.helpers.meshes_of_tpus", *DESCRIBED]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -352,4 +352,4 @@ def test_rows_go_to_the_mesh_and_come_back():
     rows = {"a": np.arange(24, dtype=np.int32).reshape(8, 3), "b": np.arange(8) % 2 == 0}
     spread = to_global(mesh, rows)
     assert {shard.data.shape for shard in spread["a"].addressable_shards} == {(2, 3)}
-    jax.tree.map(np.testing.assert_array_equal, to_host(spread), rows)
+    jax.tree.map(np.testing.assert_array_equal, gather_rows(spread), rows)

@@ -18,10 +18,10 @@ from PIL import Image
 
 from mmeureka_jax.data import chat_template
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.export.policy import PROVENANCE_FILE
+from mmeureka_jax.runs.provenance import PROVENANCE_FILE
 from mmeureka_jax.runs.tracking import read_rollouts
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
-from mmeureka_jax.train.sweep import STOPPED_FILE, load_sweep, state
+from mmeureka_jax.training.sweep import STOPPED_FILE, load_sweep, state
 
 NOT_JSON: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe{\0}\0", "cannot be read as JSON"),
@@ -196,8 +196,8 @@ def test_a_sweeps_note_of_why_a_run_stopped(tmp_path, content, words):
         f"config: {Path(__file__).parents[1] / 'configs' / 'smoke.yaml'}\nfolder: {tmp_path / 'out'}\n"
     )
     (member,) = load_sweep(tmp_path / "sweep.yaml").members
-    from mmeureka_jax.config.schema import to_dict
-    from mmeureka_jax.runs.checkpoint import write_metadata
+    from mmeureka_jax.config.reading import to_dict
+    from mmeureka_jax.runs.metadata import write_metadata
 
     member.folder.mkdir(parents=True)
     write_metadata(member.folder, METADATA | {"config": to_dict(member.config)})

@@ -10,7 +10,8 @@ from typing import Any
 
 from mmeureka_jax.commands.arguments import check_numbers
 from mmeureka_jax.commands.jax_setup import start_jax
-from mmeureka_jax.config.schema import Config, PromptStyle, load_config
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.schema import Config, PromptStyle
 from mmeureka_jax.errors import UserError
 
 __all__ = ["evaluate", "load_config", "sample", "train"]
@@ -26,14 +27,14 @@ def train(config: Config) -> Path:
         UserError: anything about the config, the data or the checkpoint that cannot work; or what stops a run.
     """
     from mmeureka_jax.config.checks import validate_config
-    from mmeureka_jax.config.schema import stage_configs
+    from mmeureka_jax.config.stages import stage_configs
 
     if not isinstance(config, Config):
         raise UserError(f"train takes what load_config gives; got {type(config).__name__}")
     validate_config(config)
     start_jax(config=config)
     from mmeureka_jax.report.page import write_report
-    from mmeureka_jax.train import rl as trainer
+    from mmeureka_jax.training import rl as trainer
 
     run_dir = trainer.train(config)
     for stage in stage_configs(config):

@@ -36,6 +36,8 @@ positive = number(float, lambda value: 0 < value < 1e30, "a positive number")
 not_negative = number(float, lambda value: 0 <= value < 1e30, "0 or a positive number")
 fraction = number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 _NUMBERS = {
     **dict.fromkeys(("n", "batch_size", "max_new_tokens", "max_prompt_tokens", "reward_workers"), size),
     **dict.fromkeys(("min_pixels", "max_pixels"), pixels),
@@ -72,12 +74,32 @@ def mesh(text: str) -> tuple[int, ...]:
 
 
 def add_command(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], summary: str
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    *,
+    resumes: str = "",
 ) -> argparse.ArgumentParser:
+    """The parser of one command.
+
+    Args:
+        resumes: what the same command does when it is started again after an interruption; "" if it starts anew.
+    """
     description = f"{summary[0].upper()}{summary[1:]}."
     parser = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=resumes)
     return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `train` and `sft`."""
+    parser.add_argument("config", type=Path, help="a YAML file (see configs/)")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of config keys")
+    group = parser.add_argument_group("a run over many processes")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num-processes", type=positive_int, metavar="N")
+    group.add_argument("--process-id", type=count, metavar="I")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

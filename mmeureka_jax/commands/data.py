@@ -45,8 +45,8 @@ img {{ max-width: 100%; border: 1px solid #eee }} .dim {{ color: #666 }} .error 
 """
 
 
-def add_data_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds `data` with its three commands to a parser; each sets `run`, a function of the parsed arguments."""
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds `data` with its four commands; each sets `run`, a function of the parsed arguments."""
     parser = subparsers.add_parser("data", help="build, check and show data sets", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="build|check|show|difficulty")
     defaults = DataConfig()

@@ -16,7 +16,7 @@ def start_jax(args: argparse.Namespace | None = None, config: Config | None = No
     cache. A run gives its arguments and its config."""
     import jax
 
-    from mmeureka_jax.mesh import split_cpu, switch_ynn_off
+    from mmeureka_jax.process.cpu import split_cpu, switch_ynn_off
 
     switch_ynn_off()
     if config is not None:

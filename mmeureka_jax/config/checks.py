@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import (
     Config,
     CriticConfig,
@@ -20,9 +21,8 @@ from mmeureka_jax.config.schema import (
     RewardConfig,
     RLConfig,
     SamplerConfig,
-    stage_configs,
-    to_dict,
 )
+from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.config.yaml_text import describe
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem

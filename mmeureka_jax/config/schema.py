@@ -6,29 +6,10 @@ Read top to bottom it is the list of everything a run can be told. `load_config`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from mmeureka_jax.config import reading as config_io
-from mmeureka_jax.config.reading import CustomFunction, Overlay, config_diff, overlaid, to_dict
-from mmeureka_jax.config.yaml_text import dump_yaml
-from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import write_atomic
-
-__all__ = [
-    "ACCURACY_RULES",
-    "PROMPT_STYLES",
-    "AccuracyRule",
-    "Config",
-    "PromptStyle",
-    "config_diff",
-    "load_config",
-    "save_config",
-    "stage_configs",
-    "to_dict",
-]
+from mmeureka_jax.config.reading import CustomFunction, Overlay
 
 AccuracyRule = Literal["instruct", "boxed", "upstream", "upstream_tags", "upstream_boxed"]
 ACCURACY_RULES: tuple[AccuracyRule, ...] = get_args(AccuracyRule)  # what commands offer
@@ -286,60 +267,3 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     stages: tuple[Overlay, ...] = ()  # runs one after another, each with these keys over the others; see docs/resume.md
-
-
-def stage_configs(config: Config) -> list[Config]:
-    """The config of each stage, in RUN/stage1 and so on; `config` itself where it has no stages.
-
-    From the second on, `model.checkpoint` is where the stage before is exported to: that policy is what the stage
-    starts from, and its reference.
-
-    Raises:
-      UserError: a stage with an unknown key or a value of the wrong type.
-    """
-    if not config.stages:
-        return [config]
-    whole = replace(config, stages=())
-    configs: list[Config] = []
-    for number, overlay in enumerate(config.stages, start=1):
-        origin = f"stage {number}"
-        given = [key for key in ("run_dir", "stages") if key in overlay]
-        if given:
-            raise UserError(f"{origin}: {given[0]} cannot be set for a stage; it is that of the whole config")
-        stage = overlaid(whole, overlay, origin)
-        if configs:
-            fixed = ("model.checkpoint", "model.random", "model.lora.adapters", "model.lora.base_dtype")
-            if given := [key for key in fixed if key in set(config_io.given_keys(overlay))]:
-                raise UserError(
-                    f"{origin}: it starts from the policy of stage {number - 1}, in float32; take its {given[0]} out"
-                )
-            before = Path(configs[-1].run_dir) / EXPORT_FOLDER
-            # The export holds the adapters so far, merged: what they add would be rounded away in bfloat16.
-            lora = stage.model.lora and replace(stage.model.lora, adapters=None, base_dtype="float32")
-            stage = replace(stage, model=replace(stage.model, checkpoint=str(before), random=None, lora=lora))
-        configs.append(replace(stage, run_dir=str(Path(config.run_dir) / f"stage{number}")))
-    return configs
-
-
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file, the chain of files that its `base:` names, and dotted overrides such as `rl.loss=cpgd`.
-
-    Later wins: the base, the file over it, the overrides in order. Sections are merged key by key; lists are replaced.
-    `path=None` starts from the defaults.
-
-    Raises:
-      UserError: a missing or malformed file, unknown keys, values of the wrong type; each with its file and line.
-    """
-    return config_io.load_tree(Config, path, overrides)
-
-
-def save_config(config: Config, path: str | Path) -> None:
-    """Writes the resolved tree, every field present, as YAML that `load_config` reads back to an equal config.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    write_atomic(Path(path), dump_yaml(to_dict(config)).encode())
-
-
-EXPORT_FOLDER = "export"  # of a stage's run folder: the policy that the next one starts from

@@ -17,15 +17,17 @@ import numpy as np
 from mmeureka_jax.config.schema import AccuracyRule, Config, DataConfig, RewardConfig, SamplerConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.partial_rows import partial_rows
+from mmeureka_jax.evaluation.pass_at_k import pass_at_k
 from mmeureka_jax.evaluation.prompt_files import ModelOptions, identity, ids_and_pictures, length_buckets
-from mmeureka_jax.evaluation.validation import Evaluator, Graded, rows_per_batch
-from mmeureka_jax.export.policy import read_provenance
+from mmeureka_jax.evaluation.validation import Evaluator, Graded
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.process.console import progress
-from mmeureka_jax.runs.checkpoint import package_versions
+from mmeureka_jax.runs.metadata import package_versions
+from mmeureka_jax.runs.provenance import read_provenance
+from mmeureka_jax.sampling.answers import rows_per_batch
 from mmeureka_jax.sampling.token_draws import SamplingSettings
-from mmeureka_jax.setup.policy import LoadedPolicy, check_context, open_checked
-from mmeureka_jax.train.collect import pass_at_k
+from mmeureka_jax.setup.policy import LoadedPolicy, check_context
+from mmeureka_jax.setup.problems import open_checked
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.processor import Processor

@@ -22,14 +22,15 @@ from jaxtyping import Array, Float, Int
 from mmeureka_jax.config.schema import Config, MeshConfig, ModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.partial_rows import partial_rows
-from mmeureka_jax.evaluation.validation import Response, generate, rows_per_batch
-from mmeureka_jax.export.policy import read_provenance
 from mmeureka_jax.formats.hugging_face import resolve_checkpoint
-from mmeureka_jax.mesh import to_global, to_host
+from mmeureka_jax.hosts import gather_rows
+from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.process.console import first_time, plural, progress
-from mmeureka_jax.runs.checkpoint import package_versions
+from mmeureka_jax.runs.metadata import package_versions
+from mmeureka_jax.runs.provenance import read_provenance
+from mmeureka_jax.sampling.answers import Response, generate, rows_per_batch
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header
 from mmeureka_jax.setup.policy import LoadedPolicy, check_context, lora_of_adapters, open_policy
@@ -183,7 +184,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
                 arrays = to_global(loaded.mesh, (batch, tokens))
                 shape = f"{plural(batch_rows, 'row')} of up to {length} + {tokens.shape[2]} tokens"
                 with first_time(("score", loaded.policy, shape), f"scoring {shape}, which compiles a program"):
-                    log_probs = to_host(_score(loaded.policy, temperature, params, *arrays))
+                    log_probs = gather_rows(_score(loaded.policy, temperature, params, *arrays))
                 rows.add(
                     *(
                         {"id": problems[start + i].id, "tokens": text.tolist()}

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmeureka_jax.errors import UserError, brief
-from mmeureka_jax.export.policy import CARD_FILE, PROVENANCE_FILE
 from mmeureka_jax.files import read_json, temporary_folder
 from mmeureka_jax.formats.hugging_face import (
     folder_files,
@@ -23,7 +22,9 @@ from mmeureka_jax.formats.hugging_face import (
 from mmeureka_jax.formats.orbax import is_orbax, write_orbax
 from mmeureka_jax.formats.safetensors import check_is_new
 from mmeureka_jax.process.console import say, waiting
-from mmeureka_jax.runs.checkpoint import METADATA_FILE, is_no_space
+from mmeureka_jax.runs.checkpoint import is_no_space
+from mmeureka_jax.runs.metadata import METADATA_FILE
+from mmeureka_jax.runs.provenance import CARD_FILE, PROVENANCE_FILE
 
 Format = Literal["orbax", "hf"]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from mmeureka_jax.config.schema import Config, to_dict
+from mmeureka_jax.config.reading import to_dict
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.config.yaml_text import dump_yaml
 
 _TRAINED = """\

@@ -11,13 +11,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mmeureka_jax.config.checks import validate_config
-from mmeureka_jax.config.reading import known_part, overlaid
-from mmeureka_jax.config.schema import Config, ModelConfig
+from mmeureka_jax.config.reading import overlaid
+from mmeureka_jax.config.schema import ModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.export.model_card import model_card
 from mmeureka_jax.export.settings import settings_files
-from mmeureka_jax.files import read_json
 from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
 from mmeureka_jax.formats.peft import save_adapters
 from mmeureka_jax.formats.safetensors import check_is_new
@@ -25,14 +23,13 @@ from mmeureka_jax.models.lora import merged
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
 from mmeureka_jax.rl.optimizer import merge_params, split_frozen
-from mmeureka_jax.runs.checkpoint import METADATA_FILE, SavedParams, package_versions, read_metadata
+from mmeureka_jax.runs.checkpoint import SavedParams
+from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_metadata
+from mmeureka_jax.runs.provenance import CARD_FILE, PROVENANCE_FILE
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.policy import lora_of
 
 logger = logging.getLogger(__name__)
-
-PROVENANCE_FILE = "mmeureka_jax.json"
-CARD_FILE = "README.md"
 
 
 def export_run(
@@ -116,33 +113,6 @@ def _check_asked(run_dir: Path, config: Mapping[str, Any], average: bool, adapte
         raise UserError(f"{run_dir}: the run trained no adapters; export it without --adapters")
     if adapters and dtype is not None:
         raise UserError("--dtype is of merged weights; adapters are written as they were trained, in float32")
-
-
-def read_provenance(checkpoint: Path) -> dict[str, Any]:
-    """What `export_run` noted in a checkpoint folder; empty for one that it did not write.
-
-    Raises:
-        UserError: the file is there and is not what `export_run` writes.
-    """
-    path = checkpoint / PROVENANCE_FILE
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    # Where each is in a config, whose checks are those that it has to pass here too.
-    sections = {
-        "data": ("prompt_style", "min_pixels", "max_pixels"), "sampler": ("max_new_tokens",), "reward": ("accuracy",)
-    }  # fmt: skip
-    tree = {section: {key: content[key] for key in keys if key in content} for section, keys in sections.items()}
-    base_dtype = content.get("lora_base_dtype")
-    lora = None if base_dtype is None else {"base_dtype": base_dtype}
-    try:
-        config = known_part(Config, tree | {"model": {"checkpoint": "any", "lora": lora}}, "it")
-        validate_config(config)
-    except UserError as error:
-        said = "; ".join(str(error).splitlines())
-        raise UserError(f"{path}: {said}; export the run again, or remove the file") from None
-    known = {key: getattr(getattr(config, section), key) for section, keys in sections.items() for key in keys}
-    return content | {key: value for key, value in known.items() if key in content}
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -29,6 +30,20 @@ _received_at = 0.0
 _is_over = False
 _line_is_taken = threading.Lock()  # by the thread that writes it
 _exit = os._exit  # that of `os` is another one while code of a user's file runs
+
+
+def ends_in_one_line(command: Callable[[], int]) -> int:
+    """The exit code of a command, which imports what it needs itself: Ctrl-C may come during those imports too."""
+    try:
+        install()
+        code = command()
+        over()
+    except BaseException:
+        if not came():
+            raise
+        code = say()
+        over()
+    return code
 
 
 def install() -> None:

@@ -27,7 +27,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.process.console import plural
 from mmeureka_jax.report.charts import STYLE, Rows, format_number, series_of, smooth, themed, thin, to_svg
-from mmeureka_jax.runs.checkpoint import read_metadata
+from mmeureka_jax.runs.metadata import read_metadata
 
 PAGE_FILE, PICTURE_FILE, SUMMARY_FILE, RUNS_FILE = "comparison.html", "comparison.svg", "summary", "runs.csv"
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, mean, standard deviation

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmeureka_jax.config.reading import known_part
-from mmeureka_jax.config.schema import Config, ModelConfig, RandomModelConfig, to_dict
+from mmeureka_jax.config.reading import known_part, to_dict
+from mmeureka_jax.config.schema import Config, ModelConfig, RandomModelConfig
 from mmeureka_jax.config.yaml_text import read_yaml
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json, write_atomic

@@ -12,7 +12,6 @@ newest `keep` and the `keep_best` best by validation accuracy stay.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -27,32 +26,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mmeureka_jax.config.checks import check_stored
-from mmeureka_jax.config.reading import filled, known_part
-from mmeureka_jax.config.schema import CheckpointConfig, Config, to_dict
+from mmeureka_jax.config.schema import CheckpointConfig
 from mmeureka_jax.errors import UserError, brief
-from mmeureka_jax.files import expect, explain_write_errors, read_json, write_atomic
+from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.formats.checksums import Damaged, Manifest, check_same_arrays, describe_arrays, verify_arrays
-from mmeureka_jax.mesh import barrier, is_main
+from mmeureka_jax.hosts import barrier, is_main
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.groups import Group, stack_groups, unstack_groups
 from mmeureka_jax.rl.update import TrainState
 
 logger = logging.getLogger(__name__)
 
-METADATA_FILE = "metadata.json"
-PACKAGES = (
-    "mmeureka_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "grain",
-    "math-verify",
-    "sympy",
-)
 _OPTIONAL = ("critic", "critic_optimizer", "average")  # parts of a train state
 # Signs of it in what Orbax and TensorStore raise; the last is TensorStore's own word, where it gives no other.
 _NO_SPACE = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
@@ -80,16 +64,6 @@ class RunState:
     best_accuracy: float = -1.0
     counters: dict[str, int] = field(default_factory=dict)
     kl_coefficient: float | None = None
-
-
-def package_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
 
 
 @dataclass
@@ -413,35 +387,3 @@ def verify_base(frozen: Params, arrays: Manifest, path: Path) -> None:
             f"{path} holds adapters alone, and the checkpoint that they belong to is no longer the same ({error}); put "
             "back the one that the run started from"
         ) from None
-
-
-def write_metadata(run_dir: Path, metadata: dict[str, Any]) -> None:
-    """RUN/metadata.json: config, package versions, data fingerprint, devices. Replaced as a whole."""
-    write_atomic(Path(run_dir) / METADATA_FILE, json.dumps(metadata, indent=1, sort_keys=True).encode())
-
-
-def read_metadata(run_dir: Path) -> dict[str, Any] | None:
-    """What a run was made with; None where there is no such file. Keys that the run's version did not have hold what
-    stands for them.
-
-    Raises:
-        UserError: the file cannot be read, or is not what a run writes.
-    """
-    path = Path(run_dir) / METADATA_FILE
-    if not path.exists():
-        return None
-    metadata = read_json(path)
-    if "config" not in metadata:
-        raise UserError(f"{path}: 'config' is missing; restore the file from a backup or start a new run folder")
-    tree = expect(path, metadata, "config", dict, None)
-    try:
-        check_stored(known_part(Config, tree, "config"))
-    except UserError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
-    fields: dict[str, tuple[type | tuple[type, ...], Any]] = {
-        **dict.fromkeys(("kind", "data_fingerprint", "checkpoint", "devices"), (str, "unknown")),
-        "adapters_fingerprint": ((str, type(None)), None),
-        "packages": (dict, {}),
-    }
-    found = {key: expect(path, metadata, key, kind, default) for key, (kind, default) in fields.items()}
-    return metadata | found | {"config": filled(tree, to_dict(Config()))}

@@ -8,27 +8,22 @@ RUN/nonfinite/        batches whose update was skipped
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from mmeureka_jax.config.reading import filled
-from mmeureka_jax.config.schema import Config, LoraConfig, RandomModelConfig, config_diff, save_config, to_dict
-from mmeureka_jax.errors import RunStopped, UserError
-from mmeureka_jax.files import explain_write_errors
-from mmeureka_jax.mesh import is_main
+from mmeureka_jax.config.load import save_config
+from mmeureka_jax.config.reading import config_diff, filled, to_dict
+from mmeureka_jax.config.schema import Config, LoraConfig, RandomModelConfig
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.hosts import is_main
 from mmeureka_jax.process.console import say
-from mmeureka_jax.rl.groups import UpdateBatch
-from mmeureka_jax.runs.checkpoint import METADATA_FILE, package_versions, read_metadata, write_metadata
+from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_metadata, write_metadata
 
 if TYPE_CHECKING:
-    from mmeureka_jax.data.loader import ProblemLoader
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -156,110 +151,3 @@ def _check_adapters(run_dir: Path, config: Config, fingerprint: str | None) -> N
             f"{run_dir} holds a run that started from other adapters than model.lora.adapters "
             f"({now and now.adapters}) holds now; put them back, or use another run_dir"
         )
-
-
-def restore_position(loader: ProblemLoader, position: dict[str, Any] | None, config: Config) -> None:
-    """Puts the loader where the checkpoint left it; with changed data that are allowed, at their beginning.
-
-    Raises:
-        UserError: the data are not those of the checkpoint.
-    """
-    if position is None:
-        return
-    try:
-        loader.set_state(position)
-    except UserError as error:
-        if not config.checkpoint.allow_config_change:
-            raise
-        logger.warning("%s; checkpoint.allow_config_change is set: the new data are read from their beginning", error)
-
-
-class NonFiniteGuard:
-    """Counts skipped updates, keeps their batches, and stops a run that keeps skipping."""
-
-    def __init__(self, run_dir: Path, limit: int, counters: dict[str, int] | None, of_share: bool = False):
-        """`of_share`: a batch is this host's share, and each host keeps its own; else all have the whole batch."""
-        self._folder = Path(run_dir) / "nonfinite"
-        self._suffix = f"_host{jax.process_index()}" if of_share and jax.process_count() > 1 else ""
-        self._limit = limit
-        self._stop = False
-        self.counters = {"skipped_in_row": 0, "skipped": 0} | (counters or {})
-
-    def check(self, metrics: Sequence[dict[str, Any]], batch_of: Callable[[int], UpdateBatch], step: int) -> None:
-        """Looks at the updates of one step, in order; `batch_of(i)` makes update i's batch again (host arrays)."""
-        for number, row in enumerate(metrics):
-            if not row["optimizer/skipped"]:
-                self.counters["skipped_in_row"] = 0
-                continue
-            self.counters["skipped_in_row"] += 1
-            self.counters["skipped"] += 1
-            self._stop |= self.counters["skipped_in_row"] >= self._limit
-            path = self._folder / f"step_{step:06d}_update_{number}{self._suffix}.npz"
-            of_critic = ""
-            if "critic/grad_norm" in row:
-                of_critic = f", of the critic {row['loss/value']}, {row['critic/grad_norm']}"
-            logger.warning(
-                "step %d, update %d: loss %s, gradient norm %s%s; update skipped, batch saved to %s",
-                step, number, row["loss/total"], row["optimizer/grad_norm"], of_critic, path,
-            )  # fmt: skip
-            if is_main() or self._suffix:
-                with explain_write_errors(path):
-                    self._folder.mkdir(parents=True, exist_ok=True)
-                    np.savez_compressed(path, **_flat(batch_of(number)))
-
-    def stop_if_too_many(self) -> None:
-        """Raises RunStopped once `optimizer.max_nonfinite_updates` updates in a row were skipped."""
-        if self._stop:
-            raise RunStopped(
-                f"{self._limit} updates in a row had a loss or gradient that is not finite; the "
-                f"parameters are those before them, and their batches are in {self._folder}. Lower "
-                "optimizer.learning_rate (or rl.critic.learning_rate, if it is the critic's) or look at those batches; "
-                "the same command continues from the last checkpoint"
-            )
-
-
-def _flat(batch: UpdateBatch) -> dict[str, Any]:
-    """The arrays of a batch by dotted name, in types that NumPy alone reads."""
-    arrays = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(batch):
-        array = np.asarray(value)
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        arrays[name] = array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
-    return arrays
-
-
-class CompileCounter:
-    """Counts XLA compilations of this process within a `with` block, to show that a steady state compiles nothing, and
-    their seconds, tracing included."""
-
-    _EVENT = "/jax/core/compile/backend_compile_duration"
-    _TIMED = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration", _EVENT)
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._seen = 0
-        self._intervals: list[tuple[float, float]] = []  # (begin, end), apart from one another
-
-    def __enter__(self) -> CompileCounter:
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
-        self.total += event == self._EVENT
-        if event in self._TIMED:
-            end = time.monotonic()
-            while self._intervals and self._intervals[-1][0] >= end - duration_secs:
-                self._intervals.pop()  # within this one: functions are traced while others are
-            self._intervals.append((end - duration_secs, end))
-
-    def since_last(self) -> int:
-        new, self._seen = self.total - self._seen, self.total
-        return new
-
-    def seconds_since_last(self) -> float:
-        seconds = sum(end - begin for begin, end in self._intervals)
-        self._intervals.clear()
-        return seconds

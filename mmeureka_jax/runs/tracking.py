@@ -17,7 +17,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from mmeureka_jax.config.schema import TrackingConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import append_whole, explain_write_errors, parse_json, read_bytes, write_atomic
 from mmeureka_jax.formats.rgb import as_rgb
+from mmeureka_jax.runs.rollout_samples import RolloutSample
 from mmeureka_jax.runs.wandb_log import WandbLog
 
 METRICS_FILE = "metrics.jsonl"
@@ -36,29 +36,6 @@ ROLLOUTS_FOLDER = "rollouts"
 IMAGES_FOLDER = "images"
 _MAX_FILE_BYTES = 2**32
 MAX_LOGGED_SIDE = 1024  # pixels; larger pictures are scaled down for the log
-
-
-@dataclass(frozen=True)
-class ResponseSample:
-    """One response of a logged group, and how it was scored."""
-
-    text: str
-    reward: float
-    parts: dict[str, float]  # rule name -> its reward before the weight
-    length: int  # tokens, the end token included
-    finish_reason: str  # "stop" or "length"
-    failures: Mapping[str, str] = field(default_factory=dict)  # rule name -> why it could not score it
-
-
-@dataclass(frozen=True)
-class RolloutSample:
-    """One logged group: a problem and the responses to it."""
-
-    problem_id: str
-    question: str
-    images: list[bytes]  # encoded, in any format that Pillow reads
-    answer: str
-    responses: list[ResponseSample]
 
 
 class Tracker:

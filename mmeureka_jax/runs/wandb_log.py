@@ -22,7 +22,7 @@ from mmeureka_jax.files import write_atomic
 from mmeureka_jax.process.console import waiting
 
 if TYPE_CHECKING:
-    from mmeureka_jax.runs.tracking import RolloutSample
+    from mmeureka_jax.runs.rollout_samples import RolloutSample
 
 ID_FILE = "wandb.json"  # in the run's folder: which run there is this one
 

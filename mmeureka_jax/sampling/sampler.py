@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Key, UInt32
 
-from mmeureka_jax.mesh import batch_shards, constrain, local_rows, take_in_shards
+from mmeureka_jax.hosts import local_rows
+from mmeureka_jax.mesh import batch_shards, constrain, take_in_shards
 from mmeureka_jax.models.batch import Array, PromptBatch
 from mmeureka_jax.models.policy import (
     DecoderWeights,

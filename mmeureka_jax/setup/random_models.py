@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmeureka_jax.config.schema import RandomModelConfig, to_dict
+from mmeureka_jax.config.reading import to_dict
+from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import temporary_folder
 from mmeureka_jax.formats.hugging_face import rules, write_checkpoint

@@ -23,9 +23,10 @@ from helpers.commands import TINY, environment, mmeureka, prompt_row, write_rows
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from mmeureka_jax.config.schema import Config, DataConfig, ModelConfig, TrackingConfig, save_config
+from mmeureka_jax.config.load import save_config
+from mmeureka_jax.config.schema import Config, DataConfig, ModelConfig, TrackingConfig
 from mmeureka_jax.data.processor import Processor
-from mmeureka_jax.setup.policy import open_checked
+from mmeureka_jax.setup.problems import open_checked
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("shared_reward_workers")

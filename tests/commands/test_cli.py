@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from helpers.commands import environment, mmeureka, prompt_row, read_rows, write_rows
 
-from mmeureka_jax import cli
 from mmeureka_jax.data.shapes.problems import generate
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +111,7 @@ def test_ctrl_c(monkeypatch, capsys, command, goes_on):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, f"run_{command}", interrupted)
+    monkeypatch.setattr(f"mmeureka_jax.commands.{command}.run", interrupted)
     assert mmeureka(command, "x") == 130
     assert ("continues from the last checkpoint" in capsys.readouterr().err) == goes_on
 

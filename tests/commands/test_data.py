@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmeureka_jax.commands.data import add_data_parser
+from mmeureka_jax.commands.data import add_parser
 from mmeureka_jax.data import check
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.errors import UserError
@@ -28,7 +28,7 @@ def data(tmp_path: Path, monkeypatch) -> Path:
 
 def mmeureka(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    add_data_parser(parser.add_subparsers())
+    add_parser(parser.add_subparsers())
     args = parser.parse_args(["data", *map(str, arguments)])
     return args.run(args)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.guessing import write_guessing_checkpoint
 
-from mmeureka_jax.config.schema import load_config
+from mmeureka_jax.config.load import load_config
 from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.rl.optimizer import split_frozen

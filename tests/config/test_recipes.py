@@ -10,12 +10,13 @@ import pytest
 from helpers.commands import write_rows
 from helpers.guessing import write_guessing_checkpoint
 
-from mmeureka_jax.config.schema import load_config, stage_configs
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.policy import open_policy
-from mmeureka_jax.train import job
-from mmeureka_jax.train.rl import train
-from mmeureka_jax.train.sweep import load_sweep
+from mmeureka_jax.training import job
+from mmeureka_jax.training.rl import train
+from mmeureka_jax.training.sweep import load_sweep
 
 pytestmark = pytest.mark.usefixtures("shared_reward_workers")
 

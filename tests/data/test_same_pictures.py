@@ -18,7 +18,8 @@ from mmeureka_jax.data.pictures import PicturePreprocessor, read_picture
 from mmeureka_jax.data.problems import ImageRef, open_problems
 from mmeureka_jax.data.vision_layout import VisionGeometry, window_layout
 from mmeureka_jax.report.page import THUMBNAIL_SIDE, write_report
-from mmeureka_jax.runs.tracking import MAX_LOGGED_SIDE, RolloutSample, Tracker
+from mmeureka_jax.runs.rollout_samples import RolloutSample
+from mmeureka_jax.runs.tracking import MAX_LOGGED_SIDE, Tracker
 
 K12 = Path(__file__).parents[3] / "shared" / "data" / "k12_sample" / "k12.json"
 GEOMETRY = VisionGeometry()

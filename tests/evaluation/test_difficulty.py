@@ -13,9 +13,9 @@ from mmeureka_jax.config.schema import DataConfig
 from mmeureka_jax.data.check import CheckReport
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.evaluation.difficulty import read_difficulty, rows_by_difficulty
 from mmeureka_jax.process.console import plural
-from mmeureka_jax.setup.policy import CheckedProblems
+from mmeureka_jax.setup.difficulty import read_difficulty, rows_by_difficulty
+from mmeureka_jax.setup.problems import CheckedProblems
 
 pytestmark = pytest.mark.usefixtures("shared_reward_workers")
 

@@ -20,8 +20,9 @@ from helpers.guessing import write_guessing_checkpoint
 
 from mmeureka_jax.data.problems import Problem
 from mmeureka_jax.evaluation.evaluate import row_of, summarise
-from mmeureka_jax.evaluation.validation import Graded, Response
+from mmeureka_jax.evaluation.validation import Graded
 from mmeureka_jax.rewards.base import RewardResult
+from mmeureka_jax.sampling.answers import Response
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 

@@ -131,7 +131,10 @@ def test_a_sample_does_not_depend_on_the_other_rows(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "options", "step"),
-    [("sample", ["--n", 2, "--max-new-tokens", 4], "rl.evaluate.sample"), ("score", [], "inference._score")],
+    [
+        ("sample", ["--n", 2, "--max-new-tokens", 4], "sampling.answers.sample"),
+        ("score", [], "evaluation.prompt_files._score"),
+    ],
 )
 def test_an_interrupted_command_continues_with_the_same_rows(
     folder, tmp_path, monkeypatch, capsys, command, options, step

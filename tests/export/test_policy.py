@@ -31,13 +31,14 @@ from mmeureka_jax.config.schema import (
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.evaluation.evaluate import EvalOptions, questions
 from mmeureka_jax.export.model_card import model_card
-from mmeureka_jax.export.policy import export_run, read_provenance
+from mmeureka_jax.export.policy import export_run
 from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
 from mmeureka_jax.rl.update import make_training
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
+from mmeureka_jax.runs.provenance import read_provenance
 
 ACCURACIES = {1: 0.25, 2: 0.75, 3: 0.5}  # of the validation at each checkpoint
 

@@ -15,14 +15,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mmeureka_jax.config.schema import load_config
+from mmeureka_jax.config.load import load_config
 from mmeureka_jax.data.loader import LoadedProblem
 from mmeureka_jax.data.problems import Problem
-from mmeureka_jax.mesh import barrier
+from mmeureka_jax.hosts import barrier
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer
-from mmeureka_jax.setup.policy import open_policy, open_processor
-from mmeureka_jax.train.collect import Collector
+from mmeureka_jax.setup.policy import open_policy
+from mmeureka_jax.setup.problems import open_processor
+from mmeureka_jax.training.collect import Collector
 
 
 def problem(order):

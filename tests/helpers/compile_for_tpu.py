@@ -29,7 +29,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-from mmeureka_jax.config.schema import load_config  # noqa: E402
+from mmeureka_jax.config.load import load_config  # noqa: E402
 from mmeureka_jax.data.problems import ImageRef, Problem  # noqa: E402
 from mmeureka_jax.data.processor import collate  # noqa: E402
 from mmeureka_jax.data.shapes.problems import generate  # noqa: E402
@@ -37,10 +37,11 @@ from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch  # noqa: E402
 from mmeureka_jax.sampling.sampler import cache_sizes, decode, repack, start  # noqa: E402
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds  # noqa: E402
-from mmeureka_jax.setup.policy import open_policy, open_processor  # noqa: E402
-from mmeureka_jax.train.job import check_batch_sizes  # noqa: E402
-from mmeureka_jax.train.learner import Learner  # noqa: E402
-from mmeureka_jax.train.rl import recipe  # noqa: E402
+from mmeureka_jax.setup.policy import open_policy  # noqa: E402
+from mmeureka_jax.setup.problems import open_processor  # noqa: E402
+from mmeureka_jax.training.job import check_batch_sizes  # noqa: E402
+from mmeureka_jax.training.learner import Learner  # noqa: E402
+from mmeureka_jax.training.rl import recipe  # noqa: E402
 
 
 def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:

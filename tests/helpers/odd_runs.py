@@ -7,10 +7,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmeureka_jax.config.schema import Config, save_config, to_dict
-from mmeureka_jax.runs.checkpoint import write_metadata
-from mmeureka_jax.runs.tracking import ResponseSample, RolloutSample, Tracker
-from mmeureka_jax.train.sweep import STOPPED_FILE
+from mmeureka_jax.config.load import save_config
+from mmeureka_jax.config.reading import to_dict
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.runs.metadata import write_metadata
+from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
+from mmeureka_jax.runs.tracking import Tracker
+from mmeureka_jax.training.sweep import STOPPED_FILE
 
 
 def write_small_run(folder: Path) -> Path:

@@ -68,12 +68,13 @@ def start(folder: Path, body: str) -> subprocess.Popen:
     (folder / "slow_import.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(0.5)\n")
     code = f"""
 import os, sys, time
-from mmeureka_jax import __main__, cli
+from mmeureka_jax import __main__
+from mmeureka_jax.commands import report
 def ready():
     print("ready", flush=True)
-def run_report(_):
+def run(_):
 {textwrap.indent(textwrap.dedent(body), "    ")}
-cli.run_report = run_report
+report.run = run
 sys.argv = ["mmeureka", "report", "x"]
 sys.exit(__main__.main())
 """
@@ -157,7 +158,8 @@ def test_a_command_ends_with_the_process_that_started_it(tmp_path):
     code = """
 import subprocess, sys, time
 from mmeureka_jax.process import interrupts
-code = "import os, time; from mmeureka_jax import interrupts; interrupts.install(); print(os.getpid(), flush=True); "
+code = "import os, time; from mmeureka_jax.process.interrupts import install; install(); "
+code += "print(os.getpid(), flush=True); "
 subprocess.Popen([sys.executable, "-c", code + "time.sleep(60)"], env=interrupts.environment_of_child())
 time.sleep(60)
 """

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mmeureka_jax.config.schema import TrackingConfig, load_config, save_config, to_dict
+from mmeureka_jax.config.load import load_config, save_config
+from mmeureka_jax.config.reading import to_dict
+from mmeureka_jax.config.schema import TrackingConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.report.charts import CHART_GROUPS, draw_charts, metrics_of_parts_off
 from mmeureka_jax.report.page import write_report
-from mmeureka_jax.runs.tracking import ResponseSample, RolloutSample, Tracker
+from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
+from mmeureka_jax.runs.tracking import Tracker
 
 NO_TENSORBOARD = TrackingConfig(tensorboard=False)
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;</div></article>"

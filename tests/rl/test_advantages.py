@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from mmeureka_jax.config.schema import Advantage, RLConfig, load_config
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.schema import Advantage, RLConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rl.advantages import (
     ADVANTAGES,

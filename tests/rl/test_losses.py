@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from helpers.loss_cases import gradient_of_sum, kl, one_token, random_batch, random_logits
 
-from mmeureka_jax.config.schema import RLConfig, load_config
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rl.averaging import token_weights
 from mmeureka_jax.rl.kl import kl_penalty

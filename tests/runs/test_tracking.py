@@ -13,7 +13,8 @@ from PIL import Image
 
 from mmeureka_jax.config.schema import TrackingConfig
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.runs.tracking import ResponseSample, RolloutSample, Tracker, read_metrics, read_rollouts
+from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
+from mmeureka_jax.runs.tracking import Tracker, read_metrics, read_rollouts
 
 NO_TENSORBOARD = TrackingConfig(tensorboard=False)
 

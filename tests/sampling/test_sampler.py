@@ -20,7 +20,6 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 from mmeureka_jax.config.schema import MeshConfig
 from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
 from mmeureka_jax.models.policy import encode_images, token_log_probs
-from mmeureka_jax.runs.folder import CompileCounter
 from mmeureka_jax.sampling import sampler
 from mmeureka_jax.sampling.sampler import compile_ahead, program_count, sample
 from mmeureka_jax.sampling.token_draws import (
@@ -32,6 +31,7 @@ from mmeureka_jax.sampling.token_draws import (
     response_keys,
     token_noise,
 )
+from mmeureka_jax.training.watchers import CompileCounter
 
 MIXED = [PROBLEMS[name] for name in ("text only", "one window", "odd sizes", "several pictures")]
 GROUP = 3

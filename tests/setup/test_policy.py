@@ -14,11 +14,12 @@ from mmeureka_jax.config.schema import Config, DataConfig, SFTConfig, TrackingCo
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import read_config
-from mmeureka_jax.setup import policy as setup
-from mmeureka_jax.setup.policy import check_context, open_checked, open_random_model
+from mmeureka_jax.setup import problems
+from mmeureka_jax.setup.policy import check_context, open_random_model
+from mmeureka_jax.setup.problems import open_checked
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
-from mmeureka_jax.train.job import Job, check_image_windows
-from mmeureka_jax.train.sft import recipe
+from mmeureka_jax.training.job import Job, check_image_windows
+from mmeureka_jax.training.sft import recipe
 
 
 def test_random_weights_follow_the_settings_until_there_are_checkpoints(tmp_path):
@@ -80,11 +81,11 @@ def test_solutions_are_checked_before_the_first_step(tmp_path, caplog):
 def test_hosts_that_see_other_rows_are_told(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     other = np.zeros(2, np.uint32)
-    monkeypatch.setattr(setup.multihost_utils, "process_allgather", lambda own: np.stack([own, own, other]))
+    monkeypatch.setattr(problems.multihost_utils, "process_allgather", lambda own: np.stack([own, own, other]))
     with pytest.raises(UserError, match=r"data.jsonl: hosts \[2\] see other usable rows than host 0"):
-        setup._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
-    monkeypatch.setattr(setup.multihost_utils, "process_allgather", lambda own: np.stack([own, own]))
-    setup._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
+        problems._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
+    monkeypatch.setattr(problems.multihost_utils, "process_allgather", lambda own: np.stack([own, own]))
+    problems._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
 
 
 def test_lengths_beyond_what_the_checkpoint_was_trained_on(tmp_path, caplog):

@@ -13,7 +13,7 @@ import pytest
 from helpers.commands import ONE_LAYER, mmeureka
 
 from mmeureka_jax.setup.policy import open_policy
-from mmeureka_jax.train import job
+from mmeureka_jax.training import job
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_reward_workers")]
 

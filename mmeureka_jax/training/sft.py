@@ -13,12 +13,12 @@ import numpy as np
 from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.rl.update import imitation_objective
-from mmeureka_jax.setup.policy import same_on_all_hosts, sum_over_hosts
-from mmeureka_jax.train.job import Recipe, open_job
+from mmeureka_jax.training.job import Recipe, open_job
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem
@@ -98,7 +98,7 @@ class ImitationBatches:
         from mmeureka_jax.data.processor import collate
 
         responses = [solution_tokens(item.problem, self._processor, self._limit) for item in loaded]
-        longest = int(same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded)))
+        longest = int(max_over_hosts(max(len(item.prompt.tokens) for item in loaded)))
         rows, length = len(loaded), pick_bucket(longest, self._prompt_buckets)
         tokens = np.zeros((rows, 1, self._limit), np.int32)
         mask = np.zeros((rows, 1, self._limit), bool)

@@ -21,7 +21,7 @@ from mmeureka_jax.rewards.custom import quoted
 
 if TYPE_CHECKING:
     from mmeureka_jax.rewards.workers import RewardWorkers
-    from mmeureka_jax.setup.policy import CheckedProblems
+    from mmeureka_jax.setup.problems import CheckedProblems
 
 logger = logging.getLogger(__name__)
 

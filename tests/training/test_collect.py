@@ -10,13 +10,14 @@ import pytest
 from helpers.collect_on_two_hosts import problem
 from helpers.commands import ONE_LAYER
 
-from mmeureka_jax.config.schema import load_config
+from mmeureka_jax.config.load import load_config
 from mmeureka_jax.data.loader import LoadedProblem
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer
-from mmeureka_jax.setup.policy import open_policy, open_processor
-from mmeureka_jax.train import collect
-from mmeureka_jax.train.collect import Collector
+from mmeureka_jax.setup.policy import open_policy
+from mmeureka_jax.setup.problems import open_processor
+from mmeureka_jax.training import collect
+from mmeureka_jax.training.collect import Collector
 
 PROMPTS = 8  # of a sampler call: the tests have eight devices
 

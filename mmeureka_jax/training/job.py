@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from mmeureka_jax.config.schema import Config, to_dict
+from mmeureka_jax.config.reading import to_dict
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.evaluation.validation import Evaluator, summarise
 from mmeureka_jax.files import exclusive
-from mmeureka_jax.mesh import batch_divisor, is_main
+from mmeureka_jax.hosts import is_main
+from mmeureka_jax.mesh import batch_divisor
 from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, waiting
 from mmeureka_jax.rl.update import Objective
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
-from mmeureka_jax.runs.folder import CompileCounter, NonFiniteGuard, begin_run, restore_position
+from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.runs.wandb_log import import_wandb
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import (
-    CheckedProblems,
     LoadedPolicy,
     check_context,
-    open_checked,
     open_policy,
-    open_processor,
-    same_on_all_hosts,
 )
-from mmeureka_jax.train.learner import Learner
-from mmeureka_jax.train.reward_failures import check_custom
+from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
+from mmeureka_jax.training.learner import Learner
+from mmeureka_jax.training.reward_failures import check_custom
+from mmeureka_jax.training.watchers import CompileCounter, NonFiniteGuard, TerminationSignal
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import ProblemLoader
@@ -46,8 +44,7 @@ if TYPE_CHECKING:
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.rewards.workers import RewardWorkers
 
-
-_SAME_SIGNAL = 5.0  # seconds
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -326,7 +323,7 @@ def _make_learner(config: Config, recipe: Recipe, loaded: LoadedPolicy) -> Learn
 def _open_loader(config: Config, recipe: Recipe, problems: CheckedProblems, processor: Processor) -> ProblemLoader:
     """This host's share of the problems, from the beginning."""
     from mmeureka_jax.data.loader import ProblemLoader
-    from mmeureka_jax.evaluation.difficulty import rows_by_difficulty
+    from mmeureka_jax.setup.difficulty import rows_by_difficulty
 
     return ProblemLoader(
         problems.source,
@@ -394,37 +391,17 @@ def open_evaluator(config: Config, loaded: LoadedPolicy, processor: Processor, r
     )
 
 
-class TerminationSignal:
-    """Notes SIGTERM, which a scheduler sends before it takes a machine away, so that the step under way can end.
+def restore_position(loader: ProblemLoader, position: dict[str, Any] | None, config: Config) -> None:
+    """Puts the loader where the checkpoint left it; with changed data that are allowed, at their beginning.
 
-    A second one, some seconds later, ends the process at once; those that come together are one (a scheduler may tell a
-    group of processes, and each of them its children). In threads other than the main one, where Python allows no
-    handlers, nothing is noted.
+    Raises:
+        UserError: the data are not those of the checkpoint.
     """
-
-    def __init__(self) -> None:
-        self._noted: float | None = None
-        self._previous: Any = None
-
-    def __enter__(self) -> TerminationSignal:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._noted is None:
-            self._noted = now
-        elif now - self._noted > _SAME_SIGNAL:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def on_any_host(self) -> bool:
-        """Whether it came, to this process or to another. All call it together."""
-        return bool(same_on_all_hosts(int(self._noted is not None)))
+    if position is None:
+        return
+    try:
+        loader.set_state(position)
+    except UserError as error:
+        if not config.checkpoint.allow_config_change:
+            raise
+        logger.warning("%s; checkpoint.allow_config_change is set: the new data are read from their beginning", error)

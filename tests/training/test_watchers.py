@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import pytest
 
-from mmeureka_jax.runs import folder as run_folder
-from mmeureka_jax.runs.folder import CompileCounter
+from mmeureka_jax.training import watchers
+from mmeureka_jax.training.watchers import CompileCounter
 
 TRACE = "/jax/core/compile/jaxpr_trace_duration"
 LOWER = "/jax/core/compile/jaxpr_to_mlir_module_duration"
@@ -16,7 +16,7 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 def test_seconds_of_compilation_count_once(monkeypatch):
     """Functions are traced within others: the time of the inner ones is part of the outer's."""
     now = [100.0]
-    monkeypatch.setattr(run_folder.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watchers.time, "monotonic", lambda: now[0])
     with CompileCounter() as compiles:
         for end, event, seconds in [
             (101.0, TRACE, 0.5),

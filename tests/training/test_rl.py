@@ -18,18 +18,22 @@ import pytest
 from helpers.commands import mmeureka
 from helpers.guessing import write_guessing_checkpoint
 
-from mmeureka_jax.config.schema import Config, load_config, to_dict
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.reading import to_dict
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import EXIT_STOPPED, UserError
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.rl.groups import UpdateBatch
-from mmeureka_jax.runs.checkpoint import read_metadata
-from mmeureka_jax.runs.folder import NonFiniteGuard, begin_run, config_changes, restore_position
+from mmeureka_jax.runs.folder import begin_run, config_changes
+from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.tracking import read_metrics, read_rollouts
 from mmeureka_jax.setup.policy import open_policy
-from mmeureka_jax.train import job
-from mmeureka_jax.train import rl as trainer
-from mmeureka_jax.train.rl import train
-from mmeureka_jax.train.sft import fine_tune
+from mmeureka_jax.training import job
+from mmeureka_jax.training import rl as trainer
+from mmeureka_jax.training.job import restore_position
+from mmeureka_jax.training.rl import train
+from mmeureka_jax.training.sft import fine_tune
+from mmeureka_jax.training.watchers import NonFiniteGuard
 
 pytestmark = pytest.mark.usefixtures("shared_reward_workers")
 

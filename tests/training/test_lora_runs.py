@@ -16,13 +16,13 @@ from helpers.commands import mmeureka
 from helpers.guessing import write_guessing_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from mmeureka_jax.config.schema import load_config
+from mmeureka_jax.config.load import load_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.policy import open_policy
-from mmeureka_jax.train import job
-from mmeureka_jax.train.rl import train
+from mmeureka_jax.training import job
+from mmeureka_jax.training.rl import train
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 OVERRIDES = """

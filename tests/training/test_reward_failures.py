@@ -11,7 +11,7 @@ import pytest
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.rewards.base import RewardResult, kind_of_failure
-from mmeureka_jax.train.reward_failures import FailureWatch, check_custom
+from mmeureka_jax.training.reward_failures import FailureWatch, check_custom
 
 OWN = RewardConfig(custom="rule.py:f", custom_weight=1.0)
 ALL, NONE = np.ones((2, 4), bool), np.zeros((2, 4), bool)

@@ -7,7 +7,6 @@ the same groups in the same order and take the same decisions.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -21,7 +20,9 @@ import numpy as np
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import RunStopped
-from mmeureka_jax.mesh import batch_shards, is_main, to_global, to_host
+from mmeureka_jax.evaluation.pass_at_k import pass_at_k
+from mmeureka_jax.hosts import gather_rows, is_main, max_over_hosts
+from mmeureka_jax.mesh import batch_shards, to_global
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural, progress
@@ -29,11 +30,11 @@ from mmeureka_jax.rewards.base import JUDGED
 from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
-from mmeureka_jax.runs.tracking import ResponseSample, RolloutSample
+from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
 from mmeureka_jax.sampling.sampler import Samples, compile_ahead, program_count, sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
-from mmeureka_jax.setup.policy import LoadedPolicy, same_on_all_hosts
-from mmeureka_jax.train.reward_failures import FailureWatch
+from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.training.reward_failures import FailureWatch
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem, ProblemLoader
@@ -84,18 +85,6 @@ class Tally:
             "time/reward": self.seconds["reward"],
             "time/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
         }
-
-
-def pass_at_k(right: np.ndarray) -> dict[int, np.ndarray]:
-    """k -> for each group [P, n] the chance that k of its n answers, drawn at random, hold a right one.
-
-    For k = 1, 2, 4, ... and n. 1 - C(n - c, k) / C(n, k) with c right ones: an unbiased estimate of pass@k.
-
-    Source: Chen et al. (arXiv 2107.03374), equation 1.
-    """
-    n, wrong = right.shape[1], (~right).sum(axis=1)
-    sizes = [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
-    return {k: np.asarray([1 - math.comb(int(count), k) / math.comb(n, k) for count in wrong]) for k in sizes}
 
 
 def rollout_samples(
@@ -252,7 +241,7 @@ class Collector:
 
         start = time.perf_counter()
         loaded = next(self._loader)
-        longest = same_on_all_hosts(max(len(item.prompt.tokens) for item in loaded))
+        longest = max_over_hosts(max(len(item.prompt.tokens) for item in loaded))
         batch = collate([item.prompt for item in loaded], pick_bucket(int(longest), self._buckets), self._num_windows)
         # Named by the place in the data stream too: a problem that comes twice is answered anew each time.
         seeds = prompt_seeds([f"{item.order}/{item.problem.id}" for item in loaded])
@@ -270,9 +259,9 @@ class Collector:
         if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
             count = len(loaded) * jax.process_count()
             none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
-            prompts, kept = to_host(inputs[0].replace(images=None)).replace(images=none), to_host(embeds)
+            prompts, kept = gather_rows(inputs[0].replace(images=None)).replace(images=none), gather_rows(embeds)
         else:
-            prompts, kept = to_host(inputs[0]), None
+            prompts, kept = gather_rows(inputs[0]), None
         tally.seconds["rollout"] += time.perf_counter() - start
         return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
 
@@ -300,7 +289,7 @@ class Collector:
             **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
         }
         # Through the mesh, as the samples: its order of rows need not be the order of hosts.
-        everyone, full = to_host(to_global(self._mesh, (own, sampled.samples)))
+        everyone, full = gather_rows(to_global(self._mesh, (own, sampled.samples)))
         tally.rounds += 1
         for name in ("total", *names, "failures"):
             tally.add(f"reward/{name}", everyone[name])

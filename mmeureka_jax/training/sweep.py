@@ -36,17 +36,19 @@ from types import FrameType
 from typing import Any
 
 from mmeureka_jax.config.checks import validate_config
+from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import overlaid
-from mmeureka_jax.config.schema import EXPORT_FOLDER, Config, load_config, save_config
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.stages import EXPORT_FOLDER
 from mmeureka_jax.config.yaml_text import describe, is_plain_text, read_yaml, shown
 from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserError
-from mmeureka_jax.export.policy import read_provenance
 from mmeureka_jax.files import exclusive, expect, explain_write_errors, read_json, refuse_address, write_atomic
 from mmeureka_jax.process import interrupts
 from mmeureka_jax.process.console import progress, say
 from mmeureka_jax.report import comparison as compare
-from mmeureka_jax.runs.checkpoint import read_metadata
 from mmeureka_jax.runs.folder import config_changes
+from mmeureka_jax.runs.metadata import read_metadata
+from mmeureka_jax.runs.provenance import read_provenance
 from mmeureka_jax.runs.tracking import METRICS_FILE, read_metrics
 
 CONFIG_FILE, LOG_FILE, STOPPED_FILE = "run.yaml", "log.txt", "stopped.json"

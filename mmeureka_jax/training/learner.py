@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mmeureka_jax.config.schema import Config
-from mmeureka_jax.mesh import to_global, to_host
+from mmeureka_jax.hosts import gather_rows, max_over_hosts
+from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
@@ -39,7 +40,7 @@ from mmeureka_jax.rl.update import (
     batch_values,
     make_training,
 )
-from mmeureka_jax.setup.policy import LoadedPolicy, same_on_all_hosts
+from mmeureka_jax.setup.policy import LoadedPolicy
 
 Metrics = dict[str, Any]
 
@@ -103,7 +104,7 @@ class Learner:
 
     def update_from_shares(self, state: TrainState, share: UpdateBatch) -> tuple[TrainState, Metrics]:
         """One optimiser step on a batch of which every host holds its own rows."""
-        parts = split_batch(share, self._micro_batches, self._packing, longest_of=same_on_all_hosts)
+        parts = split_batch(share, self._micro_batches, self._packing, longest_of=max_over_hosts)
         return self._update(state, parts, padding(parts), 0.0)
 
     def _update(
@@ -146,7 +147,7 @@ class Learner:
             (part,) = split_batch(batch, 1, self._packing)
             # Through the mesh with their numbers: its order of rows need not be the order of hosts.
             on_device, numbers = to_global(self._loaded.mesh, rows_of_host((part, rows.astype(np.int32))))
-            values, numbers = to_host((compute(on_device), numbers))
+            values, numbers = gather_rows((compute(on_device), numbers))
             result[numbers] = values
         return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import jax
 
 from mmeureka_jax.config.checks import validate_config
-from mmeureka_jax.config.schema import EXPORT_FOLDER, Config, stage_configs
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.stages import EXPORT_FOLDER, stage_configs
 from mmeureka_jax.errors import Terminated, UserError
-from mmeureka_jax.export.policy import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.files import remove_folder
-from mmeureka_jax.mesh import is_main
+from mmeureka_jax.hosts import is_main, max_over_hosts
 from mmeureka_jax.process import interrupts
 from mmeureka_jax.process.console import say, waiting
 from mmeureka_jax.rl.advantages import make_estimator
@@ -30,13 +30,15 @@ from mmeureka_jax.rl.groups import Group, UpdateBatch
 from mmeureka_jax.rl.kl import next_kl_coefficient
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.update import policy_objective
-from mmeureka_jax.runs.checkpoint import RunState, read_metadata
-from mmeureka_jax.runs.folder import NonFiniteGuard, config_changes
+from mmeureka_jax.runs.checkpoint import RunState
+from mmeureka_jax.runs.folder import config_changes
+from mmeureka_jax.runs.metadata import read_metadata
+from mmeureka_jax.runs.provenance import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.runs.tracking import Tracker
-from mmeureka_jax.setup.policy import same_on_all_hosts
-from mmeureka_jax.train.collect import Collected, Collector
-from mmeureka_jax.train.job import Recipe, due, open_job
-from mmeureka_jax.train.learner import Learner, Metrics, group_batches, make_experience, summarise_updates
+from mmeureka_jax.training.collect import Collected, Collector
+from mmeureka_jax.training.job import Recipe, due, open_job
+from mmeureka_jax.training.learner import Learner, Metrics, group_batches, make_experience, summarise_updates
+from mmeureka_jax.training.watchers import NonFiniteGuard
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ def export_policy(config: Config) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=interrupts.environment_of_child())
         if done.returncode:
             said = done.stderr.rpartition("mmeureka: error: ")[2].strip() or f"exit code {done.returncode}"
-    if same_on_all_hosts(int(bool(said))):
+    if max_over_hosts(int(bool(said))):
         raise UserError(f"{run_dir}: the policy cannot be written for the next stage: {said or 'see the first host'}")
 
 

@@ -18,13 +18,13 @@ import yaml
 from helpers.commands import environment, mmeureka
 from helpers.guessing import write_guessing_checkpoint
 
-from mmeureka_jax.config.schema import to_dict
+from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.errors import Terminated, UserError
-from mmeureka_jax.export.policy import PROVENANCE_FILE
 from mmeureka_jax.files import exclusive
-from mmeureka_jax.runs.checkpoint import write_metadata
-from mmeureka_jax.train import sweep
-from mmeureka_jax.train.sweep import load_sweep, run_sweep, state
+from mmeureka_jax.runs.metadata import write_metadata
+from mmeureka_jax.runs.provenance import PROVENANCE_FILE
+from mmeureka_jax.training import sweep
+from mmeureka_jax.training.sweep import load_sweep, run_sweep, state
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TREE = {

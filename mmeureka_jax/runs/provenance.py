@@ -1,0 +1,44 @@
+"""What an exported checkpoint says about its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmeureka_jax.config.checks import validate_config
+from mmeureka_jax.config.reading import known_part
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import read_json
+
+PROVENANCE_FILE = "mmeureka_jax.json"
+
+
+CARD_FILE = "README.md"
+
+
+def read_provenance(checkpoint: Path) -> dict[str, Any]:
+    """What `export_run` noted in a checkpoint folder; empty for one that it did not write.
+
+    Raises:
+        UserError: the file is there and is not what `export_run` writes.
+    """
+    path = checkpoint / PROVENANCE_FILE
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    # Where each is in a config, whose checks are those that it has to pass here too.
+    sections = {
+        "data": ("prompt_style", "min_pixels", "max_pixels"), "sampler": ("max_new_tokens",), "reward": ("accuracy",)
+    }  # fmt: skip
+    tree = {section: {key: content[key] for key in keys if key in content} for section, keys in sections.items()}
+    base_dtype = content.get("lora_base_dtype")
+    lora = None if base_dtype is None else {"base_dtype": base_dtype}
+    try:
+        config = known_part(Config, tree | {"model": {"checkpoint": "any", "lora": lora}}, "it")
+        validate_config(config)
+    except UserError as error:
+        said = "; ".join(str(error).splitlines())
+        raise UserError(f"{path}: {said}; export the run again, or remove the file") from None
+    known = {key: getattr(getattr(config, section), key) for section, keys in sections.items() for key in keys}
+    return content | {key: value for key, value in known.items() if key in content}

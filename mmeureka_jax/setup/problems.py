@@ -1,0 +1,162 @@
+"""Problems, opened and checked before step 0."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mmeureka_jax.config.schema import (
+    AccuracyRule,
+    Config,
+)
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import write_atomic
+from mmeureka_jax.hosts import is_main
+from mmeureka_jax.process.console import plural, progress, say_facts, waiting
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.check import CheckReport
+    from mmeureka_jax.data.problems import Problem, ProblemSource
+    from mmeureka_jax.data.processor import Processor
+
+logger = logging.getLogger(__name__)
+
+
+_ROWS_SHOWN = 20  # of those that cannot be used, in messages
+
+
+def open_processor(config: Config, checkpoint: Path) -> Processor:
+    from mmeureka_jax.data.processor import Processor
+
+    return Processor.from_checkpoint(
+        checkpoint,
+        prompt_style=config.data.prompt_style,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+    )
+
+
+@dataclass(frozen=True)
+class CheckedProblems:
+    """A problem source and the rows of it that can be used."""
+
+    source: ProblemSource
+    report: CheckReport
+
+    @property
+    def indices(self) -> list[int]:
+        return self.report.usable
+
+
+def open_checked(
+    spec: str,
+    config: Config,
+    processor: Processor,
+    *,
+    require_answer: bool = True,
+    report_file: Path | None = None,
+    also_check: Callable[[Problem, Processor], object] | None = None,
+    label: str = "data",
+) -> CheckedProblems:
+    """Opens and checks a dataset. Unusable rows are logged, and written to `report_file`, by id and reason.
+
+    Args:
+        also_check: raises RowError for a problem that cannot be used for another reason.
+        label: what the header calls it.
+
+    Raises:
+        UserError: no row can be used, or hosts see other rows.
+    """
+    from mmeureka_jax.data.check import check_problems
+    from mmeureka_jax.data.problems import open_problems
+
+    root, outside = config.data.root, config.data.allow_outside_root
+    with waiting(f"reading {spec}"):
+        source = open_problems(spec, root=root, allow_outside_root=outside, require_answer=require_answer)
+    show = config.tracking.progress and is_main()
+    accuracy: AccuracyRule | None = "instruct" if require_answer else None  # ungraded answers need not parse
+    with nullcontext() if show else waiting(f"checking {spec}, {plural(len(source), 'row')}"):
+        report = check_problems(source, processor, accuracy=accuracy, progress=show)
+        if also_check is not None:
+            report = _check_further(source, report, processor, also_check, show)
+    _check_that_hosts_agree(spec, [report.usable, report.max_windows, source.fingerprint()])
+    if is_main():
+        if report.rejected or report.notes:
+            left_out = "rows that cannot be used are left out" if report.rejected else "every row can be used"
+            logger.warning("%s: %s\n%s", spec, left_out, _describe(report, report_file))
+        if report_file is not None:
+            write_atomic(report_file, json.dumps(report.to_json(), indent=1).encode())
+    if not report.usable:
+        raise UserError(f"{spec}: no row can be used\n{_describe(report, report_file)}")
+    say_facts({label: f"{spec}, {describe_rows(report)}"})
+    return CheckedProblems(source, report)
+
+
+def describe_rows(report: CheckReport) -> str:
+    pictures = "with pictures" if report.max_windows else "without pictures"
+    return f"{len(report.usable)} of {report.num_rows} rows can be used, {pictures}"
+
+
+def _check_further(
+    source: ProblemSource,
+    report: CheckReport,
+    processor: Processor,
+    check: Callable[[Problem, Processor], object],
+    show: bool,
+) -> CheckReport:
+    """The report without the rows that `check` raises RowError for. Its sizes are still those of all rows."""
+    from mmeureka_jax.data.check import Rejected
+    from mmeureka_jax.data.problems import RowError
+
+    usable, rejected = [], list(report.rejected)
+    with progress(len(report.usable), f"check responses of {source.name}", unit="row", enabled=show) as bar:
+        for row in report.usable:
+            try:
+                check(source[row], processor)
+                usable.append(row)
+            except RowError as error:
+                rejected.append(Rejected(error.problem_id, row, error.kind, str(error)))
+            bar.update()
+    kept = set(usable)
+    notes = [note for note in report.notes if note.row in kept]
+    return dataclasses.replace(report, usable=usable, rejected=sorted(rejected, key=lambda one: one.row), notes=notes)
+
+
+def _check_that_hosts_agree(spec: str, seen: Any) -> None:
+    """Raises the same UserError everywhere if hosts have `seen` different data: they would draw different problems."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(json.dumps(seen).encode()).digest(), np.uint32)[:2]  # JAX has no 64 bits here
+    digests = multihost_utils.process_allgather(digest)
+    others = [host for host, other in enumerate(digests) if (other != digests[0]).any()]
+    if others:
+        raise UserError(
+            f"{spec}: hosts {others} see other usable rows than host 0; give all hosts the same data files and pictures"
+        )
+
+
+def _describe(report: CheckReport, report_file: Path | None) -> str:
+    """The counts of a check, its rejected rows by id and reason (the first few, where the others are), and notes."""
+    lines = [
+        report.summary(),
+        *(f"row {rejected.row}: {rejected.reason}" for rejected in report.rejected[:_ROWS_SHOWN]),
+    ]
+    if len(report.rejected) > _ROWS_SHOWN:
+        others = f"{report_file} has all of them" if report_file is not None else "`mmeureka data check` names them all"
+        lines.append(f"... and {len(report.rejected) - _ROWS_SHOWN} more; {others}")
+    lines += [f"row {note.row}: problem {note.id!r}: {note.text}" for note in report.notes[:_ROWS_SHOWN]]
+    if len(report.notes) > _ROWS_SHOWN:
+        lines.append(f"... and {len(report.notes) - _ROWS_SHOWN} more such notes")
+    return "\n".join(lines)
