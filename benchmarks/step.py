@@ -37,7 +37,7 @@ from benchmarks.common import (
 )
 from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.data.loader import ProblemLoader
-from mmeureka_jax.data.problems import ImageRef, Problem
+from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.rewards.workers import RewardWorkers
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.update import policy_objective

@@ -24,7 +24,8 @@ from mmeureka_jax.commands.arguments import (
 from mmeureka_jax.commands.jax_setup import start_jax
 from mmeureka_jax.config.schema import ACCURACY_RULES, PROMPT_STYLES, DataConfig, RewardConfig
 from mmeureka_jax.data.pictures import picture_size, read_picture
-from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, open_problems
+from mmeureka_jax.data.problems import ProblemSource, open_problems
+from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError, printable
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.process.console import plural

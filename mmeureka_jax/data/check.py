@@ -24,7 +24,8 @@ from typing import Any, Protocol
 import mmeureka_jax
 from mmeureka_jax.config.schema import AccuracyRule, RewardConfig
 from mmeureka_jax.data.pictures import picture_notes, picture_size, read_picture
-from mmeureka_jax.data.problems import ImageRef, Problem, ProblemSource, RowError
+from mmeureka_jax.data.problems import ProblemSource
+from mmeureka_jax.data.record import ImageRef, Problem, RowError
 from mmeureka_jax.errors import UserError, printable
 from mmeureka_jax.files import parse_json, write_atomic
 from mmeureka_jax.process.console import progress as progress_bar

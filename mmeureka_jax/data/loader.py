@@ -23,8 +23,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from mmeureka_jax.data.problems import Problem, ProblemSource, RowError
+from mmeureka_jax.data.problems import ProblemSource
 from mmeureka_jax.data.processor import ProcessedPrompt
+from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.errors import UserError
 
 _MAX_THREADS = 8

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmeureka_jax.data.problems import ImageRef, RowError
+from mmeureka_jax.data.record import ImageRef, RowError
 from mmeureka_jax.data.tiles import TileGeometry
 from mmeureka_jax.data.vision_layout import Grid
 from mmeureka_jax.models.text_only import TextOnlyConfig

@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int
 from mmeureka_jax.data.chat_template import is_bounded
 from mmeureka_jax.data.no_pictures import TextPreprocessor
 from mmeureka_jax.data.pictures import PicturePreprocessor
-from mmeureka_jax.data.problems import Problem, RowError
 from mmeureka_jax.data.prompts import PromptStyle, apply_prompt_style
+from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.data.tiles import TileGeometry, TilePreprocessor
 from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
 from mmeureka_jax.errors import UserError, brief

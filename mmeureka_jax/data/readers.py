@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 import re
 import threading
 from abc import ABC, abstractmethod
@@ -22,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mmeureka_jax.data.builders.folder import tfds_data_dir
 from mmeureka_jax.errors import UserError, brief
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -304,11 +304,6 @@ def open_table(path: Path) -> Table:
             head = file.read(4096).decode(_encoding(file), "ignore").lstrip(_BOM + " \t\r\n")
         return JsonLinesTable(path) if head.startswith("{") else JsonTable(path)
     raise UserError(f"{path}: expected a file that ends with {', '.join(FILE_SUFFIXES)}")
-
-
-def tfds_data_dir() -> Path:
-    """Where TFDS datasets lie: `TFDS_DATA_DIR`, else TFDS's own default."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_tfds_builder(name: str):

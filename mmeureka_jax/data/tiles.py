@@ -29,7 +29,7 @@ from mmeureka_jax.data.pictures import (
     refuse_settings,
     unusable,
 )
-from mmeureka_jax.data.problems import ImageRef
+from mmeureka_jax.data.record import ImageRef
 from mmeureka_jax.data.vision_layout import Grid, WindowLayout, check_sides, rotary_positions
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting

@@ -29,7 +29,7 @@ from mmeureka_jax.setup.difficulty import read_difficulty
 from mmeureka_jax.setup.problems import open_checked
 
 if TYPE_CHECKING:
-    from mmeureka_jax.data.problems import Problem
+    from mmeureka_jax.data.record import Problem
 
 logger = logging.getLogger(__name__)
 

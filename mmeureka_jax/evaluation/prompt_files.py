@@ -36,9 +36,9 @@ from mmeureka_jax.setup.header import say_header
 from mmeureka_jax.setup.policy import LoadedPolicy, check_context, lora_of_adapters, open_policy
 
 if TYPE_CHECKING:
-    from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import ProcessedPrompt, Processor
     from mmeureka_jax.data.prompts import PromptStyle
+    from mmeureka_jax.data.record import Problem
 
 SMALLEST_BUCKET = 32  # tokens
 _CHECKPOINT_FILES = (

@@ -18,8 +18,9 @@ from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import LoadedPolicy
 
 if TYPE_CHECKING:
-    from mmeureka_jax.data.problems import Problem, ProblemSource
+    from mmeureka_jax.data.problems import ProblemSource
     from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.data.record import Problem
     from mmeureka_jax.rewards.base import RewardResult
     from mmeureka_jax.rewards.workers import RewardWorkers
 

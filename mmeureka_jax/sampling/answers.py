@@ -20,8 +20,8 @@ from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
 from mmeureka_jax.setup.policy import LoadedPolicy
 
 if TYPE_CHECKING:
-    from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import ProcessedPrompt, Processor
+    from mmeureka_jax.data.record import Problem
 
 
 @dataclass(frozen=True)

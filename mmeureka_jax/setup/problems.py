@@ -27,8 +27,9 @@ from mmeureka_jax.process.console import plural, progress, say_facts, waiting
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.check import CheckReport
-    from mmeureka_jax.data.problems import Problem, ProblemSource
+    from mmeureka_jax.data.problems import ProblemSource
     from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.data.record import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _check_further(
 ) -> CheckReport:
     """The report without the rows that `check` raises RowError for. Its sizes are still those of all rows."""
     from mmeureka_jax.data.check import Rejected
-    from mmeureka_jax.data.problems import RowError
+    from mmeureka_jax.data.record import RowError
 
     usable, rejected = [], list(report.rejected)
     with progress(len(report.usable), f"check responses of {source.name}", unit="row", enabled=show) as bar:

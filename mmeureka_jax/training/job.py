@@ -40,8 +40,8 @@ from mmeureka_jax.training.watchers import CompileCounter, NonFiniteGuard, Termi
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import ProblemLoader
-    from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.data.record import Problem
     from mmeureka_jax.rewards.workers import RewardWorkers
 
 logger = logging.getLogger(__name__)

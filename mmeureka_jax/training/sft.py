@@ -22,8 +22,8 @@ from mmeureka_jax.training.job import Recipe, open_job
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem
-    from mmeureka_jax.data.problems import Problem
     from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.data.record import Problem
 
 _LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped")
 
@@ -122,7 +122,7 @@ def solution_tokens(problem: Problem, processor: Processor, limit: int) -> np.nd
     Raises:
         RowError: there is none, or it is longer than `limit`, or it holds a special token.
     """
-    from mmeureka_jax.data.problems import RowError
+    from mmeureka_jax.data.record import RowError
 
     solution = problem.metadata.get("solution")
     if not isinstance(solution, str) or not solution.strip():

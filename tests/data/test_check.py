@@ -15,7 +15,8 @@ from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.data import check
 from mmeureka_jax.data.check import CheckReport, check_problems
 from mmeureka_jax.data.pictures import read_picture
-from mmeureka_jax.data.problems import ImageRef, Problem, RowError, open_problems
+from mmeureka_jax.data.problems import open_problems
+from mmeureka_jax.data.record import ImageRef, Problem, RowError
 
 
 class FakeProcessor:

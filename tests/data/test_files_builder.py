@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mmeureka_jax.data.builders.files import build_dataset
-from mmeureka_jax.data.problems import Problem, open_problems
+from mmeureka_jax.data.problems import open_problems
+from mmeureka_jax.data.record import Problem
 from mmeureka_jax.errors import UserError
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mmeureka_jax.data.loader import ProblemLoader
-from mmeureka_jax.data.problems import Problem, ProblemSource, RowError, open_problems
+from mmeureka_jax.data.problems import ProblemSource, open_problems
+from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,10 @@ from helpers.support import picture
 from transformers import AutoTokenizer
 
 from mmeureka_jax.data.check import check_problems
-from mmeureka_jax.data.problems import Problem, RowError, open_problems
+from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.prompts import apply_prompt_style
+from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.rewards.format import follows_format
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 

@@ -16,7 +16,7 @@ from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mmeureka_jax.data.pictures import PicturePreprocessor, picture_notes, picture_size, read_picture
-from mmeureka_jax.data.problems import ImageRef
+from mmeureka_jax.data.record import ImageRef
 from mmeureka_jax.data.vision_layout import VisionGeometry, window_layout
 from mmeureka_jax.errors import UserError
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmeureka_jax.data import problems, readers
-from mmeureka_jax.data.problems import ImageRef, Problem, RowError, open_problems
+from mmeureka_jax.data.problems import open_problems
+from mmeureka_jax.data.record import ImageRef, Problem, RowError
 from mmeureka_jax.errors import UserError
 
 

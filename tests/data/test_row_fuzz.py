@@ -16,9 +16,10 @@ from PIL import Image
 
 from mmeureka_jax.commands.data import _article, _text
 from mmeureka_jax.data.pictures import picture_notes
-from mmeureka_jax.data.problems import Problem, ProblemSource, RowError
+from mmeureka_jax.data.problems import ProblemSource
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.data.readers import Table
+from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 PICTURE_COLUMNS = (

@@ -15,7 +15,8 @@ from PIL import Image
 
 from mmeureka_jax.config.schema import TrackingConfig
 from mmeureka_jax.data.pictures import PicturePreprocessor, read_picture
-from mmeureka_jax.data.problems import ImageRef, open_problems
+from mmeureka_jax.data.problems import open_problems
+from mmeureka_jax.data.record import ImageRef
 from mmeureka_jax.data.vision_layout import VisionGeometry, window_layout
 from mmeureka_jax.report.page import THUMBNAIL_SIDE, write_report
 from mmeureka_jax.runs.rollout_samples import RolloutSample

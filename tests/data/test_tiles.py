@@ -17,8 +17,8 @@ from PIL import Image
 from transformers import AutoTokenizer, InternVLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from mmeureka_jax.data.problems import ImageRef
 from mmeureka_jax.data.processor import Processor
+from mmeureka_jax.data.record import ImageRef
 from mmeureka_jax.data.tiles import TileGeometry, tile_grid
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import added_tokens

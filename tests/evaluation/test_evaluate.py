@@ -18,7 +18,7 @@ import pytest
 from helpers.commands import TINY, environment, mmeureka, prompt_row, read_rows, write_rows
 from helpers.guessing import write_guessing_checkpoint
 
-from mmeureka_jax.data.problems import Problem
+from mmeureka_jax.data.record import Problem
 from mmeureka_jax.evaluation.evaluate import row_of, summarise
 from mmeureka_jax.evaluation.validation import Graded
 from mmeureka_jax.rewards.base import RewardResult

@@ -14,7 +14,7 @@ from helpers.support import PIXELS, PROBLEMS, Lively
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmeureka_jax.data.problems import Problem
+from mmeureka_jax.data.record import Problem
 from mmeureka_jax.evaluation.prompt_files import length_buckets
 
 PIXEL_ARGUMENTS = [f"--{key.replace('_', '-')}={value}" for key, value in PIXELS.items()]

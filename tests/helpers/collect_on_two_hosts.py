@@ -17,7 +17,7 @@ import numpy as np
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.data.loader import LoadedProblem
-from mmeureka_jax.data.problems import Problem
+from mmeureka_jax.data.record import Problem
 from mmeureka_jax.hosts import barrier
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer

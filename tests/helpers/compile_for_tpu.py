@@ -30,8 +30,8 @@ import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from mmeureka_jax.config.load import load_config  # noqa: E402
-from mmeureka_jax.data.problems import ImageRef, Problem  # noqa: E402
 from mmeureka_jax.data.processor import collate  # noqa: E402
+from mmeureka_jax.data.record import ImageRef, Problem  # noqa: E402
 from mmeureka_jax.data.shapes.problems import generate  # noqa: E402
 from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch  # noqa: E402

@@ -21,8 +21,8 @@ from transformers import (
 
 from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.data.pictures import read_picture
-from mmeureka_jax.data.problems import ImageRef, Problem
 from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.formats.hugging_face import load_params, read_config, rules
 from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmeureka_jax.data.builders.folder import tfds_data_dir
 from mmeureka_jax.data.pictures import read_picture
-from mmeureka_jax.data.problems import Problem, ProblemSource, RowError, open_problems
-from mmeureka_jax.data.readers import TfdsTable, tfds_data_dir
+from mmeureka_jax.data.problems import ProblemSource, open_problems
+from mmeureka_jax.data.readers import TfdsTable
+from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, remove_folder, temporary_folder
 from mmeureka_jax.process.console import progress

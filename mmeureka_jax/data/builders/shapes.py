@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmeureka_jax.data.readers import tfds_data_dir
+from mmeureka_jax.data.builders.folder import tfds_data_dir
 from mmeureka_jax.data.shapes.canvas import DEFAULT_SIDE
 from mmeureka_jax.data.shapes.problems import HASTY_FRACTION, Split, generate
 from mmeureka_jax.data.shapes.scenes import DIFFICULTIES, KINDS
