@@ -17,7 +17,7 @@ from mmeureka_jax.config.schema import Config, LoraConfig, ModelConfig, RandomMo
 from mmeureka_jax.rewards.accuracy import accuracy, compare
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
+PAGES = sorted(page for folder in (".", "docs", "launch", "benchmarks") for page in (ROOT / folder).glob("*.md"))
 RECIPES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "launch").iterdir()])
 page = pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -112,6 +112,65 @@ def test_mentioned_commands_parse(path: Path):
 @pytest.mark.parametrize("path", [*PAGES, *RECIPES], ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_path_of_one_machine(path: Path):
     assert not re.search(r"(?<![\w.$~}])/(?:root|home|Users|work|opt)/", path.read_text())
+
+
+MARKER = re.compile(r" *(?:[-*]|\d+\.) (?:\d{4}-\d\d-\d\d\. )?")  # a decision begins with its date
+CODE = re.compile(r"`[^`]*`")
+ADDRESS = re.compile(r"\]\([^)]*\)")
+SENTENCE_END = re.compile(r"""(?<!\.\.)(?<!\bDr)(?<!\bal)(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?][)"'*_]*(?=\s|$)""")
+
+
+def paragraphs(text: str) -> list[list[str]]:
+    """The lines of each paragraph and list item, without markers; no headings, tables, pictures and code."""
+    found: list[list[str]] = [[]]
+    in_code = False
+    for line in text.splitlines():
+        fence = line.lstrip().startswith("```")
+        in_code ^= fence
+        if fence or in_code or not line.strip() or line.lstrip().startswith(("#", "|", "<", "![")):
+            found.append([])
+        elif MARKER.match(line):
+            found.append([MARKER.sub("", line, count=1)])
+        else:
+            found[-1].append(line.strip())
+    return [lines for lines in found if lines]
+
+
+def breaks_out_of_place(text: str) -> list[str]:
+    """Lines of prose that hold two sentences, or that end within one."""
+    wrong = []
+    for lines in paragraphs(text):
+        for number, line in enumerate(lines, start=1):
+            prose = ADDRESS.sub("]", CODE.sub("`x`", line))
+            ends = [match.end() for match in SENTENCE_END.finditer(prose)]
+            holds_two = any(end < len(prose.rstrip()) for end in ends)
+            breaks_off = number < len(lines) and len(prose) not in ends and not prose.endswith(":")
+            if holds_two or breaks_off:
+                wrong.append(line)
+    return wrong
+
+
+@page
+def test_prose_is_one_sentence_a_line(path: Path):
+    assert breaks_out_of_place(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("One sentence.\nAnother (with `a. b`).\n", 0),
+        ("Two of them. On one line.\n", 1),
+        ("Two of them (the first.) On one line.\n", 1),
+        ("A sentence that\nis broken.\n", 1),
+        (
+            "- 2026-11-21. **A title.**\n  Its reason, 0.5 s by [a page](http://a.org/b. c).\n- No stop\n",
+            0,
+        ),
+        ("Dr. GRPO (Chen et al., 2021) leaves it out:\n- one\n- two\n\n```\nCode. Of two\nlines\n```\n", 0),
+    ],
+)
+def test_the_rule_of_one_sentence_a_line(text: str, wrong: int):
+    assert len(breaks_out_of_place(text)) == wrong
 
 
 def rows_of_tables(text: str, *headings: str) -> list[list[str]]:
