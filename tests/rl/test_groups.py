@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 import jax
 import numpy as np
 import pytest
+from helpers.groups import NUMBERS, PLACES, WIDTH, N, make_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,45 +25,6 @@ from mmeureka_jax.rl.groups import (
     stack_groups,
     unstack_groups,
 )
-
-N, PLACES, NUMBERS, WIDTH = 3, 4, 6, 8
-
-
-def make_group(rng, *, prompt=5, response=4, windows=2, merged=0, padding=3):
-    """A group as a rollout leaves it: `prompt` and longest `response` tokens, and `padding` more places of each."""
-    lengths = rng.integers(1, response + 1, N)
-    lengths[rng.integers(N)] = response
-
-    def floats(*shape):
-        return rng.normal(size=shape).astype(np.float32)
-
-    def padded(x, axis, fill=0):
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, padding)
-        return np.pad(x, widths, constant_values=fill)
-
-    within = np.arange(response) < lengths[:, None]
-    return Group(
-        rollout_index=int(rng.integers(100)),
-        order=int(rng.integers(10_000)),
-        tokens=padded(rng.integers(1, 99, prompt).astype(np.int32), 0),
-        positions=padded(rng.integers(1, 99, (3, prompt)).astype(np.int32), 1),
-        length=prompt,
-        next_position=int(rng.integers(1, 99)),
-        image_index=padded(rng.integers(-1, 9, prompt).astype(np.int32), 0, -1),
-        patches=floats(windows, PLACES, NUMBERS),
-        patch_positions=rng.integers(1, 9, (windows, PLACES, 2)).astype(np.int32),
-        patch_mask=np.ones((windows, PLACES), bool),
-        image_ids=np.arange(windows, dtype=np.int32),
-        image_embeds=floats(merged, WIDTH),
-        responses=padded(np.where(within, rng.integers(1, 99, (N, response)), 0).astype(np.int32), 1),
-        log_probs=padded(np.where(within, floats(N, response), 0).astype(np.float32), 1),
-        lengths=lengths.astype(np.int32),
-        finished=rng.random(N) < 0.5,
-        rewards=floats(N),
-        accuracies=floats(N),
-    )
-
 
 SIZES = st.fixed_dictionaries(
     {
