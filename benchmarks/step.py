@@ -35,13 +35,13 @@ from benchmarks.common import (
     time_calls,
     training_config,
 )
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.data.loader import ProblemLoader
 from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.rewards.workers import RewardWorkers
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.runs.checkpoint import RunState
+from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.setup.problems import open_processor
 from mmeureka_jax.training.collect import Collector
 from mmeureka_jax.training.job import check_batch_sizes

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from helpers.commands import mmeureka
 
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem, atomic_writer, exclusive
+from mmeureka_jax.setup.checks import validate_config
 
 ADDRESS = "gs://b/x"
 

@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import dotted_keys
 from mmeureka_jax.config.schema import Config
@@ -37,6 +36,7 @@ from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.provenance import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.runs.tracking import read_metrics
+from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 from mmeureka_jax.training.sweep import load_sweep
 

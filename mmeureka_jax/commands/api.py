@@ -26,8 +26,8 @@ def train(config: Config) -> Path:
     Raises:
         UserError: anything about the config, the data or the checkpoint that cannot work; or what stops a run.
     """
-    from mmeureka_jax.config.checks import validate_config
     from mmeureka_jax.config.stages import stage_configs
+    from mmeureka_jax.setup.checks import validate_config
 
     if not isinstance(config, Config):
         raise UserError(f"train takes what load_config gives; got {type(config).__name__}")

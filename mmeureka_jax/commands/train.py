@@ -21,9 +21,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmeureka_jax.config.checks import validate_config
     from mmeureka_jax.config.load import load_config
     from mmeureka_jax.config.stages import stage_configs
+    from mmeureka_jax.setup.checks import validate_config
 
     config = load_config(args.config, args.overrides)
     validate_config(config)

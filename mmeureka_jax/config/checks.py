@@ -7,22 +7,10 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from mmeureka_jax.config.reading import to_dict
-from mmeureka_jax.config.schema import (
-    Config,
-    CriticConfig,
-    DataConfig,
-    LoraConfig,
-    Loss,
-    ModelConfig,
-    RandomModelConfig,
-    RewardConfig,
-    RLConfig,
-    SamplerConfig,
-)
-from mmeureka_jax.config.stages import stage_configs
+from mmeureka_jax.config.schema import Config, DataConfig, LoraConfig, ModelConfig, RandomModelConfig
 from mmeureka_jax.config.yaml_text import describe
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem
@@ -77,13 +65,6 @@ _RANDOM_MODEL_POSITIVE = """
     hidden_size intermediate_size num_layers num_heads num_kv_heads vision_hidden_size vision_intermediate_size
     vision_depth vision_num_heads
 """.split()
-
-
-_COMPARES = ("grpo", "dr_grpo", "rloo", "reinforce_baseline", "cpgd")  # advantages that need several responses
-_LARGEST_SEQUENCE_EPSILON = 0.1
-_LOSSES = get_args(Loss)
-_CLIPS_LOW = ("ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "gspo")  # cispo may have no lower bound
-_ONLY_FOR = {"ratio_cap": ("ppo_clip", "ppo_clip_drift"), "clip_start": ("cpg", "cpgd")}
 
 
 def _check_range(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -233,108 +214,6 @@ def _check_buckets(key: str, buckets: tuple[int, ...], limit_key: str, limit: in
     return problems
 
 
-def _check_critic(rl: RLConfig) -> list[str]:
-    problems = []
-    if rl.advantage == "gae" and rl.critic.kind == "none":
-        problems.append(
-            "rl.advantage gae needs a critic: set rl.critic.kind to head (on the policy's hidden states) or model (a "
-            "copy of the policy, with its own optimiser state)"
-        )
-    if rl.advantage != "gae" and rl.critic.kind != "none":
-        problems.append(
-            f"rl.critic.kind is {rl.critic.kind}, and rl.advantage {rl.advantage} reads no critic; set it to none, or "
-            "rl.advantage to gae"
-        )
-    if rl.critic.kind == "model" and rl.critic.trunk_coefficient != CriticConfig.trunk_coefficient:
-        problems.append("rl.critic.trunk_coefficient is of kind head: a critic of kind model shares no parameters")
-    return problems
-
-
-def _check_rl(rl: RLConfig, sampler: SamplerConfig, reward: RewardConfig) -> list[str]:
-    problems = []
-    if rl.group_size < 1:
-        problems.append(f"rl.group_size must be positive; got {rl.group_size}")
-    if rl.group_size == 1 and rl.advantage in _COMPARES:
-        problems.append(
-            f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "
-            f"prompt; got 1. Of the estimators, reinforce_pp and gae work with one response"
-        )
-    if rl.adora_weight is not None and rl.advantage == "reinforce_pp":
-        problems.append(
-            "rl.adora_weight multiplies advantages, and those of rl.advantage reinforce_pp have no baseline before "
-            "they are whitened: right answers would count less than wrong ones of other prompts; use reinforce_baseline"
-        )
-    if rl.adora_weight is not None and rl.advantage == "gae":
-        problems.append(
-            "rl.adora_weight weighs advantages of whole responses, and those of rl.advantage gae are a token's"
-        )
-    problems += _check_critic(rl)
-    if sampler.temperature == 0:
-        problems.append(
-            "sampler.temperature must be positive for RL: greedy responses to a prompt are all the same; got 0"
-        )
-    if rl.prompts_per_update > 0 and rl.prompts_per_rollout % rl.prompts_per_update:
-        problems.append(
-            f"rl.prompts_per_update ({rl.prompts_per_update}) must divide "
-            f"rl.prompts_per_rollout ({rl.prompts_per_rollout})"
-        )
-    if rl.micro_batches > 0 and rl.prompts_per_update % rl.micro_batches:
-        problems.append(
-            f"rl.micro_batches ({rl.micro_batches}) must divide rl.prompts_per_update ({rl.prompts_per_update})"
-        )
-    if rl.clip_epsilon_low is not None and rl.clip_epsilon_low >= 1 and rl.loss in _CLIPS_LOW:
-        problems.append(f"rl.clip_epsilon_low must be below 1: ratios are positive; got {rl.clip_epsilon_low:g}")
-    if rl.loss == "gspo" and max(rl.clip_epsilon_low or 0, rl.clip_epsilon_high or 0) > _LARGEST_SEQUENCE_EPSILON:
-        problems.append(
-            f"rl.clip_epsilon_low and rl.clip_epsilon_high of rl.loss gspo clip the mean log-ratio of a whole response "
-            f"and must be at most {_LARGEST_SEQUENCE_EPSILON}; got {rl.clip_epsilon_low}, {rl.clip_epsilon_high}. Its "
-            "source has 3e-4 and 4e-4, as null means"
-        )
-    if rl.kl_coefficient == 0 and (rl.kl_place == "reward" or rl.kl_target is not None):
-        problems.append(
-            "rl.kl_place: reward and rl.kl_target need a KL: set rl.kl_coefficient above 0 (where it begins, if it "
-            "adapts)"
-        )
-    samples = rl.prompts_per_rollout * rl.group_size
-    if rl.kl_target is not None and rl.kl_horizon <= 0.2 * samples:
-        problems.append(
-            f"rl.kl_horizon ({rl.kl_horizon}) must be above a fifth of the responses of a step ({samples}), or the "
-            "coefficient could fall to 0 in one step"
-        )
-    possible = [right / max(rl.group_size, 1) for right in range(rl.group_size + 1)]
-    if (
-        rl.filter.enabled
-        and rl.filter.if_none_kept == "sample_again"
-        and (rl.group_size > 1 or rl.advantage not in _COMPARES)
-        and 0 <= rl.filter.lower <= rl.filter.upper <= 1
-        and not any(rl.filter.lower <= accuracy <= rl.filter.upper for accuracy in possible)
-    ):
-        problems.append(
-            f"rl.filter keeps no group of {rl.group_size} responses: none of their mean accuracies (k / "
-            f"{rl.group_size}) is from {rl.filter.lower:g} to {rl.filter.upper:g}; widen it, or set "
-            "rl.filter.enabled=false"
-        )
-    for name, losses in _ONLY_FOR.items():
-        if getattr(rl, name) != getattr(RLConfig, name) and rl.loss in _LOSSES and rl.loss not in losses:
-            problems.append(f"rl.{name} is a setting of rl.loss {', '.join(losses)}; {rl.loss} has none such")
-    if reward.overlong_buffer > sampler.max_new_tokens:
-        problems.append(
-            f"reward.overlong_buffer ({reward.overlong_buffer}) must not exceed sampler.max_new_tokens "
-            f"({sampler.max_new_tokens}), before which it lies"
-        )
-    if rl.ratio_cap is not None and not rl.ratio_cap > 1:
-        problems.append(f"rl.ratio_cap must be above 1, or null for none; got {rl.ratio_cap:g}")
-    if not 0 <= rl.filter.lower <= rl.filter.upper <= 1:
-        problems.append(
-            f"rl.filter needs 0 <= lower <= upper <= 1; got lower {rl.filter.lower:g}, upper {rl.filter.upper:g}"
-        )
-    if reward.custom is None and reward.custom_weight != 0:
-        problems.append(
-            "reward.custom_weight is set but reward.custom is not; give reward.custom=path/to/file.py:function"
-        )
-    return problems
-
-
 def _check_paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     """No text of a config is empty, the address of something elsewhere, or a path that begins or ends with a space."""
     problems: list[str] = []
@@ -342,11 +221,12 @@ def _check_paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             problems += _check_paths(value, f"{prefix}{name}.")
         elif isinstance(value, str):
-            problems += filter(None, [_text_problem(f"{prefix}{name}", value)])
+            problems += filter(None, [text_problem(f"{prefix}{name}", value)])
     return problems
 
 
-def _text_problem(key: str, value: str) -> str | None:
+def text_problem(key: str, value: str) -> str | None:
+    """What is wrong with the text of a key: empty, white space around it, or an address; None if nothing is."""
     if not value.strip():
         return f"{key} is empty; give it a value, or leave the key out"
     if value != value.strip():
@@ -360,36 +240,23 @@ def check_stored(config: Config) -> None:
     Raises:
       UserError: every problem, one a line.
     """
-    problems = _check_range(to_dict(config)) + _check_lora(config.model.lora)
+    problems = range_problems(config) + _check_lora(config.model.lora)
     if problems:
         raise UserError("\n".join(problems))
 
 
-def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
-    """Checks what one field alone cannot tell and what needs no devices or files; `sft` leaves the RL sections out.
+def range_problems(config: Config) -> list[str]:
+    """Every number of a config that is not finite or too large to calculate with, one a line."""
+    return _check_range(to_dict(config))
 
-    Raises:
-      UserError: every problem, one a line.
-    """
 
-    if config.stages:
-        if command == "sft":
-            raise UserError("stages are of reinforcement learning; run `mmeureka sft` once for each, or take them out")
-        if problem := _text_problem("run_dir", config.run_dir):
-            raise UserError(problem)
-        for number, stage in enumerate(stage_configs(config), start=1):
-            try:
-                validate_config(stage, command=command)
-            except UserError as error:
-                raise UserError("\n".join(f"stage {number}: {line}" for line in str(error).splitlines())) from None
-        return
+def config_problems(config: Config, *, command: Literal["train", "sft"] = "train") -> list[str]:
+    """What is wrong with a config apart from its algorithm, one a line. Its numbers are in range (`range_problems`)."""
 
     def get(key: str) -> Any:
         return functools.reduce(getattr, key.split("."), config)
 
-    problems = _check_range(to_dict(config))
-    if problems:  # the other checks calculate with these numbers
-        raise UserError("\n".join(problems))
+    problems = []
     for keys, is_right, text in (
         (_POSITIVE, lambda x: x > 0, "positive"),
         (_POSITIVE_OR_NULL, lambda x: x is None or x > 0, "positive or null"),
@@ -411,9 +278,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     problems += _check_model(config.model)
     problems += _check_data(config.data)
     problems += _check_products(config, command)
-    if command == "train":
-        problems += _check_rl(config.rl, config.sampler, config.reward)
-    elif config.sft.micro_batches > 0 and config.sft.problems_per_step % config.sft.micro_batches:
+    if command == "sft" and config.sft.micro_batches > 0 and config.sft.problems_per_step % config.sft.micro_batches:
         problems.append(
             f"sft.micro_batches ({config.sft.micro_batches}) must divide "
             f"sft.problems_per_step ({config.sft.problems_per_step})"
@@ -424,5 +289,4 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
             "mesh.data, mesh.fsdp, mesh.tensor must be positive, one of them may be -1 (the devices left); got "
             + ", ".join(map(str, axes))
         )
-    if problems:
-        raise UserError("\n".join(problems))
+    return problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.config.checks import validate_config
+from mmeureka_jax.config.checks import config_problems, range_problems
 from mmeureka_jax.config.reading import known_part
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
@@ -36,9 +36,10 @@ def read_provenance(checkpoint: Path) -> dict[str, Any]:
     lora = None if base_dtype is None else {"base_dtype": base_dtype}
     try:
         config = known_part(Config, tree | {"model": {"checkpoint": "any", "lora": lora}}, "it")
-        validate_config(config)
+        problems = range_problems(config) or config_problems(config)
     except UserError as error:
-        said = "; ".join(str(error).splitlines())
-        raise UserError(f"{path}: {said}; export the run again, or remove the file") from None
+        problems = str(error).splitlines()
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}; export the run again, or remove the file")
     known = {key: getattr(getattr(config, section), key) for section, keys in sections.items() for key in keys}
     return content | {key: value for key, value in known.items() if key in content}

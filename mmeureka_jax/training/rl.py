@@ -17,7 +17,6 @@ from pathlib import Path
 
 import jax
 
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.config.stages import EXPORT_FOLDER, stage_configs
 from mmeureka_jax.errors import Terminated, UserError
@@ -35,6 +34,7 @@ from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.provenance import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.runs.tracking import Tracker
+from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.collect import Collected, Collector
 from mmeureka_jax.training.job import Recipe, due, open_job
 from mmeureka_jax.training.learner import Learner, Metrics, group_batches, make_experience, summarise_updates

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
@@ -18,6 +17,7 @@ from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.rl.update import imitation_objective
+from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.job import Recipe, open_job
 
 if TYPE_CHECKING:

@@ -35,7 +35,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import overlaid
 from mmeureka_jax.config.schema import Config
@@ -50,6 +49,7 @@ from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.provenance import read_provenance
 from mmeureka_jax.runs.tracking import METRICS_FILE, read_metrics
+from mmeureka_jax.setup.checks import validate_config
 
 CONFIG_FILE, LOG_FILE, STOPPED_FILE = "run.yaml", "log.txt", "stopped.json"
 IMITATION_FOLDER = "imitation"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.stages import stage_configs
+from mmeureka_jax.setup.checks import validate_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))  # those of ablations/ are sweeps; see test_recipes.py

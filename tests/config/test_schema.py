@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmeureka_jax.config.checks import validate_config
 from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import CustomFunction, Overlay, config_diff, dotted_keys, to_dict
 from mmeureka_jax.config.schema import Config, RandomModelConfig
 from mmeureka_jax.config.yaml_text import dump_yaml
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.setup.checks import validate_config
 
 
 @pytest.fixture

@@ -1,0 +1,41 @@
+"""Whether a config can work, all its problems at once, before any device or file is touched."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mmeureka_jax.config.checks import config_problems, range_problems, text_problem
+from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.stages import stage_configs
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.rl.checks import rl_problems
+
+
+def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
+    """Checks what one field alone cannot tell and what needs no devices or files; `sft` leaves the RL sections out.
+
+    Raises:
+        UserError: every problem, one a line.
+    """
+    if config.stages:
+        _validate_stages(config, command)
+        return
+    problems = range_problems(config)  # the other checks calculate with these numbers
+    if not problems:
+        problems = config_problems(config, command=command)
+        if command == "train":
+            problems += rl_problems(config)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _validate_stages(config: Config, command: Literal["train", "sft"]) -> None:
+    if command == "sft":
+        raise UserError("stages are of reinforcement learning; run `mmeureka sft` once for each, or take them out")
+    if problem := text_problem("run_dir", config.run_dir):
+        raise UserError(problem)
+    for number, stage in enumerate(stage_configs(config), start=1):
+        try:
+            validate_config(stage, command=command)
+        except UserError as error:
+            raise UserError("\n".join(f"stage {number}: {line}" for line in str(error).splitlines())) from None
