@@ -51,8 +51,13 @@ LINES: Mapping[str, dict[str, Any]] = {
     "CPGD": {"color": "#3f8f5f", "linestyle": (0, (4, 1.5))},
 }
 RATIOS = np.geomspace(0.25, 8, 400)
-ACTIONS, RATE = 5, 0.1
-BANDITS, ARMS, SAMPLES, STEPS, STEP_SIZE = 200, 50, 8, 60, 0.5
+ACTIONS = 5
+RATE = 0.1
+BANDITS = 200
+ARMS = 50
+SAMPLES = 8
+STEPS = 60
+STEP_SIZE = 0.5
 
 
 def as_tokens(x: Any) -> Float[Array, "1 n 1"]:
@@ -138,11 +143,13 @@ def exact_improvement(bandits: int = 200, actions: int = 5, seed: int = 0) -> tu
     advantages = jnp.asarray(rewards, jnp.float32)
     advantages -= jnp.sum(probabilities * advantages, axis=1, keepdims=True)
     # The drift enters by its gradient, with the same weight for all of a batch: scale the advantages instead.
-    loss, scaled = make_policy_loss(RLConfig(loss="cpgd", drift_coefficient=1.0)), advantages / weights
+    loss = make_policy_loss(RLConfig(loss="cpgd", drift_coefficient=1.0))
+    scaled = advantages / weights
     rates = 0.5 / (1 + jnp.abs(scaled).max(axis=1, keepdims=True))
 
     def expected_loss(logits: Array) -> Array:
-        now, mask = jax.nn.log_softmax(logits)[..., None], jnp.ones((bandits, actions, 1), bool)
+        now = jax.nn.log_softmax(logits)[..., None]
+        mask = jnp.ones((bandits, actions, 1), bool)
         return jnp.sum(probabilities[..., None] * loss(now, old[..., None], scaled[..., None], mask).loss)
 
     def descend(logits: Array, number: Array) -> tuple[Array, None]:
@@ -200,7 +207,8 @@ def draw(path: Path) -> dict[str, Any]:
             axes.set_xlabel("gradient steps on the same answers")
 
         gain, bound = exact_improvement()
-        axes, ends = panels[1, 2], (1e-5, 3.0)
+        axes = panels[1, 2]
+        ends = (1e-5, 3.0)
         axes.plot(
             np.maximum(bound, ends[0]), np.maximum(gain, ends[0]), "o", markersize=2.5, color="#3f8f5f", alpha=0.6
         )

@@ -183,7 +183,8 @@ def busy_cores() -> float:
         user, nice, system, _idle, _wait, *others = map(int, Path("/proc/stat").read_text().split()[1:9])
         return user + nice + system + sum(others)
 
-    start, before = time.perf_counter(), ticks()
+    start = time.perf_counter()
+    before = ticks()
     time.sleep(1)
     return round((ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - start), 2)
 

@@ -94,7 +94,8 @@ def kernel_seconds(parts: Iterable[Work], rates: KernelRates) -> float:
 
 def layer_kernels(text: TextConfig) -> int:
     """Entries of one decoder layer's matrices: a token's pass takes twice as many operations."""
-    query, key = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    query = text.num_heads * text.head_dim
+    key = text.num_kv_heads * text.head_dim
     return text.hidden_size * (2 * query + 2 * key + 3 * text.intermediate_size)
 
 
@@ -128,7 +129,8 @@ def merger_kernels(vision: VisionConfig) -> int:
 
 
 def vision_parameters(vision: VisionConfig) -> int:
-    size, width = vision.hidden_size, vision.hidden_size * vision.spatial_merge_size**2
+    size = vision.hidden_size
+    width = vision.hidden_size * vision.spatial_merge_size**2
     block = block_kernels(vision) + (4 * size + 2 * vision.intermediate_size + size) + 2 * size
     merger = merger_kernels(vision) + width + vision.out_hidden_size + size
     return vision.depth * block + merger + vision.temporal_patch_size * vision.patch_numbers * size
@@ -176,7 +178,8 @@ def blocks_flops(vision: VisionConfig, prompts: int, windows: int) -> int:
 
 def block_pairs(vision: VisionConfig, windows: int) -> int:
     """(query, key) pairs of all blocks of the tower for one picture of so many windows."""
-    window, full = vision.patches_per_window, len(set(vision.full_attention_blocks))
+    window = vision.patches_per_window
+    full = len(set(vision.full_attention_blocks))
     return full * (windows * window) ** 2 + (vision.depth - full) * windows * window**2
 
 
@@ -267,16 +270,20 @@ def update(
     Args:
         param_width: bytes a number of parameters, gradients and moments (4: float32 masters).
     """
-    text, vision = config.text, config.vision
+    text = config.text
+    vision = config.vision
     tokens = batch.prompts * (batch.prompt + batch.group * batch.new)
     pairs = batch.prompts * causal_pairs(batch.prompt) + batch.rows * causal_pairs(batch.new, batch.prompt)
     head = 2 * batch.rows * batch.new * head_parameters(text)
     forward = layers_flops(text, tokens, pairs)
     flops = 3 * (forward + head)
-    attention, exponentials = attention_flops(text, pairs), scores(text, pairs)  # of one forward pass
+    # Those of one forward pass.
+    attention = attention_flops(text, pairs)
+    exponentials = scores(text, pairs)
     if remat:
         flops += forward - 2 * tokens * text.num_layers * text.hidden_size * text.intermediate_size + head
-    read, trained = language_read(text), language_parameters(text)
+    read = language_read(text)
+    trained = language_parameters(text)
     if train_vision:
         trained += vision_parameters(vision)
     if train_vision and batch.windows:

@@ -63,7 +63,8 @@ def _run(operation: str, folder: Path, devices: int, dtype: str) -> dict[str, An
     if operation == "save":
         params = load()
     _forget_peak()
-    before, start = _resident_mb(), time.perf_counter()
+    before = _resident_mb()
+    start = time.perf_counter()
     if operation == "save":
         save_params(params, config, folder / "saved", dtype=dtype)
     else:

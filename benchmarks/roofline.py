@@ -97,7 +97,8 @@ class Rates:
 
 def measure_rates(dtype: str, config: Qwen2_5VLConfig, tokens: int) -> Rates:
     """The best of squares that grow until one takes a while, and of the decoder's products on `tokens` rows."""
-    size, hidden = config.text.hidden_size, config.text.intermediate_size
+    size = config.text.hidden_size
+    hidden = config.text.intermediate_size
     shapes = [(tokens, size, hidden), (tokens, hidden, size)]
     measured = {shape: matmul_rate(shape, dtype) for shape in shapes}
     square = 512
@@ -108,7 +109,8 @@ def measure_rates(dtype: str, config: Qwen2_5VLConfig, tokens: int) -> Rates:
             break
         square *= 2
     best = max(measured, key=lambda shape: measured[shape])
-    matmul, copy = measured[best], copy_rate()
+    matmul = measured[best]
+    copy = copy_rate()
     kernels = floors.KernelRates(
         matmul, copy, attention_rate(config.text, dtype), exponential_rate(), cache_rate(config.text, dtype)
     )
@@ -118,7 +120,8 @@ def measure_rates(dtype: str, config: Qwen2_5VLConfig, tokens: int) -> Rates:
 def matmul_rate(shape: tuple[int, int, int], dtype: str) -> float:
     """Operations a second of one product [m, k] @ [k, n]."""
     rows, inner, columns = shape
-    x, y = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+    x = jnp.ones((rows, inner), dtype)
+    y = jnp.ones((inner, columns), dtype)
     product = jax.jit(jnp.matmul)
     return 2 * math.prod(shape) / best_seconds(lambda: product(x, y))
 
@@ -142,7 +145,9 @@ def attention_rate(text: TextConfig, dtype: str) -> float:
 
     A forward and a backward pass have two of each of three kinds: over the numbers of a head, over keys, over queries.
     """
-    queries, keys, batch = 256, 1024, 4 if jax.default_backend() == "cpu" else 256
+    queries = 256
+    keys = 1024
+    batch = 4 if jax.default_backend() == "cpu" else 256
     query = jnp.ones((batch, queries, text.head_dim), dtype)
     key = jnp.ones((batch, keys, text.head_dim), dtype)
     scores = jnp.ones((batch, queries, keys), dtype)
@@ -160,10 +165,13 @@ def exponential_rate() -> float:
 
 def cache_rate(text: TextConfig, dtype: str) -> float:
     """Bytes a second of keys and values, each read for the few queries that share a head."""
-    length, groups = 256, text.num_heads // text.num_kv_heads
+    length = 256
+    groups = text.num_heads // text.num_kv_heads
     rows = 2 ** (26 if jax.default_backend() == "cpu" else 30) // (length * text.head_dim)
-    query, weights = jnp.ones((rows, groups, text.head_dim), dtype), jnp.ones((rows, groups, length), dtype)
-    keys, values = jnp.ones((rows, text.head_dim, length), dtype), jnp.ones((rows, length, text.head_dim), dtype)
+    query = jnp.ones((rows, groups, text.head_dim), dtype)
+    weights = jnp.ones((rows, groups, length), dtype)
+    keys = jnp.ones((rows, text.head_dim, length), dtype)
+    values = jnp.ones((rows, length, text.head_dim), dtype)
     seconds = product_seconds("rgh,rhs->rgs", query, keys) + product_seconds("rgs,rsh->rgh", weights, values)
     return (keys.nbytes + values.nbytes) / seconds
 
@@ -306,7 +314,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rates = measure_rates(loaded.policy.compute_dtype, loaded.policy.config, batch.prompts * batch.prompt)
         bar.update()
         figures: dict[str, Any] = {}
-        compiles, operations = 0, {}
+        compiles = 0
+        operations = {}
         params = loaded.load_params() if set(chosen) - {"update"} else {}
         for part in chosen:
             if part == "update":
@@ -337,7 +346,8 @@ def time_part(
     shape = (args.prompts, args.group, args.prompt)
     if part == "decode":
         whole, first = (rollout_call(loaded, params, *shape, new, args.side) for new in (args.new, 1))
-        short, timing = time_calls(first, args.repeats), time_calls(whole, args.repeats)
+        short = time_calls(first, args.repeats)
+        timing = time_calls(whole, args.repeats)
         if timing.median <= short.median:
             raise UserError("decoding took no time that could be told from prefill; give more --new or --repeats")
         return timing.median - short.median, timing.compiles + short.compiles, whole
@@ -364,7 +374,9 @@ def floor_of(part: str, args: argparse.Namespace, loaded: LoadedPolicy, batch: B
 
 def compare(parts: Sequence[Work], seconds: float, rates: Rates) -> dict[str, float]:
     """A part's seconds beside its floor, and which share of either rate of the device it used."""
-    work, floor, kernels = sum(parts, Work()), rates.seconds(parts), rates.kernel_seconds(parts)
+    work = sum(parts, Work())
+    floor = rates.seconds(parts)
+    kernels = rates.kernel_seconds(parts)
     return {
         "floor_s": significant(floor),
         "kernel_floor_s": significant(kernels),

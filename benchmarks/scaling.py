@@ -123,7 +123,8 @@ class Curve:
 
 def slopes(values: Sequence[float], seconds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Between neighbouring points: their geometric mean, and d log(seconds) / d log(value) (1: proportional)."""
-    x, y = np.log(values), np.log(seconds)
+    x = np.log(values)
+    y = np.log(seconds)
     return np.exp((x[1:] + x[:-1]) / 2), np.diff(y) / np.diff(x)
 
 

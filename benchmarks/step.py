@@ -120,7 +120,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         collector.settings = replace(collector.settings, eos_token_ids=())
         guard = NonFiniteGuard(folder, config.optimizer.max_nonfinite_updates, None)
         buffer: GroupBuffer = GroupBuffer()
-        run, rows = RunState(learner.initial_state()), []
+        run = RunState(learner.initial_state())
+        rows = []
 
         def step() -> Any:
             number = run.step

@@ -83,7 +83,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             micro_batches=args.micro_batches,
             packing=args.packing,
         )
-        state, skipped, padding = learner.initial_state(), 0.0, 0.0
+        state = learner.initial_state()
+        skipped = 0.0
+        padding = 0.0
 
         def update() -> Any:
             nonlocal state, skipped, padding

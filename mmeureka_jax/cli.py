@@ -82,7 +82,8 @@ def report(error: BaseException, resumes: str = "") -> int | None:
         return EXIT_TERMINATED
     elif isinstance(error, BrokenPipeError):  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, message = 141, "nobody reads its output any more"
+        code = 141
+        message = "nobody reads its output any more"
     elif isinstance(error, OSError) and error.filename is not None:
         # A name that is too long or a folder that may not be looked into, wherever it was met.
         message = f"{error.filename}: {error.strerror}"
@@ -126,7 +127,8 @@ def keep_quiet() -> None:
         if not is_late(unraisable.exc_value):
             sys.__unraisablehook__(unraisable)
 
-    sys.excepthook, sys.unraisablehook = print_exception, print_unraisable
+    sys.excepthook = print_exception
+    sys.unraisablehook = print_unraisable
     warnings.filterwarnings("ignore", r"coroutine 'async_serialize.* was never awaited", RuntimeWarning)
 
 

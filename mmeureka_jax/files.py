@@ -85,7 +85,7 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
     that cannot be written is found before the work is done.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
+        UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
     """
     refuse_address("output", path)
     with contextlib.ExitStack() as stack:
@@ -213,7 +213,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
         wait: for a process that holds it, instead of an error.
 
     Raises:
-      UserError: another process holds it, or the folder cannot be written.
+        UserError: another process holds it, or the folder cannot be written.
     """
     refuse_address("folder", folder)
     with contextlib.ExitStack() as stack:
@@ -243,7 +243,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Writes `content` next to `path` and moves it there, so no reader and no kill ever sees half a file.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
+        UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
     """
     with atomic_writer(path) as write:
         write(content)

@@ -152,7 +152,9 @@ def _import_file(key: str, file: Path, limit: float) -> Any:
 @contextlib.contextmanager
 def _no_exit() -> Iterator[None]:
     """`os._exit` would end the command on the spot, with a code that may mean success."""
-    process, thread, leave = os.getpid(), threading.get_ident(), os._exit
+    process = os.getpid()
+    thread = threading.get_ident()
+    leave = os._exit
 
     def refuse(status: int) -> None:
         # A child that the file has forked may end so, and another thread may end the command.

@@ -25,7 +25,8 @@ from benchmarks.peers.measuring import cores, print_result, time_calls
 def random_prompts(args: argparse.Namespace, config: Any, text_tokens: np.ndarray) -> dict[str, torch.Tensor]:
     """Prompts of random tokens, each with a picture of noise (`--side 0`: without), `--group` times each."""
     rng = np.random.default_rng(0)
-    count, vision = args.batch // args.group, config.vision_config
+    count = args.batch // args.group
+    vision = config.vision_config
     tokens = rng.choice(text_tokens, (count, args.prompt))
     inputs = {}
     if args.side:

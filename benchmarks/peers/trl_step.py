@@ -80,7 +80,8 @@ def main() -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(args.model)
     problems = random_pictures(args.side)
-    clock, reward = Clock(), ContainsAnswer()
+    clock = Clock()
+    reward = ContainsAnswer()
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,

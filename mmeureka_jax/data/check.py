@@ -121,11 +121,11 @@ def check_problems(
     """Finds every row that cannot be used.
 
     Args:
-      processor: measures prompts from picture headers, and refuses those that are too long; None measures nothing.
-      accuracy: the rule that gold answers must be parsable for; None leaves them unchecked.
-      decode_images: decode every picture, which finds truncated files; else only their headers are read.
-      unique_ids: refuse a row whose id an earlier one has.
-      cache_dir: where reports are kept; default: `mmeureka` in `XDG_CACHE_HOME` (or `~/.cache`).
+        processor: measures prompts from picture headers, and refuses those that are too long; None measures nothing.
+        accuracy: the rule that gold answers must be parsable for; None leaves them unchecked.
+        decode_images: decode every picture, which finds truncated files; else only their headers are read.
+        unique_ids: refuse a row whose id an earlier one has.
+        cache_dir: where reports are kept; default: `mmeureka` in `XDG_CACHE_HOME` (or `~/.cache`).
     """
     cache = _cache_file(source, processor, (accuracy, decode_images, unique_ids), cache_dir)
     if (cached := _read_cache(cache, source, progress)) is not None:

@@ -77,16 +77,16 @@ class ProblemLoader:
     """An endless iterator over this host's batches (lists of `batch_size` `LoadedProblem`s), with an exact state.
 
     Args:
-      source, indices: the rows `source[i] for i in indices` are what is read, each once an epoch.
-      processor: picklable if `workers` > 0.
-      batch_size: rows of this host.
-      seed, shuffle: each epoch has its own order, or that of `indices`.
-      host_index, host_count: this host reads the positions host_index + k * host_count.
-      workers: processes that read and process; 0 means threads of this one.
-      prefetch: batches prepared ahead; 0 means none.
+        source, indices: the rows `source[i] for i in indices` are what is read, each once an epoch.
+        processor: picklable if `workers` > 0.
+        batch_size: rows of this host.
+        seed, shuffle: each epoch has its own order, or that of `indices`.
+        host_index, host_count: this host reads the positions host_index + k * host_count.
+        workers: processes that read and process; 0 means threads of this one.
+        prefetch: batches prepared ahead; 0 means none.
 
     Raises:
-      UserError: no rows. While iterating, RowError (naming file, row and id) for a row that turns out to be unusable.
+        UserError: no rows. While iterating, RowError (naming file, row and id) for a row that turns out to be unusable.
     """
 
     def __init__(
@@ -106,8 +106,10 @@ class ProblemLoader:
         if not len(indices):
             raise UserError(f"{source.name}: no usable rows; see `mmeureka data check`")
         self._batch_size = batch_size
-        self._host_index, self._host_count = host_index, host_count
-        self._workers, self._prefetch = workers, prefetch
+        self._host_index = host_index
+        self._host_count = host_count
+        self._workers = workers
+        self._prefetch = prefetch
         rows_digest = hashlib.sha256(np.asarray(indices, np.int64).tobytes()).hexdigest()[:16]
         self._identity = {"num_problems": len(indices), "rows": rows_digest, "seed": seed, "shuffle": shuffle}
         rows = grain.MapDataset.source(list(indices)).seed(seed % 2**32)

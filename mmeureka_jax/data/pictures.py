@@ -175,7 +175,8 @@ class PicturePreprocessor:
             min_pixels, settings.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")
         )
         largest = first_given(max_pixels, settings.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"))
-        smallest, largest = first_given(smallest, 56 * 56), first_given(largest, 28 * 28 * 1280)
+        smallest = first_given(smallest, 56 * 56)
+        largest = first_given(largest, 28 * 28 * 1280)
         if not 0 < smallest <= largest <= LARGEST:
             raise UserError(
                 f"{source}: min_pixels is {smallest} and max_pixels {largest}; expected 0 < min_pixels <= "
@@ -227,7 +228,8 @@ class PicturePreprocessor:
 
 def read_settings(path: Path) -> tuple[Path, Mapping[str, Any]]:
     """The file with the image processor's settings, and the settings; the nested form wins, as in transformers."""
-    nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
+    nested = path / "processor_config.json"
+    flat = path / "preprocessor_config.json"
     if nested.exists() and isinstance(settings := read_json(nested).get("image_processor"), Mapping):
         return nested, settings
     if flat.exists():

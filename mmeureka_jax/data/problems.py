@@ -144,7 +144,8 @@ class ProblemSource:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: row {index} of {len(self)}")
         table, row_number, finder = self._locate(index)
-        where, problem_id = table.where(row_number), None
+        where = table.where(row_number)
+        problem_id = None
         try:
             row = table[row_number]
             problem_id = f"{self.name}-{index}" if is_absent(row.get("id")) else str(row["id"])
@@ -187,25 +188,27 @@ def open_problems(
     """Opens problems for random access.
 
     Args:
-      spec: `path.jsonl`, `path.json`, `path.parquet`, a folder or glob of such files, or
-        `tfds:NAME[/CONFIG][:VERSION]@SPLIT` with TFDS's slicing (`tfds:shapes/mixed@test[:128]`), looked up in
-        `TFDS_DATA_DIR` or `~/tensorflow_datasets`. The built-in `shapes` is prepared when absent.
-      root: the folder that relative image paths start from and that all images must lie in; default: the folder of
-        each data file.
-      allow_outside_root: read images from anywhere.
-      require_answer: a row without an answer is unusable; else its problem has the answer None.
+        spec: `path.jsonl`, `path.json`, `path.parquet`, a folder or glob of such files, or
+          `tfds:NAME[/CONFIG][:VERSION]@SPLIT` with TFDS's slicing (`tfds:shapes/mixed@test[:128]`), looked up in
+          `TFDS_DATA_DIR` or `~/tensorflow_datasets`. The built-in `shapes` is prepared when absent.
+        root: the folder that relative image paths start from and that all images must lie in; default: the folder of
+          each data file.
+        allow_outside_root: read images from anywhere.
+        require_answer: a row without an answer is unusable; else its problem has the answer None.
 
     Raises:
-      UserError: nothing there, a file that cannot be read, first rows that fit no known form, or no rows.
+        UserError: nothing there, a file that cannot be read, first rows that fit no known form, or no rows.
     """
     tables: list[Table]
     if spec.startswith("tfds:"):
         match = re.fullmatch(r"tfds:(?P<name>[^@\s]+)@(?P<split>.+)", spec)
         if not match:
             raise UserError(f"{spec}: expected tfds:NAME[/CONFIG][:VERSION]@SPLIT, such as tfds:shapes/mixed@train")
-        tables, name = [TfdsTable(match["name"], match["split"])], spec.removeprefix("tfds:")
+        tables = [TfdsTable(match["name"], match["split"])]
+        name = spec.removeprefix("tfds:")
     else:
-        tables, name = [open_table(path) for path in _data_files(spec)], Path(spec).stem
+        tables = [open_table(path) for path in _data_files(spec)]
+        name = Path(spec).stem
     if root is not None and not Path(root).expanduser().is_dir():
         raise UserError(f"data root {root}: no such folder")
     return ProblemSource(

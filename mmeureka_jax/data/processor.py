@@ -140,7 +140,8 @@ class Processor:
     def _chat_template(self) -> str:
         """Where HF's processor looks: chat_template.jinja, chat_template.json, then the tokenizer's own (or what the
         family has in its place)."""
-        legacy, file = self.path / "chat_template.json", self.path / "chat_template.jinja"
+        legacy = self.path / "chat_template.json"
+        file = self.path / "chat_template.jinja"
         if legacy.exists() and not file.exists():
             return expect(legacy, read_json(legacy), "chat_template", str, None)
         if self.pictures.chat_template is not None and not file.exists():

@@ -58,8 +58,12 @@ class JsonLinesTable(Table):
     """One JSON object per line; blank lines are skipped. Holds the offset of each line, and no line."""
 
     def __init__(self, path: Path):
-        self.path, self.name, self.folder = path, path.name, path.parent
-        starts, lengths, lines = [], [], []
+        self.path = path
+        self.name = path.name
+        self.folder = path.parent
+        starts = []
+        lengths = []
+        lines = []
         offset = 0
         with _readable(path) as file:
             self._encoding = _encoding(file)
@@ -91,7 +95,9 @@ class JsonTable(Table):
     """A JSON list of objects, held in memory (such files name their pictures, they do not hold them)."""
 
     def __init__(self, path: Path):
-        self.path, self.name, self.folder = path, path.name, path.parent
+        self.path = path
+        self.name = path.name
+        self.folder = path.parent
         with _readable(path) as file:
             encoding = _encoding(file)
             content = file.read()
@@ -142,7 +148,8 @@ class _Unreadable:
 
 def _items(text: str) -> Iterator[str]:
     """The texts of the items of a JSON list, found without reading them."""
-    depth, start = 0, 0
+    depth = 0
+    start = 0
     for match in re.finditer(r'"(?:[^"\\]|\\.)*+"|[\[\]{},]', text, re.DOTALL):
         if match[0] in "[{":
             depth += 1
@@ -196,7 +203,9 @@ class ParquetTable(Table):
         import pyarrow
         import pyarrow.parquet as parquet
 
-        self.path, self.name, self.folder = path, path.name, path.parent
+        self.path = path
+        self.name = path.name
+        self.folder = path.parent
         try:
             metadata = parquet.read_metadata(path)
             schema = metadata.schema.to_arrow_schema()
@@ -310,7 +319,7 @@ def find_tfds_builder(name: str):
     """The builder of the prepared dataset `NAME[/CONFIG][:VERSION]`; the built-in `shapes` is prepared where absent.
 
     Raises:
-      UserError: no such dataset below `tfds_data_dir()`, or it is not prepared.
+        UserError: no such dataset below `tfds_data_dir()`, or it is not prepared.
     """
     import tensorflow_datasets as tfds
 

@@ -81,16 +81,16 @@ class Problem:
     """One problem: chat messages, the pictures that they show, and the gold answer.
 
     Attributes:
-      id: names the problem in reports, random keys and logs; unique in a data set.
-      messages: `{"role": "system"|"user"|"assistant", "content": [{"type": "text", "text": str} | {"type": "image"}]}`;
-        the k-th image part of all messages is `images[k]`.
-      images: the pictures, in the order of their parts.
-      answer: the gold answer as text; None where the row has none (see `open_problems(require_answer=False)`).
-      metadata: JSON-able; `metadata["solution"]`, if present, is the response that `mmeureka sft` imitates.
-      unread: columns of the row that look like pictures and are not among `images`.
+        id: names the problem in reports, random keys and logs; unique in a data set.
+        messages: `{"role": "system"|"user"|"assistant", "content": [part, ...]}`, where a part is
+            `{"type": "text", "text": str}` or `{"type": "image"}`; the k-th image part of all messages is `images[k]`.
+        images: the pictures, in the order of their parts.
+        answer: the gold answer as text; None where the row has none (see `open_problems(require_answer=False)`).
+        metadata: JSON-able; `metadata["solution"]`, if present, is the response that `mmeureka sft` imitates.
+        unread: columns of the row that look like pictures and are not among `images`.
 
     Raises:
-      RowError: the numbers of image parts and of images differ.
+        RowError: the numbers of image parts and of images differ.
     """
 
     id: str

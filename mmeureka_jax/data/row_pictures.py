@@ -123,7 +123,8 @@ def _column(key: str) -> _Column | None:
     others = set(words) - set(nouns) - set(numbers)
     if len(nouns) != 1 or len(numbers) > 1 or others - _ENCODINGS - _VAGUE - _OF_THE_QUESTION:
         return None
-    rank, of_the_question = _RANKS[nouns[0]], others & _OF_THE_QUESTION
+    rank = _RANKS[nouns[0]]
+    of_the_question = others & _OF_THE_QUESTION
     return _Column(
         kind=" ".join([*sorted(of_the_question), _NOUNS[rank][0]]),
         variant=re.sub(r"[_\-\s]?\d+", "", key) if numbers else key,

@@ -122,14 +122,17 @@ def tile_grid(height: int, width: int, tile_size: int, fewest: int, most: int) -
     Of several equally close ones a larger is taken if the picture has more than half of its pixels.
     Source: `find_closest_aspect_ratio` of the model cards, `get_optimal_tiled_canvas` of transformers.
     """
-    ratio, best, closest = width / height, (1, 1), float("inf")
+    ratio = width / height
+    best = (1, 1)
+    closest = float("inf")
     grids = [(rows, columns) for columns in range(1, most + 1) for rows in range(1, most + 1)]
     for rows, columns in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         if not fewest <= rows * columns <= most:
             continue
         far = abs(ratio - columns / rows)
         if far < closest or (far == closest and width * height > 0.5 * tile_size**2 * rows * columns):
-            best, closest = (rows, columns), far
+            best = (rows, columns)
+            closest = far
     return best
 
 
@@ -168,10 +171,13 @@ class TilePreprocessor:
     def _read(
         cls, source: Path, settings: Mapping[str, Any], config: InternVLConfig, max_pixels: int | None
     ) -> TilePreprocessor:
-        vision, tiling = config.vision, config.tiling
+        vision = config.vision
+        tiling = config.tiling
         refuse_settings(source, settings)
         if tiling is not None:
-            fewest, most, thumbnail = tiling.fewest, tiling.most, tiling.thumbnail
+            fewest = tiling.fewest
+            most = tiling.most
+            thumbnail = tiling.thumbnail
             settings = {**_IMAGENET, **settings}
         else:
             keys = Keys(settings, str(source), "")
@@ -181,7 +187,8 @@ class TilePreprocessor:
                     f"{source}: size is {size}, but config.json's tower has tiles of {vision.tile_size} pixels"
                 )
             fewest = keys.integer("min_patches", default=1, at_most=MOST_TILES) or 1
-            most, thumbnail = keys.integer("max_patches", default=12, at_most=MOST_TILES) or 12, True
+            most = keys.integer("max_patches", default=12, at_most=MOST_TILES) or 12
+            thumbnail = True
         if max_pixels is not None:
             most = max(1, min(most, max_pixels // vision.tile_size**2))
         if not 1 <= min(fewest, most) <= most:
@@ -207,7 +214,8 @@ class TilePreprocessor:
 
     def patches(self, ref: ImageRef, grid: Grid) -> Float[np.ndarray, "w S C"]:
         """The normalised patches of a picture whose `grid` is known. Raises RowError as `read_picture`."""
-        picture, side = read_picture(ref), self.geometry.tile_size
+        picture = read_picture(ref)
+        side = self.geometry.tile_size
         rows, columns = grid
         resample = Image.Resampling(self.resample)
         whole = np.asarray(picture.resize((columns * side, rows * side), resample))
@@ -217,8 +225,10 @@ class TilePreprocessor:
         return self._cut(tiles)
 
     def _cut(self, tiles: UInt8[np.ndarray, "w side side 3"]) -> Float[np.ndarray, "w S C"]:
-        patch, geometry = self.geometry.patch_size, self.geometry
-        merge, units = geometry.merge_size, geometry.tile_size // geometry.patch_size // geometry.merge_size
+        patch = self.geometry.patch_size
+        geometry = self.geometry
+        merge = geometry.merge_size
+        units = geometry.tile_size // geometry.patch_size // geometry.merge_size
         cut = tiles.reshape(len(tiles), units, merge, patch, units, merge, patch, 3)
         # [tile, row unit, column unit, row patch, column patch, channel, row pixel, column pixel]
         cut = cut.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(tiles), geometry.patches_per_window, 3, patch * patch)

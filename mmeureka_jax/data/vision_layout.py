@@ -102,7 +102,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         ValueError: as `check_sides`.
     """
     check_sides(height, width)
-    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    new_height = round(height / factor) * factor
+    new_width = round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt((height * width) / max_pixels)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)
@@ -126,10 +127,13 @@ class WindowLayout:
 @lru_cache(maxsize=1024)
 def window_layout(grid: Grid, geometry: VisionGeometry) -> WindowLayout:
     """The windows of a picture of `grid` patches (HF `get_vision_window_index` and `get_vision_position_ids`)."""
-    merge, side = geometry.merge_size, geometry.window_units
-    rows, columns = grid[0] // merge, grid[1] // merge
+    merge = geometry.merge_size
+    side = geometry.window_units
+    rows = grid[0] // merge
+    columns = grid[1] // merge
     row, column = (axis.ravel() for axis in np.indices((rows, columns), dtype=np.int32))
-    window_row, window_column = row // side, column // side
+    window_row = row // side
+    window_column = column // side
     # A window at the edge is narrower and shorter; its units stand first, so that the padding is at its end.
     width = np.minimum(side, columns - window_column * side)
     slot = (row % side) * width + column % side
@@ -164,9 +168,11 @@ def patchify(
         pixels: both sides multiples of `geometry.factor`.
         values: what the 256 levels of each channel become (there is no more to normalising 8-bit pixels).
     """
-    patch, merge = geometry.patch_size, geometry.merge_size
+    patch = geometry.patch_size
+    merge = geometry.merge_size
     grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
-    rows, columns = grid[0] // merge, grid[1] // merge
+    rows = grid[0] // merge
+    columns = grid[1] // merge
     cut = pixels.reshape(rows, merge, patch, columns, merge, patch, 3)
     # [channel, row unit, column unit, row patch, column patch, row pixel, column pixel]
     cut = cut.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, geometry.patches_per_unit, patch * patch)
@@ -194,7 +200,8 @@ def rotary_positions(
     positions = np.empty((3, num_tokens), np.int32)
     token = count = 0
     for start, grid in zip(image_starts, grids, strict=True):
-        rows, columns = grid[0] // merge_size, grid[1] // merge_size
+        rows = grid[0] // merge_size
+        columns = grid[1] // merge_size
         positions[:, token:start] = np.arange(count, count + start - token)
         count += start - token
         token = start + rows * columns

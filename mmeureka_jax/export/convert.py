@@ -56,7 +56,8 @@ def convert(
         raise UserError(f"{source}: this is the folder of a run; `mmeureka export` writes its policy")
     folder = resolve_checkpoint(source)
     to = to or ("hf" if is_orbax(folder) else "orbax")
-    config, dtypes = read_config(folder), stored_dtypes(folder)
+    config = read_config(folder)
+    dtypes = stored_dtypes(folder)
     if dtype is not None:
         dtypes = dict.fromkeys(dtypes, np.dtype(jnp.dtype(dtype)))
     elif any(kind == np.float64 for kind in dtypes.values()):

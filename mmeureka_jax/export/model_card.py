@@ -79,7 +79,8 @@ def _summary(metadata: Mapping[str, Any]) -> list[str]:
     start = f"`{base}`" if base else "random weights"
     if metadata["kind"] != "rl":
         return [f"Made of {start} by imitation of the solutions in `{config['data']['train']}`.", ""]
-    rl, optimizer = config["rl"], config["optimizer"]
+    rl = config["rl"]
+    optimizer = config["optimizer"]
     kl = f", KL to the start {rl['kl_coefficient']:g} ({rl['kl_estimator']})" if rl["kl_coefficient"] else ""
     return [
         _TRAINED.format(start=start, data=config["data"]["train"], kl=kl, **rl | optimizer | {"steps": config["steps"]})

@@ -122,11 +122,13 @@ def _download(name: str, patterns: list[str], revision: str | None = None) -> Pa
 
 def read_config(path: str | Path) -> PolicyConfig:
     """The config of the checkpoint folder `path`, from its `config.json` and `generation_config.json` (optional)."""
-    config_file, generation_file = Path(path) / "config.json", Path(path) / "generation_config.json"
+    config_file = Path(path) / "config.json"
+    generation_file = Path(path) / "generation_config.json"
     if not config_file.is_file():
         raise UserError(f"{config_file}: no such file; {path} is not a Hugging Face checkpoint folder")
     generation = read_json(generation_file) if generation_file.is_file() else None
-    content, source = read_json(config_file), str(config_file)
+    content = read_json(config_file)
+    source = str(config_file)
     family = family_named(content.get("model_type"), source)
     folder = Path(path)
     beside = Beside(functools.partial(added_tokens, folder), functools.partial(_tensor_names, folder))
@@ -338,7 +340,8 @@ def _check_tied_head(path: Path, config: PolicyConfig, stored: Mapping[str, Stor
         UserError: the output head is said to be the embedding, and a head is stored that is another.
     """
     embedding = next(rule.tensor for rule in rules(config) if rule.leaf.endswith(_EMBEDDING))
-    head, tokens = stored[config.head_name], stored[embedding]
+    head = stored[config.head_name]
+    tokens = stored[embedding]
     rows = max(1, _SMALL_LEAF_BYTES // (4 * tokens.shape[1]))
     same = head.shape == tokens.shape and head.dtype is not None
     for start in range(0, tokens.shape[0], rows) if same else ():

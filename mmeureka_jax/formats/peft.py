@@ -61,7 +61,8 @@ class _Place:
 
 def _places(config: PolicyConfig) -> dict[str, _Place]:
     """Every linear map of every layer by the stored name of its kernel, without ".weight"."""
-    maps, places = set(linear_maps(config)), {}
+    maps = set(linear_maps(config))
+    places = {}
     for rule in family_of(config).rules(config):
         path = rule.leaf.removesuffix("/kernel")
         if path in maps:
@@ -89,7 +90,8 @@ def save_adapters(
     Raises:
         UserError: `path` is taken or cannot be written.
     """
-    flat, paths = flatten_dict(params, sep="/"), lora.paths(config)
+    flat = flatten_dict(params, sep="/")
+    paths = lora.paths(config)
     modules: dict[str, _Place] = {}
     for name, place in _places(config).items():
         if place.path in paths:
@@ -193,7 +195,8 @@ def open_adapters(folder: Path, config: PolicyConfig) -> StoredAdapters:
     if not _is_number(dropout) or not 0 <= dropout < 1:
         problems.append(f"{CONFIG_FILE}: lora_dropout is {dropout!r}; it must be 0 or more and below 1")
         dropout = 0.0
-    places, renamed = _places(config), family_of(config).renamed
+    places = _places(config)
+    renamed = family_of(config).renamed
     tensors: dict[tuple[str, str, int | None], StoredTensor] = {}
     for name, stored in open_checkpoint(folder, _NAME).items():
         leaf, module = _parse(name)

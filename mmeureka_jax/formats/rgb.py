@@ -37,7 +37,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _scaled(image: Image.Image) -> Image.Image:
     """A greyscale picture in 8 bits."""
     values = np.asarray(image)
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     if image.mode == "F":
         if not (np.isfinite(low) and np.isfinite(high) and 0 <= low and high <= 255):
             raise ValueError(f"its values go from {low:g} to {high:g}; expected 0 to 1 or 0 to 255")

@@ -165,7 +165,8 @@ def _write_shards(
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name in shard:
-            begin, end = end, end + sizes[name]
+            begin = end
+            end += sizes[name]
             shape = list(shapes[name])
             header[name] = {"dtype": _DTYPE_NAMES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
         encoded = json.dumps(header, separators=(",", ":")).encode()

@@ -27,7 +27,9 @@ from mmeureka_jax.mesh import constrain, shard_count
 from mmeureka_jax.models.batch import Array
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
-PROMPT, PADDING = 0, -1  # segments of a row; any other number is one that sees itself (and the prompt) alone
+# Segments of a row; any other number is one that sees only itself (and the prompt).
+PROMPT = 0
+PADDING = -1
 _SPANS = 8
 _FEWEST_QUERIES = 16
 
@@ -119,7 +121,8 @@ def _even(count: int, most: int) -> int:
 
 
 def _causal_spans(layout: RowLayout, length: int, scores: int) -> tuple[_Span, ...]:
-    prompt, places = layout.prompt, length - layout.prompt
+    prompt = layout.prompt
+    places = length - layout.prompt
     spans = _triangle(0, prompt, scores)
     if places <= layout.longest:
         return (*spans, *_triangle(prompt, length, scores))
@@ -135,7 +138,9 @@ class _Turns:
     """One span of a row: which queries, keys and segments meet at turn i."""
 
     def __init__(self, span: _Span, causal: bool, segments: Int[Array, "B T"]):
-        self.span, self.causal, self.segments = span, causal, segments
+        self.span = span
+        self.causal = causal
+        self.segments = segments
         self.count = len(span.windows)
         self.windows = np.asarray(span.windows, np.int32)
         self.places = np.arange(self.count * span.queries, dtype=np.int32).reshape(self.count, -1) + span.start

@@ -17,7 +17,9 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config_keys import LARGEST, LARGEST_SIDE, MOST_LAYERS, Keys, first_given
 
 _MOST_PATCHES = 2**14  # at most, in a window
-QWEN2_VL, QWEN2_5_VL = "qwen2_vl", "qwen2_5_vl"  # `model_type`
+# `model_type` of `config.json`.
+QWEN2_VL = "qwen2_vl"
+QWEN2_5_VL = "qwen2_5_vl"
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ class Qwen2_5VLConfig:
 
     def check_sizes(self, source: str) -> None:
         """Raises a `UserError` about `source` that lists every pair of sizes that do not fit together."""
-        text, vision = self.text, self.vision
+        text = self.text
+        vision = self.vision
         sizes = [getattr(text, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers")]
         sizes += [text.num_kv_heads, text.head_dim, vision.hidden_size, vision.intermediate_size, vision.depth]
         sizes += [vision.num_heads, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size]
@@ -372,7 +375,8 @@ def read_decoder(keys: Keys, tied: bool) -> TextConfig:
     keys.require("bias", False)  # InternLM2's
     keys.require("mlp_bias", False)
     refuse_sliding_window(keys, keys.integer("num_hidden_layers"))
-    hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    hidden_size = keys.integer("hidden_size")
+    num_heads = keys.integer("num_attention_heads")
     if num_heads <= 0:
         raise UserError(f"{keys.source}: {keys.prefix}num_attention_heads {num_heads} is not usable")
     head_dim = keys.integer("head_dim", default=128 if kind == "qwen3" else hidden_size // num_heads)
@@ -477,7 +481,8 @@ def _read_plain_vision(keys: Keys) -> VisionConfig:
     """Qwen2-VL's section: `hidden_size` is there what the later one calls `out_hidden_size`. Defaults as above."""
     keys.require("hidden_act", "quick_gelu")
     _require_plain_angles(keys)
-    size, depth = keys.integer("embed_dim", default=1280), keys.integer("depth", default=32, at_most=MOST_LAYERS)
+    size = keys.integer("embed_dim", default=1280)
+    depth = keys.integer("depth", default=32, at_most=MOST_LAYERS)
     ratio = keys.real("mlp_ratio", default=4)
     if not ratio.is_integer():
         raise UserError(f"{keys.source}: key 'vision_config.mlp_ratio' is {ratio}, expected a whole number")

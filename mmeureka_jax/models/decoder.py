@@ -56,8 +56,10 @@ class SelfAttention(nnx.Module):
     qkv_proj: Linear
 
     def __init__(self, config: TextConfig, *, stack: int | None = None):
-        query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.fused, self.qk_norm = config.fused_qkv, config.qk_norm
+        query = config.num_heads * config.head_dim
+        key = config.num_kv_heads * config.head_dim
+        self.fused = config.fused_qkv
+        self.qk_norm = config.qk_norm
         projections = {"qkv_proj": query + 2 * key} if self.fused else {"q_proj": query, "k_proj": key, "v_proj": key}
         for name, size in projections.items():
             linear = Linear(config.hidden_size, size, ("embed", "heads"), bias=config.attention_bias, stack=stack)
@@ -85,7 +87,8 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
         query, key, value = (constrain(part, "batch", "seq", "act_heads", None) for part in self.heads(x))
         if self.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
+            query = self.q_norm(query)
+            key = self.k_norm(key)
         out, kept = attend(apply_rotary(query, rotary), apply_rotary(key, rotary), value)
         return self.o_proj(out.reshape(*out.shape[:-2], -1)), kept
 

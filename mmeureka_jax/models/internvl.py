@@ -46,7 +46,9 @@ RENAMED = (
 PROJECTOR_EPSILON = 1e-5  # torch's default, in both references
 QK_NORM_EPSILON = 1e-6  # of transformers; the original has layer_norm_eps, whose released value is the same
 
-CONTEXT_TOKEN, START_TOKEN, END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
+CONTEXT_TOKEN = "<IMG_CONTEXT>"
+START_TOKEN = "<img>"
+END_TOKEN = "</img>"
 
 # Of the original's conversation template `internvl2_5`, the one of InternVL2.5, 3 and 3.5.
 SYSTEM_MESSAGE = (
@@ -194,7 +196,8 @@ class InternVLConfig(KeptConfig):
 
     def check_sizes(self, source: str) -> None:
         """Raises a `UserError` about `source` that lists every pair of sizes that do not fit together."""
-        text, vision = self.text, self.vision
+        text = self.text
+        vision = self.vision
         sizes = [text.vocab_size, text.hidden_size, text.intermediate_size, text.num_layers, text.num_kv_heads]
         sizes += [vision.hidden_size, vision.intermediate_size, vision.depth, vision.num_heads, vision.patch_size]
         if min(*sizes, vision.image_size, vision.tile_size, vision.spatial_merge_size) <= 0:
@@ -340,16 +343,19 @@ class TileEmbeddings(nnx.Module):
     """Patches to vectors, a class token before them, and a learnt embedding of each place."""
 
     def __init__(self, config: InternViTConfig):
-        size, self.side = config.hidden_size, config.image_size // config.patch_size
+        size = config.hidden_size
+        self.side = config.image_size // config.patch_size
         self.patch = Linear(config.patch_numbers, size, ("patch", "vision_embed"), bias=True)
         self.cls_token = parameter((1, 1, size), (None, None, "vision_embed"), None)
         self.positions = parameter((1, 1 + self.side**2, size), (None, None, "vision_embed"), None)
-        self.tile_side, self.merge = config.tile_side, config.spatial_merge_size
+        self.tile_side = config.tile_side
+        self.merge = config.spatial_merge_size
 
     def __call__(self, patches: Float[Array, "B S C"]) -> Float[Array, "B S1 E"]:
         x = self.patch(patches)
         positions = self.positions[...][0]
-        of_class, of_patches = positions[:1], positions[1:]
+        of_class = positions[:1]
+        of_patches = positions[1:]
         if self.tile_side != self.side:
             weights = cubic_weights(self.side, self.tile_side)
             square = of_patches.reshape(self.side, self.side, -1)
@@ -368,8 +374,11 @@ class TileAttention(nnx.Module):
     qkv: Linear
 
     def __init__(self, config: InternViTConfig, *, stack: int, fused: bool):
-        size, bias = config.hidden_size, config.attention_bias
-        self.fused, self.qk_norm, self.num_heads = fused, config.qk_norm, config.num_heads
+        size = config.hidden_size
+        bias = config.attention_bias
+        self.fused = fused
+        self.qk_norm = config.qk_norm
+        self.num_heads = config.num_heads
         widths = {"qkv": 3 * size} if fused else dict.fromkeys(("q_proj", "k_proj", "v_proj"), size)
         for name, width in widths.items():
             setattr(self, name, Linear(size, width, ("vision_embed", None), bias=bias, stack=stack))
@@ -382,9 +391,12 @@ class TileAttention(nnx.Module):
         if self.fused:
             query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
         else:
-            query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            query = self.q_proj(x)
+            key = self.k_proj(x)
+            value = self.v_proj(x)
         if self.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
+            query = self.q_norm(query)
+            key = self.k_norm(key)
         query, key, value = (split_heads(part, x.shape[-1] // self.num_heads) for part in (query, key, value))
         out = attention(query, keys_first(key), keys_first(value), segments, None, heads_axis=None)
         return self.proj(out.reshape(x.shape))
@@ -393,7 +405,8 @@ class TileAttention(nnx.Module):
 class TileBlock(nnx.Module):
     def __init__(self, config: InternViTConfig, *, stack: int, fused: bool):
         size = config.hidden_size
-        self.norm1, self.norm2 = _norm(config, stack=stack), _norm(config, stack=stack)
+        self.norm1 = _norm(config, stack=stack)
+        self.norm2 = _norm(config, stack=stack)
         self.attn = TileAttention(config, stack=stack, fused=fused)
         self.fc1 = Linear(size, config.intermediate_size, ("vision_embed", "vision_mlp"), bias=True, stack=stack)
         self.fc2 = Linear(config.intermediate_size, size, ("vision_mlp", "vision_embed"), bias=True, stack=stack)
@@ -466,17 +479,21 @@ _ORIGINAL = {
 
 def rules(config: InternVLConfig) -> tuple[Rule, ...]:
     """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
-    v, found = config.vision, Rules()
+    v = config.vision
+    found = Rules()
     names = _NATIVE if config.layout == "native" else _ORIGINAL
-    size, places = v.hidden_size, 1 + (v.image_size // v.patch_size) ** 2
-    leaf, tensor = "vision/embeddings", f"{names['tower']}.embeddings"
+    size = v.hidden_size
+    places = 1 + (v.image_size // v.patch_size) ** 2
+    leaf = "vision/embeddings"
+    tensor = f"{names['tower']}.embeddings"
     patch = f"{tensor}.{names['patch']}"
     found.add(f"{leaf}/patch/kernel", f"{patch}.weight", (size, v.in_channels, *(v.patch_size,) * 2), "convolution")
     found.add(f"{leaf}/patch/bias", f"{patch}.bias", (size,))
     found.add(f"{leaf}/cls_token", f"{tensor}.{names['cls_token']}", (1, 1, size))
     found.add(f"{leaf}/positions", f"{tensor}.{names['positions']}", (1, places, size))
 
-    leaf, tensor = "vision/blocks", f"{names['tower']}.{names['block']}"
+    leaf = "vision/blocks"
+    tensor = f"{names['tower']}.{names['block']}"
     norm_bias = v.norm == "layer_norm"
     found.scale(f"{leaf}/norm1", f"{tensor}.{names['norm1']}", size, v.depth, bias=norm_bias)
     projections = {"qkv": 3 * size}
@@ -495,7 +512,8 @@ def rules(config: InternVLConfig) -> tuple[Rule, ...]:
     found.linear(f"{leaf}/fc2", f"{tensor}.mlp.fc2", v.intermediate_size, size, v.depth, bias=True)
     found.add(f"{leaf}/ls2", f"{tensor}.{names['ls2']}", (size,), layers=v.depth)
 
-    merged, hidden = size * v.spatial_merge_size**2, config.text.hidden_size
+    merged = size * v.spatial_merge_size**2
+    hidden = config.text.hidden_size
     found.scale("vision/merger/norm", names["norm"], merged, bias=True)
     found.linear("vision/merger/linear_1", names["linear_1"], merged, hidden, bias=True)
     found.linear("vision/merger/linear_2", names["linear_2"], hidden, hidden, bias=True)

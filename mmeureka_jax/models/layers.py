@@ -17,12 +17,16 @@ from mmeureka_jax.models.batch import Array
 
 Axes = tuple[str | None, ...]
 
-LORA_A, LORA_B, DROPOUT_KEY = "lora_a", "lora_b", "dropout_key"  # names of leaves, see `Linear`
+# Names of leaves; see `Linear`.
+LORA_A = "lora_a"
+LORA_B = "lora_b"
+DROPOUT_KEY = "dropout_key"
 
 
 def parameter(shape: tuple[int, ...], axes: Axes, stack: int | None) -> nnx.Param:
     if stack is not None:
-        shape, axes = (stack, *shape), ("layers", *axes)
+        shape = (stack, *shape)
+        axes = ("layers", *axes)
     return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
 
 

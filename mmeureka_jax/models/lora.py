@@ -128,7 +128,8 @@ def with_dropout_keys(params: Mapping[str, Any], key: jax.Array) -> dict[str, An
     """The parameters of a policy that drops out: each adapter, in each layer, has a key of its own."""
     flat = flatten_dict(params, sep="/")
     for number, path in enumerate([path for path in flat if path.endswith(f"/{LORA_A}")]):
-        own, layers = jax.random.fold_in(key, number), flat[path].shape[:-2]
+        own = jax.random.fold_in(key, number)
+        layers = flat[path].shape[:-2]
         keys = jax.random.split(own, layers) if layers else own
         flat[f"{path.removesuffix(LORA_A)}{DROPOUT_KEY}"] = jax.random.key_data(keys)
     return unflatten_dict(flat, sep="/")
@@ -145,7 +146,8 @@ def merged(params: Mapping[str, Any], lora: Lora, dtype: Any = jnp.float32) -> d
     `dtype`."""
     flat = flatten_dict(params, sep="/")
     for path in [path.removesuffix(f"/{LORA_A}") for path in flat if path.endswith(f"/{LORA_A}")]:
-        lora_a, lora_b = flat.pop(f"{path}/{LORA_A}"), flat.pop(f"{path}/{LORA_B}")
+        lora_a = flat.pop(f"{path}/{LORA_A}")
+        lora_b = flat.pop(f"{path}/{LORA_B}")
         product = jnp.matmul(lora_a, lora_b, precision="highest", preferred_element_type=jnp.float32)
         kernel = flat[path + _KERNEL].astype(jnp.float32) + lora.scale * product
         flat[path + _KERNEL] = kernel.astype(dtype)

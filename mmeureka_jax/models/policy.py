@@ -172,7 +172,8 @@ def prefill(
     layout = RowLayout(prompt=segments.shape[1])
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, KeyValue]:
-        key, value = keys_first(key), keys_first(value)
+        key = keys_first(key)
+        value = keys_first(value)
         return attention(query, key, value, segments, layout), (key, value)
 
     x = model.language.embed_tokens(prompts.tokens, jnp.dtype(policy.compute_dtype))
@@ -197,7 +198,8 @@ class DecoderWeights:
 
 def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
     dtype = jnp.dtype(policy.compute_dtype)
-    language, axes = params["language"], policy.param_axes()["language"]
+    language = params["language"]
+    axes = policy.param_axes()["language"]
 
     def whole(leaf: Array, names: tuple[str | None, ...]) -> Array:
         return constrain(leaf.astype(dtype), *gathered(*names))
@@ -400,7 +402,8 @@ def log_probs_of_hidden(
     """
     language = policy.module(params).language
     tied = language.lm_head is None
-    hidden, places = states.hidden, states.places
+    hidden = states.hidden
+    places = states.places
     log_probs, entropy = log_probs_of(
         hidden,
         states.table if tied else language.head_kernel(),

@@ -51,7 +51,8 @@ class VisionAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B T E"], rotary: Rotary, segments: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         qkv = self.qkv(x)
         query, key, value = (split_heads(part, x.shape[-1] // self.num_heads) for part in jnp.split(qkv, 3, axis=-1))
-        query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        query = apply_rotary(query, rotary)
+        key = apply_rotary(key, rotary)
         out = attention(query, keys_first(key), keys_first(value), segments, None, heads_axis=None)
         return self.proj(out.reshape(x.shape))
 
@@ -71,7 +72,8 @@ class PlainMLP(nnx.Module):
 
 class VisionBlock(nnx.Module):
     def __init__(self, config: VisionConfig, *, stack: int | None = None):
-        self.norm1, self.norm2 = _norm(config, stack=stack), _norm(config, stack=stack)
+        self.norm1 = _norm(config, stack=stack)
+        self.norm2 = _norm(config, stack=stack)
         self.attn = VisionAttention(config, stack=stack)
         kind = PlainMLP if config.plain_blocks else GatedMLP
         axes = ("vision_embed", "vision_mlp")
@@ -137,7 +139,8 @@ class VisionTower(nnx.Module):
         definition, stacked = nnx.split(self.blocks)
 
         def body(x: Array, block_and_kind: tuple[nnx.State, Array]) -> tuple[Array, None]:
-            block, is_full = nnx.merge(definition, block_and_kind[0]), block_and_kind[1]
+            block = nnx.merge(definition, block_and_kind[0])
+            is_full = block_and_kind[1]
 
             def full(x: Array) -> Array:
                 return block(x, rotary, pictures)
@@ -160,11 +163,13 @@ class Qwen2_5VL(nnx.Module):
 
 def rules(config: Qwen2_5VLConfig) -> tuple[Rule, ...]:
     """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
-    v, found = config.vision, Rules()
+    v = config.vision
+    found = Rules()
     merged = v.hidden_size * v.spatial_merge_size**2
     patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     found.add("vision/patch_embed/kernel", "visual.patch_embed.proj.weight", (v.hidden_size, *patch), "patches")
-    leaf, tensor = "vision/blocks", "visual.blocks.{}"
+    leaf = "vision/blocks"
+    tensor = "visual.blocks.{}"
     found.scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth, bias=v.plain_blocks)
     found.linear(f"{leaf}/attn/qkv", f"{tensor}.attn.qkv", v.hidden_size, 3 * v.hidden_size, v.depth, bias=True)
     found.linear(f"{leaf}/attn/proj", f"{tensor}.attn.proj", v.hidden_size, v.hidden_size, v.depth, bias=True)

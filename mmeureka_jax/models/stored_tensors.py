@@ -81,8 +81,11 @@ _INTERNLM2 = {
 def decoder_rules(found: Rules, text: TextConfig, model: str = "model", head: str = "lm_head") -> None:
     """The text decoder's tensors, stored under `model` and its output head as `head`."""
     names = _INTERNLM2 if text.fused_qkv else _HUGGING_FACE
-    count, size, inner = text.num_layers, text.hidden_size, text.intermediate_size
-    q_size, kv_size = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    count = text.num_layers
+    size = text.hidden_size
+    inner = text.intermediate_size
+    q_size = text.num_heads * text.head_dim
+    kv_size = text.num_kv_heads * text.head_dim
     embedding = f"{model}.{names['embed_tokens']}.weight"
     found.add("language/embed_tokens/embedding", embedding, (text.vocab_size, size))
 

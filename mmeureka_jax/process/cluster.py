@@ -35,7 +35,8 @@ from mmeureka_jax.process.console import waiting
 
 logger = logging.getLogger(__name__)
 
-_ALIVE, _NEWS = "mmeureka/alive", "mmeureka/news"
+_ALIVE = "mmeureka/alive"
+_NEWS = "mmeureka/news"
 _JOIN_WITHIN = 300  # seconds
 _WHAT_JOINING_NEEDS = (
     "Every one needs the same --coordinator HOST:PORT, where process 0 runs and the port is free, the same "
@@ -204,7 +205,11 @@ class _Watch:
     """Says that this process lives, and ends it when another one does not."""
 
     def __init__(self, client: Any, me: int, count: int, limit: float, run_dir: str):
-        self._client, self._me, self._count, self._limit, self._run_dir = client, me, count, limit, run_dir
+        self._client = client
+        self._me = me
+        self._count = count
+        self._limit = limit
+        self._run_dir = run_dir
         self._period = min(_LONGEST_PERIOD, limit / 10)
         now = time.monotonic()
         self._answered = now  # when the store answered last
@@ -248,7 +253,8 @@ class _Watch:
         for key, value in entries:
             process = int(key.rpartition("/")[2])
             if self._counts.get(process) != value:
-                self._counts[process], self._heard[process] = value, time.monotonic()
+                self._counts[process] = value
+                self._heard[process] = time.monotonic()
 
     def _judge(self) -> None:
         before = failed_since = time.monotonic()

@@ -130,8 +130,12 @@ class Lines:
     """What `progress` gives where the output is a file: used as a bar, it writes lines."""
 
     def __init__(self, total: int, description: str, *, unit: str, initial: int = 0) -> None:
-        self.total, self.n = total, initial
-        self._initial, self._description, self._unit, self._postfix = initial, description, unit, ""
+        self.total = total
+        self.n = initial
+        self._initial = initial
+        self._description = description
+        self._unit = unit
+        self._postfix = ""
         self._start = time.monotonic()
         self._write()
 
@@ -151,7 +155,8 @@ class Lines:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        seconds, done = self._written - self._start, self.n - self._initial
+        seconds = self._written - self._start
+        done = self.n - self._initial
         parts = [f"{self._description}: {self.n} of {plural(self.total, self._unit)}"]
         if done:
             parts.append(duration(seconds))
@@ -194,10 +199,13 @@ class Steps:
     """
 
     def __init__(self, total: int, done: int, name: str, *, bars: bool) -> None:
-        self.total, self.done, self.current = total, done, done
+        self.total = total
+        self.done = done
+        self.current = done
         self._left = TimeLeft()
         self._since = self._written = time.monotonic()
-        self._phase, self._phase_start = "", self._since
+        self._phase = ""
+        self._phase_start = self._since
         self._took: dict[str, float] = {}  # phase -> seconds, the last time
         self._shown = ""  # the last step's numbers, on the bar
         self._bar: _StepBar | None = None
@@ -222,7 +230,8 @@ class Steps:
         is_long = False
         if name != self._phase:
             self._end_phase(now)
-            self._phase, self._phase_start = name, now
+            self._phase = name
+            self._phase_start = now
             is_long = self._took.get(name, QUIET) >= QUIET
         text = f"{name}, {detail}" if detail else name
         if self._bar is not None:
@@ -241,12 +250,14 @@ class Steps:
         now = time.monotonic()
         self._end_phase(now)
         self.done += 1
-        seconds, self._since = now - self._since, now
+        seconds = now - self._since
+        self._since = now
         self._left.add(seconds, compiling)
         left = self._left.of(self.total - self.done)
         if self._bar is not None:
             self._bar.left = duration(left or 0.0)
-            self._bar.n, self._shown = self.done, shown
+            self._bar.n = self.done
+            self._shown = shown
             self._bar.show(shown)
             return
         took = duration(seconds) + (f" ({duration(compiling)} of it compiling)" if compiling > 1 else "")

@@ -130,7 +130,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
         _received = _received or number
         end_at_once()
     if _received is None:
-        _received, _received_at = number, time.monotonic()
+        _received = number
+        _received_at = time.monotonic()
         signal.signal(signal.SIGALRM, _raise_after_import)
         _raise_after_import(number, frame)
 

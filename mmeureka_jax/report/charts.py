@@ -269,7 +269,8 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
 
 def metrics_of_parts_off(config: Mapping[str, Any]) -> frozenset[str]:
     """The metrics of parts that a run's config switches off. (Of a config that may be an older version's.)"""
-    reward, rl = config.get("reward"), config.get("rl")
+    reward = config.get("reward")
+    rl = config.get("rl")
     off: set[str] = set()
     if isinstance(reward, Mapping):
         off |= {f"reward/{rule}" for rule in ("format", "repetition", "custom") if not reward.get(f"{rule}_weight")}
@@ -347,7 +348,8 @@ def _draw(chart: Chart, rows: Rows, off: frozenset[str]) -> str | None:
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.title}):
         figure = Figure(figsize=(4.3, 2.4), layout="constrained")
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[3, 2][: len(panels)])
-        legends, descriptions = [], []
+        legends = []
+        descriptions = []
         color = iter(COLORS * 2)
         for axes, (panel, data) in zip(grid[:, 0], panels, strict=True):
             colors = [next(color) for _ in data]

@@ -29,7 +29,10 @@ from mmeureka_jax.process.console import plural
 from mmeureka_jax.report.charts import STYLE, Rows, format_number, series_of, smooth, themed, thin, to_svg
 from mmeureka_jax.runs.metadata import read_metadata
 
-PAGE_FILE, PICTURE_FILE, SUMMARY_FILE, RUNS_FILE = "comparison.html", "comparison.svg", "summary", "runs.csv"
+PAGE_FILE = "comparison.html"
+PICTURE_FILE = "comparison.svg"
+SUMMARY_FILE = "summary"
+RUNS_FILE = "runs.csv"
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, mean, standard deviation
 COLORS = (
     "#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785", "#b59a2c", "#2a9aa0", "#c2589f", "#7a5230",
@@ -81,7 +84,8 @@ class Run:
 
 def state_of(run_dir: Path, rows: Rows) -> str:
     """ "done", or how far a run has come, by its metadata; "unknown" without."""
-    metadata, step = read_metadata(run_dir), int(rows[-1]["step"]) if rows else 0
+    metadata = read_metadata(run_dir)
+    step = int(rows[-1]["step"]) if rows else 0
     if metadata is None:
         return "unknown"
     steps = metadata["config"]["steps"]

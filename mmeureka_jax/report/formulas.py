@@ -59,10 +59,13 @@ _WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z][a-z]{2}")
 def text_to_html(text: str) -> str:
     """Escaped, with the formulas drawn that stand between `$`, `$$`, `\\(` or `\\[`, or in a box or environment of
     LaTeX's. Their source is the title of each."""
-    parts, end = [], 0
+    parts = []
+    end = 0
     for found in itertools.islice(_FORMULA.finditer(text), MAX_PER_TEXT):
-        body, display = found[found.lastgroup or 0], found.lastgroup in ("display", "brackets", "environment")
-        before, drawn = text[end : found.start()], _draw(body, display)
+        body = found[found.lastgroup or 0]
+        display = found.lastgroup in ("display", "brackets", "environment")
+        before = text[end : found.start()]
+        drawn = _draw(body, display)
         end = found.end()
         if display and drawn is not None:  # on a line of its own anyway
             before = before.removesuffix("\n")

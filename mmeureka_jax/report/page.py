@@ -44,7 +44,7 @@ def write_report(run_dir: str | Path) -> Path:
     Reads `metrics.jsonl`, and what there is of `config.yaml`, `metadata.json` and `rollouts/`.
 
     Raises:
-      UserError: no such run, no metrics in it, a file that cannot be read, or the report cannot be written.
+        UserError: no such run, no metrics in it, a file that cannot be read, or the report cannot be written.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -52,7 +52,8 @@ def write_report(run_dir: str | Path) -> Path:
     rows = read_metrics(run_dir)
     if not rows:
         raise UserError(f"{run_dir / 'metrics.jsonl'}: no step was logged yet; let the run finish a step")
-    config, metadata = _read_config(run_dir), _read_metadata(run_dir)
+    config = _read_config(run_dir)
+    metadata = _read_metadata(run_dir)
 
     sections = {
         "Curves": _curves(rows, config),
@@ -322,7 +323,9 @@ def _reason(finish_reason: str) -> str:
 
 def _parts(text: str) -> list[str]:
     """A response cut at its thoughts and answers; in one pass, whatever a policy has learnt to repeat."""
-    parts, position, unclosed = [], 0, set()
+    parts = []
+    position = 0
+    unclosed = set()
     for opening in _OPENING.finditer(text):
         name = opening[1]
         if opening.start() < position or name in unclosed:
@@ -339,10 +342,14 @@ def _parts(text: str) -> list[str]:
 
 def _block(text: str) -> str:
     """A part of a response: a thought, an answer, or what stands outside the tags."""
-    kind, name, inner = "plain", "Outside the tags", text
+    kind = "plain"
+    name = "Outside the tags"
+    inner = text
     for tag, tag_kind, tag_name in (("think", "thought", "Thought"), ("answer", "answer", "Answer")):
         if text.startswith(f"<{tag}>") and text.endswith(f"</{tag}>"):
-            kind, name, inner = tag_kind, tag_name, text[len(tag) + 2 : -len(tag) - 3]
+            kind = tag_kind
+            name = tag_name
+            inner = text[len(tag) + 2 : -len(tag) - 3]
     shown = text_to_html(inner.strip())
     return f'<div class="{kind}"><span class="tag">{name}</span><div class="text">{shown}</div></div>'
 

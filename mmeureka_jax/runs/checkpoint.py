@@ -267,7 +267,8 @@ class Checkpointer:
                 "checkpoint %s is damaged (%s); continuing from %d, the one before it", folder, reason, instead
             )
             if is_main():
-                number, aside = 1, folder.with_name(f"{step}.damaged")
+                number = 1
+                aside = folder.with_name(f"{step}.damaged")
                 while aside.exists():
                     number, aside = number + 1, folder.with_name(f"{step}.damaged{number + 1}")
                 folder.rename(aside)

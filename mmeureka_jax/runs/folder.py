@@ -140,7 +140,8 @@ def _check_adapters(run_dir: Path, config: Config, fingerprint: str | None) -> N
     """Raises a UserError if the adapters in the run's checkpoints would mean something else than when they were saved,
     or the policy that its reference is would be another one."""
     old = read_metadata(run_dir) or {}
-    before, now = (old.get("config") or {}).get("model", {}).get("lora"), config.model.lora
+    before = (old.get("config") or {}).get("model", {}).get("lora")
+    now = config.model.lora
     if before is not None and now is not None and before["alpha"] != now.alpha:
         raise UserError(
             f"{run_dir} holds adapters that were trained with model.lora.alpha {before['alpha']:g}, and with "

@@ -42,13 +42,13 @@ class Tracker:
     """Writes metrics and samples of one run; on hosts with `enabled=False` every method does nothing.
 
     Args:
-      resume_step: the step of the checkpoint that the run continues from. What was written after it is removed first.
-        None or 0 for a run that starts from nothing: all that an attempt before its first checkpoint left is removed,
-        the row of step 0 included, which is written anew.
-      settings: the run's config, for those who show it next to the metrics (`tracking.wandb`).
+        resume_step: the step of the checkpoint that the run continues from. What was written after it is removed first.
+          None or 0 for a run that starts from nothing: all that an attempt before its first checkpoint left is removed,
+          the row of step 0 included, which is written anew.
+        settings: the run's config, for those who show it next to the metrics (`tracking.wandb`).
 
     Raises:
-      UserError: from any method, when a file cannot be written (a full disk, say); what was there before stays whole.
+        UserError: from any method, when a file cannot be written (a full disk, say); what was there before stays whole.
     """
 
     def __init__(
@@ -100,7 +100,8 @@ class Tracker:
         """Sampled groups with their pictures, to `rollouts/`, TensorBoard and Weights & Biases."""
         if not self._enabled or not samples:
             return
-        lines, all_pictures = [], []
+        lines = []
+        all_pictures = []
         for index, sample in enumerate(samples):
             pictures = [_as_png(data) for data in sample.images]
             names = [f"{IMAGES_FOLDER}/{hashlib.sha256(png).hexdigest()[:20]}.png" for png in pictures]
@@ -147,7 +148,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of a run's `metrics.jsonl`, without a last line that a kill cut short.
 
     Raises:
-      UserError: there is no such file, or a line that is not a metrics row.
+        UserError: there is no such file, or a line that is not a metrics row.
     """
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
@@ -299,7 +300,10 @@ class _EventFile:
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._folder, self._summary, self._event_pb2, self._summary_pb2 = folder, summary, event_pb2, summary_pb2
+        self._folder = folder
+        self._summary = summary
+        self._event_pb2 = event_pb2
+        self._summary_pb2 = summary_pb2
         with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # The file's own name has seconds only: a run resumed within one must not overwrite it.

@@ -149,12 +149,12 @@ def build_dataset(
     """Writes the problems of `spec` as split `split` of the TFDS dataset `name`, beside the splits that it has already.
 
     Args:
-      spec, root, allow_outside_root, require_answer: as for `open_problems`.
-      data_dir: where TFDS datasets lie; default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      skip_unusable: leave out rows that cannot be used; else they are an error and nothing is written.
+        spec, root, allow_outside_root, require_answer: as for `open_problems`.
+        data_dir: where TFDS datasets lie; default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        skip_unusable: leave out rows that cannot be used; else they are an error and nothing is written.
 
     Raises:
-      UserError: a name that TFDS does not take, a split that exists, unusable rows, no usable row, a full disk.
+        UserError: a name that TFDS does not take, a split that exists, unusable rows, no usable row, a full disk.
     """
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name) or name == "shapes":
         raise UserError(f"dataset name {name!r}: expected small letters, digits and _, a letter first, and not shapes")

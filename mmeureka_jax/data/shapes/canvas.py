@@ -70,7 +70,8 @@ class Canvas:
 
     def text(self, x: float, y: float, text: str, size: float, color: Color, bold: bool = False) -> None:
         """Centred on (x, y); `size` is the font size, digits are about 0.7 of it high."""
-        font, stroke = _font(round(size * self.scale)), round(0.03 * size * self.scale) if bold else 0
+        font = _font(round(size * self.scale))
+        stroke = round(0.03 * size * self.scale) if bold else 0
         self.pen.text(self._at(x, y), text, font=font, fill=color, anchor="mm", stroke_width=stroke)
 
     def png(self) -> bytes:

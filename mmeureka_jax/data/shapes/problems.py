@@ -93,7 +93,8 @@ def generate(
     level = LEVELS[kind][difficulty]
     scene = _sample_scene(kind, level, split, rng)
     solved = scene.solve(rng, level)
-    careful, hasty = _careful(solved), _hasty(kind, level, split, rng)
+    careful = _careful(solved)
+    hasty = _hasty(kind, level, split, rng)
     style: Literal["careful", "hasty"] = "hasty" if rng.random() < hasty_fraction else "careful"
     canvas = Canvas(side, rng, inks=level["inks"], shift=level["shift"])
     scene.draw(canvas)

@@ -90,7 +90,8 @@ def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 
 def _running_total(things: str, counts: Sequence[int]) -> str:
     """Every count, each but the first with the total so far."""
-    steps, total = [f"reading {things}:"], 0
+    steps = [f"reading {things}:"]
+    total = 0
     for i, (ordinal, count) in enumerate(zip(ORDINALS[: len(counts)], counts, strict=True)):
         total += count
         steps.append(f"{ordinal}={count} total={total}." if i else f"{ordinal}={count}.")
@@ -130,11 +131,13 @@ class Dots:
                     canvas.disc(left + (c + 0.5) * cell, top + (r + 0.5) * cell, 0.32 * cell, inks[dot])
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        dot, name = "*", "dots"
+        dot = "*"
+        name = "dots"
         if level["distractors"]:
             shown = [ink for ink in INKS if any(ink[0] in row for row in self.rows)]
             color = _pick(rng, shown or list(INKS))
-            dot, name = color[0], f"{color} dots"
+            dot = color[0]
+            name = f"{color} dots"
         counts = [row.count(dot) for row in self.rows]
         question = _pick(rng, (f"how many {name} are in the picture?", f"count the {name}."))
         total = str(sum(counts))
@@ -158,13 +161,16 @@ class FractionBoard:
         left, top, cell = _board(len(self.rows), len(self.rows[0]))
         for r, row in enumerate(self.rows):
             for c, mark in enumerate(row):
-                x, y = left + c * cell, top + r * cell
+                x = left + c * cell
+                y = top + r * cell
                 fill = canvas.inks[0] if mark == "#" else None
                 canvas.box(x + 1.5, y + 1.5, x + cell - 1.5, y + cell - 1.5, fill, GREY)
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
         counts = [row.count("#") for row in self.rows]
-        rows, columns, shaded = len(self.rows), len(self.rows[0]), sum(counts)
+        rows = len(self.rows)
+        columns = len(self.rows[0])
+        shaded = sum(counts)
         cells = rows * columns
         question = _pick(rng, ("what fraction of the board is shaded?", "which part is shaded? give a fraction."))
         steps = f"{_running_total('rows', counts)} cells={rows}*{columns}={cells}."
@@ -188,14 +194,16 @@ class Bars:
         return cls(tuple(rng.integers(1, level["highest"] + 1, level["bars"]).tolist()), level["highest"])
 
     def draw(self, canvas: Canvas) -> None:
-        width, unit = DEFAULT_SIDE / len(self.heights), (DEFAULT_SIDE - 8) / self.highest
+        width = DEFAULT_SIDE / len(self.heights)
+        unit = (DEFAULT_SIDE - 8) / self.highest
         floor = DEFAULT_SIDE - 4
         for step in range(self.highest + 1):
             canvas.line((1, floor - step * unit), (111, floor - step * unit), color=PALE, width=1)
         for i, height in enumerate(self.heights):
             for block in range(height):
                 bottom = floor - block * unit
-                left, right = (i + 0.16) * width, (i + 0.84) * width
+                left = (i + 0.16) * width
+                right = (i + 0.84) * width
                 canvas.box(left, bottom - unit, right, bottom, canvas.inks[0], PALE)
         canvas.line((1, floor), (111, floor), color=BLACK, width=1.5)
 
@@ -207,7 +215,8 @@ class Bars:
         else:
             question = "how much taller is the tallest bar than the shortest bar?"
             read = " ".join(f"{ordinal}={h}." for ordinal, h in zip(ORDINALS, self.heights, strict=False))
-            tall, short = max(self.heights), min(self.heights)
+            tall = max(self.heights)
+            short = min(self.heights)
             value = tall - short
             steps = f"reading bars: {read} tallest={tall}, shortest={short}, difference={tall}-{short}={value}."
         return Solved(question, str(value), steps, str(value))
@@ -227,11 +236,14 @@ class Digits:
         return cls(tuple(tuple(row) for row in digits.tolist()), level["cell"])
 
     def draw(self, canvas: Canvas) -> None:
-        cell, middle = self.cell, DEFAULT_SIDE / 2
-        left, top = middle - len(self.rows[0]) * cell / 2, middle - len(self.rows) * cell / 2
+        cell = self.cell
+        middle = DEFAULT_SIDE / 2
+        left = middle - len(self.rows[0]) * cell / 2
+        top = middle - len(self.rows) * cell / 2
         for r, row in enumerate(self.rows):
             for c, digit in enumerate(row):
-                x, y = left + c * cell, top + r * cell
+                x = left + c * cell
+                y = top + r * cell
                 canvas.box(x + 1, y + 1, x + cell - 1, y + cell - 1, (255, 255, 255), GREY)
                 canvas.text(x + cell / 2, y + cell / 2, str(digit), 0.95 * cell, canvas.inks[0], bold=True)
 
@@ -293,13 +305,19 @@ class Lengths:
 
     def draw(self, canvas: Canvas) -> None:
         ink = canvas.inks[0]
-        left, top, right, bottom = 24, 26, 102, 100
+        left = 24
+        top = 26
+        right = 102
+        bottom = 100
         if self.notch is None:
             canvas.line((left, top), (right, top), (right, bottom), (left, bottom), (left, top), color=BLACK, width=2.5)
             canvas.text(70, 14, str(self.width), 24, ink)
             canvas.text(12, 70, str(self.height), 24, ink)
             return
-        inner, step, bottom, top = 60, 56, 94, 20
+        inner = 60
+        step = 56
+        bottom = 94
+        top = 20
         outline = ((left, top), (inner, top), (inner, step), (right, step), (right, bottom), (left, bottom))
         canvas.line(*outline, (left, top), color=BLACK, width=2.5)
         width, height = self.notch
@@ -311,7 +329,8 @@ class Lengths:
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
         asked = _pick(rng, level["questions"])
-        w, h = self.width, self.height
+        w = self.width
+        h = self.height
         question = {
             "perimeter": _pick(rng, ("what is the perimeter?", "how long is the line around the shape?")),
             "area": "what is the area of the shape?",
@@ -367,9 +386,11 @@ class Angles:
         if apex_x is None:
             apex_x = 0.0 if self.first == 90 else 1.0
         height = math.sin(left) * math.sin(right) / math.sin(left + right)
-        low, high = min(0.0, apex_x), max(1.0, apex_x)
+        low = min(0.0, apex_x)
+        high = max(1.0, apex_x)
         scale = min(100 / (high - low), 78 / height)
-        x0, y0 = 56 - scale * (low + high) / 2, 84
+        x0 = 56 - scale * (low + high) / 2
+        y0 = 84
         corners = ((x0, y0), (x0 + scale, y0), (x0 + scale * apex_x, y0 - scale * height))
         canvas.line(*corners, corners[0], color=BLACK, width=2.5)
         canvas.arc(*corners[0], 12, 0, self.first, canvas.inks[0])
@@ -391,7 +412,8 @@ class Angles:
             canvas.line((56, 88), at(angle, 39), color=canvas.inks[0], width=3)
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        a, b = self.first, self.second
+        a = self.first
+        b = self.second
         if self.figure == "triangle":
             question = _pick(rng, ("how many degrees is the third angle?", "what is the angle at the top?"))
             value = 180 - a - b
@@ -429,8 +451,10 @@ class Points:
 
     def solve(self, rng: np.random.Generator, level: Level) -> Solved:
         question = _pick(rng, ("how many steps from red to blue?", "how far is red from blue, in steps?"))
-        (x, y), (u, v) = self.first, self.second
-        across, up = abs(x - u), abs(y - v)
+        x, y = self.first
+        u, v = self.second
+        across = abs(x - u)
+        up = abs(y - v)
         read = f"red x={x}, y={y}. blue x={u}, y={v}."
         steps = (
             f"across={max(x, u)}-{min(x, u)}={across}, up={max(y, v)}-{min(y, v)}={up}, sum={across}+{up}={across + up}"
