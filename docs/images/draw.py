@@ -96,7 +96,7 @@ def draw_demo(run: Path) -> Figure:
         right.annotate(f"{value:.1%}", (step, value), offset, textcoords="offset points", color=RIGHT, weight="bold")
     right.set(xlabel="step", ylabel="accuracy", ylim=(0, 1))
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
-    right.set_title("2. Reinforcement learning by rules alone (CPGD)", loc="left", fontsize=10)
+    right.set_title("2. Reinforcement learning with rewards by rule (CPGD)", loc="left", fontsize=10)
     right.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
