@@ -27,6 +27,7 @@ from mmeureka_jax.config.schema import (
     Config,
     DataConfig,
     FilterConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RandomModelConfig,
@@ -43,7 +44,7 @@ from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.cpu import cores, split_cpu, switch_ynn_off
-from mmeureka_jax.setup.policy import LoadedPolicy, open_policy
+from mmeureka_jax.setup.policy import OpenedPolicy, find_checkpoint, open_policy
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 from mmeureka_jax.training.watchers import CompileCounter
 
@@ -144,7 +145,7 @@ def positive(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class RandomPolicy(LoadedPolicy):
+class RandomPolicy(OpenedPolicy):
     """A policy without weight files: parameters are drawn on the devices that are to hold them."""
 
     param_dtype: str = "bfloat16"
@@ -165,7 +166,7 @@ class RandomPolicy(LoadedPolicy):
         return jax.jit(draw, out_shardings=self.shardings())(jax.random.key(0))
 
 
-def open_model(args: argparse.Namespace, folder: Path) -> LoadedPolicy:
+def open_model(args: argparse.Namespace, folder: Path) -> OpenedPolicy:
     """The policy that the options name; `folder` is for files that have to be made.
 
     Raises:
@@ -181,7 +182,7 @@ def open_model(args: argparse.Namespace, folder: Path) -> LoadedPolicy:
         config = released_config(args.config, read_config(checkpoint))
         write_atomic(Path(checkpoint) / "config.json", json.dumps(config.to_hf()).encode())
     model = ModelConfig(checkpoint=checkpoint, compute_dtype=args.compute_dtype, remat=args.remat)
-    loaded = open_policy(Config(model=model), folder)
+    loaded = open_policy(find_checkpoint(model, folder), model, MeshConfig())
     if getattr(loaded.policy.config, "model_type", None) != QWEN2_5_VL:
         raise UserError(
             f"--model {args.model}: the benchmarks count the work of Qwen2.5-VL; give one of its checkpoints"
@@ -198,7 +199,7 @@ def released_config(name: str, tiny: Qwen2_5VLConfig) -> Qwen2_5VLConfig:
     return replace(tiny, text=text, vision=vision)
 
 
-def training_config(args: argparse.Namespace, loaded: LoadedPolicy) -> Config:
+def training_config(args: argparse.Namespace, loaded: OpenedPolicy) -> Config:
     """A run whose step is one rollout and one update on all of it, as the peers' is."""
     rule = Path(__file__).with_name("contains_answer.py")
     return Config(

@@ -38,7 +38,7 @@ from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.lora import Lora
 from mmeureka_jax.rl.groups import split_batch
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 
 
 def megabytes(count: int) -> float:
@@ -46,7 +46,7 @@ def megabytes(count: int) -> float:
 
 
 def update_memory(
-    args: argparse.Namespace, loaded: LoadedPolicy, vocab_size: int, group: int, rank: int
+    args: argparse.Namespace, loaded: OpenedPolicy, vocab_size: int, group: int, rank: int
 ) -> dict[str, Any]:
     """The buffers of the update on one device."""
     text = replace(loaded.policy.config.text, vocab_size=vocab_size)

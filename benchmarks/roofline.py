@@ -58,7 +58,7 @@ from mmeureka_jax.process.console import progress
 from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.sampling.sampler import sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.learner import Learner
 
 PARTS = ("vision", "prefill", "decode", "update")
@@ -203,7 +203,7 @@ def one_device() -> None:
         raise UserError(f"{jax.device_count()} devices; floors are of one (set CUDA_VISIBLE_DEVICES or the like)")
 
 
-def with_vocabulary(loaded: LoadedPolicy, vocab_size: int) -> RandomPolicy:
+def with_vocabulary(loaded: OpenedPolicy, vocab_size: int) -> RandomPolicy:
     """The same sizes with another vocabulary, whose first tokens are the special ones, and random weights.
 
     Raises:
@@ -227,7 +227,7 @@ def with_vocabulary(loaded: LoadedPolicy, vocab_size: int) -> RandomPolicy:
 
 
 def rollout_call(
-    loaded: LoadedPolicy, params: Params, prompts: int, group: int, length: int, new: int, side: int
+    loaded: OpenedPolicy, params: Params, prompts: int, group: int, length: int, new: int, side: int
 ) -> Callable[[], Any]:
     """A rollout of exactly `new` tokens a response. All that is known here of the sampler is in this function."""
     config = loaded.policy.config
@@ -246,7 +246,7 @@ def rollout_call(
     return call
 
 
-def update_call(loaded: LoadedPolicy, args: argparse.Namespace, calls: int) -> Callable[[], Any]:
+def update_call(loaded: OpenedPolicy, args: argparse.Namespace, calls: int) -> Callable[[], Any]:
     """One update after the other on one batch. Of the options it takes those of `benchmarks.update`."""
     config = training_config(args, loaded)
     batch = random_batch(args, loaded.policy)
@@ -279,11 +279,11 @@ def sizes(args: argparse.Namespace, config: Qwen2_5VLConfig) -> Batch:
     return Batch(args.prompts, args.group, args.prompt, args.new, windows=prompts.images.patches.shape[1])
 
 
-def generation_floor(loaded: LoadedPolicy, batch: Batch) -> dict[str, Work]:
+def generation_floor(loaded: OpenedPolicy, batch: Batch) -> dict[str, Work]:
     return floors.generation(loaded.policy.config, batch, jnp.dtype(loaded.policy.compute_dtype).itemsize)
 
 
-def update_floor(loaded: LoadedPolicy, batch: Batch, train: str, micro_batches: int) -> dict[str, Work]:
+def update_floor(loaded: OpenedPolicy, batch: Batch, train: str, micro_batches: int) -> dict[str, Work]:
     dtype = loaded.param_dtype if isinstance(loaded, RandomPolicy) else "float32"
     return floors.update(
         loaded.policy.config,
@@ -339,7 +339,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def time_part(
-    part: str, args: argparse.Namespace, loaded: LoadedPolicy, params: Params
+    part: str, args: argparse.Namespace, loaded: OpenedPolicy, params: Params
 ) -> tuple[float, int, Callable[[], Any]]:
     """Seconds of a part, compilations while timing, and the last call that was timed for it."""
     policy = loaded.policy
@@ -366,7 +366,7 @@ def time_part(
     return timing.median, timing.compiles, call
 
 
-def floor_of(part: str, args: argparse.Namespace, loaded: LoadedPolicy, batch: Batch) -> list[Work]:
+def floor_of(part: str, args: argparse.Namespace, loaded: OpenedPolicy, batch: Batch) -> list[Work]:
     if part == "update":
         return list(update_floor(loaded, batch, args.train, args.micro_batches).values())
     return [generation_floor(loaded, batch)[part]]

@@ -56,7 +56,7 @@ from benchmarks.roofline import (
 from mmeureka_jax.files import explain_write_errors, write_atomic
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.report.charts import COLORS, STYLE
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 
 AXES = {
     "group": (2, 4, 8, 16, 32),
@@ -168,7 +168,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def measure_point(args: argparse.Namespace, loaded: LoadedPolicy, point: Point, rates: Rates) -> dict[str, float]:
+def measure_point(args: argparse.Namespace, loaded: OpenedPolicy, point: Point, rates: Rates) -> dict[str, float]:
     """Seconds of a rollout and of an update at one point, and their floors."""
     here = argparse.Namespace(**vars(args) | asdict(point))
     loaded = with_vocabulary(loaded, point.vocab)

@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         check_batch_sizes(loaded.mesh, {"--prompts": args.prompts})
         config = training_config(args, loaded)
         validate_config(config)
-        processor = open_processor(config, loaded.checkpoint)
+        processor = open_processor(loaded.checkpoint, config.data)
         source = RandomPictures(args.side)
         prompt_tokens, num_windows = processor.measure(source[0])  # the same for all of them
         config = replace(config, data=replace(config.data, max_prompt_tokens=prompt_tokens))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-if TYPE_CHECKING:
-    pass
+from mmeureka_jax.errors import UserError
 
 
 def gather_rows(tree: Any) -> Any:
@@ -37,6 +36,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def every_host(value: Any) -> np.ndarray:
+    """Every host's value, an array (or number) of the same shape on all: [H, ...]."""
+    own = np.asarray(value)
+    return own[None] if jax.process_count() == 1 else multihost_utils.process_allgather(own)
+
+
 def barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
@@ -44,14 +49,24 @@ def barrier(name: str) -> None:
 
 def max_over_hosts(value: Any) -> Any:
     """The largest of every host's integer(s); used where hosts must agree on a padded size."""
-    if jax.process_count() == 1:
-        return value
-    return np.max(multihost_utils.process_allgather(np.asarray(value)), axis=0)
+    return value if jax.process_count() == 1 else np.max(every_host(value), axis=0)
 
 
 def sum_over_hosts(values: Sequence[float]) -> list[float]:
     """The sums of every host's numbers."""
-    own = np.asarray(values, np.float64)
-    if jax.process_count() == 1:
-        return own.tolist()
-    return np.sum(multihost_utils.process_allgather(own), axis=0).tolist()
+    return np.sum(every_host(np.asarray(values, np.float64)), axis=0).tolist()
+
+
+def raise_together(message: str | None) -> None:
+    """Returns if no host has a message; otherwise raises on all of them. All hosts must call it together.
+
+    Raises:
+        UserError: with the message of the first host that has one.
+    """
+    own = np.frombuffer((message or "").encode(), np.uint8)
+    longest = int(max_over_hosts(len(own)))
+    if longest == 0:
+        return
+    texts = every_host(np.pad(own, (0, longest - len(own))))
+    first = next(text for text in texts if text[0])
+    raise UserError(first.tobytes().rstrip(b"\0").decode())

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mmeureka_jax.config.schema import Config, DataConfig, RewardConfig
+from mmeureka_jax.config.schema import DataConfig, RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.evaluate import EvalOptions, questions
 from mmeureka_jax.evaluation.prompt_files import ModelOptions, length_buckets
 from mmeureka_jax.files import explain_write_errors, read_json, write_atomic
-from mmeureka_jax.process.console import progress
+from mmeureka_jax.process.console import progress, say_facts
 from mmeureka_jax.runs.provenance import read_provenance
 from mmeureka_jax.sampling.answers import Response, generate
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -68,7 +68,8 @@ def measure_difficulty(
         )
         rewards.validate()
         data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
-        checked = open_checked(options.data, Config(data=data), processor)
+        checked = open_checked(options.data, data, processor)
+        say_facts({"data": checked.describe()})
         made_with = {
             "model": model.checkpoint, "data": options.data, "data_fingerprint": checked.source.fingerprint(), "n": n,
             "temperature": temperature, "seed": seed, **asked,

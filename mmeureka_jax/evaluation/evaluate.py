@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mmeureka_jax.config.schema import AccuracyRule, Config, DataConfig, RewardConfig, SamplerConfig
+from mmeureka_jax.config.schema import AccuracyRule, DataConfig, RewardConfig, SamplerConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.partial_rows import partial_rows
 from mmeureka_jax.evaluation.pass_at_k import pass_at_k
 from mmeureka_jax.evaluation.prompt_files import ModelOptions, identity, ids_and_pictures, length_buckets
 from mmeureka_jax.evaluation.validation import Evaluator, Graded
 from mmeureka_jax.files import write_atomic
-from mmeureka_jax.process.console import progress
+from mmeureka_jax.process.console import progress, say_facts
 from mmeureka_jax.runs.metadata import package_versions
 from mmeureka_jax.runs.provenance import read_provenance
 from mmeureka_jax.sampling.answers import rows_per_batch
 from mmeureka_jax.sampling.token_draws import SamplingSettings
-from mmeureka_jax.setup.policy import LoadedPolicy, check_context
+from mmeureka_jax.setup.policy import OpenedPolicy, check_context
 from mmeureka_jax.setup.problems import open_checked
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
         rewards = stack.enter_context(RewardWorkers(graded))
         rewards.validate()
         data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
-        problems = open_checked(options.data, Config(data=data), processor, report_file=output / "data_check.json")
+        problems = open_checked(options.data, data, processor, report_file=output / "data_check.json")
+        say_facts({"data": problems.describe()})
         check_context(loaded.policy.config.text, problems.report.max_tokens + asked["max_new_tokens"])
         indices = problems.indices[: options.limit]
         settings = {
@@ -154,7 +155,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
     return results
 
 
-def _all_settings(model: ModelOptions, loaded: LoadedPolicy, data: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _all_settings(model: ModelOptions, loaded: OpenedPolicy, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": model.checkpoint,
         "adapters": model.adapters,

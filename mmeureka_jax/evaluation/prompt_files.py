@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mmeureka_jax.config.schema import Config, MeshConfig, ModelConfig
+from mmeureka_jax.config.schema import MeshConfig, ModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.partial_rows import partial_rows
 from mmeureka_jax.formats.hugging_face import resolve_checkpoint
@@ -33,7 +33,7 @@ from mmeureka_jax.runs.provenance import read_provenance
 from mmeureka_jax.sampling.answers import Response, generate, rows_per_batch
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header
-from mmeureka_jax.setup.policy import LoadedPolicy, check_context, lora_of_adapters, open_policy
+from mmeureka_jax.setup.policy import OpenedPolicy, check_context, lora_of_adapters, open_policy
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.processor import ProcessedPrompt, Processor
@@ -64,7 +64,7 @@ class ModelOptions:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh: MeshConfig = MeshConfig(data=-1, fsdp=1, tensor=1)
 
-    def open(self, command: str) -> LoadedPolicy:
+    def open(self, command: str) -> OpenedPolicy:
         """Finds the policy, checks it, and says what `command` runs on."""
         if jax.process_count() > 1:
             raise UserError("this command runs in one process; start it on one host, without MMEUREKA_DISTRIBUTED")
@@ -73,7 +73,7 @@ class ModelOptions:
             trained_in = read_provenance(resolve_checkpoint(self.adapters)).get("lora_base_dtype")
             lora = lora_of_adapters(self.adapters, self.checkpoint, trained_in or "float32")
         model = ModelConfig(checkpoint=self.checkpoint, lora=lora, compute_dtype=self.compute_dtype, remat="none")
-        loaded = open_policy(Config(model=model, mesh=self.mesh), Path())
+        loaded = open_policy(resolve_checkpoint(self.checkpoint, weights=False), model, self.mesh)
         say_header(command, loaded, self.checkpoint)
         return loaded
 
@@ -196,7 +196,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         rows.publish()
 
 
-def identity(loaded: LoadedPolicy) -> dict[str, Any]:
+def identity(loaded: OpenedPolicy) -> dict[str, Any]:
     """What says whether a policy is the same as before, as JSON: names, sizes and times of the checkpoint's files."""
     files = sorted({file for pattern in _CHECKPOINT_FILES for file in loaded.checkpoint.glob(pattern)})
     states = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
@@ -236,7 +236,7 @@ def length_buckets(longest: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _open_processor(loaded: LoadedPolicy, prompts: PromptOptions) -> Processor:
+def _open_processor(loaded: OpenedPolicy, prompts: PromptOptions) -> Processor:
     from mmeureka_jax.data.processor import Processor
 
     return Processor.from_checkpoint(

@@ -15,7 +15,7 @@ import numpy as np
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.sampling.answers import Response, generate, rows_per_batch
 from mmeureka_jax.sampling.token_draws import SamplingSettings
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.problems import ProblemSource
@@ -40,7 +40,7 @@ class Evaluator:
 
     def __init__(
         self,
-        loaded: LoadedPolicy,
+        loaded: OpenedPolicy,
         processor: Processor,
         rewards: RewardWorkers,
         source: ProblemSource,

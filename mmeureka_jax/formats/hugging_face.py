@@ -35,6 +35,7 @@ from mmeureka_jax.formats.safetensors import (
     open_checkpoint,
     write_checkpoint_files,
 )
+from mmeureka_jax.hosts import is_main, raise_together
 from mmeureka_jax.models.config import Beside
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
 from mmeureka_jax.models.stored_tensors import Layout, Rule, from_stored, to_stored
@@ -238,22 +239,18 @@ def save_params(
     path = Path(path)
     dtypes = _each(dtype, config)
     tensors = _fetch_tensors(params, rules(config), dtypes)
-    problem: UserError | None = None
-    if jax.process_index() == 0:
+    message = None
+    if is_main():
         try:
             write_checkpoint(
                 tensors, config, path, source=source, dtype=dtypes, max_shard_bytes=max_shard_bytes, files=files
             )
         except UserError as error:
-            problem = error
+            message = str(error)
     if jax.process_count() > 1:
         for _ in tensors:  # fetching is collective: take part in it, or (process 0, after an error) see it through
             pass
-        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(problem is not None)))
-        if failed and problem is None:
-            problem = UserError(f"{path}: process 0 could not write the checkpoint; its message says why")
-    if problem is not None:
-        raise problem
+    raise_together(message)
 
 
 def write_checkpoint(

@@ -17,7 +17,7 @@ from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural
 from mmeureka_jax.sampling.sampler import sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.processor import ProcessedPrompt, Processor
@@ -34,14 +34,14 @@ class Response:
     finished: bool
 
 
-def rows_per_batch(loaded: LoadedPolicy, batch_size: int) -> int:
+def rows_per_batch(loaded: OpenedPolicy, batch_size: int) -> int:
     """The problems of a batch on this host: `batch_size`, raised to what the mesh divides."""
     divisor = batch_divisor(loaded.mesh)
     return -(-batch_size // divisor) * divisor // jax.process_count()
 
 
 def generate(
-    loaded: LoadedPolicy,
+    loaded: OpenedPolicy,
     params: Params,
     processor: Processor,
     problems: Sequence[Problem],

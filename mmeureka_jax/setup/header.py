@@ -1,43 +1,54 @@
 """The header of a command: what it runs on, which policy, and where a run starts. Data speak for themselves
-(`setup.open_checked`)."""
+(`CheckedProblems.describe`)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from mmeureka_jax import __version__
-from mmeureka_jax.config.schema import Config
 from mmeureka_jax.process.console import plural, say, say_facts
 from mmeureka_jax.rl.optimizer import split_frozen
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 
 
-def say_header(command: str, loaded: LoadedPolicy, name: str | None, config: Config | None = None) -> None:
+def say_header(
+    command: str,
+    opened: OpenedPolicy,
+    name: str | None,
+    *,
+    frozen: Sequence[str] | None = None,
+    run_dir: str | None = None,
+) -> None:
     """The part that is known before any data or weights are read.
 
     Args:
         name: the checkpoint, as the user calls it.
-        config: of a run, which trains.
+        frozen: in a run: the parameters that are not trained (`optimizer.frozen`).
+        run_dir: in a run: its folder.
     """
     say(f"mmeureka_jax {__version__}: {command}")
-    devices, processes = loaded.mesh.devices.ravel(), jax.process_count()
+    devices = opened.mesh.devices.ravel()
+    processes = jax.process_count()
     of_processes = f" in {processes} processes" if processes > 1 else ""
-    shapes = loaded.policy.abstract_params()
+    shapes = opened.policy.abstract_params()
     total = _count(shapes)
     facts = {
         "devices": f"{len(devices)} x {devices[0].device_kind}{of_processes}",
-        "mesh": " x ".join(f"{axis} {size}" for axis, size in loaded.mesh.shape.items()),
-        "model": f"{loaded.policy.config.to_hf('float32')['model_type']}, {name or loaded.checkpoint}",
+        "mesh": " x ".join(f"{axis} {size}" for axis, size in opened.mesh.shape.items()),
+        "model": f"{opened.policy.config.to_hf('float32')['model_type']}, {name or opened.checkpoint}",
         "parameters": _millions(total),
     }
-    if config is not None:
-        trained = _count(split_frozen(shapes, loaded.policy.frozen(config.optimizer.frozen))[0])
-        kind = " in adapters" if loaded.policy.lora is not None else ""
+    if frozen is not None:
+        trained = _count(split_frozen(shapes, opened.policy.frozen(tuple(frozen)))[0])
+        kind = " in adapters" if opened.policy.lora is not None else ""
         share = "all are trained" if trained == total else f"{_millions(trained)}{kind} are trained"
-        facts |= {"parameters": f"{_millions(total)}, {share}", "run folder": config.run_dir}
+        facts["parameters"] = f"{_millions(total)}, {share}"
+    if run_dir is not None:
+        facts["run folder"] = run_dir
     say_facts(facts)
 
 

@@ -1,14 +1,11 @@
-"""What every job needs before it starts: devices, the policy on the mesh, and problems that have been checked.
-
-Nothing here is imported by the numeric core; data libraries are imported where they are used.
-"""
+"""The policy that a command works with: its checkpoint, found and checked, on a mesh of devices."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from mmeureka_jax.config.reading import config_diff, filled, to_dict
-from mmeureka_jax.config.schema import Config, LoraConfig, ModelConfig, RandomModelConfig
+from mmeureka_jax.config.schema import LoraConfig, MeshConfig, ModelConfig, RandomModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, read_json, remove_folder
 from mmeureka_jax.formats.hugging_face import load_params, read_config, resolve_checkpoint
@@ -29,16 +26,19 @@ from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
 from mmeureka_jax.rl.optimizer import merge_params
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoadedPolicy:
-    """A policy's static part, the mesh it lives on, the checkpoint folder that it came from, and the adapters that it
-    starts with, if it has any and they are not new ones."""
+class OpenedPolicy:
+    """A policy whose checkpoint has been found and checked, and whose parameters can be loaded.
+
+    Attributes:
+        policy: its static part.
+        mesh: the devices that its parameters are spread over.
+        checkpoint: the folder that its parameters are in.
+        adapters: those that it starts with; None if it has none, or new ones.
+    """
 
     policy: Policy
     mesh: Mesh
@@ -80,45 +80,62 @@ def compute_dtype(config: ModelConfig) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def open_policy(config: Config, run_dir: Path, devices: list[jax.Device] | None = None) -> LoadedPolicy:
-    """Finds (or, for `model.random`, makes) the checkpoint and checks that it fits the mesh. Reads no weights.
-
-    Args:
-        devices: what the mesh is made of; all of JAX's by default. Those of a described topology serve to compile only.
+def find_checkpoint(config: ModelConfig, run_dir: Path) -> Path:
+    """The folder of the checkpoint that a run starts from. For `model.random` it is made, in the run's own folder.
 
     Raises:
-        UserError: no such checkpoint, a family that is not supported, or a mesh that does not divide the devices or the
-            model.
+        UserError: no such checkpoint; or see `open_random_model`.
     """
-    if config.model.random is not None:
-        checkpoint = open_random_model(run_dir, config.model.random)
-    elif config.model.checkpoint is not None:
-        checkpoint = resolve_checkpoint(config.model.checkpoint, weights=False)
-    else:
+    if config.random is not None:
+        return open_random_model(run_dir, config.random)
+    if config.checkpoint is None:
         raise UserError(
             "no model: set model.checkpoint to a checkpoint folder or hub id (or model.random for a random one)"
         )
-    model = read_config(checkpoint)
-    mesh = make_mesh(config.mesh, devices)
-    tensor = mesh.shape["tensor"]
-    for name, count in (("query heads", model.text.num_heads), ("key/value heads", model.text.num_kv_heads)):
+    return resolve_checkpoint(config.checkpoint, weights=False)
+
+
+def open_policy(
+    checkpoint: Path,
+    config: ModelConfig,
+    mesh: MeshConfig,
+    *,
+    seed: int = 0,
+    devices: list[jax.Device] | None = None,
+) -> OpenedPolicy:
+    """Checks that a checkpoint can be used and fits the mesh. Reads no weights.
+
+    Args:
+        checkpoint: its folder, see `find_checkpoint`.
+        config: how the policy computes, and its adapters.
+        seed: of new adapters.
+        devices: what the mesh is made of; all of JAX's by default. Those of a described topology serve to compile only.
+
+    Raises:
+        UserError: a family that is not supported, or a mesh that does not divide the devices or the model.
+    """
+    sizes = read_config(checkpoint)
+    device_mesh = make_mesh(mesh, devices)
+    tensor = device_mesh.shape["tensor"]
+    for name, count in (("query heads", sizes.text.num_heads), ("key/value heads", sizes.text.num_kv_heads)):
         if count % tensor:
             raise UserError(
                 f"mesh.tensor = {tensor} does not divide the model's {count} {name}; choose a divisor of {count}"
             )
     policy = Policy(
-        config=model,
-        compute_dtype=compute_dtype(config.model),
-        remat=config.model.remat == "full",
-        logits_mb=config.model.logits_mb,
-        lora=lora_of(config.model, config.seed),
+        config=sizes,
+        compute_dtype=compute_dtype(config),
+        remat=config.remat == "full",
+        logits_mb=config.logits_mb,
+        lora=lora_of(config, seed),
     )
-    loaded = LoadedPolicy(policy, mesh, checkpoint, _open_adapters(config.model.lora, policy))
-    loaded.shardings()  # raises if the mesh does not divide a parameter
-    return loaded
+    opened = OpenedPolicy(policy, device_mesh, checkpoint, _open_adapters(config.lora, policy))
+    opened.shardings()  # raises if the mesh does not divide a parameter
+    return opened
 
 
 def lora_of(config: ModelConfig, seed: int) -> Lora | None:
+    """The static part of the adapters that a config asks for."""
     lora = config.lora
     if lora is None:
         return None
@@ -128,7 +145,7 @@ def lora_of(config: ModelConfig, seed: int) -> Lora | None:
 def lora_of_adapters(
     adapters: str, checkpoint: str, base_dtype: Literal["bfloat16", "float32"] = "float32"
 ) -> LoraConfig:
-    """The settings that adapters beside a checkpoint (both folders or hub ids) were trained with."""
+    """The settings that adapters of a checkpoint (both folders or hub ids) were trained with."""
     stored = open_adapters(resolve_checkpoint(adapters), read_config(resolve_checkpoint(checkpoint, weights=False)))
     return LoraConfig(
         rank=stored.rank,
@@ -154,9 +171,10 @@ def _open_adapters(config: LoraConfig | None, policy: Policy) -> StoredAdapters 
         for name, ours, theirs in (("rank", config.rank, stored.rank), ("alpha", config.alpha, stored.alpha))
         if ours != theirs
     ]
-    ours, theirs = set(policy.lora.paths(policy.config)), set(stored.places)
-    problems += [f"model.lora.targets gives {path} one, they have none" for path in sorted(ours - theirs)]
-    problems += [f"they have one for {path}, model.lora.targets gives it none" for path in sorted(theirs - ours)]
+    asked = set(policy.lora.paths(policy.config))
+    there = set(stored.places)
+    problems += [f"model.lora.targets gives {path} one, they have none" for path in sorted(asked - there)]
+    problems += [f"they have one for {path}, model.lora.targets gives it none" for path in sorted(there - asked)]
     if problems:
         raise UserError(
             f"model.lora.adapters: {stored.folder} holds other adapters than the config says:\n  "
@@ -197,7 +215,8 @@ def open_random_model(run_dir: Path, config: RandomModelConfig) -> Path:
     folder = run_dir / "model"
     has_steps = any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
     if has_steps or is_main():  # in a new run the others would look while the main process writes
-        exists, record = (folder / "config.json").exists(), folder / RANDOM_MODEL_FILE
+        exists = (folder / "config.json").exists()
+        record = folder / RANDOM_MODEL_FILE
         if exists and not record.exists() and not has_steps:
             raise UserError(f"{folder} holds a model that model.random did not make; use another run_dir or remove it")
         differences = []

@@ -12,18 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from mmeureka_jax.config.schema import (
-    AccuracyRule,
-    Config,
-)
+from mmeureka_jax.config.schema import AccuracyRule, DataConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
-from mmeureka_jax.hosts import is_main
-from mmeureka_jax.process.console import plural, progress, say_facts, waiting
+from mmeureka_jax.hosts import every_host, is_main
+from mmeureka_jax.process.console import plural, progress, waiting
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.check import CheckReport
@@ -33,26 +28,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 _ROWS_SHOWN = 20  # of those that cannot be used, in messages
 
 
-def open_processor(config: Config, checkpoint: Path) -> Processor:
+def open_processor(checkpoint: Path, data: DataConfig) -> Processor:
     from mmeureka_jax.data.processor import Processor
 
     return Processor.from_checkpoint(
         checkpoint,
-        prompt_style=config.data.prompt_style,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        min_pixels=config.data.min_pixels,
-        max_pixels=config.data.max_pixels,
+        prompt_style=data.prompt_style,
+        max_prompt_tokens=data.max_prompt_tokens,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
     )
 
 
 @dataclass(frozen=True)
 class CheckedProblems:
-    """A problem source and the rows of it that can be used."""
+    """A problem source and the rows of it that can be used.
 
+    Attributes:
+        spec: what the user calls the source.
+    """
+
+    spec: str
     source: ProblemSource
     report: CheckReport
 
@@ -60,22 +59,29 @@ class CheckedProblems:
     def indices(self) -> list[int]:
         return self.report.usable
 
+    def describe(self) -> str:
+        """How a command's header names them."""
+        pictures = "with pictures" if self.report.max_windows else "without pictures"
+        return f"{self.spec}, {len(self.indices)} of {self.report.num_rows} rows can be used, {pictures}"
+
 
 def open_checked(
     spec: str,
-    config: Config,
+    data: DataConfig,
     processor: Processor,
     *,
     require_answer: bool = True,
-    report_file: Path | None = None,
     also_check: Callable[[Problem, Processor], object] | None = None,
-    label: str = "data",
+    report_file: Path | None = None,
+    bars: bool = True,
 ) -> CheckedProblems:
     """Opens and checks a dataset. Unusable rows are logged, and written to `report_file`, by id and reason.
 
     Args:
+        data: where pictures may lie.
+        require_answer: every problem needs a gold answer that can be read.
         also_check: raises RowError for a problem that cannot be used for another reason.
-        label: what the header calls it.
+        bars: progress is shown as a bar.
 
     Raises:
         UserError: no row can be used, or hosts see other rows.
@@ -83,10 +89,11 @@ def open_checked(
     from mmeureka_jax.data.check import check_problems
     from mmeureka_jax.data.problems import open_problems
 
-    root, outside = config.data.root, config.data.allow_outside_root
     with waiting(f"reading {spec}"):
-        source = open_problems(spec, root=root, allow_outside_root=outside, require_answer=require_answer)
-    show = config.tracking.progress and is_main()
+        source = open_problems(
+            spec, root=data.root, allow_outside_root=data.allow_outside_root, require_answer=require_answer
+        )
+    show = bars and is_main()
     accuracy: AccuracyRule | None = "instruct" if require_answer else None  # ungraded answers need not parse
     with nullcontext() if show else waiting(f"checking {spec}, {plural(len(source), 'row')}"):
         report = check_problems(source, processor, accuracy=accuracy, progress=show)
@@ -101,13 +108,7 @@ def open_checked(
             write_atomic(report_file, json.dumps(report.to_json(), indent=1).encode())
     if not report.usable:
         raise UserError(f"{spec}: no row can be used\n{_describe(report, report_file)}")
-    say_facts({label: f"{spec}, {describe_rows(report)}"})
-    return CheckedProblems(source, report)
-
-
-def describe_rows(report: CheckReport) -> str:
-    pictures = "with pictures" if report.max_windows else "without pictures"
-    return f"{len(report.usable)} of {report.num_rows} rows can be used, {pictures}"
+    return CheckedProblems(spec, source, report)
 
 
 def _check_further(
@@ -121,7 +122,8 @@ def _check_further(
     from mmeureka_jax.data.check import Rejected
     from mmeureka_jax.data.record import RowError
 
-    usable, rejected = [], list(report.rejected)
+    usable: list[int] = []
+    rejected = list(report.rejected)
     with progress(len(report.usable), f"check responses of {source.name}", unit="row", enabled=show) as bar:
         for row in report.usable:
             try:
@@ -137,10 +139,8 @@ def _check_further(
 
 def _check_that_hosts_agree(spec: str, seen: Any) -> None:
     """Raises the same UserError everywhere if hosts have `seen` different data: they would draw different problems."""
-    if jax.process_count() == 1:
-        return
     digest = np.frombuffer(hashlib.sha256(json.dumps(seen).encode()).digest(), np.uint32)[:2]  # JAX has no 64 bits here
-    digests = multihost_utils.process_allgather(digest)
+    digests = every_host(digest)
     others = [host for host, other in enumerate(digests) if (other != digests[0]).any()]
     if others:
         raise UserError(

@@ -33,7 +33,7 @@ from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
 from mmeureka_jax.sampling.sampler import Samples, compile_ahead, program_count, sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.reward_failures import FailureWatch
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Collector:
     def __init__(
         self,
         config: Config,
-        loaded: LoadedPolicy,
+        loaded: OpenedPolicy,
         processor: Processor,
         loader: ProblemLoader,
         rewards: RewardWorkers,

@@ -20,7 +20,7 @@ from mmeureka_jax.evaluation.validation import Evaluator, summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
 from mmeureka_jax.mesh import batch_divisor
-from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, waiting
+from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, say_facts, waiting
 from mmeureka_jax.rl.update import Objective
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
@@ -28,11 +28,7 @@ from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.runs.wandb_log import import_wandb
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header, say_start
-from mmeureka_jax.setup.policy import (
-    LoadedPolicy,
-    check_context,
-    open_policy,
-)
+from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.reward_failures import check_custom
@@ -89,7 +85,7 @@ class Job:
     """
 
     config: Config
-    loaded: LoadedPolicy
+    loaded: OpenedPolicy
     processor: Processor
     rewards: RewardWorkers | None
     evaluator: Evaluator | None
@@ -217,13 +213,20 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         # What the job needs. Every mistake that can be known is found here, before step 0.
         if config.tracking.wandb:
             import_wandb()
-        loaded = open_policy(config, run_dir)
-        say_header(recipe.command, loaded, config.model.checkpoint, config)
+        checkpoint = find_checkpoint(config.model, run_dir)
+        loaded = open_policy(checkpoint, config.model, config.mesh, seed=config.seed)
+        say_header(
+            recipe.command,
+            loaded,
+            config.model.checkpoint,
+            frozen=config.optimizer.frozen,
+            run_dir=config.run_dir,
+        )
         stack.enter_context(jax.set_mesh(loaded.mesh))
         check_batch_sizes(loaded.mesh, recipe.batch_sizes)
         response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
         check_context(loaded.policy.config.text, config.data.max_prompt_tokens + response)
-        processor = open_processor(config, loaded.checkpoint)
+        processor = open_processor(loaded.checkpoint, config.data)
         validated = config.data.validation is not None and config.tracking.validate_every > 0
         rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
         problems = _open_problems(config, recipe, processor, rewards)
@@ -291,12 +294,14 @@ def _open_problems(
     """The problems to train on, checked; a rule of the user's own is tried on one of them."""
     problems = open_checked(
         config.data.train,
-        config,
+        config.data,
         processor,
         require_answer=recipe.scored,
-        report_file=Path(config.run_dir) / "data_check.json",
         also_check=recipe.also_check,
+        report_file=Path(config.run_dir) / "data_check.json",
+        bars=config.tracking.progress,
     )
+    say_facts({"data": problems.describe()})
     if rewards is not None and recipe.scored:
         check_custom(config.reward, rewards, problems)
     check_image_windows(
@@ -307,7 +312,7 @@ def _open_problems(
     return problems
 
 
-def _make_learner(config: Config, recipe: Recipe, loaded: LoadedPolicy) -> Learner:
+def _make_learner(config: Config, recipe: Recipe, loaded: OpenedPolicy) -> Learner:
     return Learner(
         config,
         loaded,
@@ -367,10 +372,11 @@ def check_image_windows(limit: int, needed: int, *, text_only: bool = False) -> 
         )
 
 
-def open_evaluator(config: Config, loaded: LoadedPolicy, processor: Processor, rewards: RewardWorkers) -> Evaluator:
+def open_evaluator(config: Config, loaded: OpenedPolicy, processor: Processor, rewards: RewardWorkers) -> Evaluator:
     """Validation on `data.validation`: greedy answers."""
     assert config.data.validation is not None
-    problems = open_checked(config.data.validation, config, processor, label="validation")
+    problems = open_checked(config.data.validation, config.data, processor, bars=config.tracking.progress)
+    say_facts({"validation": problems.describe()})
     settings = SamplingSettings(
         group_size=1,
         max_new_tokens=config.sampler.max_new_tokens,

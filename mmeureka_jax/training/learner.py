@@ -40,7 +40,7 @@ from mmeureka_jax.rl.update import (
     batch_values,
     make_training,
 )
-from mmeureka_jax.setup.policy import LoadedPolicy
+from mmeureka_jax.setup.policy import OpenedPolicy
 
 Metrics = dict[str, Any]
 
@@ -51,7 +51,7 @@ class Learner:
     def __init__(
         self,
         config: Config,
-        loaded: LoadedPolicy,
+        loaded: OpenedPolicy,
         objective: Objective,
         *,
         total_updates: int,
@@ -195,7 +195,7 @@ class _Reference:
     on_base: bool
 
     @classmethod
-    def of(cls, loaded: LoadedPolicy) -> _Reference:
+    def of(cls, loaded: OpenedPolicy) -> _Reference:
         if loaded.policy.lora is None:
             return cls(loaded.policy, loaded.load_params("the reference policy"), on_base=False)
         if loaded.adapters is None:

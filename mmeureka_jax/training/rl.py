@@ -19,9 +19,9 @@ import jax
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.config.stages import EXPORT_FOLDER, stage_configs
-from mmeureka_jax.errors import Terminated, UserError
+from mmeureka_jax.errors import Terminated
 from mmeureka_jax.files import remove_folder
-from mmeureka_jax.hosts import is_main, max_over_hosts
+from mmeureka_jax.hosts import is_main, raise_together
 from mmeureka_jax.process import interrupts
 from mmeureka_jax.process.console import say, waiting
 from mmeureka_jax.rl.advantages import make_estimator
@@ -89,7 +89,8 @@ def export_policy(config: Config) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    run_dir, said = Path(config.run_dir), ""
+    run_dir = Path(config.run_dir)
+    failure = None
     output = run_dir / EXPORT_FOLDER
     if is_main():
         if (output / PROVENANCE_FILE).exists():  # of an earlier step, or of another config: it was made here
@@ -99,8 +100,8 @@ def export_policy(config: Config) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=interrupts.environment_of_child())
         if done.returncode:
             said = done.stderr.rpartition("mmeureka: error: ")[2].strip() or f"exit code {done.returncode}"
-    if max_over_hosts(int(bool(said))):
-        raise UserError(f"{run_dir}: the policy cannot be written for the next stage: {said or 'see the first host'}")
+            failure = f"{run_dir}: the policy cannot be written for the next stage: {said}"
+    raise_together(failure)
 
 
 def train_stage(config: Config) -> bool:

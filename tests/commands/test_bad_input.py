@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mmeureka_jax.config.load import save_config
-from mmeureka_jax.config.schema import Config, DataConfig, ModelConfig, TrackingConfig
+from mmeureka_jax.config.schema import Config, DataConfig, ModelConfig
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.setup.problems import open_checked
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
@@ -285,8 +285,7 @@ def test_gold_answers_that_do_not_parse(train_fails, checkpoint, rows, tmp_path,
 
     data = str(write_rows(tmp_path / "mixed.jsonl", [rows[0], bad[0], rows[1]]))
     processor = Processor.from_checkpoint(checkpoint, prompt_style="plain", max_prompt_tokens=96)
-    config = Config(data=DataConfig(train=data), tracking=TrackingConfig(progress=False))
-    problems = open_checked(data, config, processor, report_file=tmp_path / "report.json")
+    problems = open_checked(data, DataConfig(), processor, report_file=tmp_path / "report.json", bars=False)
     assert [problems.source[index].id for index in problems.indices] == ["text", "picture"]
     assert "problem 'bad 0': the gold answer" in caplog.text
     (rejected,) = json.loads((tmp_path / "report.json").read_text())["rejected"]

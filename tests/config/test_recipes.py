@@ -46,7 +46,7 @@ def policies(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains(path, policies, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "open_policy", lambda *a: open_policy(*a, devices=jax.devices()[:1]))
+    monkeypatch.setattr(job, "open_policy", lambda *a, **k: open_policy(*a, **k, devices=jax.devices()[:1]))
     recipe = load_config(path)
     overrides = [f"run_dir={tmp_path / 'run'}", *SMALL]
     if "InternVL" in recipe.model.checkpoint:

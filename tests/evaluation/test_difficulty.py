@@ -24,7 +24,7 @@ SPEC = "tfds:shapes/dots@train[:6]"
 
 def checked() -> CheckedProblems:
     source = open_problems(SPEC)
-    return CheckedProblems(source, CheckReport(list(range(6)), [], 0, 0))
+    return CheckedProblems(SPEC, source, CheckReport(list(range(6)), [], 0, 0))
 
 
 def write(path, accuracies, first=0):

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.data.loader import LoadedProblem
 from mmeureka_jax.data.record import Problem
-from mmeureka_jax.hosts import barrier
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.hosts import barrier, raise_together
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer
-from mmeureka_jax.setup.policy import open_policy
+from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import open_processor
 from mmeureka_jax.training.collect import Collector
 
@@ -45,10 +47,11 @@ def main(port, process, work_dir, *overrides):
     sizes = "rl.prompts_per_rollout=16", "sampler.batch_prompts=8", "rl.filter.enabled=false"
     config = load_config("configs/smoke.yaml", [*sizes, *overrides])
     by_host = sorted(jax.devices(), key=lambda device: device.process_index)
-    loaded = open_policy(config, Path(work_dir), [by_host[i] for i in (0, 2, 1, 3)])
+    checkpoint = find_checkpoint(config.model, Path(work_dir))
+    loaded = open_policy(checkpoint, config.model, config.mesh, devices=[by_host[i] for i in (0, 2, 1, 3)])
     assert [device.process_index for device in loaded.mesh.devices.flat] == [0, 1, 0, 1]
     with jax.set_mesh(loaded.mesh):
-        processor = open_processor(config, loaded.checkpoint)
+        processor = open_processor(loaded.checkpoint, config.data)
 
         def batches():  # as the loader deals them out: position h of every two goes to host h
             for start in range(0, 1000, 8):
@@ -69,6 +72,9 @@ def main(port, process, work_dir, *overrides):
         assert group.rewards.tolist() == [checksum(text) for text in texts], group.order
     rewards = np.concatenate([group.rewards for group in collected.groups])
     assert len(np.unique(rewards)) > 50
+    raise_together(None)
+    with pytest.raises(UserError, match=r"^héllo from 1$"):
+        raise_together("héllo from 1" if process == 1 else None)
     barrier("done")
 
 

@@ -37,7 +37,7 @@ from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch  # noqa: E402
 from mmeureka_jax.sampling.sampler import cache_sizes, decode, repack, start  # noqa: E402
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds  # noqa: E402
-from mmeureka_jax.setup.policy import open_policy  # noqa: E402
+from mmeureka_jax.setup.policy import find_checkpoint, open_policy  # noqa: E402
 from mmeureka_jax.setup.problems import open_processor  # noqa: E402
 from mmeureka_jax.training.job import check_batch_sizes  # noqa: E402
 from mmeureka_jax.training.learner import Learner  # noqa: E402
@@ -47,10 +47,11 @@ from mmeureka_jax.training.rl import recipe  # noqa: E402
 def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
     config = load_config(config_file, overrides)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-    loaded = open_policy(config, Path(work_dir), list(devices))
+    checkpoint = find_checkpoint(config.model, Path(work_dir))
+    loaded = open_policy(checkpoint, config.model, config.mesh, seed=config.seed, devices=list(devices))
     job = recipe(config)
     check_batch_sizes(loaded.mesh, job.batch_sizes)
-    processor = open_processor(config, loaded.checkpoint)
+    processor = open_processor(loaded.checkpoint, config.data)
 
     shape = generate(0, split="train", mixture=[("dots", "easy")])
     content = [{"type": "image"}, {"type": "text", "text": shape.question}]

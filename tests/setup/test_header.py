@@ -8,7 +8,7 @@ import jax
 import pytest
 from helpers.commands import TINY
 
-from mmeureka_jax.config.schema import Config, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
+from mmeureka_jax.config.schema import LoraConfig, MeshConfig, ModelConfig
 from mmeureka_jax.evaluation.prompt_files import ModelOptions
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import open_policy
@@ -24,14 +24,8 @@ def checkpoint(tmp_path_factory):
 
 def header(capsys, checkpoint, frozen=(), lora=None) -> dict[str, str]:
     """The lines by their names."""
-    config = Config(
-        run_dir="runs/x",
-        model=ModelConfig(checkpoint=str(checkpoint), lora=lora),
-        mesh=MeshConfig(data=2, fsdp=2, tensor=2),
-        optimizer=OptimizerConfig(frozen=frozen),
-    )
-    loaded = open_policy(config, checkpoint.parent)
-    say_header("train", loaded, "owner/model", config)
+    opened = open_policy(checkpoint, ModelConfig(lora=lora), MeshConfig(data=2, fsdp=2, tensor=2))
+    say_header("train", opened, "owner/model", frozen=frozen, run_dir="runs/x")
     title, *lines = capsys.readouterr().err.splitlines()
     assert title.startswith("mmeureka_jax ") and title.endswith(": train")
     return dict(line.split(maxsplit=1) if "run folder" not in line else line.rsplit(maxsplit=1) for line in lines)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from helpers.commands import TINY, prompt_row, write_rows
 
-from mmeureka_jax.config.schema import Config, DataConfig, SFTConfig, TrackingConfig
+from mmeureka_jax.config.schema import Config, DataConfig, SFTConfig
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import read_config
@@ -59,12 +58,16 @@ def test_solutions_are_checked_before_the_first_step(tmp_path, caplog):
 
     def check(rows):
         data = str(write_rows(tmp_path / "train.jsonl", rows))
-        config = Config(
-            data=DataConfig(train=data), sft=SFTConfig(max_response_tokens=16), tracking=TrackingConfig(progress=False)
-        )
+        config = Config(data=DataConfig(train=data), sft=SFTConfig(max_response_tokens=16))
         report_file, also_check = tmp_path / "report.json", recipe(config).also_check
         return open_checked(
-            data, config, processor, require_answer=False, report_file=report_file, also_check=also_check
+            data,
+            config.data,
+            processor,
+            require_answer=False,
+            also_check=also_check,
+            report_file=report_file,
+            bars=False,
         )
 
     assert check(rows).indices == [0]
@@ -79,12 +82,11 @@ def test_solutions_are_checked_before_the_first_step(tmp_path, caplog):
 
 
 def test_hosts_that_see_other_rows_are_told(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
     other = np.zeros(2, np.uint32)
-    monkeypatch.setattr(problems.multihost_utils, "process_allgather", lambda own: np.stack([own, own, other]))
+    monkeypatch.setattr(problems, "every_host", lambda own: np.stack([own, own, other]))
     with pytest.raises(UserError, match=r"data.jsonl: hosts \[2\] see other usable rows than host 0"):
         problems._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
-    monkeypatch.setattr(problems.multihost_utils, "process_allgather", lambda own: np.stack([own, own]))
+    monkeypatch.setattr(problems, "every_host", lambda own: np.stack([own, own]))
     problems._check_that_hosts_agree("data.jsonl", [[0, 1], 4, "fingerprint"])
 
 

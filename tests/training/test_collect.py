@@ -14,7 +14,7 @@ from mmeureka_jax.config.load import load_config
 from mmeureka_jax.data.loader import LoadedProblem
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer
-from mmeureka_jax.setup.policy import open_policy
+from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import open_processor
 from mmeureka_jax.training import collect
 from mmeureka_jax.training.collect import Collector
@@ -48,7 +48,8 @@ def run(tmp_path_factory):
                 *ONE_LAYER,
             ],
         )
-        loaded, taken = open_policy(config, tmp_path_factory.mktemp("run")), []
+        checkpoint = find_checkpoint(config.model, tmp_path_factory.mktemp("run"))
+        loaded, taken = open_policy(checkpoint, config.model, config.mesh), []
 
         def batches():
             for start in range(0, 1000, PROMPTS):
@@ -57,7 +58,7 @@ def run(tmp_path_factory):
                 yield [LoadedProblem(problem(order), processor(problem(order)), order) for order in orders]
 
         with jax.set_mesh(loaded.mesh):
-            processor = open_processor(config, loaded.checkpoint)
+            processor = open_processor(loaded.checkpoint, config.data)
             collector = Collector(config, loaded, processor, batches(), rewards, num_windows=0, vision_frozen=True)
             collected, rollout = collector.collect(
                 loaded.load_params(), GroupBuffer(), step=0, rollout=0, on_round=lambda count: None

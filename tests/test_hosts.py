@@ -1,0 +1,30 @@
+"""What the hosts of a run tell one another; several processes are joined in training/test_distributed.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmeureka_jax import hosts
+from mmeureka_jax.errors import UserError
+
+
+def test_one_host_alone():
+    np.testing.assert_array_equal(hosts.every_host([1, 2]), [[1, 2]])
+    assert hosts.max_over_hosts(3) == 3 and hosts.sum_over_hosts([1.0, 2.5]) == [1.0, 2.5]
+    hosts.raise_together(None)
+    with pytest.raises(UserError, match="^no space$"):
+        hosts.raise_together("no space")
+
+
+@pytest.mark.parametrize("ours", ["", "ours is longer"])
+def test_all_hosts_raise_the_message_of_the_first_that_has_one(monkeypatch, ours):
+    def with_another(own):
+        theirs = np.zeros_like(own)
+        theirs[:6] = np.frombuffer(b"theirs", np.uint8)
+        return np.stack([theirs, own])
+
+    monkeypatch.setattr(hosts, "max_over_hosts", lambda length: max(length, len("theirs")))
+    monkeypatch.setattr(hosts, "every_host", with_another)
+    with pytest.raises(UserError, match="^theirs$"):
+        hosts.raise_together(ours)
