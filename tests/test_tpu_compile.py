@@ -20,7 +20,7 @@ def programs(tmp_path_factory):
     if importlib.util.find_spec("libtpu") is None:
         pytest.fail("libtpu, the TPU compiler, is not installed; the test extra brings it: pip install -e '.[test]'")
     command = [
-        sys.executable, "-m", "tests.compile_for_tpu", "configs/smoke.yaml", tmp_path_factory.mktemp("tpu"),
+        sys.executable, "-m", "tests.helpers.compile_for_tpu", "configs/smoke.yaml", tmp_path_factory.mktemp("tpu"),
         "mesh.tensor=2", "model.compute_dtype=bfloat16",
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

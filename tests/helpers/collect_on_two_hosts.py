@@ -1,6 +1,6 @@
 """One of two processes that sample together on a mesh in whose order the hosts alternate; run by test_distributed.py.
 
-    python -m tests.collect_on_two_hosts PORT PROCESS WORK_DIR [key.sub=value ...]
+    python -m tests.helpers.collect_on_two_hosts PORT PROCESS WORK_DIR [key.sub=value ...]
 
 Pods order their devices so (see mesh.make_mesh). Rewards here are a checksum of the text: every process checks that
 each group, its own and the other's, has the prompt of its order and the rewards of its responses.

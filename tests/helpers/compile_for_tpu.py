@@ -1,6 +1,6 @@
 """Compiles the update and the sampler of a config for a TPU v5e:2x2 that is not there; run by test_tpu_compile.py.
 
-    python -m tests.compile_for_tpu CONFIG WORK_DIR [key.sub=value ...]
+    python -m tests.helpers.compile_for_tpu CONFIG WORK_DIR [key.sub=value ...]
 
 Prints one JSON object: for each program, what its memory is used for (bytes on one chip) and which collectives it has.
 It is a process of its own because libtpu is loaded into it, and set up by environment variables.

@@ -1,6 +1,6 @@
 """Meshes of TPU slices that are not there, by tensor size; run by test_mesh.py.
 
-    python -m tests.meshes_of_tpus v6e:4x4 v5p:4x4x4 ...
+    python -m tests.helpers.meshes_of_tpus v6e:4x4 v5p:4x4x4 ...
 
 Prints one JSON object. It is a process of its own because libtpu is loaded into it, as in compile_for_tpu.py.
 """

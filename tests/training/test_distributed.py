@@ -147,5 +147,5 @@ def test_a_killed_process_ends_the_other_and_the_same_command_continues(runs, to
 @pytest.mark.slow
 def test_rewards_stay_with_their_responses_when_hosts_alternate_in_the_mesh(tmp_path):
     port = free_port()
-    command = ["tests.collect_on_two_hosts", port]
+    command = ["tests.helpers.collect_on_two_hosts", port]
     run_together([[*command, index, tmp_path / "work", *ONE_LAYER] for index in range(2)], 2, tmp_path)
