@@ -30,7 +30,7 @@ def make_group(rng, *, prompt=5, response=4, windows=2, merged=0, padding=3):
         positions=padded(rng.integers(1, 99, (3, prompt)).astype(np.int32), 1),
         length=prompt,
         next_position=int(rng.integers(1, 99)),
-        image_index=padded(rng.integers(-1, 9, prompt).astype(np.int32), 0, -1),
+        image_index=padded(rng.integers(-1, 9 if windows or merged else 0, prompt).astype(np.int32), 0, -1),
         patches=floats(windows, PLACES, NUMBERS),
         patch_positions=rng.integers(1, 9, (windows, PLACES, 2)).astype(np.int32),
         patch_mask=np.ones((windows, PLACES), bool),

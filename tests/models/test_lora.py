@@ -160,6 +160,7 @@ def test_each_draw_layer_and_map_drops_out_anew(model, policy, params, batch):
     )
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0.01
+    assert np.abs(one - score(*dropping.with_dropout(params, 4, 3), batch)).max() > 0.01
     keys = [value for path, value in flatten_dict(same[1], sep="/").items() if path.endswith("dropout_key")]
     rows = np.concatenate([np.asarray(key).reshape(-1, 2) for key in keys])
     assert len(np.unique(rows, axis=0)) == len(rows) == 7 * 2 + 1

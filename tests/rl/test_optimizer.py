@@ -31,7 +31,12 @@ def policy_like_params(seed: int = 0) -> dict:
             "embed_tokens": {"embedding": array(6, 4)},
             "layers": {
                 "input_layernorm": {"scale": array(2, 4)},
-                "q_proj": {"kernel": array(2, 4, 4), "bias": array(2, 4)},
+                "q_proj": {
+                    "kernel": array(2, 4, 4),
+                    "bias": array(2, 4),
+                    "lora_a": array(2, 4, 3),
+                    "lora_b": array(2, 3, 4),
+                },
             },
             "norm": {"scale": array(4)},
         },
@@ -96,9 +101,9 @@ def test_equals_torch_adamw(weight_decay):
     state = optimizer.init(params)
 
     twins = {name: torch.nn.Parameter(torch.tensor(np.asarray(leaf))) for name, leaf in paths(params).items()}
-    decayed = [p for name, p in twins.items() if name.endswith(("kernel", "embedding"))]
+    decayed = [p for name, p in twins.items() if name.endswith(("kernel", "embedding", "lora_a", "lora_b"))]
     others = [p for name, p in twins.items() if name.endswith(("bias", "scale"))]
-    assert len(decayed) == 3 and len(others) == 4
+    assert len(decayed) == 5 and len(others) == 4
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     oracle = torch.optim.AdamW(groups, betas=(config.b1, config.b2), eps=config.eps)
 
