@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 from helpers.commands import mmeureka, write_rows
 from PIL import Image
 
@@ -22,7 +21,6 @@ from mmeureka_jax.report.page import THUMBNAIL_SIDE, write_report
 from mmeureka_jax.runs.rollout_samples import RolloutSample
 from mmeureka_jax.runs.tracking import MAX_LOGGED_SIDE, Tracker
 
-K12 = Path(__file__).parents[3] / "shared" / "data" / "k12_sample" / "k12.json"
 GEOMETRY = VisionGeometry()
 WIDTH, HEIGHT = 84, 56  # neither training nor the pages resize it
 
@@ -144,17 +142,18 @@ def test_pictures_that_an_older_run_stored_with_transparency_are_white_in_its_re
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(read_picture(ImageRef(data=KINDS["RGBA"]))))
 
 
-@pytest.mark.skipif(not K12.exists(), reason="the K12 sample is not here")
-def test_k12_pictures_look_the_same_everywhere(tmp_path):
-    rows = json.loads(K12.read_text())[::8]
-    rows = [row | {"image_path": str(K12.parent / row["image_path"])} for row in rows]
-    data = write_rows(tmp_path / "k12.jsonl", rows)
-    assert mmeureka("data", "show", data, "--rows", "0:", "--root", K12.parent, "--output", tmp_path / "page.html") == 0
-    source = open_problems(str(data), root=str(K12.parent))
+def test_pictures_that_pages_make_smaller_look_the_same(tmp_path):
+    rows = []
+    for number, (width, height) in enumerate([(1500, 900), (300, 1100), (640, 640)]):
+        x, y = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
+        waves = np.stack([np.sin(9 * x + 5 * y), np.cos(4 * x * y), np.sin(7 * y - 2 * x)], axis=-1)
+        Image.fromarray((127 + 127 * waves).astype(np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append({"id": str(number), "question": "?", "answer": "3", "image": f"{number}.png"})
+    data = write_rows(tmp_path / "p.jsonl", rows)
+    source = open_problems(str(data))
+    on_pages = shown(data, tmp_path)
     in_report, in_events = reported([problem.images[0].read_bytes() for problem in source], tmp_path / "run")
-    for problem, on_page, of_report, of_events in zip(
-        source, pictures_of(tmp_path / "page.html"), in_report, in_events, strict=True
-    ):
+    for problem, on_page, of_report, of_events in zip(source, on_pages, in_report, in_events, strict=True):
         picture = read_picture(problem.images[0])  # what training resizes and cuts
         for other, side, tolerance in (
             (of_events, MAX_LOGGED_SIDE, 0),

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from fractions import Fraction
 
+import math_verify
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,7 +131,6 @@ def test_careful_is_right_and_hasty_is_right_only_by_chance(many: list[ShapeProb
 
 
 def test_gold_answers_are_numbers_that_the_reward_parses(many: list[ShapeProblem]):
-    math_verify = pytest.importorskip("math_verify")
     for problem in many[:160]:
         gold = math_verify.parse(f"${problem.answer}$")
         assert gold, problem.answer

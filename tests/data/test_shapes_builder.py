@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
-tfds = pytest.importorskip("tensorflow_datasets")
-
-from mmeureka_jax.data.builders import shapes as shapes_builder  # noqa: E402
-from mmeureka_jax.data.builders.shapes import Shapes, prepare_shapes  # noqa: E402
-from mmeureka_jax.data.shapes.problems import generate  # noqa: E402
-from mmeureka_jax.errors import UserError  # noqa: E402
+from mmeureka_jax.data.builders import shapes as shapes_builder
+from mmeureka_jax.data.builders.shapes import Shapes, prepare_shapes
+from mmeureka_jax.data.shapes.problems import generate
+from mmeureka_jax.errors import UserError
 
 SMALL = """
 import dataclasses, sys

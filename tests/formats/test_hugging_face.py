@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from helpers.commands import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +24,6 @@ from mmeureka_jax.formats import hugging_face as weights
 from mmeureka_jax.formats import safetensors as safetensors_files
 from mmeureka_jax.formats.hugging_face import load_params, read_config, resolve_checkpoint, rules, save_params
 from mmeureka_jax.models.policy import Policy
-
-torch = pytest.importorskip("torch")
 
 
 def make_checkpoint(folder, *, tied=True, dtype="float32", shard="1GB"):

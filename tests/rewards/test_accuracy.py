@@ -134,9 +134,7 @@ def test_no_text_raises(text):
     gold_problem(text)
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 CASES = Path(__file__).parent / "cases"
-needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not next to the repository")
 
 
 def rows(file):
@@ -171,12 +169,11 @@ def _score(row):
     return accuracy(row["response"], row["gold"], row["form"])
 
 
-@needs_shared_data
-def test_the_shared_cases_agree_but_for_one():
+def test_the_verdicts_of_a_teacher_who_saw_no_rule_agree_but_for_one():
     """7% for 7 is another value; docs/rewards.md says why."""
-    wrong = disagreements(rows(SHARED / "grading" / "pairs.jsonl"))
+    wrong = disagreements(rows(CASES / "teacher_pairs.jsonl"))
     assert [(row["gold"], row["answer"]) for row in wrong] == [("7", "7%")]
-    responses = rows(SHARED / "grading" / "responses.jsonl")
+    responses = rows(CASES / "teacher_responses.jsonl")
     assert [row for row in responses if _score(row) != row["verdict"]] == []
 
 
@@ -201,10 +198,10 @@ def test_nothing_infinite_equals_anything_finite(text, gold):
     assert compare(text, gold) == compare(f"y={text}", gold) == 0.0
 
 
-@needs_shared_data
 def test_k12_golds_quoted_back_score():
-    """All but two of the 64: explanations in sentences, which no rule can compare and the data check refuses."""
-    golds = [row["answer"] for row in json.loads((SHARED / "k12_sample" / "k12.json").read_text())]
+    """Those of 64 problems of MM-EUREKA's K12 set, all but two: explanations in sentences, which no rule can compare
+    and the data check refuses."""
+    golds = rows(CASES / "k12_golds.jsonl")
     exceptions = [gold for gold in golds if gold_problem(gold) is not None]
     assert len(golds) == 64
     assert len(exceptions) == 2
@@ -216,13 +213,8 @@ def test_k12_golds_quoted_back_score():
         assert accuracy("<think>t</think><answer>7.3104</answer>", gold, "instruct") == 0.0, gold
 
 
-@needs_shared_data
 def test_k12_golds_do_not_score_for_each_other():
-    golds = [
-        gold
-        for row in json.loads((SHARED / "k12_sample" / "k12.json").read_text())
-        if gold_problem(gold := row["answer"]) is None
-    ]
+    golds = [gold for gold in rows(CASES / "k12_golds.jsonl") if gold_problem(gold) is None]
     pairs = [(gold, golds[(i + step) % len(golds)]) for i, gold in enumerate(golds) for step in range(1, 12)]
     same = [(a, b) for a, b in pairs if a != b and compare(b, a)]
     unlike = [pair for pair in same if len({re.sub(r"[$.\s]|cm²|m$", "", gold) for gold in pair}) > 1]

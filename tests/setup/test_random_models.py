@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -132,7 +133,6 @@ def test_the_files_are_the_same_every_time(folder, tmp_path):
 
 
 def test_random_weights_are_distributed_as_transformers_makes_them(folder):
-    torch = pytest.importorskip("torch")
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
@@ -152,7 +152,6 @@ def test_random_weights_are_distributed_as_transformers_makes_them(folder):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_loads_every_tensor(tmp_path, tied):
-    pytest.importorskip("torch")
     from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 
     path = tmp_path / "checkpoint"
