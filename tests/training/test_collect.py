@@ -38,7 +38,7 @@ class Rewards:
 def run(tmp_path_factory):
     """run(calls, rewards) -> (what was collected for a step of so many sampler calls, problems that were taken)"""
 
-    def run(calls, rewards):
+    def run(calls, rewards, problem=problem):
         config = load_config(
             "configs/smoke.yaml",
             [
@@ -69,7 +69,6 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
 def test_rewards_of_one_call_overlap_with_the_next(run, monkeypatch):
     expected, _ = run(3, Rewards())
     sampled, began = collect.sample, [threading.Event() for _ in range(4)]
@@ -92,16 +91,21 @@ def test_rewards_of_one_call_overlap_with_the_next(run, monkeypatch):
         np.testing.assert_array_equal(mine.rewards, other.rewards)
 
 
-@pytest.mark.slow
 def test_nothing_is_sampled_that_may_not_be_needed(run):
     _, taken = run(1, Rewards())
     assert taken == list(range(PROMPTS))
 
 
-@pytest.mark.slow
 def test_an_error_while_scoring_is_raised(run):
     def before(call):
         raise RuntimeError("no worker left")
 
     with pytest.raises(RuntimeError, match="no worker left"):
         run(2, Rewards(before))
+
+
+def test_a_problem_that_comes_again_is_answered_anew(run):
+    """Its place in the data names the noise too, and every answer of a group has its own."""
+    collected, _ = run(2, Rewards(), lambda order: problem(0))
+    answers = [response.tobytes() for group in collected.groups for response in group.responses]
+    assert len(set(answers)) > 0.9 * len(answers) and len(collected.groups) == 2 * PROMPTS
