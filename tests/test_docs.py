@@ -16,6 +16,8 @@ from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.reading import dotted_keys
 from mmeureka_jax.config.schema import Config, LoraConfig, ModelConfig, RandomModelConfig
 from mmeureka_jax.rewards.accuracy import accuracy, compare
+from mmeureka_jax.rl.advantages import ADVANTAGES
+from mmeureka_jax.rl.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for folder in (".", "docs", "launch", "benchmarks") for page in (ROOT / folder).glob("*.md"))
@@ -219,3 +221,22 @@ def test_the_table_of_differences_to_upstream_counts_as_it_says():
     counts = {kind: Counter(case["kind"] for case in group) for kind, group in (("all", compared), ("same", agreeing))}
     expected = {kind: (count, counts["same"][kind]) for kind, count in counts["all"].items()}
     assert stated == expected | {"all": (len(compared), len(agreeing))}
+
+
+def rows_of_algorithms(heading: str) -> dict[str, str]:
+    """The algorithms in the table under a heading of the algorithms page: name -> the rest of its row."""
+    (section,) = re.findall(rf"^## {heading}: .*?$(.*?)^## ", (ROOT / "docs/algorithms.md").read_text(), re.M | re.S)
+    rows = re.findall(r"^\| (`[^|]*`) \|(.*)\|$", section, re.M)
+    return {name: row for names, row in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_every_loss_has_a_row():
+    assert set(rows_of_algorithms("Losses")) == set(LOSSES)
+
+
+def test_every_estimator_has_a_row_that_says_whether_it_is_whitened():
+    rows = rows_of_algorithms("Advantages")
+    assert set(rows) == set(ADVANTAGES)
+    assert {name for name, row in rows.items() if "| whitened |" in row} == {
+        name for name, estimator in ADVANTAGES.items() if estimator.whitened
+    }

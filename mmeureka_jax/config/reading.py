@@ -128,7 +128,7 @@ def _convert(annotation: Any, value: Any) -> Any:
         return value
     if isinstance(value, str) and not is_plain_text(value):
         raise _Mismatch
-    if annotation is CustomFunction and isinstance(value, str) and all(value.rpartition(".py:")[::2]):
+    if annotation is CustomFunction and isinstance(value, str) and is_custom_function(value):
         return value
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
         return tuple(_convert(typing.get_args(annotation)[0], item) for item in value)
@@ -183,8 +183,18 @@ def _build(cls: type[T], located: Located, prefix: str, root: type | None, probl
 
 def _hint(annotation: Any, value: Any) -> str:
     choices = [c for a in _alternatives(annotation) if typing.get_origin(a) is Literal for c in typing.get_args(a)]
-    near = difflib.get_close_matches(value[:MAX_SHOWN], choices, n=1) if isinstance(value, str) else []
+    return did_you_mean(value, choices) if isinstance(value, str) else ""
+
+
+def did_you_mean(name: str, choices: Sequence[str]) -> str:
+    """The end of a message about a name that is not among the choices, if it is spelled much like one of them."""
+    near = difflib.get_close_matches(name[:MAX_SHOWN], choices, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def is_custom_function(text: str) -> bool:
+    """Whether a text has the form of a `CustomFunction`; the file need not exist."""
+    return all(text.rpartition(".py:")[::2])
 
 
 def load_tree(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:

@@ -134,10 +134,6 @@ class FilterConfig:
     max_empty_rounds: int = 8  # rounds in a row in which nothing survives before the run stops with a message
 
 
-Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_baseline", "reinforce_pp", "cpgd", "gae"]
-Loss = Literal["ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "pg", "pg_drift", "gspo", "cispo"]
-
-
 @dataclass(frozen=True)
 class CriticConfig:
     """What predicts the reward that is still to come, for `advantage: gae`, and how it learns."""
@@ -154,12 +150,12 @@ class CriticConfig:
 class RLConfig:
     """The algorithm."""
 
-    advantage: Advantage | CustomFunction = "grpo"
+    advantage: str = "grpo"  # a function of rl/advantages.py, or "path/to/file.py:function"
     whiten: Literal["auto", "on", "off"] = "auto"  # advantages, over all tokens of a rollout batch; auto: as the source
     adora_weight: float | None = None  # of prompts whose right answers are no longer than others; null = all count 1
     cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"  # how advantage cpgd weighs the groups of a batch
     cpgd_weight_cap: float = 3.0  # of clip_filter
-    loss: Loss | CustomFunction = "ppo_clip"
+    loss: str = "ppo_clip"  # a function of rl/losses.py, or "path/to/file.py:function"
     group_size: int = 8  # responses to each prompt
     prompts_per_rollout: int = 128
     prompts_per_update: int = 16  # groups per optimiser step; must divide prompts_per_rollout

@@ -8,16 +8,16 @@ In three stages, on the host, over all the groups that are trained on together:
 
 With a critic (`rl.advantage: gae`) the first two are one: `gae` of its values.
 
-The first is a plain function (rewards, *, settings) -> advantages; its settings are config keys, as in losses.py. All
-hosts hold all groups and compute the same numbers, in float64.
+The first is a plain function (rewards, *, settings) -> advantages, which `@register` makes available under its name;
+its settings are config keys, as in losses.py. All hosts hold all groups and compute the same numbers, in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -25,12 +25,43 @@ from jaxtyping import Bool, Float, Int
 from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.rl.groups import Group
-from mmeureka_jax.rl.losses import settings_of
+from mmeureka_jax.rl.settings import chosen_settings
 from mmeureka_jax.user_code import load_explained
 
 SIGNATURE = "function(rewards) -> advantages"  # of an estimator; both [P, n]
 _REWARD_LIMIT = 10.0  # at most, what a response is given before a KL penalty is added
 _ADORA_CORRECT = 0.5  # accuracy above which an answer counts as right
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An advantage estimator that `rl.advantage` names.
+
+    Attributes:
+        function: its keyword-only arguments are its settings.
+        compares: it compares the responses to a prompt, so a group needs at least two.
+        whitened: its source whitens the advantages of a batch, hence so does `rl.whiten: auto`.
+        critic: it reads the values of a critic. Its settings are then keys of `rl.critic`.
+    """
+
+    function: Callable[..., np.ndarray]
+    compares: bool = False
+    whitened: bool = False
+    critic: bool = False
+
+
+ADVANTAGES: dict[str, Estimator] = {}
+F = TypeVar("F", bound=Callable[..., np.ndarray])
+
+
+def register(*, compares: bool = False, whitened: bool = False, critic: bool = False) -> Callable[[F], F]:
+    """Enters a function in `ADVANTAGES` under its own name, with the facts that `Estimator` describes."""
+
+    def enter(function: F) -> F:
+        ADVANTAGES[function.__name__] = Estimator(function, compares, whitened, critic)
+        return function
+
+    return enter
 
 
 def _centre(rewards: Float[np.ndarray, "P n"]) -> tuple[Float[np.ndarray, "P n"], Bool[np.ndarray, "P 1"]]:
@@ -49,6 +80,7 @@ def _standard_deviation(centred: Float[np.ndarray, "P n"]) -> Float[np.ndarray, 
     return np.sqrt(np.sum(centred**2, axis=1, keepdims=True) / max(centred.shape[1] - 1, 1))
 
 
+@register(compares=True)
 def grpo(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
     """Group-relative advantages, (R - mean) / (std + 1e-9).
 
@@ -61,33 +93,44 @@ def grpo(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
     return centred / (_standard_deviation(centred) + 1e-9)
 
 
-def mean_baseline(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
-    """R - mean of the group: `dr_grpo`, and `reinforce_baseline`, which is whitened afterwards. Exactly 0 where all
-    rewards of a group are equal.
+@register(compares=True)
+def dr_grpo(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """R - mean of the group. Exactly 0 where all rewards of a group are equal.
 
-    Source: Dr. GRPO (arXiv 2503.20783), section 3.2, which goes with `token_averaging: constant`; REINFORCE++-baseline
-    (arXiv 2501.03262).
+    Source: Dr. GRPO (arXiv 2503.20783), section 3.2, which goes with `token_averaging: constant`.
     """
     return _centre(rewards)[0]
 
 
+@register(compares=True, whitened=True)
 def rloo(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
     """R minus the mean reward of the other n - 1 responses. Exactly 0 where all rewards of a group are equal.
 
-    Source: RLOO (arXiv 2402.14740), equation 8. MM-EUREKA's code whitens the result, and so does `rl.whiten: auto`.
+    Source: RLOO (arXiv 2402.14740), equation 8; whitened in MM-EUREKA's code.
     """
     n = rewards.shape[1]
     return _centre(rewards)[0] * (n / (n - 1))
 
 
-def raw_rewards(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
-    """R itself: `reinforce_pp`, whose only baseline is the mean that whitening takes off.
+@register(compares=True, whitened=True)
+def reinforce_baseline(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """R - mean of the group, as `dr_grpo`, and whitened.
+
+    Source: REINFORCE++-baseline (arXiv 2501.03262).
+    """
+    return _centre(rewards)[0]
+
+
+@register(whitened=True)
+def reinforce_pp(rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """R itself. The only baseline is the mean that whitening takes off.
 
     Source: REINFORCE++ (arXiv 2501.03262).
     """
     return np.asarray(rewards, np.float64)
 
 
+@register(compares=True)
 def cpgd(
     rewards: Float[np.ndarray, "P n"],
     *,
@@ -120,26 +163,29 @@ def cpgd(
     raise ValueError(f"CPGD weights are equal, std and clip_filter; got {cpgd_weight!r}")
 
 
-ADVANTAGES: Mapping[str, Callable[..., Float[np.ndarray, "P n"]]] = {
-    "grpo": grpo,
-    "dr_grpo": mean_baseline,
-    "rloo": rloo,
-    "reinforce_baseline": mean_baseline,
-    "reinforce_pp": raw_rewards,
-    "cpgd": cpgd,
-}
-# By their sources, hence by `rl.whiten: auto`; gae as in PPO's implementations for language (TRL, OpenRLHF, verl).
-WHITENED = frozenset({"rloo", "reinforce_baseline", "reinforce_pp", "gae"})
-
-
 def make_estimator(config: RLConfig) -> Callable[[Float[np.ndarray, "P n"]], Float[np.ndarray, "P n"]]:
-    """The estimator that `rl.advantage` names, with its settings.
+    """The estimator that `rl.advantage` names (one that reads no critic), with its settings.
 
     Raises:
         UserError: `rl.advantage` names a function of a file that is not there or does not fit; or, later, it fails.
     """
-    function = ADVANTAGES.get(config.advantage) or load_explained("rl.advantage", config.advantage, SIGNATURE)
-    return partial(function, **settings_of(function, config))
+    known = ADVANTAGES.get(config.advantage)
+    function = known.function if known else load_explained("rl.advantage", config.advantage, SIGNATURE)
+    return partial(function, **chosen_settings(function, config))
+
+
+def reads_critic(config: RLConfig) -> bool:
+    """Whether the estimator that `rl.advantage` names needs a critic."""
+    known = ADVANTAGES.get(config.advantage)
+    return known is not None and known.critic
+
+
+def is_whitened(config: RLConfig) -> bool:
+    """Whether advantages are whitened: by `rl.whiten`, or with `auto` by the source of the estimator."""
+    if config.whiten == "auto":
+        known = ADVANTAGES.get(config.advantage)
+        return known is not None and known.whitened
+    return config.whiten == "on"
 
 
 @dataclass(frozen=True)
@@ -244,6 +290,7 @@ def compute_advantages(
     return _finished(advantages, mask, config)
 
 
+@register(whitened=True, critic=True)
 def gae(
     rewards: Float[np.ndarray, "P n T"],
     values: Float[np.ndarray, "P n T"],
@@ -261,7 +308,8 @@ def gae(
         rewards: of each token.
         values: V_t, what is predicted before token t is drawn.
 
-    Source: GAE (arXiv 1506.02438), equation 16, with an end.
+    Source: GAE (arXiv 1506.02438), equation 16, with an end; whitened in PPO's implementations for language (TRL,
+    OpenRLHF, verl).
     """
     rewards, values = (np.where(mask, np.asarray(x, np.float64), 0.0) for x in (rewards, values))
     following = np.concatenate([values[..., 1:], np.zeros_like(values[..., :1])], axis=-1)
@@ -288,8 +336,7 @@ def gae_advantages(
     if kl_penalties is not None:
         scores, rewards = _limited(scores), -np.where(mask, kl_penalties, 0.0)
     rewards += np.where(np.arange(values.shape[-1]) == outcomes.lengths[..., None] - 1, scores[..., None], 0.0)
-    critic = config.critic
-    advantages = gae(rewards, values, mask, gamma=critic.gamma, gae_lambda=critic.gae_lambda)
+    advantages = gae(rewards, values, mask, **chosen_settings(gae, config.critic))
     returns = np.where(mask, advantages + values, 0.0)
     return _finished(advantages, mask, config), returns.astype(np.float32)
 
@@ -307,6 +354,6 @@ def _finished(
     advantages: Float[np.ndarray, "P n T"], mask: Bool[np.ndarray, "P n T"], config: RLConfig
 ) -> Float[np.ndarray, "P n T"]:
     """In float32, whitened where the config or the estimator's source says so."""
-    if config.whiten == "on" or (config.whiten == "auto" and config.advantage in WHITENED):
+    if is_whitened(config):
         advantages = whiten(advantages, mask)
     return advantages.astype(np.float32)

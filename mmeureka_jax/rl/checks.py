@@ -2,66 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import get_args
+from collections.abc import Collection, Iterator
 
-from mmeureka_jax.config.schema import Config, CriticConfig, Loss, RewardConfig, RLConfig, SamplerConfig
+import numpy as np
 
-_COMPARES = ("grpo", "dr_grpo", "rloo", "reinforce_baseline", "cpgd")  # advantages that need several responses
-_LARGEST_SEQUENCE_EPSILON = 0.1
-_LOSSES = get_args(Loss)
-_CLIPS_LOW = ("ppo_clip", "ppo_clip_drift", "cpgd", "cpg", "gspo")  # cispo may have no lower bound
-_ONLY_FOR = {"ratio_cap": ("ppo_clip", "ppo_clip_drift"), "clip_start": ("cpg", "cpgd")}
+from mmeureka_jax.config.reading import did_you_mean, is_custom_function
+from mmeureka_jax.config.schema import Config, CriticConfig, RewardConfig, RLConfig, SamplerConfig
+from mmeureka_jax.config.yaml_text import describe
+from mmeureka_jax.rl.advantages import ADVANTAGES, Estimator
+from mmeureka_jax.rl.losses import LOSSES
+from mmeureka_jax.rl.settings import settings_of
+
+_LARGEST_EPSILON_OF_RESPONSE = 0.1
+# Settings of single losses that are off by default: with another loss they would do nothing without a word. Recipes set
+# the epsilons and the drift whatever the loss.
+_ONLY_OF_SOME_LOSSES = ("ratio_cap", "clip_start")
 
 
 def rl_problems(config: Config) -> list[str]:
     """What is wrong with the reinforcement-learning sections of a config, one a line. Its numbers are in range."""
     rl = config.rl
+    estimator = ADVANTAGES.get(rl.advantage)  # None for a function of the user's
     return [
-        *_group_size(rl),
-        *_adora(rl),
-        *_critic(rl),
+        *_unknown_name("rl.advantage", rl.advantage, ADVANTAGES),
+        *_unknown_name("rl.loss", rl.loss, LOSSES),
+        *_group_size(rl, estimator),
+        *_adora(rl, estimator),
+        *_critic(rl, estimator),
         *_batches(rl),
         *_clipping(rl),
         *_kl(rl),
-        *_filter(rl),
-        *_settings_of_others(rl),
+        *_filter(rl, estimator),
+        *_unused_settings(rl),
         *_rollouts(config.sampler, config.reward),
     ]
 
 
-def _group_size(rl: RLConfig) -> Iterator[str]:
+def _unknown_name(key: str, name: str, known: Collection[str]) -> Iterator[str]:
+    if name not in known and not is_custom_function(name):
+        yield (
+            f"{key} must be one of {', '.join(known)} or path/to/file.py:function; "
+            f"got {describe(name)}{did_you_mean(name, [*known])}"
+        )
+
+
+def _group_size(rl: RLConfig, estimator: Estimator | None) -> Iterator[str]:
     if rl.group_size < 1:
         yield f"rl.group_size must be positive; got {rl.group_size}"
-    if rl.group_size == 1 and rl.advantage in _COMPARES:
+    if rl.group_size == 1 and estimator is not None and estimator.compares:
+        others = " and ".join(name for name, other in ADVANTAGES.items() if not other.compares)
         yield (
             f"rl.group_size must be at least 2 for rl.advantage {rl.advantage}, which compares the responses to one "
-            f"prompt; got 1. Of the estimators, reinforce_pp and gae work with one response"
+            f"prompt; got 1. Of the estimators, {others} work with one response"
         )
 
 
-def _adora(rl: RLConfig) -> Iterator[str]:
-    if rl.adora_weight is None:
+def _adora(rl: RLConfig, estimator: Estimator | None) -> Iterator[str]:
+    if rl.adora_weight is None or estimator is None:
         return
-    if rl.advantage == "reinforce_pp":
+    if estimator.critic:
         yield (
-            "rl.adora_weight multiplies advantages, and those of rl.advantage reinforce_pp have no baseline before "
+            f"rl.adora_weight weighs advantages of whole responses, and those of rl.advantage {rl.advantage} are a "
+            "token's"
+        )
+    elif not estimator.compares:
+        yield (
+            f"rl.adora_weight multiplies advantages, and those of rl.advantage {rl.advantage} have no baseline before "
             "they are whitened: right answers would count less than wrong ones of other prompts; use reinforce_baseline"
         )
-    if rl.advantage == "gae":
-        yield "rl.adora_weight weighs advantages of whole responses, and those of rl.advantage gae are a token's"
 
 
-def _critic(rl: RLConfig) -> Iterator[str]:
-    if rl.advantage == "gae" and rl.critic.kind == "none":
+def _critic(rl: RLConfig, estimator: Estimator | None) -> Iterator[str]:
+    needed = estimator is not None and estimator.critic
+    if needed and rl.critic.kind == "none":
         yield (
-            "rl.advantage gae needs a critic: set rl.critic.kind to head (on the policy's hidden states) or model (a "
-            "copy of the policy, with its own optimiser state)"
+            f"rl.advantage {rl.advantage} needs a critic: set rl.critic.kind to head (on the policy's hidden states) "
+            "or model (a copy of the policy, with its own optimiser state)"
         )
-    if rl.advantage != "gae" and rl.critic.kind != "none":
+    if not needed and rl.critic.kind != "none":
+        others = " or ".join(name for name, other in ADVANTAGES.items() if other.critic)
         yield (
             f"rl.critic.kind is {rl.critic.kind}, and rl.advantage {rl.advantage} reads no critic; set it to none, or "
-            "rl.advantage to gae"
+            f"rl.advantage to {others}"
         )
     if rl.critic.kind == "model" and rl.critic.trunk_coefficient != CriticConfig.trunk_coefficient:
         yield "rl.critic.trunk_coefficient is of kind head: a critic of kind model shares no parameters"
@@ -78,13 +100,22 @@ def _batches(rl: RLConfig) -> Iterator[str]:
 
 
 def _clipping(rl: RLConfig) -> Iterator[str]:
-    if rl.clip_epsilon_low is not None and rl.clip_epsilon_low >= 1 and rl.loss in _CLIPS_LOW:
+    loss = LOSSES.get(rl.loss)
+    epsilons = settings_of(loss.function) if loss is not None else {}
+    # With an epsilon of 1 there is no lower bound, which is right where the loss has none by default.
+    bounded = epsilons.get("clip_epsilon_low", 1.0) < 1
+    if bounded and rl.clip_epsilon_low is not None and rl.clip_epsilon_low >= 1:
         yield f"rl.clip_epsilon_low must be below 1: ratios are positive; got {rl.clip_epsilon_low:g}"
-    if rl.loss == "gspo" and max(rl.clip_epsilon_low or 0, rl.clip_epsilon_high or 0) > _LARGEST_SEQUENCE_EPSILON:
+    largest = max(rl.clip_epsilon_low or 0, rl.clip_epsilon_high or 0)
+    if loss is not None and loss.ratio_of_response and largest > _LARGEST_EPSILON_OF_RESPONSE:
+        low, high = (
+            np.format_float_scientific(epsilons[name], trim="-", exp_digits=1)
+            for name in ("clip_epsilon_low", "clip_epsilon_high")
+        )
         yield (
-            f"rl.clip_epsilon_low and rl.clip_epsilon_high of rl.loss gspo clip the mean log-ratio of a whole response "
-            f"and must be at most {_LARGEST_SEQUENCE_EPSILON}; got {rl.clip_epsilon_low}, {rl.clip_epsilon_high}. Its "
-            "source has 3e-4 and 4e-4, as null means"
+            f"rl.clip_epsilon_low and rl.clip_epsilon_high of rl.loss {rl.loss} clip the mean log-ratio of a whole "
+            f"response and must be at most {_LARGEST_EPSILON_OF_RESPONSE}; got {rl.clip_epsilon_low}, "
+            f"{rl.clip_epsilon_high}. Its source has {low} and {high}, as null means"
         )
     if rl.ratio_cap is not None and not rl.ratio_cap > 1:
         yield f"rl.ratio_cap must be above 1, or null for none; got {rl.ratio_cap:g}"
@@ -104,14 +135,14 @@ def _kl(rl: RLConfig) -> Iterator[str]:
         )
 
 
-def _filter(rl: RLConfig) -> Iterator[str]:
+def _filter(rl: RLConfig, estimator: Estimator | None) -> Iterator[str]:
     lower, upper = rl.filter.lower, rl.filter.upper
     if not 0 <= lower <= upper <= 1:
         yield f"rl.filter needs 0 <= lower <= upper <= 1; got lower {lower:g}, upper {upper:g}"
         return
     if not rl.filter.enabled or rl.filter.if_none_kept != "sample_again":
         return
-    if rl.group_size < 2 and rl.advantage in _COMPARES:
+    if rl.group_size < 2 and estimator is not None and estimator.compares:
         return  # the group size is what has to change
     possible = [right / max(rl.group_size, 1) for right in range(rl.group_size + 1)]
     if not any(lower <= accuracy <= upper for accuracy in possible):
@@ -121,10 +152,11 @@ def _filter(rl: RLConfig) -> Iterator[str]:
         )
 
 
-def _settings_of_others(rl: RLConfig) -> Iterator[str]:
-    for name, losses in _ONLY_FOR.items():
-        if getattr(rl, name) != getattr(RLConfig, name) and rl.loss in _LOSSES and rl.loss not in losses:
-            yield f"rl.{name} is a setting of rl.loss {', '.join(losses)}; {rl.loss} has none such"
+def _unused_settings(rl: RLConfig) -> Iterator[str]:
+    for name in _ONLY_OF_SOME_LOSSES:
+        having = sorted(other for other, loss in LOSSES.items() if name in settings_of(loss.function))
+        if getattr(rl, name) != getattr(RLConfig, name) and rl.loss in LOSSES and rl.loss not in having:
+            yield f"rl.{name} is a setting of rl.loss {', '.join(having)}; {rl.loss} has none such"
 
 
 def _rollouts(sampler: SamplerConfig, reward: RewardConfig) -> Iterator[str]:

@@ -5,19 +5,19 @@
 Notation, as in the papers: l = log-probability of a sampled token now, l_old = when it was sampled, d = l - l_old,
 r = exp(d) the probability ratio, A = the advantage of the token. Arrays are float32; losses are minimised.
 
-A loss is a plain function (log_probs, old_log_probs, advantages, response_mask, *, settings) -> TokenLoss. Its settings
-are the keys of the config's `rl` section with the same names; a key that is null leaves the function's own default.
-Masked positions hold zeros.
+A loss is a plain function (log_probs, old_log_probs, advantages, response_mask, *, settings) -> TokenLoss, which
+`@register` makes available under its name. Its settings are the keys of the config's `rl` section with the same names;
+a key that is null leaves the function's own default. Masked positions hold zeros.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from mmeureka_jax.config.schema import RLConfig
-from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.batch import Array
+from mmeureka_jax.rl.settings import chosen_settings
 from mmeureka_jax.user_code import load_explained
 
 # exp() overflows float32 just above 88. A sampled token's d is at most -l_old, far below this: the limit only keeps a
@@ -61,6 +61,34 @@ PolicyLoss = Callable[
 ]
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A loss that `rl.loss` names.
+
+    Attributes:
+        function: its keyword-only arguments are its settings.
+        ratio_of_response: the ratio that it clips is that of a whole response, whose logarithm is a mean over tokens,
+            and not that of a token.
+    """
+
+    function: Callable[..., TokenLoss]
+    ratio_of_response: bool = False
+
+
+LOSSES: dict[str, Loss] = {}
+F = TypeVar("F", bound=Callable[..., TokenLoss])
+
+
+def register(*, ratio_of_response: bool = False) -> Callable[[F], F]:
+    """Enters a function in `LOSSES` under its own name, with the facts that `Loss` describes."""
+
+    def enter(function: F) -> F:
+        LOSSES[function.__name__] = Loss(function, ratio_of_response)
+        return function
+
+    return enter
+
+
 def _ratio(log_ratio: Array) -> Array:
     return jnp.exp(jnp.minimum(log_ratio, LARGEST_LOG_RATIO))
 
@@ -83,6 +111,13 @@ def _result(policy: Array, clipped_low: Array, clipped_high: Array) -> TokenLoss
     )
 
 
+def _with_drift(result: TokenLoss, log_probs: Array, old_log_probs: Array, coefficient: float, cap: float) -> TokenLoss:
+    slope = jnp.minimum(jnp.expm1(jnp.minimum(log_probs - old_log_probs, LARGEST_LOG_RATIO)), cap)
+    drift = coefficient * jax.lax.stop_gradient(slope) * log_probs
+    return dataclasses.replace(result, loss=result.loss + drift, parts=result.parts | {"drift": drift})
+
+
+@register()
 def ppo_clip(
     log_probs: Float[Array, "P n T"],
     old_log_probs: Float[Array, "P n T"],
@@ -114,6 +149,7 @@ def ppo_clip(
     return _result(-ratio * advantages, low, high | (capped & (advantages != 0)))
 
 
+@register()
 def ppo_clip_drift(
     log_probs: Float[Array, "P n T"],
     old_log_probs: Float[Array, "P n T"],
@@ -142,111 +178,7 @@ def ppo_clip_drift(
     return _with_drift(clipped, log_probs, old_log_probs, drift_coefficient, drift_cap)
 
 
-def gspo(
-    log_probs: Float[Array, "P n T"],
-    old_log_probs: Float[Array, "P n T"],
-    advantages: Float[Array, "P n T"],
-    response_mask: Bool[Array, "P n T"],
-    *,
-    clip_epsilon_low: float = 3e-4,
-    clip_epsilon_high: float = 4e-4,
-) -> TokenLoss:
-    """PPO's clipped surrogate with the ratio of a whole response, s = exp(mean over its tokens of d), in place of r.
-
-    All tokens of a response are clipped together. dLoss/dl = -s A / |y|, summed over the response's tokens: with
-    advantages that do not differ within a response (the usual case) that is -s A for each token.
-
-    Source: GSPO (arXiv 2507.18071), equations 5 to 7; its clip range, section 5.1.
-    """
-    lengths = jnp.maximum(jnp.sum(response_mask, axis=-1, keepdims=True), 1)
-    log_ratio = jnp.sum(log_probs - old_log_probs, axis=-1, keepdims=True) / lengths
-    ratio = jnp.broadcast_to(_ratio(log_ratio), log_probs.shape)
-    ratio, low, high = _clipped(ratio, advantages, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
-    return _result(-ratio * advantages, low, high)
-
-
-def cispo(
-    log_probs: Float[Array, "P n T"],
-    old_log_probs: Float[Array, "P n T"],
-    advantages: Float[Array, "P n T"],
-    response_mask: Bool[Array, "P n T"],
-    *,
-    clip_epsilon_low: float = 1.0,
-    clip_epsilon_high: float = 4.0,
-) -> TokenLoss:
-    """REINFORCE with a clipped importance weight: -stop_gradient(clip(r, 1 - low, 1 + high)) A l.
-
-    dLoss/dl = -clip(r, ...) A: no token loses its gradient. The lower bound is off by default (r > 0 always); the upper
-    one lets weights go up to 5.
-
-    Source: CISPO, MiniMax-M1 (arXiv 2506.13585), equations 4 and 5, without a lower bound as there; the upper bound
-    is that of ScaleRL (arXiv 2510.13786).
-    """
-    ratio = jax.lax.stop_gradient(_ratio(log_probs - old_log_probs))
-    weight = jnp.clip(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
-    there = advantages != 0
-    return _result(-weight * advantages * log_probs, there & (ratio < weight), there & (ratio > weight))
-
-
-def pg(
-    log_probs: Float[Array, "P n T"],
-    old_log_probs: Float[Array, "P n T"],
-    advantages: Float[Array, "P n T"],
-    response_mask: Bool[Array, "P n T"],
-) -> TokenLoss:
-    """The plain policy gradient, -A l, on whatever tokens there are: neither ratio nor clip.
-
-    Source: REINFORCE (Williams, 1992); "PG" in CPGD's ablations (arXiv 2505.12504).
-    """
-    none = jnp.zeros(log_probs.shape, bool)
-    return _result(-advantages * log_probs, none, none)
-
-
-def pg_drift(
-    log_probs: Float[Array, "P n T"],
-    old_log_probs: Float[Array, "P n T"],
-    advantages: Float[Array, "P n T"],
-    response_mask: Bool[Array, "P n T"],
-    *,
-    drift_coefficient: float = 0.001,
-    drift_cap: float = 2.0,
-) -> TokenLoss:
-    """`pg` with the policy drift of `cpgd`.
-
-    Source: "PGD" in CPGD's ablations (arXiv 2505.12504).
-    """
-    plain = pg(log_probs, old_log_probs, advantages, response_mask)
-    return _with_drift(plain, log_probs, old_log_probs, drift_coefficient, drift_cap)
-
-
-def cpg(
-    log_probs: Float[Array, "P n T"],
-    old_log_probs: Float[Array, "P n T"],
-    advantages: Float[Array, "P n T"],
-    response_mask: Bool[Array, "P n T"],
-    *,
-    clip_epsilon_low: float = 0.2,
-    clip_epsilon_high: float = 0.2,
-    clip_start: float = 1.0,
-) -> TokenLoss:
-    """Clipped policy gradient: -min(d A, clip(d, lo, hi) A) with lo = ln(1 - epsilon_low), hi = ln(1 + epsilon_high).
-
-    dLoss/dl = -A, or 0 where clipped as in `ppo_clip`: free of the ratio, hence bounded.
-
-    Args:
-        clip_start: the epsilons of a response's first token, as a part of those of its last; in between they grow
-            linearly: token i = 1...|y| has epsilon (clip_start + (1 - clip_start) i / |y|). 1: the same for all.
-
-    Source: CPGD (arXiv 2505.12504), the clipped objective Phi in its per-token form; "tight-to-loose" there.
-    """
-    lengths = jnp.sum(response_mask, axis=-1, keepdims=True)
-    through = jnp.minimum((1 + jnp.arange(log_probs.shape[-1])) / jnp.maximum(lengths, 1), 1.0)
-    share = clip_start + (1 - clip_start) * through
-    low, high = jnp.log1p(-clip_epsilon_low * share), jnp.log1p(clip_epsilon_high * share)
-    log_ratio, clipped_low, clipped_high = _clipped(log_probs - old_log_probs, advantages, low, high)
-    return _result(-advantages * log_ratio, clipped_low, clipped_high)
-
-
+@register()
 def cpgd(
     log_probs: Float[Array, "P n T"],
     old_log_probs: Float[Array, "P n T"],
@@ -281,44 +213,114 @@ def cpgd(
     return _with_drift(clipped, log_probs, old_log_probs, drift_coefficient, drift_cap)
 
 
-def _with_drift(result: TokenLoss, log_probs: Array, old_log_probs: Array, coefficient: float, cap: float) -> TokenLoss:
-    slope = jnp.minimum(jnp.expm1(jnp.minimum(log_probs - old_log_probs, LARGEST_LOG_RATIO)), cap)
-    drift = coefficient * jax.lax.stop_gradient(slope) * log_probs
-    return dataclasses.replace(result, loss=result.loss + drift, parts=result.parts | {"drift": drift})
+@register()
+def cpg(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    clip_epsilon_low: float = 0.2,
+    clip_epsilon_high: float = 0.2,
+    clip_start: float = 1.0,
+) -> TokenLoss:
+    """Clipped policy gradient: -min(d A, clip(d, lo, hi) A) with lo = ln(1 - epsilon_low), hi = ln(1 + epsilon_high).
 
+    dLoss/dl = -A, or 0 where clipped as in `ppo_clip`: free of the ratio, hence bounded.
 
-LOSSES: Mapping[str, Callable[..., TokenLoss]] = {
-    "ppo_clip": ppo_clip,
-    "ppo_clip_drift": ppo_clip_drift,
-    "cpgd": cpgd,
-    "cpg": cpg,
-    "pg": pg,
-    "pg_drift": pg_drift,
-    "gspo": gspo,
-    "cispo": cispo,
-}
+    Args:
+        clip_start: the epsilons of a response's first token, as a part of those of its last; in between they grow
+            linearly: token i = 1...|y| has epsilon (clip_start + (1 - clip_start) i / |y|). 1: the same for all.
 
-
-def settings_of(function: Callable[..., Any], config: RLConfig) -> dict[str, Any]:
-    """The keyword-only arguments of a function, from the config's keys of the same names; those that are null are left
-    to the function.
-
-    Raises:
-        UserError: the function needs a setting that the config does not have, or has as null.
+    Source: CPGD (arXiv 2505.12504), the clipped objective Phi in its per-token form; "tight-to-loose" there.
     """
-    settings = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        value = getattr(config, name, None)
-        if value is not None:
-            settings[name] = value
-        elif parameter.default is parameter.empty:
-            problem = "is null; set it" if hasattr(config, name) else "is no key of rl"
-            raise UserError(
-                f"{function.__qualname__} needs a setting {name!r}: rl.{name} {problem}, or give the argument a default"
-            )
-    return settings
+    lengths = jnp.sum(response_mask, axis=-1, keepdims=True)
+    through = jnp.minimum((1 + jnp.arange(log_probs.shape[-1])) / jnp.maximum(lengths, 1), 1.0)
+    share = clip_start + (1 - clip_start) * through
+    low, high = jnp.log1p(-clip_epsilon_low * share), jnp.log1p(clip_epsilon_high * share)
+    log_ratio, clipped_low, clipped_high = _clipped(log_probs - old_log_probs, advantages, low, high)
+    return _result(-advantages * log_ratio, clipped_low, clipped_high)
+
+
+@register()
+def pg(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+) -> TokenLoss:
+    """The plain policy gradient, -A l, on whatever tokens there are: neither ratio nor clip.
+
+    Source: REINFORCE (Williams, 1992); "PG" in CPGD's ablations (arXiv 2505.12504).
+    """
+    none = jnp.zeros(log_probs.shape, bool)
+    return _result(-advantages * log_probs, none, none)
+
+
+@register()
+def pg_drift(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    drift_coefficient: float = 0.001,
+    drift_cap: float = 2.0,
+) -> TokenLoss:
+    """`pg` with the policy drift of `cpgd`.
+
+    Source: "PGD" in CPGD's ablations (arXiv 2505.12504).
+    """
+    plain = pg(log_probs, old_log_probs, advantages, response_mask)
+    return _with_drift(plain, log_probs, old_log_probs, drift_coefficient, drift_cap)
+
+
+@register(ratio_of_response=True)
+def gspo(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    clip_epsilon_low: float = 3e-4,
+    clip_epsilon_high: float = 4e-4,
+) -> TokenLoss:
+    """PPO's clipped surrogate with the ratio of a whole response, s = exp(mean over its tokens of d), in place of r.
+
+    All tokens of a response are clipped together. dLoss/dl = -s A / |y|, summed over the response's tokens: with
+    advantages that do not differ within a response (the usual case) that is -s A for each token.
+
+    Source: GSPO (arXiv 2507.18071), equations 5 to 7; its clip range, section 5.1.
+    """
+    lengths = jnp.maximum(jnp.sum(response_mask, axis=-1, keepdims=True), 1)
+    log_ratio = jnp.sum(log_probs - old_log_probs, axis=-1, keepdims=True) / lengths
+    ratio = jnp.broadcast_to(_ratio(log_ratio), log_probs.shape)
+    ratio, low, high = _clipped(ratio, advantages, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+    return _result(-ratio * advantages, low, high)
+
+
+@register()
+def cispo(
+    log_probs: Float[Array, "P n T"],
+    old_log_probs: Float[Array, "P n T"],
+    advantages: Float[Array, "P n T"],
+    response_mask: Bool[Array, "P n T"],
+    *,
+    clip_epsilon_low: float = 1.0,
+    clip_epsilon_high: float = 4.0,
+) -> TokenLoss:
+    """REINFORCE with a clipped importance weight: -stop_gradient(clip(r, 1 - low, 1 + high)) A l.
+
+    dLoss/dl = -clip(r, ...) A: no token loses its gradient. The lower bound is off by default (r > 0 always); the upper
+    one lets weights go up to 5.
+
+    Source: CISPO, MiniMax-M1 (arXiv 2506.13585), equations 4 and 5, without a lower bound as there; the upper bound
+    is that of ScaleRL (arXiv 2510.13786).
+    """
+    ratio = jax.lax.stop_gradient(_ratio(log_probs - old_log_probs))
+    weight = jnp.clip(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+    there = advantages != 0
+    return _result(-weight * advantages * log_probs, there & (ratio < weight), there & (ratio > weight))
 
 
 def make_policy_loss(config: RLConfig) -> PolicyLoss:
@@ -330,8 +332,9 @@ def make_policy_loss(config: RLConfig) -> PolicyLoss:
     Raises:
         UserError: `rl.loss` names a function of a file that is not there or does not fit; or, later, it fails.
     """
-    function = LOSSES.get(config.loss) or load_explained("rl.loss", config.loss, SIGNATURE)
-    token_loss = partial(function, **settings_of(function, config))
+    known = LOSSES.get(config.loss)
+    function = known.function if known else load_explained("rl.loss", config.loss, SIGNATURE)
+    token_loss = partial(function, **chosen_settings(function, config))
 
     def policy_loss(
         log_probs: Float[Array, "P n T"],

@@ -24,7 +24,7 @@ from mmeureka_jax.files import remove_folder
 from mmeureka_jax.hosts import is_main, raise_together
 from mmeureka_jax.process import interrupts
 from mmeureka_jax.process.console import say, waiting
-from mmeureka_jax.rl.advantages import make_estimator
+from mmeureka_jax.rl.advantages import make_estimator, reads_critic
 from mmeureka_jax.rl.groups import Group, UpdateBatch
 from mmeureka_jax.rl.kl import next_kl_coefficient
 from mmeureka_jax.rl.online_filter import GroupBuffer
@@ -165,7 +165,7 @@ def fitting_groups(groups: Sequence[Group], config: Config) -> list[Group]:
 
 def recipe(config: Config) -> Recipe:
     rl = config.rl
-    if rl.advantage != "gae":
+    if not reads_critic(rl):
         make_estimator(rl)  # a function of the user's own that cannot be used is found here
     return Recipe(
         kind="rl",

@@ -112,8 +112,8 @@ def test_unknown_config_key(train_fails, rows):
 
 
 def test_wrong_value(train_fails, rows):
-    message = train_fails(rows, "rl.loss=ppo_clp", "steps=many")
-    assert "rl.loss must be one of ppo_clip, " in message and "got 'ppo_clp' (did you mean ppo_clip?)" in message
+    message = train_fails(rows, "rl.kl_place=los", "steps=many")
+    assert "rl.kl_place must be one of loss, reward; got 'los' (did you mean loss?)" in message
     assert "steps must be an integer; got 'many'" in message
 
 

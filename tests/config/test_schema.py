@@ -122,17 +122,13 @@ def test_all_mistakes_of_a_file_with_their_lines(write):
     base = write("base.yaml", "steps: 3\nrl:\n  los: cpgd\n")
     path = write(
         "a.yaml",
-        "base: base.yaml\nrl:\n  advantage: gpro\n  group_size: 2.5\nmodel:\n  random: 7\noptimizer:\n"
+        "base: base.yaml\nrl:\n  kl_place: rewards\n  group_size: 2.5\nmodel:\n  random: 7\noptimizer:\n"
         "  frozen: vision\ndata:\n  shuffle: 1\n  root: [a]\nsampler:\n",
     )
     lines = refusal(path).splitlines()
     expected = [
         (f"{base}:3", "'rl.los'", "'rl.loss'"),
-        (
-            f"{path}:3",
-            "rl.advantage must be one of grpo, ",
-            "path/to/file.py:function; got 'gpro' (did you mean grpo?)",
-        ),
+        (f"{path}:3", "rl.kl_place must be one of loss, reward; got 'rewards' (did you mean reward?)"),
         (f"{path}:4", "rl.group_size must be an integer; got 2.5"),
         (f"{path}:6", "model.random must be a section"),
         (f"{path}:8", "optimizer.frozen must be a list of texts", "got 'vision'"),
@@ -396,6 +392,7 @@ def test_default_recipe_with_a_model_is_valid():
         (["rl.loss=cpg", "rl.clip_start=1.5"], ["rl.clip_start", "between 0 and 1"]),
         (["rl.advantage=gropo"], ["rl.advantage must be one of grpo, dr_grpo", "did you mean grpo?"]),
         (["rl.loss=cpgdd"], ["rl.loss must be one of ppo_clip, ppo_clip_drift, cpgd", "did you mean cpgd?"]),
+        (["rl.loss=3"], ["path/to/file.py:function; got '3'"]),
         (["reward.overlong_buffer=2000"], ["reward.overlong_buffer (2000)", "sampler.max_new_tokens (1024)"]),
         (["data.train=''"], ["data.train is empty"]),
         (["run_dir=' '"], ["run_dir is empty"]),

@@ -13,7 +13,7 @@ import torch
 from helpers.loss_cases import random_batch
 
 from mmeureka_jax.config.schema import RLConfig
-from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, grpo, mean_baseline, rloo
+from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, dr_grpo, grpo, rloo
 from mmeureka_jax.rl.averaging import token_weights
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.losses import make_policy_loss
@@ -38,7 +38,7 @@ def group_advantages(rewards: np.ndarray, epsilon: float | None) -> np.ndarray:
 def test_group_advantages(seed):
     rewards = rewards_of(seed)
     np.testing.assert_allclose(grpo(rewards), group_advantages(rewards, 1e-9), atol=1e-5)
-    np.testing.assert_allclose(mean_baseline(rewards), group_advantages(rewards, None), atol=1e-6)
+    np.testing.assert_allclose(dr_grpo(rewards), group_advantages(rewards, None), atol=1e-6)
     # TRL adds 1e-4 to the standard deviation: the same to as much of it.
     np.testing.assert_allclose(grpo(rewards), group_advantages(rewards, 1e-4), rtol=1e-3, atol=1e-5)
 
