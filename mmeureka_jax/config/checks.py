@@ -1,91 +1,22 @@
-"""What is wrong with a config that its types alone do not tell, all at once, before any device or file is touched."""
+"""What is wrong with a config: limits of single keys, and what several keys say together.
+
+All problems are found at once, before any device or file is touched. Those of the algorithm are in rl/checks.py.
+"""
 
 from __future__ import annotations
 
-import functools
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mmeureka_jax.config.limits import LARGEST, broken_limits, out_of_range
 from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import Config, DataConfig, LoraConfig, ModelConfig, RandomModelConfig
-from mmeureka_jax.config.yaml_text import describe
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem
 
-_LARGEST = 2**31 - 1  # devices count in 32 bits
-_LARGEST_REAL = 1e30  # float32 ends a little above
 _LONGEST_NAME = 255
-_MAY_BE_INFINITE = ("optimizer.max_grad_norm",)
-
-# What a key may be at most: more is a slip that would take all memory, or start processes without end.
-_AT_MOST: dict[str, float] = {
-    key: limit
-    for limit, keys in {
-        1024: "data.workers reward.workers mesh.cpu_devices data.prefetch data.difficulty_copies rl.epochs_per_rollout",
-        2**16: "data.max_image_windows model.lora.rank model.logits_mb",
-        2**20: """
-            data.max_prompt_tokens sampler.max_new_tokens sft.max_response_tokens rl.group_size rl.prompts_per_rollout
-            sft.problems_per_step tracking.validation_batch mesh.data mesh.fsdp mesh.tensor""",
-        2**28: "data.min_pixels data.max_pixels",
-        86_400: "reward.time_limit",
-    }.items()
-    for key in keys.split()
-}  # fmt: skip
-
-_POSITIVE = """
-    steps model.logits_mb data.difficulty_copies data.max_prompt_tokens data.min_pixels reward.repetition_ngram
-    reward.workers reward.time_limit reward.custom_import_limit sampler.max_new_tokens rl.filter.max_empty_rounds
-    rl.prompts_per_rollout rl.prompts_per_update rl.epochs_per_rollout rl.micro_batches rl.cpgd_weight_cap
-    rl.drift_cap rl.kl_horizon
-    sft.problems_per_step sft.micro_batches sft.max_response_tokens optimizer.learning_rate optimizer.eps
-    optimizer.max_grad_norm optimizer.max_nonfinite_updates checkpoint.every_steps checkpoint.keep
-    tracking.validation_batch rl.critic.learning_rate mesh.heartbeat_seconds
-""".split()
-_NOT_NEGATIVE = """
-    seed data.max_image_windows data.workers reward.overlong_buffer reward.custom_memory_mb reward.max_failed_steps
-    data.prefetch sampler.temperature sampler.top_k
-    sampler.batch_prompts rl.drift_coefficient rl.kl_coefficient optimizer.weight_decay checkpoint.keep_best
-    tracking.validate_every tracking.validation_problems tracking.rollouts_every tracking.rollouts_logged
-    rl.critic.trunk_coefficient
-""".split()
-_POSITIVE_OR_NULL = """
-    rl.clip_epsilon_low rl.clip_epsilon_high rl.importance_cap rl.kl_target rl.adora_weight rl.critic.value_clip
-""".split()
-_FRACTIONS = (
-    "optimizer.warmup_fraction optimizer.final_fraction rl.clip_start rl.critic.gamma rl.critic.gae_lambda".split()
-)
-_WEIGHTS = """
-    reward.accuracy_weight reward.format_weight reward.repetition_weight reward.custom_weight reward.overlong_weight
-    rl.entropy_coefficient
-""".split()
-_RANDOM_MODEL_POSITIVE = """
-    hidden_size intermediate_size num_layers num_heads num_kv_heads vision_hidden_size vision_intermediate_size
-    vision_depth vision_num_heads
-""".split()
-
-
-def _check_range(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Every number of a tree that is not finite, or larger than its key may be."""
-    problems = []
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            problems += _check_range(value, f"{key}.")
-            continue
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                continue
-            limit = _AT_MOST.get(key, _LARGEST if isinstance(number, int) else _LARGEST_REAL)
-            if isinstance(number, float) and not math.isfinite(number):
-                if key not in _MAY_BE_INFINITE or number != math.inf:
-                    problems.append(f"{key} must be finite; got {number}")
-            elif abs(number) > limit:
-                side = f"at most {limit:,}" if number > 0 else f"at least -{limit:,}"
-                problems.append(f"{key} must be {side}; got {describe(number)}")
-    return problems
 
 
 def _check_products(config: Config, command: str) -> list[str]:
@@ -105,9 +36,7 @@ def _check_products(config: Config, command: str) -> list[str]:
         products["sft.problems_per_step x (data.max_prompt_tokens + sft.max_response_tokens)"] = (
             sft.problems_per_step * longest
         )
-    return [
-        f"{key} = {value:,}; it must be at most {_LARGEST:,}" for key, value in products.items() if value > _LARGEST
-    ]
+    return [f"{key} = {value:,}; it must be at most {LARGEST:,}" for key, value in products.items() if value > LARGEST]
 
 
 def _check_model(model: ModelConfig) -> list[str]:
@@ -120,13 +49,7 @@ def _check_model(model: ModelConfig) -> list[str]:
 def _check_lora(lora: LoraConfig | None) -> list[str]:
     if lora is None:
         return []
-    problems = [
-        f"model.lora.{name} must be positive; got {getattr(lora, name):g}"
-        for name in ("rank", "alpha")
-        if not 0 < getattr(lora, name) < math.inf
-    ]
-    if not 0 <= lora.dropout < 1:
-        problems.append(f"model.lora.dropout must be 0 or more and below 1; got {lora.dropout:g}")
+    problems = []
     if not lora.targets:
         problems.append("model.lora.targets is empty, so nothing would be trained; see docs/models.md")
     for target in lora.targets:
@@ -138,17 +61,9 @@ def _check_lora(lora: LoraConfig | None) -> list[str]:
 
 
 def _check_random(random: RandomModelConfig | None) -> list[str]:
-    if random is None:
+    if random is None or broken_limits(random):  # the checks divide by these numbers
         return []
-    if random.seed < 0:
-        return [f"model.random.seed must be 0 or more; got {random.seed}"]
-    problems = [
-        f"model.random.{name} must be positive; got {getattr(random, name)}"
-        for name in _RANDOM_MODEL_POSITIVE
-        if getattr(random, name) <= 0
-    ]
-    if problems:
-        return problems
+    problems = []
     parameters = sum(
         layers * width * (4 * width + 3 * inner)
         for layers, width, inner in (
@@ -156,10 +71,8 @@ def _check_random(random: RandomModelConfig | None) -> list[str]:
             (random.vision_depth, random.vision_hidden_size, random.vision_intermediate_size),
         )
     )
-    if parameters > _LARGEST:
-        return [f"model.random has about {parameters:,} parameters; such models are small, of at most {_LARGEST:,}"]
-    if not 0 < random.tile_size <= 2**12 or random.tile_size % 28:
-        problems.append(f"model.random.tile_size must be a multiple of 28, at most 4,088; got {random.tile_size}")
+    if parameters > LARGEST:
+        return [f"model.random has about {parameters:,} parameters; such models are small, of at most {LARGEST:,}"]
     if random.hidden_size % (2 * random.num_heads):
         problems.append(
             f"model.random.hidden_size ({random.hidden_size}) must be a multiple of "
@@ -240,36 +153,16 @@ def check_stored(config: Config) -> None:
     Raises:
       UserError: every problem, one a line.
     """
-    problems = range_problems(config) + _check_lora(config.model.lora)
+    problems = out_of_range(config)
+    if config.model.lora is not None:
+        problems += broken_limits(config.model.lora, "model.lora.") + _check_lora(config.model.lora)
     if problems:
         raise UserError("\n".join(problems))
 
 
-def range_problems(config: Config) -> list[str]:
-    """Every number of a config that is not finite or too large to calculate with, one a line."""
-    return _check_range(to_dict(config))
-
-
 def config_problems(config: Config, *, command: Literal["train", "sft"] = "train") -> list[str]:
-    """What is wrong with a config apart from its algorithm, one a line. Its numbers are in range (`range_problems`)."""
-
-    def get(key: str) -> Any:
-        return functools.reduce(getattr, key.split("."), config)
-
-    problems = []
-    for keys, is_right, text in (
-        (_POSITIVE, lambda x: x > 0, "positive"),
-        (_POSITIVE_OR_NULL, lambda x: x is None or x > 0, "positive or null"),
-        (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
-        (_FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
-        (_WEIGHTS, math.isfinite, "finite"),
-        (("sampler.top_p",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        (("sampler.shrink", "rl.packing", "sft.packing"), lambda x: 0 <= x < 1, "0 or more and below 1"),
-        (("optimizer.b1", "optimizer.b2"), lambda x: 0 <= x < 1, "0 or more and below 1"),
-        (("optimizer.ema_decay",), lambda x: x is None or 0 < x < 1, "between 0 and 1, or null for no average"),
-    ):
-        problems += [f"{key} must be {text}; got {get(key)}" for key in keys if not is_right(get(key))]
-
+    """What is wrong with a config apart from its algorithm, one a line. Its numbers are in range."""
+    problems = broken_limits(config)
     problems += _check_paths(to_dict(config))
     if max(len(part.encode()) for part in config.run_dir.split("/")) > _LONGEST_NAME:
         problems.append(

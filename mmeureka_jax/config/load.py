@@ -1,12 +1,11 @@
-"""A config from YAML files and overrides, and back."""
+"""A config from a YAML file and overrides, and into a YAML file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmeureka_jax.config import reading as config_io
-from mmeureka_jax.config.reading import to_dict
+from mmeureka_jax.config.reading import load_tree, to_dict
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.config.yaml_text import dump_yaml
 from mmeureka_jax.files import write_atomic
@@ -21,7 +20,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     Raises:
       UserError: a missing or malformed file, unknown keys, values of the wrong type; each with its file and line.
     """
-    return config_io.load_tree(Config, path, overrides)
+    return load_tree(Config, path, overrides)
 
 
 def save_config(config: Config, path: str | Path) -> None:

@@ -1,7 +1,7 @@
-"""Located values (config_yaml.py) into a tree of frozen dataclasses, strictly, and back into plain trees.
+"""Located values (yaml_text.py) as a tree of frozen dataclasses, strictly, and such trees as plain ones.
 
-Knows nothing of this project's config: `config.py` gives the classes. Every value remembers where it was written, so an
-unknown key or a wrong type is reported with its file and line (or its override), all of them at once.
+It knows nothing of the keys: the caller passes the classes (schema.py). Every value remembers where it was written, so
+an unknown key or a wrong type is reported with its file and line (or its override), all of them at once.
 """
 
 from __future__ import annotations

@@ -1,14 +1,26 @@
-"""The typed config tree, read from YAML files with `base:` and dotted overrides. Strict: an unknown key is an error.
+"""Everything that a run can be told: a tree of keys, each with its type, default, limits and meaning.
 
-Read top to bottom it is the list of everything a run can be told. `load_config` turns a YAML file and overrides such as
-`rl.loss=cpgd` into a `Config`; `to_dict` and `save_config` give the resolved tree that is kept with the run.
+A comment above a key, or behind it, is its description in docs/reference; a test holds that each key has one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from mmeureka_jax.config.limits import (
+    BELOW_ONE,
+    COUNT,
+    FRACTION,
+    LARGEST_REAL,
+    NOT_NEGATIVE,
+    PIXELS,
+    POSITIVE,
+    POSITIVE_OR_NULL,
+    PROCESSES,
+    AtMost,
+    Limit,
+)
 from mmeureka_jax.config.reading import CustomFunction, Overlay
 
 AccuracyRule = Literal["instruct", "boxed", "upstream", "upstream_tags", "upstream_boxed"]
@@ -21,213 +33,307 @@ PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 class RandomModelConfig:
     """A small randomly initialised policy with the built-in tokenizer, for the demo, tests and smoke runs."""
 
+    # the layout of its checkpoint; qwen2 reads text only, and ignores the settings of the vision tower
     family: Literal["qwen2_5_vl", "qwen2_vl", "internvl", "qwen2"] = "qwen2_5_vl"
-    hidden_size: int = 192  # of the text decoder; a multiple of num_heads
-    intermediate_size: int = 512
-    num_layers: int = 4
-    num_heads: int = 6  # query heads; a multiple of num_kv_heads
-    num_kv_heads: int = 2
-    tie_word_embeddings: bool = True  # the output head is the embedding
-    vision_hidden_size: int = 96  # of the vision tower; a multiple of vision_num_heads
-    vision_intermediate_size: int = 256
-    vision_depth: int = 4  # blocks of the vision tower
-    vision_num_heads: int = 4
-    vision_full_attention_blocks: tuple[int, ...] = (1, 3)  # the others attend within windows (qwen2_5_vl)
-    tile_size: int = 112  # pixels a side of the tiles that pictures are cut into, a multiple of 28 (internvl)
-    seed: int = 0  # of the initial weights
+    hidden_size: Annotated[int, POSITIVE] = 192  # width of the text decoder; a multiple of 2 x num_heads
+    intermediate_size: Annotated[int, POSITIVE] = 512  # width of the text decoder's MLP
+    num_layers: Annotated[int, POSITIVE] = 4  # layers of the text decoder
+    num_heads: Annotated[int, POSITIVE] = 6  # query heads; a multiple of num_kv_heads
+    num_kv_heads: Annotated[int, POSITIVE] = 2  # key and value heads
+    tie_word_embeddings: bool = True  # the output head is the embedding matrix
+    vision_hidden_size: Annotated[int, POSITIVE] = 96  # width of the vision tower; a multiple of 4 x vision_num_heads
+    # width of the vision tower's MLP; for qwen2_vl a multiple of vision_hidden_size
+    vision_intermediate_size: Annotated[int, POSITIVE] = 256
+    vision_depth: Annotated[int, POSITIVE] = 4  # blocks of the vision tower
+    vision_num_heads: Annotated[int, POSITIVE] = 4  # heads of the vision tower
+    # blocks that attend over the whole picture; the others attend within windows (qwen2_5_vl)
+    vision_full_attention_blocks: tuple[int, ...] = (1, 3)
+    # pixels a side of the tiles that pictures are cut into (internvl)
+    tile_size: Annotated[int, Limit("a multiple of 28, at most 4,088", lambda x: 0 < x < 2**12 and x % 28 == 0)] = 112
+    seed: Annotated[int, NOT_NEGATIVE] = 0  # seed of the initial weights
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters beside some linear maps: they are trained, and nothing else is."""
+    """Low-rank adapters next to some linear maps: they are trained, and nothing else is. See docs/models.md."""
 
-    rank: int = 16
-    alpha: float = 32.0  # what adapters add is multiplied by alpha / rank
-    dropout: float = 0.0  # part of an adapter's inputs that updates leave out
-    targets: tuple[str, ...] = ("language/layers/.*",)  # regular expressions of whole paths; see docs/models.md
-    base_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of everything else
-    adapters: str | None = None  # a folder or hub id in PEFT's layout that they start from; null = new ones
+    rank: Annotated[int, POSITIVE, AtMost(2**16)] = 16  # inner size of an adapter's two matrices
+    alpha: Annotated[float, POSITIVE] = 32.0  # what adapters add is multiplied by alpha / rank
+    # part of an adapter's inputs that updates leave out, anew at each; sampling, validation and the log-probabilities
+    # that updates compare with leave out none
+    dropout: Annotated[float, BELOW_ONE] = 0.0
+    # which linear maps have an adapter: regular expressions of whole paths in the parameter tree
+    targets: tuple[str, ...] = ("language/layers/.*",)
+    base_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # dtype of all other parameters
+    # a folder or hub id in PEFT's layout that training starts from; rank, alpha and targets have to say what it holds;
+    # null: new ones
+    adapters: str | None = None
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which policy, and how it computes."""
+    """Which policy, and how it computes. Exactly one of `checkpoint` and `random` is given."""
 
-    checkpoint: str | None = None  # a checkpoint folder or a hub id; exclusive with `random`
-    random: RandomModelConfig | None = None
-    lora: LoraConfig | None = None  # null = all parameters that optimizer.frozen does not name are trained
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators, float32 on CPU
-    remat: Literal["none", "full"] = "full"  # recompute layer activations in the backward pass
-    logits_mb: float = 64.0  # megabytes of logits that exist on a device at one time in the update
+    # a checkpoint folder in Hugging Face's layout, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct
+    checkpoint: str | None = None
+    random: RandomModelConfig | None = None  # a new policy; {} takes all its defaults
+    lora: LoraConfig | None = None  # adapters; {} takes all its defaults, null: all parameters are trained
+    # dtype of activations; auto: bfloat16 on accelerators, float32 on CPU. Parameters and optimiser state are always
+    # float32, except for the base of model.lora
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # full: recompute each layer's activations in the backward pass (memory); none: keep them (speed)
+    remat: Literal["none", "full"] = "full"
+    # megabytes of logits that exist on a device at one time in the update; more means larger matrix products
+    logits_mb: Annotated[float, POSITIVE, AtMost(2**16)] = 64.0
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which problems, and the static sizes that prompts are padded to."""
+    """Which problems, and the static sizes that prompts are padded to. See docs/data.md."""
 
-    train: str = "tfds:shapes/mixed@train"  # a file, folder or glob (JSONL, JSON, Parquet), or tfds:NAME[/CONFIG]@SPLIT
-    validation: str | None = None  # the same; null = no validation
-    root: str | None = None  # folder that image paths must lie in; default: the folder of the data file
+    # the problems to train on: a file, folder or glob (JSONL, JSON, Parquet), or tfds:NAME[/CONFIG]@SPLIT
+    train: str = "tfds:shapes/mixed@train"
+    validation: str | None = None  # the problems to validate on, as data.train; null: no validation
+    # folder that relative image paths start from and all must lie in; null: the folder of the data file
+    root: str | None = None
     allow_outside_root: bool = False  # read image paths that lie elsewhere
-    prompt_style: PromptStyle = "instruct"  # instructions around the question
-    max_prompt_tokens: int = 1024  # longer prompts are reported and not used; never cut
-    prompt_buckets: tuple[int, ...] = ()  # padded lengths, ascending, the last = max_prompt_tokens; () = only that one
-    max_image_windows: int = 0  # attention windows of all pictures of a prompt; 0 = the largest of the data
-    min_pixels: int = 4 * 28 * 28  # pictures are resized to between min_pixels and max_pixels;
-    max_pixels: int = 640 * 28 * 28  # 28 x 28 pixels are one token
-    difficulty: str | None = None  # a file of `mmeureka data difficulty`: only problems within the range are used,
-    difficulty_lower: float = 0.0  # of accuracy
-    difficulty_upper: float = 1.0
-    difficulty_copies: int = 1  # how often an epoch has a problem of accuracy 0.5; others less, as a (1 - a), but once
-    shuffle: bool = True  # anew each epoch
-    workers: int = 0  # processes that read and process problems; 0 = threads in this process
-    prefetch: int = 2  # rollout batches prepared ahead
+    prompt_style: PromptStyle = "instruct"  # instructions around the question; plain: none
+    # longer prompts are reported and left out; a prompt is never cut
+    max_prompt_tokens: Annotated[int, POSITIVE, COUNT] = 1024
+    # padded prompt lengths, ascending, the last equal to data.max_prompt_tokens; each compiles once; []: only that one
+    prompt_buckets: tuple[int, ...] = ()
+    # attention windows (Qwen2.5-VL: 112 x 112 pixels; Qwen2-VL: image tokens; InternVL: tiles) of all pictures of a
+    # prompt in training; fewer than the data needs are an error, 0: the largest that the data needs
+    max_image_windows: Annotated[int, NOT_NEGATIVE, AtMost(2**16)] = 0
+    min_pixels: Annotated[int, POSITIVE, PIXELS] = 4 * 28 * 28  # pictures are resized to at least this many pixels
+    # pictures are resized to at most this many pixels; 28 x 28 are one token. InternVL: the limit of a picture's tiles
+    # together, the thumbnail apart; 448 x 448 are one tile, and there is always one
+    max_pixels: Annotated[int, PIXELS] = 640 * 28 * 28
+    # a file of `mmeureka data difficulty`: only problems with an accuracy within the range are used; null: all
+    difficulty: str | None = None
+    difficulty_lower: float = 0.0  # lowest accuracy of a problem that is used
+    difficulty_upper: float = 1.0  # highest accuracy of a problem that is used
+    # how often an epoch has a problem of accuracy 0.5; one of accuracy a as a (1 - a) to that, but at least once
+    difficulty_copies: Annotated[int, POSITIVE, AtMost(1024)] = 1
+    shuffle: bool = True  # a new order each epoch, from the seed
+    # processes per host that read and process problems; 0: threads in the training process
+    workers: Annotated[int, NOT_NEGATIVE, PROCESSES] = 0
+    prefetch: Annotated[int, NOT_NEGATIVE, AtMost(1024)] = 2  # batches prepared ahead, each for one sampler call
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """reward = sum of weight * rule; every rule is logged by itself, also with weight 0."""
+    """The reward of a response: the sum of weight times rule, each rule logged by itself. See docs/rewards.md."""
 
-    # Where the answer stands: <answer> tags, or \boxed{}. upstream, upstream_boxed: by MM-EUREKA's own rules, to repeat
-    # the run of a paper; upstream_tags: as its public code, which compares the tags along with the answer.
+    # which answer counts; instruct: that of the <answer> block, or what is stated where there is none; boxed: the last
+    # \boxed{}; the others: MM-EUREKA's own rules, to repeat a paper's run (upstream_tags is its public code, which
+    # compares the tags along with the answer)
     accuracy: AccuracyRule = "instruct"
-    accuracy_weight: float = 1.0
-    format: Literal["instruct", "zero"] = "instruct"  # zero: nothing outside the tags, a thought of 300 characters
-    format_weight: float = 0.5
-    repetition_weight: float = 0.0
-    repetition_ngram: int = 10  # words in a row that count as repeated when they come again
-    custom: CustomFunction | None = None  # "path/to/file.py:function"; see docs/data.md
-    custom_weight: float = 0.0
-    custom_trial: bool = True  # it is tried on a row of the training data before step 0
-    custom_import_limit: float = 60.0  # seconds for its file to be imported
-    custom_memory_mb: int = 1000  # address space that it may take beyond what its import took; 0 = no limit
-    overlong_buffer: int = 0  # tokens before the length limit over which a penalty grows from 0 to 1; 0 = none
-    overlong_weight: float = 1.0
-    workers: int = 2  # processes that score answers
-    time_limit: float = 5.0  # seconds for one answer
-    max_failed_steps: int = 3  # in a row, in which a rule with a weight failed on every answer; 0 = no limit
+    accuracy_weight: float = 1.0  # weight of the accuracy rule, which gives 0 or 1
+    # instruct: one <think> block, then one <answer> block; zero: the same, nothing outside, and a thought of at least
+    # 300 characters
+    format: Literal["instruct", "zero"] = "instruct"
+    format_weight: float = 0.5  # weight of the format rule, which gives 0 or 1
+    repetition_weight: float = 0.0  # weight of the penalty for repetition: -1 (everything repeats) to 0
+    repetition_ngram: Annotated[int, POSITIVE] = 10  # words in a row that count as repeated when they come again
+    custom: CustomFunction | None = None  # your own rule: path/to/file.py:function
+    custom_weight: float = 0.0  # weight of your own rule; at 0 it is computed and logged, and does not count
+    # your rule is tried on the gold answer of the first usable row before step 0; if it fails, the run does not start
+    custom_trial: bool = True
+    custom_import_limit: Annotated[float, POSITIVE] = 60.0  # seconds for your file to be imported
+    # megabytes (10^6 bytes) of address space that your rule may take in each worker beyond what its import took;
+    # 0: no limit
+    custom_memory_mb: Annotated[int, NOT_NEGATIVE] = 1000
+    # tokens before sampler.max_new_tokens over which a penalty grows from 0 to 1 in training (DAPO: a fifth of the
+    # limit); 0: none
+    overlong_buffer: Annotated[int, NOT_NEGATIVE] = 0
+    overlong_weight: float = 1.0  # weight of that penalty
+    workers: Annotated[int, POSITIVE, PROCESSES] = 2  # processes per host that score responses
+    # seconds for one response in the accuracy rule, and in your own; a rule that takes longer gives 0, counts as
+    # failed, and its worker is replaced
+    time_limit: Annotated[float, POSITIVE, AtMost(86_400)] = 5.0
+    # steps in a row in which a rule with a weight failed on every answer, after which the run stops; 0: never
+    max_failed_steps: Annotated[int, NOT_NEGATIVE] = 3
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
     """How responses are drawn in rollouts. Validation and `mmeureka eval` are greedy with the same length limit."""
 
-    temperature: float = 1.0
-    top_k: int = 0  # 0 = off
-    top_p: float = 1.0  # 1 = off
-    max_new_tokens: int = 1024
-    batch_prompts: int = 0  # prompts sampled in one call; 0 = the whole rollout batch
-    shrink: float = 0.75  # unfinished responses continue in this part of the rows before; 0 = all rows to the end
-    compile_ahead: bool = True  # all programs that rollouts may need, before the first one
+    # log-probabilities, in the rollout and in the update, are those at this temperature
+    temperature: Annotated[float, NOT_NEGATIVE] = 1.0
+    top_k: Annotated[int, NOT_NEGATIVE] = 0  # draw among the k likeliest tokens; 0: all
+    # draw among the likeliest tokens that hold this probability; 1: all. Recorded log-probabilities have full support
+    # either way, so importance ratios of a narrowed sampler are biased: leave both at their defaults for RL
+    top_p: Annotated[float, Limit("above 0 and at most 1", lambda x: 0 < x <= 1)] = 1.0
+    # longest response, the end token included; also in validation
+    max_new_tokens: Annotated[int, POSITIVE, COUNT] = 1024
+    # prompts sampled in one call, to bound memory, which does not change what is drawn; 0: the whole rollout batch
+    batch_prompts: Annotated[int, NOT_NEGATIVE] = 0
+    # when this part of a batch's rows or less is unfinished, they continue in a smaller batch; nearer to 1 wastes fewer
+    # rows and compiles more programs, 0 keeps all rows to the end. Does not change what is drawn
+    shrink: Annotated[float, BELOW_ONE] = 0.75
+    # compile every program that a rollout may need before the first one; false: each when it is first needed
+    compile_ahead: bool = True
 
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """The online filter: a group is kept if lower <= mean accuracy <= upper, once step > freeze_steps."""
+    """The online filter keeps a group if lower <= mean accuracy <= upper; sampling continues until a batch is full."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: every group is kept
     lower: float = 0.1  # a group below is too hard
     upper: float = 0.9  # a group above is too easy
-    freeze_steps: int = -1  # up to this step every group is kept
-    keep_leftovers: bool = True  # groups beyond a full rollout batch wait for the next one
-    if_none_kept: Literal["sample_again", "keep_all"] = "sample_again"  # where not one group of a rollout passes
-    max_empty_rounds: int = 8  # rounds in a row in which nothing survives before the run stops with a message
+    freeze_steps: int = -1  # n: every group is kept in the first n + 1 steps
+    # groups beyond a full batch wait for the next step; false: they are dropped
+    keep_leftovers: bool = True
+    # where not one group of a sampler call passes; keep_all: all are kept (MM-EUREKA for InternVL)
+    if_none_kept: Literal["sample_again", "keep_all"] = "sample_again"
+    # rounds in a row in which nothing survives before the run stops with a message
+    max_empty_rounds: Annotated[int, POSITIVE] = 8
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """What predicts the reward that is still to come, for `advantage: gae`, and how it learns."""
+    """What predicts the reward that is still to come, for `rl.advantage: gae`, and how it learns."""
 
-    kind: Literal["none", "head", "model"] = "none"  # head: on the policy's hidden states; model: on those of a copy
-    gamma: float = 1.0  # discount of a reward, for each token that it is ahead
-    gae_lambda: float = 1.0  # weight of what is further ahead in an advantage: 1 = all that comes, 0 = the next value
-    learning_rate: float = 1e-5  # its own, over the same schedule as the policy's
-    value_clip: float | None = 0.2  # how far a value moves from what it was before the updates; null = freely
-    trunk_coefficient: float = 0.1  # kind head: weight of the value loss in the gradient of the policy's parameters
+    # head: a linear head on the policy's hidden states; model: a head on a copy of the policy's trained parameters,
+    # which costs a second forward and backward pass and another set of parameters, optimiser state and activations
+    kind: Literal["none", "head", "model"] = "none"
+    gamma: Annotated[float, FRACTION] = 1.0  # discount of a reward, for each token that it is ahead
+    # 1: an advantage is all the reward to come, minus the value; 0: only the next value and reward; between: a mix
+    gae_lambda: Annotated[float, FRACTION] = 1.0
+    # the critic's own; schedule, moments, weight decay and gradient limit are those of the policy
+    learning_rate: Annotated[float, POSITIVE] = 1e-5
+    # a value that an update would move further than this from what it was before the rollout's updates is moved no
+    # more; null: no limit
+    value_clip: Annotated[float | None, POSITIVE_OR_NULL] = 0.2
+    # kind head: weight of the value loss in the gradient of the policy's parameters; 0: the head changes nothing
+    trunk_coefficient: Annotated[float, NOT_NEGATIVE] = 0.1
 
 
 @dataclass(frozen=True)
 class RLConfig:
-    """The algorithm."""
+    """The algorithm. See docs/algorithms.md."""
 
-    advantage: str = "grpo"  # a function of rl/advantages.py, or "path/to/file.py:function"
-    whiten: Literal["auto", "on", "off"] = "auto"  # advantages, over all tokens of a rollout batch; auto: as the source
-    adora_weight: float | None = None  # of prompts whose right answers are no longer than others; null = all count 1
-    cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"  # how advantage cpgd weighs the groups of a batch
-    cpgd_weight_cap: float = 3.0  # of clip_filter
-    loss: str = "ppo_clip"  # a function of rl/losses.py, or "path/to/file.py:function"
-    group_size: int = 8  # responses to each prompt
-    prompts_per_rollout: int = 128
-    prompts_per_update: int = 16  # groups per optimiser step; must divide prompts_per_rollout
-    epochs_per_rollout: int = 1  # passes of optimiser steps over a rollout batch
-    micro_batches: int = 1  # gradient accumulation; must divide prompts_per_update
-    packing: float = 0.8  # widths of rows of packed responses, each as a part of the next; 0 = responses are padded
-    clip_epsilon_low: float | None = None  # the ratio to the sampling policy is clipped to [1 - low, 1 + high]; null =
-    clip_epsilon_high: float | None = None  # as the loss's source: 0.2 and 0.2; gspo 3e-4, 4e-4; cispo no bound, 4
-    clip_start: float = 1.0  # losses cpg, cpgd: the epsilons of the first token, as a part of those of the last
-    ratio_cap: float | None = None  # upstream MM-EUREKA: 3.0, applied to the ratio before both PPO terms
-    drift_coefficient: float = 0.001  # losses cpgd, ..._drift: weight of the policy drift
-    drift_cap: float = 2.0  # losses cpgd, ..._drift: cap of (ratio - 1) in the gradient of the drift
+    # how rewards become advantages: a name of rl/advantages.py, or path/to/file.py:function
+    advantage: str = "grpo"
+    # advantages minus their mean, over their standard deviation, over all tokens of a rollout batch; auto: as the
+    # estimator's source has it (on for rloo, reinforce_baseline, reinforce_pp, gae)
+    whiten: Literal["auto", "on", "off"] = "auto"
+    # ADORA: what the advantages of a prompt count whose right answers are no longer than its wrong ones (source: 0.1);
+    # null: all count 1
+    adora_weight: Annotated[float | None, POSITIVE_OR_NULL] = None
+    # advantage cpgd: weight of a group; equal: 1; std: 1 / std; clip_filter: the same for all groups, prompts / prompts
+    # whose rewards differ, at most rl.cpgd_weight_cap
+    cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"
+    cpgd_weight_cap: Annotated[float, POSITIVE] = 3.0  # the largest weight under clip_filter
+    # how log-probabilities and advantages become a loss per token: a name of rl/losses.py, or path/to/file.py:function
+    loss: str = "ppo_clip"
+    group_size: Annotated[int, POSITIVE, COUNT] = 8  # responses to each prompt
+    prompts_per_rollout: Annotated[int, POSITIVE, COUNT] = 128  # groups that a step trains on, over all hosts
+    # groups of one optimiser step; must divide rl.prompts_per_rollout
+    prompts_per_update: Annotated[int, POSITIVE] = 16
+    epochs_per_rollout: Annotated[int, POSITIVE, AtMost(1024)] = 1  # passes of optimiser steps over a rollout batch
+    # parts that an optimiser step is computed in, to bound memory; the result is that of the whole. Must divide
+    # rl.prompts_per_update. Groups of like length share a part: more parts also mean less padding
+    micro_batches: Annotated[int, POSITIVE] = 1
+    # the responses of a group are packed one after another into a row, as wide as the longest group of its part needs.
+    # Widths go down from group size x sampler.max_new_tokens, each this share of the one before; each compiles once,
+    # when it is first needed; 0: one width, every response padded
+    packing: Annotated[float, BELOW_ONE] = 0.8
+    # ratios below 1 - this are clipped; null: as the loss's source has it, 0.2, gspo 3e-4, cispo no bound
+    clip_epsilon_low: Annotated[float | None, POSITIVE_OR_NULL] = None
+    # ratios above 1 + this are clipped; null: 0.2, gspo 4e-4, cispo 4
+    clip_epsilon_high: Annotated[float | None, POSITIVE_OR_NULL] = None
+    # losses cpg, cpgd: the epsilons of a response's first token, as a part of those of its last ("tight to loose");
+    # 1: the same for all
+    clip_start: Annotated[float, FRACTION] = 1.0
+    # losses ppo_clip, ppo_clip_drift: cap on the ratio before both terms (MM-EUREKA for Qwen: 3.0); null: none
+    ratio_cap: Annotated[float | None, Limit("above 1, or null for none", lambda x: x > 1)] = None
+    # losses cpgd, pg_drift, ppo_clip_drift: weight of the policy drift
+    drift_coefficient: Annotated[float, NOT_NEGATIVE] = 0.001
+    # losses cpgd, pg_drift, ppo_clip_drift: cap on ratio - 1 in the drift's gradient
+    drift_cap: Annotated[float, POSITIVE] = 2.0
+    # sequence_mean: over a response, then over responses; token_mean: over all tokens; prompt_token_mean: over the
+    # tokens of a group, then over groups; constant: sum / (responses x sampler.max_new_tokens)
     token_averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"] = "sequence_mean"
-    entropy_coefficient: float = 0.0  # weight of the entropy that the loss rewards
-    importance_cap: float | None = None  # weights tokens by min(ratio to the policy that sampled them, cap), see docs
-    kl_coefficient: float = 0.0  # weight of the KL to the initial policy; 0 = no reference policy
+    # weight of the mean entropy that is taken off the loss (above 0: keeps answers varied)
+    entropy_coefficient: float = 0.0
+    # weighs each token's policy loss by min(p / p_sampled, cap), p at the beginning of the step: for groups that waited
+    # in the buffer; null: no weights, and ratios are to the policy that sampled
+    importance_cap: Annotated[float | None, POSITIVE_OR_NULL] = None
+    # weight of the KL divergence to the initial policy; 0: no reference policy is kept
+    kl_coefficient: Annotated[float, NOT_NEGATIVE] = 0.0
+    # per token, with d = log-prob - reference log-prob: k1 d, k2 d^2 / 2, k3 exp(-d) - 1 + d
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    # loss: added to each token's loss; reward: taken off the reward of each token and of those before it
     kl_place: Literal["loss", "reward"] = "loss"
-    kl_target: float | None = None  # KL per token that kl_coefficient adapts to; null = it stays
-    kl_horizon: int = 10_000  # responses in which it adapts
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    filter: FilterConfig = field(default_factory=FilterConfig)
+    # KL per token that the coefficient adapts to, step by step; null: the coefficient stays
+    kl_target: Annotated[float | None, POSITIVE_OR_NULL] = None
+    kl_horizon: Annotated[int, POSITIVE] = 10_000  # responses in which the coefficient adapts
+    critic: CriticConfig = field(default_factory=CriticConfig)  # the critic of advantage gae
+    filter: FilterConfig = field(default_factory=FilterConfig)  # the online filter
 
 
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning on `metadata["solution"]` of each problem (`mmeureka sft`)."""
 
-    problems_per_step: int = 64
-    micro_batches: int = 1  # gradient accumulation; must divide problems_per_step
-    packing: float = 0.8  # as rl.packing
-    max_response_tokens: int = 256
+    problems_per_step: Annotated[int, POSITIVE, COUNT] = 64  # problems of one optimiser step, over all hosts
+    # parts that a step is computed in; must divide sft.problems_per_step
+    micro_batches: Annotated[int, POSITIVE] = 1
+    packing: Annotated[float, BELOW_ONE] = 0.8  # as rl.packing, down from sft.max_response_tokens
+    # problems with longer solutions, or with none, are reported and left out
+    max_response_tokens: Annotated[int, POSITIVE, COUNT] = 256
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and a constant or cosine learning rate."""
+    """AdamW; the learning rate rises linearly, then stays (constant) or falls (cosine)."""
 
-    learning_rate: float = 1e-6
-    schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_fraction: float = 0.03  # of all optimiser steps
-    final_fraction: float = 0.1  # cosine floor, as a fraction of learning_rate
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0  # global norm that gradients are clipped to
-    frozen: tuple[str, ...] = ("vision",)  # parameter path prefixes that are not trained
-    ema_decay: float | None = (
-        None  # of an average of the parameters over optimiser steps, kept beside them; null = none
-    )
-    max_nonfinite_updates: int = 3  # skipped updates in a row before the run stops
+    learning_rate: Annotated[float, POSITIVE] = 1e-6  # the highest of the schedule
+    schedule: Literal["constant", "cosine"] = "cosine"  # course of the learning rate after the warm-up
+    warmup_fraction: Annotated[float, FRACTION] = 0.03  # part of all optimiser steps
+    final_fraction: Annotated[float, FRACTION] = 0.1  # end of the cosine, as a fraction of optimizer.learning_rate
+    b1: Annotated[float, BELOW_ONE] = 0.9  # decay of the first moment
+    b2: Annotated[float, BELOW_ONE] = 0.95  # decay of the second moment
+    eps: Annotated[float, POSITIVE] = 1e-8  # added to the root of the second moment
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0  # decoupled weight decay; 0: none
+    # gradients are scaled down to this global norm; .inf: never
+    max_grad_norm: Annotated[float, POSITIVE, AtMost(LARGEST_REAL, or_infinite=True)] = 1.0
+    # parameter path prefixes that are not trained, such as vision (which names nothing in a text-only model) or
+    # language/embed_tokens; []: everything is trained
+    frozen: tuple[str, ...] = ("vision",)
+    # keeps an average of the trained parameters next to them: mean <- decay x mean + (1 - decay) x new after every
+    # update; `mmeureka export --average` writes it; null: none
+    ema_decay: Annotated[float | None, Limit("between 0 and 1, or null for no average", lambda x: 0 < x < 1)] = None
+    # updates in a row skipped for a NaN or infinite loss or gradient before the run stops
+    max_nonfinite_updates: Annotated[int, POSITIVE] = 3
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1 (whatever devices are left)."""
+    """Sizes of the mesh axes, whose product is the number of devices; one may be -1 (whatever devices are left)."""
 
-    data: int = 1  # copies of the parameters
-    fsdp: int = -1  # parameters, optimiser state and batch split
-    tensor: int = 1  # heads, MLP and vocabulary split
-    cpu_devices: int = 1  # on a CPU: devices of a process, which share its cores
-    heartbeat_seconds: float = 30.0  # a process of many that is silent for so long is lost, and the others end
+    data: Annotated[int, COUNT] = 1  # splits the batch; parameters are replicated over it
+    fsdp: Annotated[int, COUNT] = -1  # splits the batch, parameters and optimiser state
+    tensor: Annotated[int, COUNT] = 1  # splits heads, MLP and vocabulary of the text decoder
+    # on a CPU: devices that a process makes of it, which share its cores; where that is as many as cores, matrix
+    # products use one thread each. A small model is faster on a device for each core; batch sizes must divide by them.
+    # XLA_FLAGS or JAX_NUM_CPU_DEVICES, where they say how many, take precedence
+    cpu_devices: Annotated[int, PROCESSES] = 1
+    # in a run of several processes: one that has not been heard of for so long is lost, and the others end
+    heartbeat_seconds: Annotated[float, POSITIVE] = 30.0
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are written, and which are kept."""
+    """When checkpoints are written, and which are kept. See docs/resume.md."""
 
-    every_steps: int = 10
-    keep: int = 2  # newest checkpoints kept
-    keep_best: int = 1  # and the best by validation accuracy
+    every_steps: Annotated[int, POSITIVE] = 10  # steps between checkpoints
+    keep: Annotated[int, POSITIVE] = 2  # newest checkpoints that are kept
+    keep_best: Annotated[int, NOT_NEGATIVE] = 1  # further checkpoints that are kept, the best by validation accuracy
     allow_config_change: bool = False  # resume although the config differs from the run's
 
 
@@ -235,31 +341,35 @@ class CheckpointConfig:
 class TrackingConfig:
     """Validation, and what is written about a run."""
 
-    tensorboard: bool = True
-    wandb: str | None = None  # project at Weights & Biases, of which the package is an extra; null = nothing is sent
-    progress: bool = True  # bars on the terminal
-    validate_every: int = 10  # steps; 0 = never
-    validation_problems: int = 0  # 0 = all
-    validation_batch: int = 32  # prompts decoded at once
-    rollouts_every: int = 5  # steps between logged rollout samples; 0 = never
-    rollouts_logged: int = 4  # groups a time
+    tensorboard: bool = True  # write TensorBoard files next to metrics.jsonl
+    # project at Weights & Biases to send metrics, config and rollouts to; null: nothing is sent anywhere
+    wandb: str | None = None
+    progress: bool = True  # progress bars on a terminal; without them, and in files, each step is a line
+    validate_every: Annotated[int, NOT_NEGATIVE] = 10  # steps between validations; 0: never
+    # problems of the validation set that are used; 0: all
+    validation_problems: Annotated[int, NOT_NEGATIVE] = 0
+    validation_batch: Annotated[int, POSITIVE, COUNT] = 32  # prompts decoded at once in validation
+    rollouts_every: Annotated[int, NOT_NEGATIVE] = 5  # steps between logged samples of rollouts; 0: never
+    rollouts_logged: Annotated[int, NOT_NEGATIVE] = 4  # groups logged each time
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run can be told."""
+    """The keys outside any section, and the sections."""
 
-    run_dir: str = "runs/default"  # checkpoints, metrics and the report; a run that is already there is resumed
-    steps: int = 100  # rollouts with their updates (train), or optimiser steps (sft)
-    seed: int = 0  # of every random choice but the weights of model.random
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    rl: RLConfig = field(default_factory=RLConfig)
-    sft: SFTConfig = field(default_factory=SFTConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    stages: tuple[Overlay, ...] = ()  # runs one after another, each with these keys over the others; see docs/resume.md
+    # folder of checkpoints, metrics and the report; a run that is already there is resumed
+    run_dir: str = "runs/default"
+    steps: Annotated[int, POSITIVE] = 100  # rollouts with their updates (train), or optimiser steps (sft)
+    seed: Annotated[int, NOT_NEGATIVE] = 0  # seed of every random choice, except the weights of model.random
+    model: ModelConfig = field(default_factory=ModelConfig)  # which policy
+    data: DataConfig = field(default_factory=DataConfig)  # which problems
+    reward: RewardConfig = field(default_factory=RewardConfig)  # how responses are scored
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # how responses are drawn
+    rl: RLConfig = field(default_factory=RLConfig)  # the algorithm
+    sft: SFTConfig = field(default_factory=SFTConfig)  # supervised fine-tuning
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # how parameters move
+    mesh: MeshConfig = field(default_factory=MeshConfig)  # how devices share the work
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # what a run can resume from
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)  # what is measured and logged
+    # runs one after another, each with these keys over the others; see docs/resume.md
+    stages: tuple[Overlay, ...] = ()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mmeureka_jax.config import reading as config_io
-from mmeureka_jax.config.reading import overlaid
+from mmeureka_jax.config.reading import given_keys, overlaid
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
+
+# Where a stage, in its run folder, leaves the policy that the next one starts from.
+EXPORT_FOLDER = "export"
 
 
 def stage_configs(config: Config) -> list[Config]:
@@ -32,7 +34,7 @@ def stage_configs(config: Config) -> list[Config]:
         stage = overlaid(whole, overlay, origin)
         if configs:
             fixed = ("model.checkpoint", "model.random", "model.lora.adapters", "model.lora.base_dtype")
-            if given := [key for key in fixed if key in set(config_io.given_keys(overlay))]:
+            if given := [key for key in fixed if key in set(given_keys(overlay))]:
                 raise UserError(
                     f"{origin}: it starts from the policy of stage {number - 1}, in float32; take its {given[0]} out"
                 )
@@ -42,6 +44,3 @@ def stage_configs(config: Config) -> list[Config]:
             stage = replace(stage, model=replace(stage.model, checkpoint=str(before), random=None, lora=lora))
         configs.append(replace(stage, run_dir=str(Path(config.run_dir) / f"stage{number}")))
     return configs
-
-
-EXPORT_FOLDER = "export"  # of a stage's run folder: the policy that the next one starts from

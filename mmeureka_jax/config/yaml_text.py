@@ -1,7 +1,7 @@
-"""YAML files, the chain of files that `base:` names, and dotted overrides, as values that know where they were written;
-and plain trees as YAML.
+"""YAML text as values that know where they were written, and plain trees as YAML text.
 
-Only what a config needs is read: plain scalars, lists and sections, each key once, in files of a config's size.
+It reads files, the chain of files that their `base:` names, and dotted overrides; and only what a config needs: plain
+scalars, lists and sections, each key once, in files of a config's size.
 """
 
 from __future__ import annotations

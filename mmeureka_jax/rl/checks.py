@@ -47,8 +47,6 @@ def _unknown_name(key: str, name: str, known: Collection[str]) -> Iterator[str]:
 
 
 def _group_size(rl: RLConfig, estimator: Estimator | None) -> Iterator[str]:
-    if rl.group_size < 1:
-        yield f"rl.group_size must be positive; got {rl.group_size}"
     if rl.group_size == 1 and estimator is not None and estimator.compares:
         others = " and ".join(name for name, other in ADVANTAGES.items() if not other.compares)
         yield (
@@ -117,8 +115,6 @@ def _clipping(rl: RLConfig) -> Iterator[str]:
             f"response and must be at most {_LARGEST_EPSILON_OF_RESPONSE}; got {rl.clip_epsilon_low}, "
             f"{rl.clip_epsilon_high}. Its source has {low} and {high}, as null means"
         )
-    if rl.ratio_cap is not None and not rl.ratio_cap > 1:
-        yield f"rl.ratio_cap must be above 1, or null for none; got {rl.ratio_cap:g}"
 
 
 def _kl(rl: RLConfig) -> Iterator[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.config.checks import config_problems, range_problems
+from mmeureka_jax.config.checks import config_problems
+from mmeureka_jax.config.limits import out_of_range
 from mmeureka_jax.config.reading import known_part
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
@@ -36,7 +37,7 @@ def read_provenance(checkpoint: Path) -> dict[str, Any]:
     lora = None if base_dtype is None else {"base_dtype": base_dtype}
     try:
         config = known_part(Config, tree | {"model": {"checkpoint": "any", "lora": lora}}, "it")
-        problems = range_problems(config) or config_problems(config)
+        problems = out_of_range(config) or config_problems(config)
     except UserError as error:
         problems = str(error).splitlines()
     if problems:

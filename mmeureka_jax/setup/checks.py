@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmeureka_jax.config.checks import config_problems, range_problems, text_problem
+from mmeureka_jax.config.checks import config_problems, text_problem
+from mmeureka_jax.config.limits import out_of_range
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.errors import UserError
@@ -20,7 +21,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
     if config.stages:
         _validate_stages(config, command)
         return
-    problems = range_problems(config)  # the other checks calculate with these numbers
+    problems = out_of_range(config)  # the other checks calculate with these numbers
     if not problems:
         problems = config_problems(config, command=command)
         if command == "train":
