@@ -41,8 +41,8 @@ from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.models.batch import PromptBatch
-from mmeureka_jax.models.config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.models.policy import Params
+from mmeureka_jax.models.qwen_vl_config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.process.cpu import cores, split_cpu, switch_ynn_off
 from mmeureka_jax.setup.policy import OpenedPolicy, find_checkpoint, open_policy
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
-from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
+from mmeureka_jax.models.decoder_config import TextConfig
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig, VisionConfig
 
 
 @dataclass(frozen=True)

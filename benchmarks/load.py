@@ -27,8 +27,9 @@ import numpy as np
 
 from benchmarks.common import TINY, make_parser, positive, released_config, run_benchmark
 from mmeureka_jax.export.convert import convert
-from mmeureka_jax.formats.hugging_face import load_params, read_config, rules, save_params, write_checkpoint
+from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params, write_checkpoint
 from mmeureka_jax.mesh import tree_shardings
+from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.process.cpu import split_cpu, switch_ynn_off
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
@@ -77,9 +78,9 @@ def _run(operation: str, folder: Path, devices: int, dtype: str) -> dict[str, An
 
 def _random_tensors(config: Any) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
-    for rule in rules(config):
-        for _ in rule.tensors():
-            yield (0.02 * rng.standard_normal(rule.shape, np.float32)).astype(jnp.bfloat16)
+    for mapping in weight_mappings(config):
+        for _ in mapping.tensors():
+            yield (0.02 * rng.standard_normal(mapping.shape, np.float32)).astype(jnp.bfloat16)
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         config = released_config(args.config, config)
     if args.layers is not None:
         config = replace(config, text=replace(config.text, num_layers=args.layers))
-    sizes = [int(np.prod(rule.shape)) * 2 for rule in rules(config) for _ in rule.tensors()]
+    sizes = [int(np.prod(mapping.shape)) * 2 for mapping in weight_mappings(config) for _ in mapping.tensors()]
     write_checkpoint(
         _random_tensors(config), config, folder / "hf", source=folder / "tiny", dtype=jnp.bfloat16,
         max_shard_bytes=sum(sizes) // 3,

@@ -52,8 +52,9 @@ from benchmarks.floors import Batch, Work
 from benchmarks.update import random_batch
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig
+from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.policy import Params, encode_images, prefill
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.sampling.sampler import sample

@@ -13,7 +13,8 @@ import pytest
 from helpers.commands import SMALL, mmeureka, prompt_row, write_rows
 from safetensors.numpy import load_file, save_file
 
-from mmeureka_jax.formats.hugging_face import fetch_weights, load_params, read_config, resolve_checkpoint, stored_dtypes
+from mmeureka_jax.formats.hub import fetch_weights, resolve_checkpoint
+from mmeureka_jax.formats.hugging_face import load_params, read_config, stored_dtypes
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("shared_reward_workers")

@@ -19,8 +19,9 @@ from helpers.commands import ROOT, SMALL, run_script
 
 from mmeureka_jax.config.schema import Config, OptimizerConfig
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
-from mmeureka_jax.models.config import Qwen2_5VLConfig, TextConfig, VisionConfig
+from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.policy import Policy, encode_images, prefill, token_log_probs
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig, VisionConfig
 from mmeureka_jax.rl.update import make_training
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 

@@ -179,7 +179,7 @@ def check_command(args: argparse.Namespace) -> int:
     processor = None
     if args.model:
         from mmeureka_jax.data.processor import Processor
-        from mmeureka_jax.formats.hugging_face import resolve_checkpoint
+        from mmeureka_jax.formats.hub import resolve_checkpoint
 
         processor = Processor.from_checkpoint(
             resolve_checkpoint(args.model, weights=False),

@@ -24,8 +24,8 @@ from mmeureka_jax.data.vision_layout import Grid, VisionGeometry, patchify, smar
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.formats.rgb import DEEP_MODES, as_rgb
-from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.config_keys import LARGEST, Keys, first_given
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 
 # Plain raster formats. Pillow knows more, among them EPS, which it hands to a Ghostscript process.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")

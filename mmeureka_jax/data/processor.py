@@ -30,9 +30,9 @@ from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import expect, read_json
 from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.models.batch import ImageBatch, PromptBatch
-from mmeureka_jax.models.config import Qwen2_5VLConfig
 from mmeureka_jax.models.families import PolicyConfig
-from mmeureka_jax.models.internvl import InternVLConfig
+from mmeureka_jax.models.internvl_config import InternVLConfig
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.models.text_only import TextOnlyConfig
 
 # What cuts a family's pictures and writes their places into prompts.

@@ -34,14 +34,8 @@ from mmeureka_jax.data.vision_layout import Grid, WindowLayout, check_sides, rot
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting
 from mmeureka_jax.models.config_keys import Keys
-from mmeureka_jax.models.internvl import (
-    CONTEXT_TOKEN,
-    END_TOKEN,
-    MOST_TILES,
-    START_TOKEN,
-    InternVLConfig,
-    raster_places,
-)
+from mmeureka_jax.models.internvl import raster_places
+from mmeureka_jax.models.internvl_config import CONTEXT_TOKEN, END_TOKEN, MOST_TILES, START_TOKEN, InternVLConfig
 
 _IMAGE = "<image>"  # what the original's prompts have for a picture
 # The turns of the original's conversation template `internvl2_5`, for contents of plain text.

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from mmeureka_jax.config.schema import MeshConfig, ModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.partial_rows import partial_rows
-from mmeureka_jax.formats.hugging_face import resolve_checkpoint
+from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.hosts import gather_rows
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket

@@ -11,11 +11,11 @@ import numpy as np
 
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import read_json, temporary_folder
+from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.formats.hugging_face import (
     folder_files,
     load_params,
     read_config,
-    resolve_checkpoint,
     save_params,
     stored_dtypes,
 )

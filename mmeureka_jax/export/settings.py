@@ -13,7 +13,7 @@ from typing import Any
 
 from mmeureka_jax.files import read_json
 from mmeureka_jax.models.families import PolicyConfig
-from mmeureka_jax.models.internvl import InternVLConfig
+from mmeureka_jax.models.internvl_config import InternVLConfig
 
 GENERATION_FILE = "generation_config.json"
 # The image processor's, where transformers 5 has it and where 4 does.

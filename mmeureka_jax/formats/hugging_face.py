@@ -1,11 +1,11 @@
-"""Hugging Face checkpoints <-> the policy's parameter tree. ONE rule list (`rules`), used in both directions.
+"""Hugging Face checkpoints <-> the policy's parameter tree, by one list of weight mappings in both directions.
 
 Loading checks every tensor's name and shape from the file headers first, and lists all problems at once. Then each
 tensor goes from the file to its place on the mesh by itself, every device reading only its own slice; a leaf that
 stacks layers is filled on the devices, layer by layer, in a donated buffer. So the host never holds more than one
-stored tensor, or one small leaf (measured on CPU devices: 0.9 GiB of parameters load and save within 0.1 GiB above
-them, most of it the compiler's). Saving streams one tensor at a time the other way, into a folder that gets its name
-only when it is complete.
+stored tensor, or one small leaf (measured on CPU devices: loading and saving 0.9 GiB of parameters takes 0.1 GiB more,
+most of it the compiler's). Saving streams one tensor at a time the other way, into a folder that gets its name only
+when it is complete.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from mmeureka_jax.errors import UserError, brief
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import interpreting, read_json
+from mmeureka_jax.formats.hub import fetch_weights
 from mmeureka_jax.formats.orbax import is_orbax, load_orbax, tensor_dtypes
 from mmeureka_jax.formats.safetensors import (
     StoredTensor,
-    has_weights,
     indexed_tensors,
     open_checkpoint,
     write_checkpoint_files,
 )
 from mmeureka_jax.hosts import is_main, raise_together
-from mmeureka_jax.models.config import Beside
-from mmeureka_jax.models.families import PolicyConfig, family_named, family_of
-from mmeureka_jax.models.stored_tensors import Layout, Rule, from_stored, to_stored
-from mmeureka_jax.process.console import waiting
+from mmeureka_jax.models.checkpoint_config import OtherFiles
+from mmeureka_jax.models.families import PolicyConfig, family_named, family_of, weight_mappings
+from mmeureka_jax.models.weight_mapping import Layout, WeightMapping, from_stored, to_stored
 
 # Files that travel unchanged from the checkpoint a policy came from to the one that is saved.
 COMPANION_FILES = (
@@ -58,11 +57,7 @@ COMPANION_FILES = (
     "chat_template.jinja",
 )
 
-# What is asked of the hub, in two parts: config, tokenizer and indices; and what is large.
-_SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.py"]
-_WEIGHT_FILES = ["*.safetensors"]
-
-# The same for the code that some of the hub's models come with: others may run it, nothing here does.
+# The same for the code that some of the hub's models come with: other programs may run it, nothing here does.
 _CODE_FILES = ("configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py", "conversation.py")
 
 _EMBEDDING = "embed_tokens/embedding"
@@ -71,54 +66,9 @@ _EMBEDDING = "embed_tokens/embedding"
 _SMALL_LEAF_BYTES = 16 * 2**20
 
 
-def rules(config: PolicyConfig) -> tuple[Rule, ...]:
-    """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
-    return family_of(config).rules(config)
-
-
-def resolve_checkpoint(name: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a checkpoint: `name` itself, or the local copy of the hub repository `owner/model`.
-
-    Args:
-        weights: download them too. Without, config and tokenizer come in seconds, and `load_params` fetches the rest.
-
-    Raises:
-        UserError: neither a folder nor a hub id that can be downloaded (or found in the local cache when offline).
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"{path}: this is a file; give the checkpoint's folder")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(name)):
-        raise UserError(f"{name}: no such folder (and not a hub id of the form owner/model)")
-    return _download(str(name), [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES)
-
-
-def fetch_weights(folder: Path) -> None:
-    """Downloads the weights of a hub repository whose snapshot `folder` has been without; nothing for other folders.
-
-    Raises:
-        UserError: the hub does not give them.
-    """
-    repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--") and not has_weights(folder):
-        name = repository.removeprefix("models--").replace("--", "/", 1)
-        with waiting(f"downloading the weights of {name}"):
-            _download(name, _WEIGHT_FILES, revision=folder.name)
-
-
-def _download(name: str, patterns: list[str], revision: str | None = None) -> Path:
-    import huggingface_hub
-
-    try:
-        found = huggingface_hub.snapshot_download(name, allow_patterns=patterns, revision=revision)
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise UserError(
-            f"{name}: no such folder, and the hub does not give it either ({type(error).__name__}: {brief(error)}); "
-            "check the name, the network, and for gated models `hf auth login`"
-        ) from error
-    return Path(found)
+def stored_shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor, by name, in the order of the forward pass."""
+    return {name: mapping.shape for mapping in weight_mappings(config) for name, _ in mapping.tensors()}
 
 
 def read_config(path: str | Path) -> PolicyConfig:
@@ -132,13 +82,13 @@ def read_config(path: str | Path) -> PolicyConfig:
     source = str(config_file)
     family = family_named(content.get("model_type"), source)
     folder = Path(path)
-    beside = Beside(functools.partial(added_tokens, folder), functools.partial(_tensor_names, folder))
+    other_files = OtherFiles(functools.partial(added_tokens, folder), functools.partial(_tensor_names, folder))
     with interpreting(config_file):
-        return family.config.from_hf(content, generation, source, beside)
+        return family.config.from_hf(content, generation, source, other_files)
 
 
 def added_tokens(path: Path) -> dict[str, int]:
-    """The tokens that a checkpoint's tokenizer has beside its vocabulary proper, and their ids."""
+    """The tokens of a checkpoint's tokenizer that its vocabulary proper lacks, with their ids."""
     found: dict[str, int] = {}
     if (file := path / "tokenizer.json").is_file():
         with interpreting(file):
@@ -154,7 +104,7 @@ def added_tokens(path: Path) -> dict[str, int]:
 
 
 def _tensor_names(path: Path) -> list[str]:
-    """Of a folder that has its weights; none of another."""
+    """The names of the stored tensors; none where the folder has no weights."""
     if is_orbax(path):
         return list(tensor_dtypes(path))
     if (names := indexed_tensors(path)) is not None:  # without the files themselves, which may still be on the hub
@@ -171,7 +121,7 @@ def stored_dtypes(path: str | Path) -> dict[str, np.dtype]:
     config = read_config(path)
     fetch_weights(path)
     stored = _match_tensors(path, config)
-    return {name: stored[name].dtype for rule in rules(config) for name, _ in rule.tensors()}  # type: ignore[misc]
+    return {name: stored[name].dtype for name in stored_shapes(config)}  # type: ignore[misc]
 
 
 def load_params(
@@ -180,7 +130,7 @@ def load_params(
     shardings: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
 ) -> dict[str, Any]:
-    """Reads the safetensors (or the Orbax files, see orbax_files.py) of the folder `path` straight onto the devices.
+    """Reads the safetensors (or the Orbax files, see formats/orbax.py) of the folder `path` straight onto the devices.
 
     Args:
         path: a checkpoint folder, in the hub's or the newer tensor names, one file or several with an index.
@@ -198,16 +148,16 @@ def load_params(
             them in one message, before any data is read).
     """
     if is_orbax(Path(path)):
-        return load_orbax(Path(path), rules(config), shardings, dtype)
+        return load_orbax(Path(path), weight_mappings(config), shardings, dtype)
     fetch_weights(Path(path))
     stored = _match_tensors(path, config)
     if config.text.tie_word_embeddings and config.head_name in stored:
         _check_tied_head(Path(path), config, stored)
     params: dict[str, Any] = {}
-    for rule in rules(config):
-        sharding = jnp.zeros(()).sharding if shardings is None else _get(shardings, rule.leaf)
-        kinds = {stored[name].dtype for name, _ in rule.tensors()} if dtype is None else {dtype}
-        _set(params, rule.leaf, _load_leaf(rule, stored, sharding, jnp.result_type(*kinds)))
+    for mapping in weight_mappings(config):
+        sharding = jnp.zeros(()).sharding if shardings is None else _get(shardings, mapping.leaf)
+        kinds = {stored[name].dtype for name, _ in mapping.tensors()} if dtype is None else {dtype}
+        _set(params, mapping.leaf, _load_leaf(mapping, stored, sharding, jnp.result_type(*kinds)))
     return params
 
 
@@ -238,7 +188,7 @@ def save_params(
     """
     path = Path(path)
     dtypes = _each(dtype, config)
-    tensors = _fetch_tensors(params, rules(config), dtypes)
+    tensors = _fetch_tensors(params, weight_mappings(config), dtypes)
     message = None
     if is_main():
         try:
@@ -263,18 +213,16 @@ def write_checkpoint(
     max_shard_bytes: int = 5_000_000_000,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Writes a checkpoint folder from stored tensors in the order of `rules`; for one process. See `save_params`."""
+    """Writes a checkpoint folder from stored tensors, in the order of `stored_shapes`. See `save_params`."""
     dtypes = _each(dtype, config)
-    shapes = {name: rule.shape for rule in rules(config) for name, _ in rule.tensors()}
     others = folder_files(config, source, dtypes) | dict(files or {})
-    write_checkpoint_files(path, shapes, tensors, dtypes, others, max_shard_bytes)
+    write_checkpoint_files(path, stored_shapes(config), tensors, dtypes, others, max_shard_bytes)
 
 
 def folder_files(config: PolicyConfig, source: str | Path | None, dtypes: Mapping[str, np.dtype]) -> dict[str, bytes]:
     """All files of a checkpoint folder but its weights: configs, and what travels unchanged from `source`."""
-    shapes = {name: rule.shape for rule in rules(config) for name, _ in rule.tensors()}
     counts = collections.Counter[np.dtype]()
-    for name, shape in shapes.items():
+    for name, shape in stored_shapes(config).items():
         counts[dtypes[name]] += math.prod(shape)
     ((usual, _),) = counts.most_common(1)
     files = {
@@ -290,8 +238,10 @@ def folder_files(config: PolicyConfig, source: str | Path | None, dtypes: Mappin
 
 def _each(dtype: Any | Mapping[str, Any], config: PolicyConfig) -> dict[str, np.dtype]:
     """The dtype of each stored tensor."""
-    names = [name for rule in rules(config) for name, _ in rule.tensors()]
-    return {name: np.dtype(jnp.dtype(dtype[name] if isinstance(dtype, Mapping) else dtype)) for name in names}
+    return {
+        name: np.dtype(jnp.dtype(dtype[name] if isinstance(dtype, Mapping) else dtype))
+        for name in stored_shapes(config)
+    }
 
 
 def _match_tensors(path: str | Path, config: PolicyConfig) -> dict[str, StoredTensor]:
@@ -306,15 +256,15 @@ def _match_tensors(path: str | Path, config: PolicyConfig) -> dict[str, StoredTe
         if hub_name in found:
             problems.append(f"{name}: stored twice, also under another name")
         found[hub_name] = tensor
-    for rule in rules(config):
-        for name, _ in rule.tensors():
-            if name not in found:
-                problems.append(f"{name}: missing (expected shape {list(rule.shape)})")
-            elif found[name].shape != rule.shape:
-                problems.append(f"{name}: shape {list(found[name].shape)}, expected {list(rule.shape)}")
-            elif found[name].dtype is None:
-                problems.append(f"{name}: stored as {found[name].dtype_name}, expected a floating-point type")
-    expected = {name for rule in rules(config) for name, _ in rule.tensors()}
+    shapes = stored_shapes(config)
+    for name, shape in shapes.items():
+        if name not in found:
+            problems.append(f"{name}: missing (expected shape {list(shape)})")
+        elif found[name].shape != shape:
+            problems.append(f"{name}: shape {list(found[name].shape)}, expected {list(shape)}")
+        elif found[name].dtype is None:
+            problems.append(f"{name}: stored as {found[name].dtype_name}, expected a floating-point type")
+    expected = set(shapes)
     if config.text.tie_word_embeddings:
         expected.add(config.head_name)  # some tied checkpoints store the copy too
     problems += [
@@ -336,7 +286,7 @@ def _check_tied_head(path: Path, config: PolicyConfig, stored: Mapping[str, Stor
     Raises:
         UserError: the output head is said to be the embedding, and a head is stored that is another.
     """
-    embedding = next(rule.tensor for rule in rules(config) if rule.leaf.endswith(_EMBEDDING))
+    embedding = next(mapping.tensor for mapping in weight_mappings(config) if mapping.leaf.endswith(_EMBEDDING))
     head = stored[config.head_name]
     tokens = stored[embedding]
     rows = max(1, _SMALL_LEAF_BYTES // (4 * tokens.shape[1]))
@@ -351,22 +301,24 @@ def _check_tied_head(path: Path, config: PolicyConfig, stored: Mapping[str, Stor
         )
 
 
-def _load_leaf(rule: Rule, stored: Mapping[str, StoredTensor], sharding: Sharding, dtype: np.dtype) -> jax.Array:
-    if math.prod(rule.leaf_shape) * dtype.itemsize <= _SMALL_LEAF_BYTES:
-        layers = [from_stored(stored[name].read(), rule.layout).astype(dtype) for name, _ in rule.tensors()]
-        leaf = layers[0] if rule.layers is None else np.stack(layers)
-        return jax.make_array_from_callback(rule.leaf_shape, sharding, lambda index: leaf[index])
+def _load_leaf(
+    mapping: WeightMapping, stored: Mapping[str, StoredTensor], sharding: Sharding, dtype: np.dtype
+) -> jax.Array:
+    if math.prod(mapping.leaf_shape) * dtype.itemsize <= _SMALL_LEAF_BYTES:
+        layers = [from_stored(stored[name].read(), mapping.layout).astype(dtype) for name, _ in mapping.tensors()]
+        leaf = layers[0] if mapping.layers is None else np.stack(layers)
+        return jax.make_array_from_callback(mapping.leaf_shape, sharding, lambda index: leaf[index])
 
-    stored_sharding = _stored_sharding(sharding, rule)
+    stored_sharding = _stored_sharding(sharding, mapping)
 
     def read(name: str) -> jax.Array:
-        return jax.make_array_from_callback(rule.shape, stored_sharding, stored[name].read)
+        return jax.make_array_from_callback(mapping.shape, stored_sharding, stored[name].read)
 
-    if rule.layers is None:
-        return _converter(rule.layout, sharding, dtype)(read(rule.tensor))
-    stack = _zeros(rule.leaf_shape, dtype, sharding)()
-    set_layer = _layer_setter(rule.layout, sharding)
-    for name, layer in rule.tensors():
+    if mapping.layers is None:
+        return _converter(mapping.layout, sharding, dtype)(read(mapping.tensor))
+    stack = _zeros(mapping.leaf_shape, dtype, sharding)()
+    set_layer = _layer_setter(mapping.layout, sharding)
+    for name, layer in mapping.tensors():
         # Wait for each layer: dispatch would otherwise run ahead and queue the host copies of many.
         stack = jax.block_until_ready(set_layer(stack, read(name), layer))
     return stack
@@ -392,29 +344,29 @@ def _layer_setter(layout: Layout, sharding: Sharding) -> Any:
     return jax.jit(set_layer, out_shardings=sharding, donate_argnums=0)
 
 
-def _stored_sharding(sharding: Sharding, rule: Rule) -> Sharding:
+def _stored_sharding(sharding: Sharding, mapping: WeightMapping) -> Sharding:
     """How one stored tensor lies on the devices so that moving it into the leaf needs (almost) no communication."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    rank = len(rule.leaf_shape)
-    axes = (*sharding.spec, *[None] * (rank - len(sharding.spec)))[rule.layers is not None :]
-    if rule.layout == "linear":
+    rank = len(mapping.leaf_shape)
+    axes = (*sharding.spec, *[None] * (rank - len(sharding.spec)))[mapping.layers is not None :]
+    if mapping.layout == "linear":
         axes = axes[::-1]
-    elif rule.layout in ("patches", "convolution"):
+    elif mapping.layout in ("patches", "convolution"):
         axes = (axes[-1],)
     return NamedSharding(sharding.mesh, PartitionSpec(*axes), memory_kind=sharding.memory_kind)
 
 
 def _fetch_tensors(
-    params: Mapping[str, Any], all_rules: Iterable[Rule], dtypes: Mapping[str, np.dtype]
+    params: Mapping[str, Any], mappings: Iterable[WeightMapping], dtypes: Mapping[str, np.dtype]
 ) -> Iterator[np.ndarray]:
-    """Every stored tensor on the host, one at a time, in the order of the rules. Collective when leaves span hosts."""
-    for rule in all_rules:
-        leaf = _get(params, rule.leaf)
-        if leaf.shape != rule.leaf_shape:
-            raise ValueError(f"{rule.leaf} has shape {leaf.shape}, the config says {rule.leaf_shape}")
-        for name, layer in rule.tensors():
-            value = _extract(leaf, layer, rule.layout, rule.shape, dtypes[name])
+    """Every stored tensor on the host, one at a time, listed as in `stored_shapes`. Collective if leaves span hosts."""
+    for mapping in mappings:
+        leaf = _get(params, mapping.leaf)
+        if leaf.shape != mapping.leaf_shape:
+            raise ValueError(f"{mapping.leaf} has shape {leaf.shape}, the config says {mapping.leaf_shape}")
+        for name, layer in mapping.tensors():
+            value = _extract(leaf, layer, mapping.layout, mapping.shape, dtypes[name])
             if not value.is_fully_addressable:
                 value = multihost_utils.process_allgather(value, tiled=True)
             yield np.asarray(value)

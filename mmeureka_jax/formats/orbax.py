@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.formats.checksums import describe_arrays, verify_arrays
-from mmeureka_jax.models.stored_tensors import Rule
+from mmeureka_jax.models.weight_mapping import WeightMapping
 
 DESCRIPTION_FILE = "orbax_params.json"
 _PARAMS = "params"
@@ -59,7 +59,7 @@ def tensor_dtypes(folder: Path) -> dict[str, np.dtype]:
 
 
 def load_orbax(
-    folder: Path, rules: tuple[Rule, ...], shardings: Mapping[str, Any] | None, dtype: Any | None
+    folder: Path, mappings: tuple[WeightMapping, ...], shardings: Mapping[str, Any] | None, dtype: Any | None
 ) -> dict[str, Any]:
     """The parameters; see `weights.load_params`.
 
@@ -69,7 +69,7 @@ def load_orbax(
     import orbax.checkpoint as ocp
 
     arrays = _read_description(folder)["arrays"]
-    expected = {rule.leaf: list(rule.leaf_shape) for rule in rules}
+    expected = {mapping.leaf: list(mapping.leaf_shape) for mapping in mappings}
     problems = [f"{name}: missing (expected shape {shape})" for name, shape in expected.items() if name not in arrays]
     with interpreting(folder / DESCRIPTION_FILE):
         problems += [

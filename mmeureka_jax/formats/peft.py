@@ -27,7 +27,7 @@ from flax.traverse_util import flatten_dict
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json
 from mmeureka_jax.formats.safetensors import StoredTensor, open_checkpoint, write_checkpoint_files
-from mmeureka_jax.models.families import PolicyConfig, family_of
+from mmeureka_jax.models.families import PolicyConfig, family_of, weight_mappings
 from mmeureka_jax.models.layers import LORA_A, LORA_B
 from mmeureka_jax.models.lora import OUTPUT, Lora, linear_maps
 
@@ -63,12 +63,12 @@ def _places(config: PolicyConfig) -> dict[str, _Place]:
     """Every linear map of every layer by the stored name of its kernel, without ".weight"."""
     maps = set(linear_maps(config))
     places = {}
-    for rule in family_of(config).rules(config):
-        path = rule.leaf.removesuffix("/kernel")
+    for mapping in weight_mappings(config):
+        path = mapping.leaf.removesuffix("/kernel")
         if path in maps:
-            size_out, size_in = rule.shape
-            for name, layer in rule.tensors():
-                places[name.removesuffix(".weight")] = _Place(path, layer, rule.layers, size_in, size_out)
+            size_out, size_in = mapping.shape
+            for name, layer in mapping.tensors():
+                places[name.removesuffix(".weight")] = _Place(path, layer, mapping.layers, size_in, size_out)
     return places
 
 

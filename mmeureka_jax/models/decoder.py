@@ -1,10 +1,10 @@
 """The text decoder that all families share, and stacks of layers.
 
 Mirrors `transformers`' Qwen2, Llama and Qwen3 (their decoders differ in a bias and a norm, see `TextConfig`) and
-InternLM2, whose queries, keys and values come of one matrix. Names are Hugging Face's, so that the weight mapping
-(rules.py) is a handful of rules. Layers are stacked for a scan, and a layer does not know how its queries meet keys:
-the caller hands it an `attend` function, and so one layer serves prefill, the group-shared update and single-token
-decoding alike.
+InternLM2, whose queries, keys and values come from one matrix. Names are Hugging Face's, so that the list of weight
+mappings (weight_mapping.py) is short. Layers are stacked for a scan, and a layer does not know how its queries meet
+keys: the caller hands it an `attend` function, and so one layer serves prefill, the group-shared update and
+single-token decoding alike.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jaxtyping import Float
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import split_heads
 from mmeureka_jax.models.batch import Array
-from mmeureka_jax.models.config import TextConfig
+from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.layers import Embedding, GatedMLP, Linear, RMSNorm, Rotary, apply_rotary
 
 # (query [B,T,H,h], key [B,T,K,h], value [B,T,K,h]) -> (attention output [B,T,H,h], what the caller wants to keep)
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
-WRITTEN_OUT = 8  # layers of a stack that is not scanned
+UNROLLED = 8  # a stack of so many layers is not scanned
 
 
 def run_stack(
@@ -34,11 +34,11 @@ def run_stack(
 ) -> tuple[Array, Any]:
     """`jax.lax.scan(body, x, stacked)`, with `body` recomputed in the backward pass if `remat`.
 
-    A scan keeps what the backward pass needs in stacked buffers, which it fills with zeros first, and copies to and
-    from them. A few layers are written out one after the other instead.
+    A scan keeps what the backward pass needs in stacked buffers, which it first fills with zeros, and copies to and
+    from them. A stack of few layers is unrolled instead.
     """
     count = len(jax.tree.leaves(stacked)[0])
-    if remat or count > WRITTEN_OUT:
+    if remat or count > UNROLLED:
         return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)
     kept = []
     for number in range(count):
@@ -78,7 +78,7 @@ class SelfAttention(nnx.Module):
                 split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
             )
             return query, key, value
-        # InternLM2: of each key head its queries, its key and its value.
+        # InternLM2: for each key head, its queries, its key and its value.
         parts = split_heads(self.qkv_proj(x), self.head_dim)
         parts = parts.reshape(*parts.shape[:2], -1, self.groups + 2, self.head_dim)
         query, key, value = jnp.split(parts, (self.groups, self.groups + 1), axis=-2)

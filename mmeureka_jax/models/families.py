@@ -9,40 +9,40 @@ from typing import Any
 from flax import nnx
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models import internvl, text_only
-from mmeureka_jax.models import qwen_vl as qwen2_5_vl
-from mmeureka_jax.models.config import Qwen2_5VLConfig
-from mmeureka_jax.models.internvl import InternVL, InternVLConfig
+from mmeureka_jax.models import internvl, qwen_vl, text_only
+from mmeureka_jax.models.internvl import InternVL
+from mmeureka_jax.models.internvl_config import InternVLConfig
 from mmeureka_jax.models.qwen_vl import Qwen2_5VL
-from mmeureka_jax.models.stored_tensors import Rule
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.models.text_only import TextOnly, TextOnlyConfig
+from mmeureka_jax.models.weight_mapping import WeightMapping
 
 PolicyConfig = Qwen2_5VLConfig | InternVLConfig | TextOnlyConfig
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of checkpoints is read, built and written with.
+    """How checkpoints of a family are read, built and written.
 
     Attributes:
         config: the class of its sizes, whose `from_hf` reads `config.json`.
         module: makes the Flax module of a config, with the towers `vision` (if it reads pictures) and `language`.
-        rules: its parameters' stored names and shapes.
-        modules: (pattern, replacement) pairs that turn the rules' names into those of torch's modules in memory, of
-            which PEFT's files speak; without them the two are the same.
-        renamed: (pattern, replacement) pairs that turn other names of stored tensors into those of the rules.
+        mappings: its parameters' stored names and shapes (`weight_mappings` of the model's file).
+        modules: (pattern, replacement) pairs that turn stored names into those of torch's modules in memory, which
+            PEFT's files use; without them the two are the same.
+        renamed: (pattern, replacement) pairs that turn other names of stored tensors into those of `mappings`.
     """
 
     config: type[Any]
     module: Callable[[Any], nnx.Module]
-    rules: Callable[[Any], tuple[Rule, ...]]
+    mappings: Callable[[Any], tuple[WeightMapping, ...]]
     modules: Callable[[Any], tuple[tuple[str, str], ...]] = lambda config: ()
     renamed: tuple[tuple[str, str], ...] = ()
 
 
-QWEN_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen2_5_vl.rules, qwen2_5_vl.module_names, qwen2_5_vl.RENAMED)
-INTERNVL = Family(InternVLConfig, InternVL, internvl.rules, internvl.module_names, internvl.RENAMED)
-TEXT_ONLY = Family(TextOnlyConfig, TextOnly, text_only.rules)
+QWEN_VL = Family(Qwen2_5VLConfig, Qwen2_5VL, qwen_vl.weight_mappings, qwen_vl.module_names, qwen_vl.RENAMED)
+INTERNVL = Family(InternVLConfig, InternVL, internvl.weight_mappings, internvl.module_names, internvl.RENAMED)
+TEXT_ONLY = Family(TextOnlyConfig, TextOnly, text_only.weight_mappings)
 
 # By `model_type` of config.json.
 FAMILIES: dict[str, Family] = {
@@ -57,6 +57,11 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(config: PolicyConfig) -> Family:
     return next(family for family in FAMILIES.values() if isinstance(config, family.config))
+
+
+def weight_mappings(config: PolicyConfig) -> tuple[WeightMapping, ...]:
+    """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
+    return family_of(config).mappings(config)
 
 
 def family_named(model_type: Any, source: str) -> Family:

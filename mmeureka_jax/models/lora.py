@@ -21,7 +21,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.families import PolicyConfig, family_of
+from mmeureka_jax.models.families import PolicyConfig, weight_mappings
 from mmeureka_jax.models.layers import DROPOUT_KEY, LORA_A, LORA_B, Linear, parameter
 
 _KERNEL = "/kernel"
@@ -70,8 +70,8 @@ class Lora:
 
 def linear_maps(config: PolicyConfig) -> list[str]:
     """The paths of all linear maps of a policy, in the order of the forward pass."""
-    rules = family_of(config).rules(config)
-    return [rule.leaf.removesuffix(_KERNEL) for rule in rules if rule.layout == "linear"]
+    mappings = weight_mappings(config)
+    return [mapping.leaf.removesuffix(_KERNEL) for mapping in mappings if mapping.layout == "linear"]
 
 
 def add_adapters(model: nnx.Module, lora: Lora, config: PolicyConfig, *, dropping: bool) -> None:

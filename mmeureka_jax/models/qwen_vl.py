@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import PADDING, attention, keys_first, split_heads
 from mmeureka_jax.models.batch import Array, ImageBatch
-from mmeureka_jax.models.config import Qwen2_5VLConfig, VisionConfig
 from mmeureka_jax.models.decoder import Decoder, run_stack
 from mmeureka_jax.models.layers import (
     GatedMLP,
@@ -28,7 +27,8 @@ from mmeureka_jax.models.layers import (
     parameter,
     planar_rotary,
 )
-from mmeureka_jax.models.stored_tensors import Rule, Rules, decoder_rules
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig, VisionConfig
+from mmeureka_jax.models.weight_mapping import WeightMapping, WeightMappings, add_decoder
 
 # Newer transformers name the towers model.visual and model.language_model; the hub's names are used here.
 RENAMED = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
@@ -161,32 +161,32 @@ class Qwen2_5VL(nnx.Module):
         self.language = Decoder(config.text)
 
 
-def rules(config: Qwen2_5VLConfig) -> tuple[Rule, ...]:
+def weight_mappings(config: Qwen2_5VLConfig) -> tuple[WeightMapping, ...]:
     """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
     v = config.vision
-    found = Rules()
+    weights = WeightMappings()
     merged = v.hidden_size * v.spatial_merge_size**2
     patch = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    found.add("vision/patch_embed/kernel", "visual.patch_embed.proj.weight", (v.hidden_size, *patch), "patches")
+    weights.add("vision/patch_embed/kernel", "visual.patch_embed.proj.weight", (v.hidden_size, *patch), "patches")
     leaf = "vision/blocks"
     tensor = "visual.blocks.{}"
-    found.scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth, bias=v.plain_blocks)
-    found.linear(f"{leaf}/attn/qkv", f"{tensor}.attn.qkv", v.hidden_size, 3 * v.hidden_size, v.depth, bias=True)
-    found.linear(f"{leaf}/attn/proj", f"{tensor}.attn.proj", v.hidden_size, v.hidden_size, v.depth, bias=True)
-    found.scale(f"{leaf}/norm2", f"{tensor}.norm2", v.hidden_size, v.depth, bias=v.plain_blocks)
+    weights.scale(f"{leaf}/norm1", f"{tensor}.norm1", v.hidden_size, v.depth, bias=v.plain_blocks)
+    weights.linear(f"{leaf}/attn/qkv", f"{tensor}.attn.qkv", v.hidden_size, 3 * v.hidden_size, v.depth, bias=True)
+    weights.linear(f"{leaf}/attn/proj", f"{tensor}.attn.proj", v.hidden_size, v.hidden_size, v.depth, bias=True)
+    weights.scale(f"{leaf}/norm2", f"{tensor}.norm2", v.hidden_size, v.depth, bias=v.plain_blocks)
     *inputs, output = ("fc1", "fc2") if v.plain_blocks else ("gate_proj", "up_proj", "down_proj")
     for name in inputs:
-        found.linear(
+        weights.linear(
             f"{leaf}/mlp/{name}", f"{tensor}.mlp.{name}", v.hidden_size, v.intermediate_size, v.depth, bias=True
         )
-    found.linear(
+    weights.linear(
         f"{leaf}/mlp/{output}", f"{tensor}.mlp.{output}", v.intermediate_size, v.hidden_size, v.depth, bias=True
     )
-    found.scale("vision/merger/ln_q", "visual.merger.ln_q", v.hidden_size, bias=v.plain_blocks)
-    found.linear("vision/merger/mlp_0", "visual.merger.mlp.0", merged, merged, bias=True)
-    found.linear("vision/merger/mlp_2", "visual.merger.mlp.2", merged, v.out_hidden_size, bias=True)
-    decoder_rules(found, config.text)
-    return tuple(found.found)
+    weights.scale("vision/merger/ln_q", "visual.merger.ln_q", v.hidden_size, bias=v.plain_blocks)
+    weights.linear("vision/merger/mlp_0", "visual.merger.mlp.0", merged, merged, bias=True)
+    weights.linear("vision/merger/mlp_2", "visual.merger.mlp.2", merged, v.out_hidden_size, bias=True)
+    add_decoder(weights, config.text)
+    return tuple(weights.mappings)
 
 
 def module_names(config: Qwen2_5VLConfig) -> tuple[tuple[str, str], ...]:

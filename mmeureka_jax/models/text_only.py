@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 from flax import nnx
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.config import Beside, KeptConfig, TextConfig, read_decoder, read_end_tokens
+from mmeureka_jax.models.checkpoint_config import KeptConfig, OtherFiles, read_end_tokens
 from mmeureka_jax.models.config_keys import Keys
 from mmeureka_jax.models.decoder import Decoder
-from mmeureka_jax.models.stored_tensors import Rule, Rules, decoder_rules
+from mmeureka_jax.models.decoder_config import TextConfig, read_decoder
+from mmeureka_jax.models.weight_mapping import WeightMapping, WeightMappings, add_decoder
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,20 @@ class TextOnlyConfig(KeptConfig):
         config_json: Mapping[str, Any],
         generation_config_json: Mapping[str, Any] | None,
         source: str,
-        beside: Beside | None = None,
+        other_files: OtherFiles | None = None,
     ) -> TextOnlyConfig:
         """Reads the dictionaries of `config.json` and (where there is one) `generation_config.json`.
 
         Args:
             source: the file, for messages.
-            beside: the tokenizer, which knows whether turns have an end.
+            other_files: the tokenizer, which knows whether turns have an end.
 
         Raises:
             UserError: a missing or malformed key, sizes that do not fit together, or a feature that this policy does
                 not have.
         """
         keys = Keys(config_json, source, "")
-        added = beside.added_tokens() if beside is not None else {}
-        eos, pad, bos = read_end_tokens(keys, generation_config_json or {}, added)
+        eos, pad, bos = read_end_tokens(keys, generation_config_json, other_files or OtherFiles())
         config = cls(
             text=read_decoder(keys, tied=bool(keys.get("tie_word_embeddings", False))),
             eos_token_ids=eos,
@@ -83,8 +83,8 @@ class TextOnly(nnx.Module):
         self.language = Decoder(config.text)
 
 
-def rules(config: TextOnlyConfig) -> tuple[Rule, ...]:
+def weight_mappings(config: TextOnlyConfig) -> tuple[WeightMapping, ...]:
     """Every parameter of the policy, with its stored name and shape, in the order of the forward pass."""
-    found = Rules()
-    decoder_rules(found, config.text)
-    return tuple(found.found)
+    weights = WeightMappings()
+    add_decoder(weights, config.text)
+    return tuple(weights.mappings)

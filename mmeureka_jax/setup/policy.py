@@ -16,11 +16,12 @@ from mmeureka_jax.config.reading import config_diff, filled, to_dict
 from mmeureka_jax.config.schema import LoraConfig, MeshConfig, ModelConfig, RandomModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, read_json, remove_folder
-from mmeureka_jax.formats.hugging_face import load_params, read_config, resolve_checkpoint
+from mmeureka_jax.formats.hub import resolve_checkpoint
+from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.formats.peft import StoredAdapters, open_adapters
 from mmeureka_jax.hosts import barrier, is_main
 from mmeureka_jax.mesh import make_mesh, tree_shardings
-from mmeureka_jax.models.config import TextConfig
+from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.lora import Lora, initial_adapters
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting

@@ -20,10 +20,12 @@ from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import temporary_folder
-from mmeureka_jax.formats.hugging_face import rules, write_checkpoint
-from mmeureka_jax.models.config import Beside, Qwen2_5VLConfig, TextConfig, VisionConfig
-from mmeureka_jax.models.families import PolicyConfig
-from mmeureka_jax.models.internvl import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig
+from mmeureka_jax.formats.hugging_face import write_checkpoint
+from mmeureka_jax.models.checkpoint_config import OtherFiles
+from mmeureka_jax.models.decoder_config import TextConfig
+from mmeureka_jax.models.families import PolicyConfig, weight_mappings
+from mmeureka_jax.models.internvl_config import CONTEXT_TOKEN, END_TOKEN, START_TOKEN, InternVLConfig
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig, VisionConfig
 from mmeureka_jax.models.text_only import TextOnlyConfig
 
 if TYPE_CHECKING:
@@ -284,7 +286,7 @@ def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> Int
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": config.tie_word_embeddings,
     }
-    return InternVLConfig.from_hf(config_json, None, "model.random", Beside(lambda: vocab))
+    return InternVLConfig.from_hf(config_json, None, "model.random", OtherFiles(lambda: vocab))
 
 
 def special_token_ids(vocab: Mapping[str, int]) -> dict[str, Any]:
@@ -301,18 +303,18 @@ def special_token_ids(vocab: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _random_tensors(config: PolicyConfig, seed: int) -> Iterator[np.ndarray]:
-    """The stored tensors, in the order of the rules."""
-    for rule in rules(config):
-        for name, _ in rule.tensors():
-            if rule.leaf.endswith(("/scale", "/ls1", "/ls2")):
-                yield np.ones(rule.shape, np.float32)
-            elif rule.leaf.endswith("/bias"):
-                yield np.zeros(rule.shape, np.float32)
+    """The stored tensors, in the order of `stored_shapes`."""
+    for mapping in weight_mappings(config):
+        for name, _ in mapping.tensors():
+            if mapping.leaf.endswith(("/scale", "/ls1", "/ls2")):
+                yield np.ones(mapping.shape, np.float32)
+            elif mapping.leaf.endswith("/bias"):
+                yield np.zeros(mapping.shape, np.float32)
             else:
                 generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
                 # InternVL's own first position embeddings: smaller ones are lost beside what patches look like.
-                spread = 1.0 if rule.leaf.endswith(("/positions", "/cls_token")) else 0.02
-                yield generator.standard_normal(rule.shape, np.float32) * np.float32(spread)
+                spread = 1.0 if mapping.leaf.endswith(("/positions", "/cls_token")) else 0.02
+                yield generator.standard_normal(mapping.shape, np.float32) * np.float32(spread)
 
 
 def _corpus() -> list[str]:

@@ -22,7 +22,7 @@ from mmeureka_jax.data.record import ImageRef
 from mmeureka_jax.data.tiles import TileGeometry, tile_grid
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import added_tokens
-from mmeureka_jax.models.internvl import SYSTEM_MESSAGE
+from mmeureka_jax.models.internvl_config import SYSTEM_MESSAGE
 
 SIZES = [(90, 100), (300, 100), (113, 250), (64, 64), (1, 150), (500, 500), (448, 449)]
 

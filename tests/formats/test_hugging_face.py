@@ -22,7 +22,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats import hugging_face as weights
 from mmeureka_jax.formats import safetensors as safetensors_files
-from mmeureka_jax.formats.hugging_face import load_params, read_config, resolve_checkpoint, rules, save_params
+from mmeureka_jax.formats.hub import resolve_checkpoint
+from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
+from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Policy
 
 
@@ -221,15 +223,15 @@ def test_companion_files_travel_unchanged_and_others_stay(checkpoint, tmp_path):
 def requested_shardings(config, spec_of):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     tree = {}
-    for rule in rules(config):
-        weights._set(tree, rule.leaf, NamedSharding(mesh, PartitionSpec(*spec_of(rule))))
+    for mapping in weight_mappings(config):
+        weights._set(tree, mapping.leaf, NamedSharding(mesh, PartitionSpec(*spec_of(mapping))))
     return tree
 
 
-def last_two(rule):
+def last_two(mapping):
     """fsdp and tensor on the last two axes of matrices."""
-    rank = len(rule.leaf_shape)
-    return (*[None] * (rank - 2), "fsdp", "tensor") if rule.layout != "same" else (*[None] * (rank - 1), "tensor")
+    rank = len(mapping.leaf_shape)
+    return (*[None] * (rank - 2), "fsdp", "tensor") if mapping.layout != "same" else (*[None] * (rank - 1), "tensor")
 
 
 def test_loads_onto_a_mesh_with_the_shardings_asked_for(saved, leaf_size):
@@ -248,8 +250,8 @@ def test_loads_onto_a_mesh_with_the_shardings_asked_for(saved, leaf_size):
 def test_stacked_layers_may_be_sharded_too(tmp_path, saved, leaf_size):
     config = read_config(saved)
 
-    def spec_of(rule):  # two vision blocks over fsdp
-        return ("fsdp",) if rule.layers == config.vision.depth else ()
+    def spec_of(mapping):  # two vision blocks over fsdp
+        return ("fsdp",) if mapping.layers == config.vision.depth else ()
 
     shardings = requested_shardings(config, spec_of)
     sharded = load_params(saved, config, shardings)
@@ -493,9 +495,9 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 config = weights.read_config(source)
 shardings = {}
-for rule in weights.rules(config):
-    spec = (*[None] * (len(rule.leaf_shape) - 1), "fsdp")
-    weights._set(shardings, rule.leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+for mapping in weights.weight_mappings(config):
+    spec = (*[None] * (len(mapping.leaf_shape) - 1), "fsdp")
+    weights._set(shardings, mapping.leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 params = weights.load_params(source, config, shardings)
 weights.save_params(params, config, target, source=source, max_shard_bytes=50_000)
 try:

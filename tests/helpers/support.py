@@ -23,10 +23,11 @@ from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.data.pictures import read_picture
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.record import ImageRef, Problem
-from mmeureka_jax.formats.hugging_face import load_params, read_config, rules
+from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
-from mmeureka_jax.models.stored_tensors import from_stored
+from mmeureka_jax.models.weight_mapping import from_stored
 from mmeureka_jax.sampling.sampler import sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
@@ -169,11 +170,11 @@ class Lively:
     def as_tree(self, stored: dict[str, np.ndarray]) -> Params:
         """Tensors by their stored names, in our tree."""
         tree: Params = {}
-        for rule in rules(self.config):
-            layers = [from_stored(stored.pop(name), rule.layout) for name, _ in rule.tensors()]
-            *parents, last = rule.leaf.split("/")
+        for mapping in weight_mappings(self.config):
+            layers = [from_stored(stored.pop(name), mapping.layout) for name, _ in mapping.tensors()]
+            *parents, last = mapping.leaf.split("/")
             node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
-            node[last] = layers[0] if rule.layers is None else np.stack(layers)
+            node[last] = layers[0] if mapping.layers is None else np.stack(layers)
         assert not stored, f"tensors without a place: {sorted(stored)}"
         return tree
 

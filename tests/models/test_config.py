@@ -7,8 +7,9 @@ import math
 import pytest
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.config import Beside, Qwen2_5VLConfig
-from mmeureka_jax.models.families import family_named, family_of
+from mmeureka_jax.models.checkpoint_config import OtherFiles
+from mmeureka_jax.models.families import family_named, weight_mappings
+from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.models.text_only import TextOnlyConfig
 
 # The files of the released models, as transformers 4 wrote them.
@@ -306,10 +307,10 @@ def test_what_a_vision_config_leaves_out_is_as_in_transformers(family):
 @pytest.mark.parametrize("file", [QWEN2_5_HALF_B, QWEN2_VL_7B, QWEN_7B], ids=["text", "qwen2_vl", "qwen2_5_vl"])
 def test_the_end_of_a_turn_ends_responses_of_base_checkpoints_too(file):
     config = TextOnlyConfig if file is QWEN2_5_HALF_B else Qwen2_5VLConfig
-    base, beside = {"eos_token_id": 151643}, Beside(lambda: {"<|im_end|>": 151645})
+    base, beside = {"eos_token_id": 151643}, OtherFiles(lambda: {"<|im_end|>": 151645})
     read = config.from_hf(file, base, "config.json", beside)
     assert (read.eos_token_ids, read.pad_token_id) == ((151645, 151643), 151643)
-    assert config.from_hf(file, base, "config.json", Beside()).eos_token_ids == (151643,)
+    assert config.from_hf(file, base, "config.json", OtherFiles()).eos_token_ids == (151643,)
     assert config.from_hf(file, GENERATION, "config.json", beside).eos_token_ids == (151645, 151643)
 
 
@@ -320,7 +321,7 @@ def test_qwen2_vl_of_the_hub():
     vision = config.vision
     assert (vision.hidden_size, vision.intermediate_size, vision.out_hidden_size) == (1280, 5120, 3584)
     assert vision.patches_per_window == 4 and vision.full_attention_blocks == tuple(range(32))
-    shapes = [rule.shape for rule in family_of(config).rules(config) for _ in rule.tensors()]
+    shapes = [mapping.shape for mapping in weight_mappings(config) for _ in mapping.tensors()]
     assert sum(math.prod(shape) for shape in shapes) == 8_291_375_616  # of the hub's page: 8.29 B
     assert Qwen2_5VLConfig.from_hf(config.to_hf(), config.to_hf_generation(), "config.json") == config
     reference = transformers.Qwen2VLConfig.from_dict(copy.deepcopy(QWEN2_VL_7B))
@@ -351,7 +352,7 @@ def test_text_models_of_the_hub(file, size):
     import transformers
 
     config = TextOnlyConfig.from_hf(file, GENERATION, "config.json")
-    shapes = [rule.shape for rule in family_of(config).rules(config) for _ in rule.tensors()]
+    shapes = [mapping.shape for mapping in weight_mappings(config) for _ in mapping.tensors()]
     assert sum(math.prod(shape) for shape in shapes) == size  # of the hub's page
     assert (config.eos_token_ids, config.pad_token_id, config.bos_token_id) == ((151645, 151643), 151643, 151643)
     assert config.to_hf("bfloat16") == file

@@ -24,9 +24,10 @@ from mmeureka_jax.config.schema import MeshConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
 from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
-from mmeureka_jax.models.config import Beside
-from mmeureka_jax.models.families import family_of
-from mmeureka_jax.models.internvl import SYSTEM_MESSAGE, InternVLConfig, Tiling, cubic_weights, raster_places
+from mmeureka_jax.models.checkpoint_config import OtherFiles
+from mmeureka_jax.models.families import weight_mappings
+from mmeureka_jax.models.internvl import cubic_weights, raster_places
+from mmeureka_jax.models.internvl_config import SYSTEM_MESSAGE, InternVLConfig, Tiling
 from mmeureka_jax.sampling.sampler import sample
 from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
 
@@ -213,7 +214,7 @@ PICTURE_TOKENS = {"<|im_end|>": 92542, "<img>": 92544, "</img>": 92545, "<IMG_CO
 
 
 def test_a_released_config():
-    beside = Beside(lambda: PICTURE_TOKENS)
+    beside = OtherFiles(lambda: PICTURE_TOKENS)
     config = InternVLConfig.from_hf(INTERNVL2_5_8B, {"eos_token_id": [92542, 92543]}, "c", beside)
     assert (config.eos_token_ids, config.pad_token_id, config.bos_token_id) == ((92542, 92543), 2, 1)
     assert (config.image_token_id, config.start_token_id, config.end_token_id) == (92546, 92544, 92545)
@@ -225,7 +226,7 @@ def test_a_released_config():
     )
     assert config.vision.patches_per_window == 1024 and config.vision.attention_bias and not config.vision.qk_norm
     assert config.tiling == Tiling(1, 12, True) and config.system == SYSTEM_MESSAGE
-    shapes = {name: rule.shape for rule in family_of(config).rules(config) for name, _ in rule.tensors()}
+    shapes = {name: mapping.shape for mapping in weight_mappings(config) for name, _ in mapping.tensors()}
     assert shapes["language_model.model.layers.31.attention.wqkv.weight"] == (4096 + 2 * 1024, 4096)
     assert shapes["mlp1.1.weight"] == (4096, 4096) and shapes["vision_model.embeddings.position_embedding"] == (
         1,

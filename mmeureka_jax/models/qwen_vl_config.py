@@ -1,5 +1,4 @@
-"""The shape of every family's text decoder, and of a Qwen2.5-VL or Qwen2-VL policy, read from and written to the
-`config.json` of Hugging Face transformers 4 and 5.
+"""The shape of a Qwen2.5-VL or Qwen2-VL policy, read from and written to the `config.json` of transformers 4 and 5.
 
 transformers 4 (and the files on the hub) keep the text decoder's keys at the top level and its rotary settings in
 `rope_theta` and `rope_scaling`; transformers 5 nests them in `text_config` and `rope_parameters`. `from_hf` reads both;
@@ -8,40 +7,21 @@ transformers 4 (and the files on the hub) keep the text decoder's keys at the to
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.config_keys import LARGEST, LARGEST_SIDE, MOST_LAYERS, Keys, first_given
+from mmeureka_jax.models.checkpoint_config import OtherFiles, generation_config, read_end_tokens, refuse_misfits
+from mmeureka_jax.models.config_keys import LARGEST_SIDE, MOST_LAYERS, Keys
+from mmeureka_jax.models.decoder_config import DecoderKind, TextConfig, read_decoder
 
 _MOST_PATCHES = 2**14  # at most, in a window
+_DECODER = DecoderKind(attention_bias=True, multimodal=True, rms_norm_eps=1e-5, rope_theta=1e6)
+
 # `model_type` of `config.json`.
 QWEN2_VL = "qwen2_vl"
 QWEN2_5_VL = "qwen2_5_vl"
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The text decoder (HF `Qwen2_5_VLTextConfig`)."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, int, int]  # rotary frequencies that follow (time, row, column); sum = head_dim / 2
-    tie_word_embeddings: bool
-    max_position_embeddings: int = 128000  # that it was trained on; the policy itself has no limit
-    attention_bias: bool = True  # of queries, keys and values (Qwen2; not Llama, Qwen3 and InternLM2)
-    qk_norm: bool = False  # each head's queries and keys are normalised (Qwen3)
-    fused_qkv: bool = False  # queries, keys and values come of one matrix (InternLM2)
-    dynamic_rope: bool = False  # beyond max_position_embeddings angles are others, which the policy does not have
 
 
 @dataclass(frozen=True)
@@ -74,19 +54,6 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a checkpoint folder says beside its `config.json`; each is read when it is asked for.
-
-    Attributes:
-        added_tokens: those of the tokenizer beside its vocabulary proper, with their ids.
-        tensors: the names of the stored tensors.
-    """
-
-    added_tokens: Callable[[], Mapping[str, int]] = dict
-    tensors: Callable[[], Collection[str]] = tuple
-
-
-@dataclass(frozen=True)
 class Qwen2_5VLConfig:
     """A Qwen2.5-VL or Qwen2-VL policy: its two towers and the token ids that have a meaning."""
 
@@ -106,7 +73,7 @@ class Qwen2_5VLConfig:
         config_json: Mapping[str, Any],
         generation_config_json: Mapping[str, Any] | None,
         source: str,
-        beside: Beside | None = None,
+        other_files: OtherFiles | None = None,
     ) -> Qwen2_5VLConfig:
         """Reads the dictionaries of `config.json` and (where there is one) `generation_config.json`.
 
@@ -114,11 +81,11 @@ class Qwen2_5VLConfig:
             config_json: as transformers 4 (flat or nested) or 5 wrote it.
             generation_config_json: decides the end and padding tokens when it names them, as in transformers.
             source: the file, for messages.
-            beside: the tokenizer, which knows whether turns have an end.
+            other_files: the tokenizer, which knows whether turns have an end.
 
         Raises:
-            UserError: a missing or malformed key, sizes that do not fit together, or a feature
-                this policy does not have (sliding windows in the decoder, scaled rotary embedding, other activations).
+            UserError: a missing or malformed key, sizes that do not fit together, or a feature that this policy does
+                not have (sliding windows in the decoder, scaled rotary embedding, other activations).
         """
         # The nested keys of text_config win over flat ones, except where they are null.
         sections = Keys(config_json, source, "")
@@ -130,10 +97,8 @@ class Qwen2_5VLConfig:
         vision = read_vision(Keys(config_json["vision_config"], source, "vision_config."))
         # transformers 5: tied if either level says so.
         tied = bool(config_json.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
-        text = _read_multimodal_decoder(text_keys, tied)
-
-        added = beside.added_tokens() if beside is not None else {}
-        eos_ids, pad, bos = read_end_tokens(text_keys, generation_config_json or {}, added)
+        text = read_decoder(text_keys, tied, _DECODER)
+        eos_ids, pad, bos = read_end_tokens(text_keys, generation_config_json, other_files or OtherFiles())
         config = cls(
             text=text,
             vision=vision,
@@ -149,7 +114,7 @@ class Qwen2_5VLConfig:
         return config
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """The dictionary of `config.json` in the hub's flat form; `dtype` is that of the weights beside it.
+        """The dictionary of `config.json` in the hub's flat form; `dtype` is that of the weights next to it.
 
         All end tokens are in `to_hf_generation`; `config.json` names the first, as the hub's files do.
         """
@@ -264,170 +229,7 @@ class Qwen2_5VLConfig:
             checks.append(
                 (0 <= token < text.vocab_size, f"{name} {token} is outside the vocabulary of {text.vocab_size}")
             )
-        problems = [message for fits, message in checks if not fits]
-        if problems:
-            raise UserError(f"{source}: sizes do not fit together: " + "; ".join(problems))
-
-
-class KeptConfig:
-    """Of a family whose `config.json` is kept as it was read (`stored`): what is written of it again."""
-
-    stored: str
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    bos_token_id: int | None
-
-    def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """The dictionary of `config.json`: as it was read, but for `dtype`, that of the weights beside it."""
-        config = json.loads(self.stored)
-        config.pop("dtype", None)
-        return {**config, "torch_dtype": dtype}
-
-    def to_hf_generation(self) -> dict[str, Any]:
-        """The dictionary of a `generation_config.json` with every end token."""
-        return generation_config(self.eos_token_ids, self.pad_token_id, self.bos_token_id)
-
-
-def generation_config(eos: tuple[int, ...], pad: int, bos: int | None) -> dict[str, Any]:
-    generation = {"eos_token_id": list(eos) if len(eos) > 1 else eos[0], "pad_token_id": pad}
-    return generation if bos is None else {"bos_token_id": bos, **generation}
-
-
-TURN_END = "<|im_end|>"
-
-
-def read_end_tokens(
-    keys: Keys, generation: Mapping[str, Any], added_tokens: Mapping[str, int]
-) -> tuple[tuple[int, ...], int, int | None]:
-    """The tokens that end a response (`generation_config.json` decides, then the config), that pad, and that begin.
-
-    A turn's end is one always, whatever the files say, where the tokenizer has it: chat templates write it, and base
-    checkpoints name the end of a text alone.
-
-    Raises:
-        UserError: none is named, or one is no token id.
-    """
-    eos = first_given(generation.get("eos_token_id"), keys.get("eos_token_id"))
-    if eos is None:
-        raise UserError(f"{keys.source}: neither it nor generation_config.json names an eos_token_id")
-    eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-    pad = first_given(generation.get("pad_token_id"), keys.get("pad_token_id"))
-    bos = first_given(keys.get("bos_token_id"), generation.get("bos_token_id"))
-    ids = (*eos_ids, pad or 0, bos or 0)
-    if not eos_ids or any(type(token) is not int or not -1 <= token <= LARGEST for token in ids):
-        raise UserError(
-            f"{keys.source}: eos_token_id {eos!r:.100}, pad_token_id {pad!r:.100} and bos_token_id {bos!r:.100} (here "
-            "or in generation_config.json) must be token ids; only the first may be a list"
-        )
-    pad = pad if pad is not None else eos_ids[-1]
-    turn_end = added_tokens.get(TURN_END)
-    return eos_ids if turn_end is None or turn_end in eos_ids else (turn_end, *eos_ids), pad, bos
-
-
-def _read_multimodal_decoder(keys: Keys, tied: bool) -> TextConfig:
-    keys.require("hidden_act", "silu")
-    num_layers = keys.integer("num_hidden_layers", at_most=MOST_LAYERS)
-    num_heads = keys.integer("num_attention_heads")
-    hidden_size = keys.integer("hidden_size")
-    refuse_sliding_window(keys, num_layers)
-    rope = keys.section("rope_parameters") or keys.section("rope_scaling")
-    kinds = {rope.get("rope_type", "default"), rope.get("type", "default")}
-    if not kinds <= {"mrope", "default"} or "mrope_section" not in rope:
-        raise UserError(
-            f"{keys.source}: rotary settings {dict(rope)!r} are not supported; the policy has the plain multimodal "
-            "kind, {'type': 'mrope', 'mrope_section': [..]} (no yarn or other scaling)"
-        )
-    section = Keys(rope, keys.source, "rope_scaling.").integers("mrope_section")
-    if num_heads <= 0 or len(section) != 3:
-        raise UserError(
-            f"{keys.source}: num_attention_heads {num_heads} or mrope_section {list(section)} is not usable"
-        )
-    return TextConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=keys.integer("intermediate_size"),
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
-        head_dim=keys.integer("head_dim", default=hidden_size // num_heads),
-        rms_norm_eps=keys.real("rms_norm_eps", default=1e-5),
-        rope_theta=Keys({**rope, **_flat_theta(keys)}, keys.source, "").real("rope_theta", default=1e6),
-        mrope_section=(section[0], section[1], section[2]),
-        tie_word_embeddings=tied,
-        max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
-    )
-
-
-_DECODERS = ("qwen2", "qwen3", "llama", "internlm2")
-
-
-def read_decoder(keys: Keys, tied: bool) -> TextConfig:
-    """The section of a decoder that gives a token one position (`model_type` says which).
-
-    Raises:
-        UserError: another decoder, a missing or malformed key, or a feature that the policy does not have.
-    """
-    kind = keys.get("model_type")
-    if kind not in _DECODERS:
-        raise UserError(f"{keys.source}: {keys.prefix}model_type is {kind!r}, expected one of {', '.join(_DECODERS)}")
-    keys.require("hidden_act", "silu")
-    keys.require("attention_bias", kind == "qwen2", False)
-    keys.require("bias", False)  # InternLM2's
-    keys.require("mlp_bias", False)
-    refuse_sliding_window(keys, keys.integer("num_hidden_layers"))
-    hidden_size = keys.integer("hidden_size")
-    num_heads = keys.integer("num_attention_heads")
-    if num_heads <= 0:
-        raise UserError(f"{keys.source}: {keys.prefix}num_attention_heads {num_heads} is not usable")
-    head_dim = keys.integer("head_dim", default=128 if kind == "qwen3" else hidden_size // num_heads)
-    rope = keys.section("rope_parameters") or keys.section("rope_scaling")
-    scaling = first_given(rope.get("rope_type"), rope.get("type"), "default")
-    # The dynamic kind is the plain one up to max_position_embeddings.
-    if scaling not in ("default", "dynamic"):
-        raise UserError(f"{keys.source}: {keys.prefix}rope_scaling {dict(rope)!r} is not supported")
-    theta = Keys({**keys.values, **rope}, keys.source, keys.prefix).real("rope_theta", default=10000.0)
-    return TextConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=keys.integer("intermediate_size"),
-        num_layers=keys.integer("num_hidden_layers", at_most=MOST_LAYERS),
-        num_heads=num_heads,
-        num_kv_heads=keys.integer("num_key_value_heads", default=num_heads),
-        head_dim=head_dim,
-        rms_norm_eps=keys.real("rms_norm_eps", default=1e-6),
-        rope_theta=theta,
-        mrope_section=(head_dim // 2, 0, 0),  # one position a token
-        tie_word_embeddings=tied,
-        max_position_embeddings=keys.integer("max_position_embeddings", default=32768),
-        attention_bias=kind == "qwen2",
-        qk_norm=kind == "qwen3",
-        dynamic_rope=scaling == "dynamic",
-        fused_qkv=kind == "internlm2",
-    )
-
-
-def _flat_theta(keys: Keys) -> dict[str, Any]:
-    """The flat `rope_theta` of transformers 4; a `rope_parameters` of transformers 5 carries its own and wins."""
-    if keys.section("rope_parameters").get("rope_theta") is not None or keys.get("rope_theta") is None:
-        return {}
-    return {"rope_theta": keys.get("rope_theta")}
-
-
-def refuse_sliding_window(keys: Keys, num_layers: int) -> None:
-    layer_types = keys.get("layer_types")
-    if layer_types is None:
-        used = (
-            bool(keys.get("use_sliding_window", False))
-            and keys.get("sliding_window") is not None
-            and keys.integer("max_window_layers", default=num_layers) < num_layers
-        )
-    else:
-        used = any(kind != "full_attention" for kind in layer_types)
-    if used:
-        raise UserError(
-            f"{keys.source}: sliding-window attention is in use (use_sliding_window or layer_types), which the policy "
-            "does not have; the released checkpoints do not use it"
-        )
+        refuse_misfits(source, checks)
 
 
 def _require_plain_angles(vision: Keys) -> None:

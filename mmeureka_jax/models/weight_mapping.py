@@ -1,6 +1,7 @@
-"""Which stored tensor is which leaf of the parameter tree: the rules that loading and saving both follow.
+"""Which stored tensor is which leaf of the parameter tree: one list of mappings, which loading and saving both follow.
 
-A family lists its own (`rules` in its model file) with the help of `Rules`; `decoder_rules` adds the text decoder's.
+A family lists its own (`weight_mappings` in its model file) with the help of `WeightMappings`; `add_decoder` adds the
+text decoder's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mmeureka_jax.models.config import TextConfig
+from mmeureka_jax.models.decoder_config import TextConfig
 
 Layout = Literal["same", "linear", "patches", "convolution"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class WeightMapping:
     """One leaf of the parameter tree and the stored tensor (or the tensor of each layer) that it holds."""
 
     leaf: str  # path in the parameter tree, "/" between keys
@@ -39,15 +40,15 @@ class Rule:
 
 
 @dataclass
-class Rules:
-    """A list of rules that grows by what a layer holds."""
+class WeightMappings:
+    """A list of mappings that grows by what a layer holds."""
 
-    found: list[Rule] = field(default_factory=list)
+    mappings: list[WeightMapping] = field(default_factory=list)
 
     def add(
         self, leaf: str, tensor: str, shape: tuple[int, ...], layout: Layout = "same", layers: int | None = None
     ) -> None:
-        self.found.append(Rule(leaf, tensor, shape, layout, layers))
+        self.mappings.append(WeightMapping(leaf, tensor, shape, layout, layers))
 
     def scale(self, leaf: str, tensor: str, size: int, layers: int | None = None, bias: bool = False) -> None:
         """A norm."""
@@ -63,7 +64,7 @@ class Rules:
             self.add(f"{leaf}/bias", f"{tensor}.bias", (outputs,), layers=layers)
 
 
-# What the tensors of a decoder layer are called: Qwen2, Qwen3 and Llama alike, and InternLM2.
+# What the tensors of a decoder layer are called: by Qwen2, Qwen3 and Llama alike, and by InternLM2.
 _HUGGING_FACE = {
     "embed_tokens": "embed_tokens", "input_layernorm": "input_layernorm", "qkv_proj": "", "q_proj": "self_attn.q_proj",
     "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "o_proj": "self_attn.o_proj",
@@ -78,7 +79,7 @@ _INTERNLM2 = {
 }  # fmt: skip
 
 
-def decoder_rules(found: Rules, text: TextConfig, model: str = "model", head: str = "lm_head") -> None:
+def add_decoder(weights: WeightMappings, text: TextConfig, model: str = "model", head: str = "lm_head") -> None:
     """The text decoder's tensors, stored under `model` and its output head as `head`."""
     names = _INTERNLM2 if text.fused_qkv else _HUGGING_FACE
     count = text.num_layers
@@ -87,29 +88,29 @@ def decoder_rules(found: Rules, text: TextConfig, model: str = "model", head: st
     q_size = text.num_heads * text.head_dim
     kv_size = text.num_kv_heads * text.head_dim
     embedding = f"{model}.{names['embed_tokens']}.weight"
-    found.add("language/embed_tokens/embedding", embedding, (text.vocab_size, size))
+    weights.add("language/embed_tokens/embedding", embedding, (text.vocab_size, size))
 
     def tensor(name: str) -> str:
         return f"{model}.layers.{{}}.{names[name]}"
 
     leaf = "language/layers"
-    found.scale(f"{leaf}/input_layernorm", tensor("input_layernorm"), size, count)
+    weights.scale(f"{leaf}/input_layernorm", tensor("input_layernorm"), size, count)
     projections = {"qkv_proj": q_size + 2 * kv_size}
     if not text.fused_qkv:
         projections = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
     for name, outputs in projections.items():
-        found.linear(f"{leaf}/self_attn/{name}", tensor(name), size, outputs, count, bias=text.attention_bias)
+        weights.linear(f"{leaf}/self_attn/{name}", tensor(name), size, outputs, count, bias=text.attention_bias)
     if text.qk_norm:
         for name in ("q_norm", "k_norm"):
-            found.scale(f"{leaf}/self_attn/{name}", tensor(name), text.head_dim, count)
-    found.linear(f"{leaf}/self_attn/o_proj", tensor("o_proj"), q_size, size, count)
-    found.scale(f"{leaf}/post_attention_layernorm", tensor("post_attention_layernorm"), size, count)
+            weights.scale(f"{leaf}/self_attn/{name}", tensor(name), text.head_dim, count)
+    weights.linear(f"{leaf}/self_attn/o_proj", tensor("o_proj"), q_size, size, count)
+    weights.scale(f"{leaf}/post_attention_layernorm", tensor("post_attention_layernorm"), size, count)
     for name in ("gate_proj", "up_proj"):
-        found.linear(f"{leaf}/mlp/{name}", tensor(name), size, inner, count)
-    found.linear(f"{leaf}/mlp/down_proj", tensor("down_proj"), inner, size, count)
-    found.scale("language/norm", f"{model}.norm", size)
+        weights.linear(f"{leaf}/mlp/{name}", tensor(name), size, inner, count)
+    weights.linear(f"{leaf}/mlp/down_proj", tensor("down_proj"), inner, size, count)
+    weights.scale("language/norm", f"{model}.norm", size)
     if not text.tie_word_embeddings:
-        found.linear("language/lm_head", head, size, text.vocab_size)
+        weights.linear("language/lm_head", head, size, text.vocab_size)
 
 
 def from_stored(tensor: Any, layout: Layout) -> Any:
