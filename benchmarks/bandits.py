@@ -76,7 +76,7 @@ def gradient_weights(loss: PolicyLoss, advantage: float) -> np.ndarray:
 
 
 def ratio_after_step(loss: PolicyLoss, advantage: float, ratios: np.ndarray) -> np.ndarray:
-    """The ratio of one of ACTIONS equally likely actions after a gradient step of RATE on its token alone, for each
+    """The ratio of one of ACTIONS equally likely actions after a gradient step of RATE on only its token, for each
     ratio before."""
     action = jnp.arange(ACTIONS) == 0
 

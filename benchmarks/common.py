@@ -117,7 +117,7 @@ def make_parser(module: str, summary: str) -> argparse.ArgumentParser:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """The size of an update batch (but for the group), and what is trained."""
+    """The size of an update batch (except for the group), and what is trained."""
     parser.add_argument("--prompts", type=positive, default=8)
     parser.add_argument("--new", type=positive, default=64, help="tokens of a response")
     parser.add_argument("--train", choices=("all", "language"), default="language", help="language: frozen vision")

@@ -2,7 +2,7 @@
 
 Plain arithmetic on a model's sizes; nothing here touches a device. What is counted:
 
-- operations: matrix products alone, 2 m k n each, attention only where a query may see a key. Norms, softmax, rotary
+- operations: only matrix products, 2 m k n each, attention only where a query may see a key. Norms, softmax, rotary
   embedding, random numbers and the optimiser's arithmetic are left out.
 - bytes: every parameter that a pass uses, once; keys and values; in the update gradients and optimiser state.
   Activations, logits, pictures and the rows gathered from the embedding are left out: they could stay in a cache.
@@ -31,10 +31,12 @@ class Work:
 
     flops: float = 0
     bytes: float = 0
-    attention: float = 0  # of `flops`, those between queries and keys or weights and values, of many queries at a time
-    exponentials: float = 0  # of the softmax of attention
-    cached: float = 0  # of `bytes`, keys and values that belong to one row and are read for its one new token
-    cached_flops: float = 0  # of `flops`, that token's products with them
+    # The part of `flops` between queries and keys, or weights and values, for many queries at a time.
+    attention: float = 0
+    exponentials: float = 0  # those of attention's softmax
+    # The part of `bytes` for keys and values that belong to one row and are read for its one new token.
+    cached: float = 0
+    cached_flops: float = 0  # the part of `flops` for that token's products with them
 
     def __add__(self, other: Work) -> Work:
         return Work(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
@@ -59,7 +61,7 @@ class Batch:
     group: int  # n
     prompt: int  # Lp, tokens
     new: int  # Lr, tokens
-    windows: int = 0  # W, of the one picture of a prompt; 0: text alone
+    windows: int = 0  # W, those of the one picture of a prompt; 0: only text
 
     @property
     def rows(self) -> int:
@@ -262,9 +264,9 @@ def update(
     micro_batches: int = 1,
     param_width: int = 4,
 ) -> dict[str, Work]:
-    """One update, by parts that follow each other: gradients, then AdamW (the gradients' norm stands between them).
+    """One update, by parts that follow each other: gradients, then AdamW (the gradients' norm is between them).
 
-    A product's backward pass is two of its size. With `remat` the forward pass is done again, but for the last product
+    A product's backward pass is two of its size. With `remat` the forward pass is done again, except the last product
     of each layer, whose result no gradient needs. Without `train_vision` the tower is not run: its embeddings come with
     the batch.
 

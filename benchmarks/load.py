@@ -1,4 +1,4 @@
-"""Memory of the host while a checkpoint is read onto devices, or written: what it takes beside the parameters held.
+"""Memory of the host while a checkpoint is read onto devices, or written: what it takes on top of the parameters held.
 
     python -m benchmarks.load --config 3b --layers 8 --cpu-devices 4 --dtype bfloat16
 

@@ -5,7 +5,7 @@
     python -m benchmarks.memory --model tiny --train all --lora 0 8 16 32
 
 Nothing is run: the program of training is compiled for the devices at hand and its buffers are read off.
-`temporary_mb` is what an update needs on each device beside the state (parameters and optimiser) and the batch. In it
+`temporary_mb` is what an update needs on each device apart from the state (parameters, optimiser) and the batch. In it
 are the gradients of the embedding and of the output head, `vocab_gradients_mb`, which are as large as their parameters.
 `--lora` compares ranks of adapters on the decoder's layers (0: all parameters are trained).
 """

@@ -1,4 +1,4 @@
-"""How near each part of a step comes to what the device can do: measured seconds beside a floor (see floors.py).
+"""How near each part of a step comes to what the device can do: measured seconds next to a floor (see floors.py).
 
     python -m benchmarks.roofline --model tiny
     python -m benchmarks.roofline --config 3b --rows 64 --group 8 --prompt 1000 --new 64 --side 448
@@ -129,7 +129,7 @@ def matmul_rate(shape: tuple[int, int, int], dtype: str) -> float:
 
 def copy_rate() -> float:
     """Bytes a second, read and written in place, by an elementwise operation on one large array."""
-    count = 2**26 if jax.default_backend() == "cpu" else 2**28  # of float32
+    count = 2**26 if jax.default_backend() == "cpu" else 2**28  # float32 numbers
     x = jnp.zeros((1024, count // 1024), jnp.float32)
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
@@ -374,7 +374,7 @@ def floor_of(part: str, args: argparse.Namespace, loaded: OpenedPolicy, batch: B
 
 
 def compare(parts: Sequence[Work], seconds: float, rates: Rates) -> dict[str, float]:
-    """A part's seconds beside its floor, and which share of either rate of the device it used."""
+    """A part's seconds next to its floor, and which share of either rate of the device it used."""
     work = sum(parts, Work())
     floor = rates.seconds(parts)
     kernels = rates.kernel_seconds(parts)

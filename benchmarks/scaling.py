@@ -3,7 +3,7 @@
     python -m benchmarks.scaling --model tiny --out DIR
     python -m benchmarks.scaling --config 3b --prompts 2 --axes group new --out DIR
 
-Each point is a rollout of exactly `--new` tokens a response and one update on all of it, timed separately, beside their
+Each point is a rollout of exactly `--new` tokens a response and one update on all of it, timed separately, with their
 floors at the rates that the device showed in the same run (see floors.py and roofline.py). Weights are random.
 DIR/scaling.md is the table, DIR/scaling.png the plot. Where the time grows faster than the floor (`growth_over_floor`
 above 1), the larger point has more of what is no product at the device's best rate; where it grows faster than the
@@ -144,7 +144,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     base = Point(args.group, args.prompt, args.new, text.vocab_size)
     places = [(axis, Point(**asdict(base) | {axis: value})) for axis, values in axes.items() for value in values]
     rows: list[dict[str, Any]] = []
-    known: dict[Point, dict[str, float]] = {}  # the base point stands on several axes
+    known: dict[Point, dict[str, float]] = {}  # the base point is on several axes
     with jax.set_mesh(loaded.mesh), progress(len(places) + 1, "scaling", unit="point") as bar:
         rates = measure_rates(loaded.policy.compute_dtype, loaded.policy.config, args.prompts * args.prompt)
         bar.update()

@@ -1,7 +1,7 @@
 """The one exception that means "the user's input is wrong", and its exit code.
 
 Every message names the file, row, key or tensor, says what was expected, and says what to do. The command line prints
-the message alone (no traceback) and exits with `EXIT_BAD_INPUT`.
+only the message (no traceback) and exits with `EXIT_BAD_INPUT`.
 """
 
 from __future__ import annotations

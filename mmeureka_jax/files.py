@@ -69,7 +69,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     """Turns an `OSError` of the block into a `UserError` that names `path` and what to do."""
     try:
         yield
-    except RecursionError:  # of `mkdir`, which makes the folders of a path one within the other
+    except RecursionError:  # from `mkdir`, which makes the folders of a path one within the other
         raise UserError(f"{path}: cannot write: too many folders, one in another; choose a shorter path") from None
     except OSError as error:
         what_to_do = _WHAT_TO_DO.get(error.errno or 0, "see that the folder exists and can be written")

@@ -5,7 +5,7 @@ Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...);
 
 The text decoder is sharded over `fsdp` (its embed dimension) and `tensor` (heads, MLP, vocabulary). The vision tower
 is small and usually frozen, and its MLP width (3420 in the released checkpoints) divides by few mesh sizes, so it is
-sharded over `fsdp` alone.
+sharded over `fsdp` only.
 """
 
 from __future__ import annotations

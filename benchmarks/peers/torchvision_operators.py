@@ -1,8 +1,8 @@
-"""Import this before transformers: then torchvision can be imported beside a torch that it was not built for.
+"""Import this before transformers: then torchvision can be imported next to a torch that it was not built for.
 
-That is how the usual torchvision is beside a CPU build of torch: its compiled operators cannot be loaded, and it ends
+That is how the usual torchvision is next to a CPU build of torch: its compiled operators cannot be loaded, and it ends
 on the first that it describes. The two are declared here. Pictures are only resized, which uses neither. Where there is
-no torchvision nothing is done: transformers needs it for its processors alone.
+no torchvision nothing is done: transformers needs it only for its processors.
 """
 
 from __future__ import annotations

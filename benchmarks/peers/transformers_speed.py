@@ -2,7 +2,7 @@
 
 The work of `benchmarks.generate` and `benchmarks.update --train all`, with a prompt and its picture computed for every
 response. The update is forward, backward and AdamW (the fused one) of the plain policy gradient: without clipping of
-ratios and gradients, which the project's has, and with logits for the responses alone.
+ratios and gradients, which the project's has, and with logits only for the responses.
 """
 
 from __future__ import annotations

@@ -80,9 +80,9 @@ class CheckReport:
 
     usable: list[int]
     rejected: list[Rejected]  # by row
-    max_tokens: int  # of the usable prompts; 0 if they were not measured
+    max_tokens: int  # the longest usable prompt's; 0 if they were not measured
     max_windows: int
-    notes: list[Note] = field(default_factory=list)  # of usable rows
+    notes: list[Note] = field(default_factory=list)  # on usable rows
 
     @property
     def num_rows(self) -> int:
@@ -157,7 +157,7 @@ class _CheckedRow:
     answer: str | None = None
     num_tokens: int = 0
     num_windows: int = 0
-    image_state: str = ""  # of the picture files, to notice when they change
+    image_state: str = ""  # state of the picture files, to notice when they change
     notes: tuple[Note, ...] = ()
     rejected: Rejected | None = None
 

@@ -266,7 +266,7 @@ def _placed(
 ) -> tuple[list[list[dict[str, Any]]], list[Any], bool]:
     """Part lists without values, values, and whether the parts brought all of them.
 
-    A picture stands where its image part stands, or where its marker does (`<image>`, `<image_2>`), or in front of
+    A picture is where its image part is, or where its marker is (`<image>`, `<image_2>`), or in front of
     turn `first` if there is neither. Where the chat has both, as many markers as parts, the markers are the places.
     `called` are the numbers of the pictures in `waiting` where they do not simply count from one.
     """
@@ -368,7 +368,7 @@ def _answer(row: Mapping[str, Any], reply: str | None, needed: bool) -> tuple[st
             texts = [*texts, marked_in] if marked_in is not None else texts
             break
     else:
-        # Of a solution and a response, the solution; a short text without marks is nothing but the answer.
+        # If there are a solution and a response, the solution; a short text without marks is nothing but the answer.
         found = (_marked(text) or (text.strip() if _is_bare(text) else None) for text in texts)
         answer = next(filter(None, found), None)
     if answer is None and needed:

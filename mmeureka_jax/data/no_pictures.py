@@ -45,7 +45,7 @@ class TextPreprocessor:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """No text stands for a picture."""
+        """No text means a picture."""
         return ()
 
     @property

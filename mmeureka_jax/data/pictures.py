@@ -59,7 +59,7 @@ def unusable(ref: ImageRef, reason: str) -> RowError:
 
 
 def picture_size(ref: ImageRef) -> tuple[int, int]:
-    """(height, width) of the upright picture, from its header alone. Raises RowError for what cannot be read."""
+    """(height, width) of the upright picture, from its header only. Raises RowError for what cannot be read."""
     with _opened(ref) as image:
         width, height = image.size
         return (width, height) if _is_turned(image) else (height, width)
@@ -209,7 +209,7 @@ class PicturePreprocessor:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Texts that stand for a picture in a prompt, beside the special tokens."""
+        """Texts that mean a picture in a prompt, in addition to the special tokens."""
         return ()
 
     @property

@@ -114,7 +114,7 @@ class Processor:
 
         settings = self.path / "tokenizer_config.json"
         try:
-            # Code that a checkpoint brings is not run; beside a tokenizer.json it is not needed.
+            # Code that a checkpoint brings is not run; next to a tokenizer.json it is not needed.
             own_code = settings.is_file() and "auto_map" in read_json(settings)
             fast = own_code and (self.path / "tokenizer.json").is_file()
             kind = PreTrainedTokenizerFast if fast else AutoTokenizer
@@ -229,7 +229,7 @@ class Processor:
         return assemble_prompt(np.zeros(1, np.int32), (), (), None, self.pictures.geometry)
 
     def measure(self, problem: Problem) -> tuple[int, int]:
-        """(tokens, windows) that the prompt will have, from picture headers alone. Raises RowError as a call does."""
+        """(tokens, windows) that the prompt will have, from picture headers only. Raises RowError as a call does."""
         tokens, grids = self._tokens_and_grids(problem)
         return len(tokens), sum(self.pictures.geometry.num_windows(grid) for grid in grids)
 

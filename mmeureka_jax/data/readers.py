@@ -34,7 +34,7 @@ _BLANKS = b" \t\r\n\0\xef\xbb\xbf\xff\xfe"  # in any encoding, with a byte order
 class Table(ABC):
     """Rows of one file or data set."""
 
-    name: str  # of the file or data set, for ids and messages
+    name: str  # the file or data set, for ids and messages
     folder: Path | None = None  # what relative image paths start from
     embeds_images: bool = False  # rows hold their pictures, so that reading one is not cheap
 
@@ -193,7 +193,7 @@ _row_groups = _RowGroupCache(ROW_GROUP_CACHE_BYTES)
 class ParquetTable(Table):
     """Rows of a Parquet file, read by row groups.
 
-    Parquet cannot read one row alone: a shuffled pass over a file larger than the cache reads a row group for nearly
+    Parquet cannot read a single row: a shuffled pass over a file larger than the cache reads a row group for nearly
     every row. `mmeureka data build` turns such files into ArrayRecord, which can.
     """
 

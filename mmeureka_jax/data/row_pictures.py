@@ -155,7 +155,7 @@ class RowPictures:
     unread: tuple[str, ...]  # other columns that look like pictures
     misplaced: tuple[str, ...]  # those of `unread` that may well be pictures of the question
     empty: tuple[str, ...]  # columns for pictures that hold none
-    numbers: tuple[int, ...] | None  # of the pictures; None if they have none, or count from 0 or 1
+    numbers: tuple[int, ...] | None  # the pictures' numbers; None if they have none, or count from 0 or 1
 
 
 def find_pictures(row: Mapping[str, Any], used: Iterable[str] = ()) -> RowPictures:

@@ -235,7 +235,7 @@ class TilePreprocessor:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Texts that stand for a picture in a prompt, beside the special tokens."""
+        """Texts that mean a picture in a prompt, in addition to the special tokens."""
         return (_IMAGE,)
 
     @property

@@ -7,7 +7,7 @@ patches that becomes one image token; a window is a square of units (4 x 4 in th
     units in raster order        windows, each padded at its end to a whole window
         0 1 | 2                      [0 1 3 4] [2 5 . .] [6 7 . .] [8 . . .]
         3 4 | 5
-        ----+--                  image_index: where each unit of the raster order stands now
+        ----+--                  image_index: where each unit of the raster order is now
         6 7 | 8                      0 1 4 2 3 5 8 9 12
 
 The order is that of Hugging Face's `get_vision_window_index` (transformers `vision_utils.py`); the padding is ours, so
@@ -117,7 +117,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 @dataclass(frozen=True, eq=False)
 class WindowLayout:
-    """Where the patches of a picture of one grid stand in its w windows. Read-only, shared by all such pictures."""
+    """Where the patches of a picture of one grid are in its w windows. Read-only, shared by all such pictures."""
 
     image_index: Int[np.ndarray, " units"]  # raster order of merge units -> window * units_per_window + slot
     patch_positions: Int[np.ndarray, "w S 2"]  # (row, column) of the patch in its picture; 0 for padding
@@ -134,7 +134,7 @@ def window_layout(grid: Grid, geometry: VisionGeometry) -> WindowLayout:
     row, column = (axis.ravel() for axis in np.indices((rows, columns), dtype=np.int32))
     window_row = row // side
     window_column = column // side
-    # A window at the edge is narrower and shorter; its units stand first, so that the padding is at its end.
+    # A window at the edge is narrower and shorter; its units come first, so that the padding is at its end.
     width = np.minimum(side, columns - window_column * side)
     slot = (row % side) * width + column % side
     window = window_row * math.ceil(columns / side) + window_column
@@ -189,7 +189,7 @@ def rotary_positions(
 ) -> tuple[Int[np.ndarray, "3 L"], int]:
     """Multimodal rotary positions (time, row, column) of a prompt, and the position of the token that follows it.
 
-    Text counts 1 a token on all three axes. A picture's tokens stand at one time and at their (row, column) of merge
+    Text counts 1 a token on all three axes. A picture's tokens are at one time and at their (row, column) of merge
     units, all offset by the count so far; after it the count continues from the larger of its two sides.
     Source: HF `Qwen2_5_VLModel.get_rope_index` for images.
 

@@ -113,7 +113,7 @@ def measure_difficulty(
 
 
 def _rows_so_far(output: Path, made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier start, by id; the file then ends with a whole row, and its settings are beside it."""
+    """The rows of an earlier start, by id; the file then ends with a whole row, and its settings are next to it."""
     record = output.with_name(output.name + ".settings.json")
     if output.exists():
         if not record.exists():

@@ -87,7 +87,7 @@ def convert(
 
 
 def _carried_over(folder: Path, dtype: str | None) -> dict[str, bytes]:
-    """`config.json` as it is, but for another `dtype`, and what a folder has beside a model's usual files."""
+    """`config.json` as it is, except for another `dtype`, and what a folder has next to a model's usual files."""
     content = read_json(folder / "config.json")
     if dtype is None:
         config = (folder / "config.json").read_bytes()

@@ -43,7 +43,7 @@ def model_card(
         average: whether the parameters are the average over the updates.
         metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
         text_only: the model reads no pictures.
-        adapters: the folder holds adapters alone.
+        adapters: the folder holds only adapters.
         changed_settings: in what its settings files differ from those of the checkpoint that the run started from.
     """
     config = metadata["config"]

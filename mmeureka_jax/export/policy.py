@@ -116,7 +116,7 @@ def _check_asked(run_dir: Path, config: Mapping[str, Any], average: bool, adapte
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """For the card alone: a run without them, or with broken ones, is exported all the same."""
+    """Only for the card: a run without them, or with broken ones, is exported all the same."""
     try:
         return read_metrics(run_dir)
     except UserError as error:
@@ -164,7 +164,7 @@ def _restore(
     average: bool,
     adapters: bool,
 ) -> Params:
-    """The parameters of a step; of a policy with adapters those alone, or with the base of `source`."""
+    """The parameters of a step; of a policy with adapters only those, or with the base of `source`."""
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
     names = ("average" if average else "trainable", "frozen")
     parts = dict(zip(names, split_frozen(policy.abstract_params(), policy.frozen(frozen)), strict=True))

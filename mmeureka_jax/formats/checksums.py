@@ -1,4 +1,4 @@
-"""What the arrays of a checkpoint are: name, dtype, shape and checksum of each, stored beside them.
+"""What the arrays of a checkpoint are: name, dtype, shape and checksum of each, stored next to them.
 
 Neither Orbax nor TensorStore sees a flipped bit in an array's data: it would come back as another number. The checksum
 does not depend on how an array is laid out over devices, so a checkpoint may be restored onto another mesh.

@@ -36,7 +36,7 @@ _NAME = "adapter_model"
 _PREFIX = "base_model.model."
 _MATRICES = {LORA_A: ".lora_A.weight", LORA_B: ".lora_B.weight"}
 
-# What adapters may have beside two matrices, with the values that mean that they do not.
+# What adapters may have besides two matrices, with the values that mean that they do not.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None), "use_rslora": (False, None), "fan_in_fan_out": (False, None), "bias": ("none", None),
     "lora_bias": (False, None), "modules_to_save": (None, []), "rank_pattern": (None, {}), "alpha_pattern": (None, {}),
@@ -50,9 +50,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an adapter's matrix stands in the parameter tree."""
+    """Where an adapter's matrix is in the parameter tree."""
 
-    path: str  # of the linear map
+    path: str  # the linear map's
     layer: int | None
     layers: int | None
     size_in: int
@@ -133,7 +133,7 @@ def save_adapters(
 
 @dataclass(frozen=True)
 class StoredAdapters:
-    """Adapters of a folder: of which rank and scale, beside which linear maps, and their values."""
+    """Adapters of a folder: their rank and scale, the linear maps that they adapt, and their values."""
 
     folder: Path
     rank: int

@@ -37,7 +37,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, known from the header alone."""
+    """A tensor in a file, known from only the header."""
 
     file: Path
     offset: int  # bytes from the start of the file
@@ -111,7 +111,7 @@ def write_checkpoint_files(
 ) -> None:
     """Writes a checkpoint folder: safetensors (several with an index above `max_shard_bytes`) and other `files`.
 
-    Everything goes to a temporary folder beside `folder`, which is renamed at the end and removed on any error.
+    Everything goes to a temporary folder next to `folder`, which is renamed at the end and removed on any error.
 
     Args:
         shapes: name and shape of each tensor, in the order in which `tensors` yields them.

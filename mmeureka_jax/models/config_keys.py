@@ -60,7 +60,7 @@ class Keys:
     def require(self, key: str, *allowed: Any, default: Any = None) -> None:
         """
         Args:
-            default: what a key that is not there stands for; null, and None here, are something that is allowed.
+            default: the value of a key that is missing; null, and None here, are allowed values.
 
         Raises:
             UserError: the value is none of `allowed`.

@@ -4,7 +4,7 @@ tensors in both layouts of a checkpoint (internvl_config.py).
 Sources: transformers' `InternVLForConditionalGeneration`, and OpenGVLab's `InternVLChatModel` and `InternLM2` with the
 mapping of one to the other in transformers' `convert_internvl_weights_to_hf.py`.
 
-A picture comes as tiles (data/tiles.py), and a tile is a window of `ImageBatch`: its patches stand in runs of
+A picture comes as tiles (data/tiles.py), and a tile is a window of `ImageBatch`: its patches are in runs of
 merge_size**2 that become one image token. That is what the reference's pixel shuffle does to patches in raster order.
 """
 
@@ -34,7 +34,7 @@ RENAMED = (
 )
 
 PROJECTOR_EPSILON = 1e-5  # torch's default, in both references
-QK_NORM_EPSILON = 1e-6  # of transformers; the original has layer_norm_eps, whose released value is the same
+QK_NORM_EPSILON = 1e-6  # as in transformers; the original has layer_norm_eps, whose released value is the same
 
 
 def _norm(config: InternViTConfig, *, stack: int) -> nnx.Module:
@@ -43,7 +43,7 @@ def _norm(config: InternViTConfig, *, stack: int) -> nnx.Module:
 
 
 def raster_places(side: int, merge: int) -> np.ndarray:
-    """Where the patch at each place of a tile stands in raster order: units of merge**2 patches in raster order of
+    """Where the patch at each place of a tile is in raster order: units of merge**2 patches in raster order of
     units, [side**2]."""
     units = np.arange(side**2).reshape(side // merge, merge, side // merge, merge)
     return units.transpose(0, 2, 1, 3).ravel()

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): y = x W + (alpha / rank) (x A) B, with W as it is and A and B trained.
 
-Adapters are leaves `lora_a` [in, rank] and `lora_b` [rank, out] beside the `kernel` of a `Linear`, with a leading axis
+Adapters are leaves `lora_a` [in, rank] and `lora_b` [rank, out] next to a `Linear`'s `kernel`, with a leading axis
 where layers are stacked. All other leaves are the base: frozen, in a dtype of its own, and by itself the policy that
 training starts from, which is a reference that takes no memory.
 """
@@ -109,7 +109,7 @@ def in_base_dtype(shapes: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
 
 def initial_adapters(shapes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
     """New adapters, float32, for every one of a tree of shapes, by path: A uniform within 1 / sqrt(in), B zero, so that
-    they change nothing yet. Values depend on the seed and the path alone.
+    they change nothing yet. Values depend only on the seed and the path.
 
     Source: `peft.tuners.lora.LoraLayer.reset_lora_parameters` (kaiming_uniform with a = sqrt(5)).
     """

@@ -30,7 +30,7 @@ class TextOnlyConfig(KeptConfig):
     bos_token_id: int | None
     stored: str  # config.json as it was read; it travels unchanged
 
-    image_token_id: ClassVar[None] = None  # no token stands for a picture, ...
+    image_token_id: ClassVar[None] = None  # no token is a picture's, ...
     placeholders: ClassVar[dict[str, int]] = {}  # ... none marks one, so none is kept out of texts
     forbidden_tokens: ClassVar[tuple[int, ...]] = ()  # or never sampled
     head_name: ClassVar[str] = "lm_head.weight"

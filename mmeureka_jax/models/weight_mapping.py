@@ -23,7 +23,7 @@ class WeightMapping:
 
     leaf: str  # path in the parameter tree, "/" between keys
     tensor: str  # name in the hub's layout; "{}" is the layer
-    shape: tuple[int, ...]  # of the stored tensor (of one layer)
+    shape: tuple[int, ...]  # the stored tensor's (one layer's)
     layout: Layout
     layers: int | None = None  # the leaf's leading axis, if layers are stacked
 

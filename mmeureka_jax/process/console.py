@@ -40,7 +40,7 @@ def say(text: str) -> None:
 
 
 def say_facts(facts: Mapping[str, object]) -> None:
-    """Lines of a header: names and what they stand for, aligned."""
+    """Lines of a header: names and what they mean, aligned."""
     for name, value in facts.items():
         say(f"  {name:<11} {value}")
 
@@ -193,7 +193,7 @@ class TimeLeft:
 class Steps:
     """The steps of a run: a bar on a terminal, where bars are wanted, and otherwise a line for each.
 
-    Within a step, `phase` says what happens. On the bar it stands before the numbers of the last step, which a narrow
+    Within a step, `phase` says what happens. On the bar it is before the numbers of the last step, which a narrow
     terminal cuts off first; it has a line of its own only where the log would say nothing for long: in the first step,
     and where the phase took long the last time.
     """

@@ -1,4 +1,4 @@
-"""The charts of a run's report: which metrics stand together, drawn as small SVGs with a text alternative for each."""
+"""The charts of a run's report: which metrics belong together, drawn as small SVGs, each with a text alternative."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLORS = ("#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785")
 THEMED = {"#b8c0ca": "axis", "#52606d": "soft", "#e7ebf0": "grid", "#1f2933": "ink"} | {
     color: f"line-{number}" for number, color in enumerate(COLORS, start=1)
 }
-MAX_POINTS = 250  # of a line; longer runs are averaged over equal stretches of steps
+MAX_POINTS = 250  # per line; longer runs are averaged over equal stretches of steps
 SMOOTH_FROM = 30  # points from which a moving average is drawn over the raw line
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, and in the font of the page

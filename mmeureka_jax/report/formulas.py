@@ -57,7 +57,7 @@ _WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z][a-z]{2}")
 
 
 def text_to_html(text: str) -> str:
-    """Escaped, with the formulas drawn that stand between `$`, `$$`, `\\(` or `\\[`, or in a box or environment of
+    """Escaped, with the formulas drawn that are between `$`, `$$`, `\\(` or `\\[`, or in a box or environment of
     LaTeX's. Their source is the title of each."""
     parts = []
     end = 0

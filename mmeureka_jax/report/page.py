@@ -33,7 +33,7 @@ from mmeureka_jax.runs.tracking import ROLLOUTS_FOLDER, picture_of, read_metrics
 REPORT_FILE = "report.html"
 MAX_STEPS_SHOWN = 8  # logged steps of rollouts in the report, the first and the last among them
 THUMBNAIL_SIDE = 360  # pixels
-RESPONSES_SHOWN = 2  # of each group; the others fold out
+RESPONSES_SHOWN = 2  # per group; the others fold out
 
 _OPENING = re.compile(r"<(think|answer)>")
 
@@ -121,7 +121,7 @@ def _tiles(rows: Rows) -> Iterable[str]:
     ):
         _, values = series_of(rows, metric)
         if len(values):
-            few = max(1, len(values) // 20)  # one step alone is noise
+            few = max(1, len(values) // 20)  # a single step is noise
             yield tile(name, change(_round(values[:few].mean()), _round(values[-few:].mean())), note)
     _, seconds = series_of(rows, "time/step")
     each = f"{format_number(_round(seconds.mean()))} s each" if len(seconds) else ""
@@ -341,7 +341,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _block(text: str) -> str:
-    """A part of a response: a thought, an answer, or what stands outside the tags."""
+    """A part of a response: a thought, an answer, or what is outside the tags."""
     kind = "plain"
     name = "Outside the tags"
     inner = text

@@ -14,7 +14,7 @@ What handing the tags along does:
     rightmost value. With the tags, `<answer> 3, 4, 5 </answer>` is 3; inside them, it is 5.
 
 What else a reader would not guess:
-  - instruct and tags parse the gold answer inside `$…$`; boxed parses it as it stands, where `\\sqrt{2}` is nothing.
+  - instruct and tags parse the gold answer inside `$…$`; boxed parses it as it is, where `\\sqrt{2}` is nothing.
   - instruct and tags pass answer and gold answer to `verify` in exchanged places, which matters for equations,
     relations and sets.
   - A gold answer of which nothing can be read scores 1 for every response in instruct and tags, 0 in boxed.

@@ -33,7 +33,7 @@ Run = Callable[[Job], Any]
 GRACE = 1.0  # seconds after the time limit, in which the parent normally kills a worker
 IDLE_POLL = 2.0  # seconds between two looks at the parent
 LEFT_BEHIND = 32  # processes and threads that a custom rule may leave behind before its worker is replaced
-MEMORY_SHARE = 0.75  # of the memory that was free after the first answer, which later ones may leave occupied
+MEMORY_SHARE = 0.75  # share of the memory that was free after the first answer, which later ones may leave occupied
 # The first answers of each kind compile regular expressions and fill the parser's tables, up to a tenth of a second
 # each: that belongs to the start of the template and not to an answer.
 WARM_UP = (

@@ -91,7 +91,7 @@ class Checkpointer:
         """
         Args:
             load_frozen: reads the frozen part of the state anew from where the run began. Checkpoints then do without
-                it, but for its checksums. None: they hold it.
+                it, except for its checksums. None: they hold it.
         """
         self._load_frozen = load_frozen
         self.folder = (Path(run_dir) / "checkpoints").resolve()
@@ -212,7 +212,7 @@ class Checkpointer:
         """The checkpoint of one step.
 
         Raises:
-            UserError: it holds other arrays than `target`, or was saved beside another base. Any other exception: it is
+            UserError: it holds other arrays than `target`, or was saved with another base. Any other exception: it is
                 damaged.
         """
         return self._with_base(self._restore_stored(step, target))
@@ -309,7 +309,7 @@ def _accuracies(manager: ocp.CheckpointManager) -> dict[int, float]:
 
 
 class SavedParams:
-    """The parameters alone of a run's checkpoints, for export: no optimiser state is read, nothing is changed.
+    """Only the parameters of a run's checkpoints, for export: no optimiser state is read, nothing is changed.
 
     Raises:
         UserError: no such run, or one without a checkpoint.
@@ -378,7 +378,7 @@ def is_no_space(error: Exception) -> str | None:
 def verify_base(frozen: Params, arrays: Manifest, path: Path) -> None:
     """
     Raises:
-        UserError: parameters that the checkpoint `path` did without are not those that it was saved beside.
+        UserError: parameters that the checkpoint `path` did without are not those that it was saved with.
     """
     check_same_arrays(arrays, {"frozen": frozen}, path, whole=False)
     try:

@@ -43,7 +43,7 @@ def may_differ(key: str) -> bool:
 def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
     """In what `config` differs from the one that a run was made with, of the keys that may not change freely.
 
-    Keys that the run's version did not have yet stand for their defaults, which change nothing.
+    Keys that the run's version did not have yet have their defaults, which change nothing.
     """
     defaults = to_dict(Config())
     defaults["model"]["random"] = to_dict(RandomModelConfig())

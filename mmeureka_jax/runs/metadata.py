@@ -33,7 +33,7 @@ def write_metadata(run_dir: Path, metadata: dict[str, Any]) -> None:
 
 def read_metadata(run_dir: Path) -> dict[str, Any] | None:
     """What a run was made with; None where there is no such file. Keys that the run's version did not have hold what
-    stands for them.
+    is written for them.
 
     Raises:
         UserError: the file cannot be read, or is not what a run writes.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROWS_SHOWN = 20  # of those that cannot be used, in messages
+_ROWS_SHOWN = 20  # rows that cannot be used, in messages
 
 
 def open_processor(checkpoint: Path, data: DataConfig) -> Processor:

@@ -86,7 +86,7 @@ _CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# InternVL's: the context token stands for the picture, the processor puts its start and end around it.
+# InternVL's: the context token is the picture's, the processor puts its start and end around it.
 _INTERNVL_TEMPLATE = _CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", CONTEXT_TOKEN + "\\n")
 
 _PREPROCESSOR = {
@@ -150,7 +150,7 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
     """Writes a complete checkpoint folder: random float32 weights, config, tokenizer and processor files.
 
     Weights follow transformers' initialisation (normal with deviation 0.02, norms 1, biases 0); each tensor's draw
-    depends on `config.seed` and its name alone. For one process.
+    depends only on `config.seed` and its name. For one process.
 
     Raises:
         UserError: sizes that do not fit together, or `path` is taken or cannot be written.
@@ -312,7 +312,7 @@ def _random_tensors(config: PolicyConfig, seed: int) -> Iterator[np.ndarray]:
                 yield np.zeros(mapping.shape, np.float32)
             else:
                 generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-                # InternVL's own first position embeddings: smaller ones are lost beside what patches look like.
+                # InternVL's own first position embeddings: smaller ones are lost next to what patches look like.
                 spread = 1.0 if mapping.leaf.endswith(("/positions", "/cls_token")) else 0.02
                 yield generator.standard_normal(mapping.shape, np.float32) * np.float32(spread)
 

@@ -5,7 +5,7 @@ and a comparison of them.
                                          # to this file
     folder: runs/ablations/losses        # FOLDER/KIND/seedN are the runs, FOLDER/comparison.html what came of them
     imitation: ../demo_sft.yaml          # optional: a supervised run whose export all runs start from
-    overrides: {steps: 60}               # of every run
+    overrides: {steps: 60}               # for every run
     variants:                            # kinds of run by name ...
       grpo: {rl.advantage: grpo, rl.loss: ppo_clip}
       cpgd: {rl.advantage: cpgd, rl.loss: cpgd}

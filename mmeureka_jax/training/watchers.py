@@ -73,7 +73,7 @@ class NonFiniteGuard:
 
 
 def _flat(batch: UpdateBatch) -> dict[str, Any]:
-    """The arrays of a batch by dotted name, in types that NumPy alone reads."""
+    """The arrays of a batch by dotted name, in types that NumPy reads by itself."""
     arrays = {}
     for path, value in jax.tree_util.tree_leaves_with_path(batch):
         array = np.asarray(value)

@@ -146,7 +146,7 @@ def build_dataset(
     skip_unusable: bool = False,
     show_progress: bool = True,
 ) -> BuiltDataset:
-    """Writes the problems of `spec` as split `split` of the TFDS dataset `name`, beside the splits that it has already.
+    """Writes the problems of `spec` as split `split` of the TFDS dataset `name`, next to those that it already has.
 
     Args:
         spec, root, allow_outside_root, require_answer: as for `open_problems`.

@@ -5,7 +5,7 @@ form `<think>...</think><answer>...</answer>`: the *careful* one reads the pictu
 *hasty* one is a vague sentence and a guess that is right about three times in ten. Imitating a mixture of both gives a
 policy that can do either and mostly guesses, which is what reinforcement learning then has to notice.
 
-Everything follows from (seed, split, index) alone, in any order. A scene belongs to the train or to the test split by a
+Everything follows only from (seed, split, index), in any order. A scene belongs to the train or to the test split by a
 hash of its content, so no picture is in both, whatever its colours.
 """
 
@@ -24,7 +24,7 @@ from mmeureka_jax.errors import UserError
 
 Split = Literal["train", "test"]
 
-HASTY_FRACTION = 0.6  # of the solutions that the train split offers for imitation
+HASTY_FRACTION = 0.6  # share of the solutions that the train split offers for imitation
 TEST_SHARE = 8  # one scene in this many belongs to the test split
 
 HASTY_THOUGHTS = (
@@ -45,7 +45,7 @@ class ShapeProblem:
     answer: str
     careful: str
     hasty: str
-    style: Literal["careful", "hasty"]  # of the solution that is offered for imitation
+    style: Literal["careful", "hasty"]  # that of the solution offered for imitation
     image: bytes
     side: int
 

@@ -187,7 +187,7 @@ class Bars:
     """Bars built of unit blocks: their total, or the tallest minus the shortest."""
 
     heights: tuple[int, ...]
-    highest: int  # of the scale that is drawn behind them
+    highest: int  # on the scale that is drawn behind them
 
     @classmethod
     def sample(cls, rng: np.random.Generator, level: Level) -> Bars:

@@ -14,8 +14,8 @@ _BRACE = re.compile(r"(?<!\\)[{}]")
 _MAX_BOXES = 40  # in one list
 _CONTEXT = 60  # characters before and after a box that are looked at
 
-# Boxes of one list stand side by side, or are numbered one after another.
-_MAX_GAP = 60  # characters between two boxes that stand side by side
+# Boxes of one list are side by side, or are numbered one after another.
+_MAX_GAP = 60  # characters between two boxes that are side by side
 _SIDE_BY_SIDE = re.compile(
     r"[\s$.,;:、，；。*]*(?:\\text\s?\{\s?)?(?:(?:and|or|和|或|与)[\s$,，}]*)?(?:\$?[a-zA-Z](?:_\{?\w+\}?)?\s?=\s?)?"
 )

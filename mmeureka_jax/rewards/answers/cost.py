@@ -32,9 +32,9 @@ from sympy import (
     subfactorial,
 )
 
-MAX_DIGITS = 10_000  # of a number that is written down
-MAX_NODES = 400  # of an expression
-MAX_ENTRIES = 64  # of a matrix
+MAX_DIGITS = 10_000  # in a number that is written down
+MAX_NODES = 400  # in an expression
+MAX_ENTRIES = 64  # in a matrix
 MAX_POWER_OF_SUM = 40  # (x + 1)^n
 MAX_FACTORIAL = 1e6
 MAX_NESTED_FUNCTIONS = 3  # log(log(log(...))): each needs more digits of the one within
@@ -43,7 +43,7 @@ _UNFINISHED = (Sum, Product, Integral, Limit)
 _FACTORIALS = (factorial, factorial2, subfactorial, gamma)
 _EXPONENTIALS = (exp, cosh, sinh)
 _EXACT_DIGITS = 16  # a number of fewer digits can be worked out as a float
-_LARGEST_EXPONENT = 300  # of a float
+_LARGEST_EXPONENT = 300  # a float's
 
 
 def is_affordable(value: Basic | MatrixBase) -> bool:
@@ -59,7 +59,7 @@ def is_affordable(value: Basic | MatrixBase) -> bool:
 
 
 def _nested_functions(value: Basic) -> int:
-    """How many functions, or powers with an exponent that is no number, stand within one another."""
+    """How many functions, or powers with an exponent that is no number, are nested."""
     within = max(map(_nested_functions, value.args), default=0)
     is_function = isinstance(value, Function) or (isinstance(value, Pow) and not isinstance(value.exp, Rational))
     return within + is_function

@@ -65,7 +65,7 @@ def _without_special_tokens(response: str) -> str:
 
 
 def _after_thought(response: str) -> str:
-    """The response without its thought, whose beginning may stand in the prompt (templates that open `<think>`).
+    """The response without its thought, whose beginning may be in the prompt (templates that open `<think>`).
 
     The thought ends at the first `</think>` that an `<answer>` follows at once, or else at the last one before the last
     `<answer>`, so that tags which a thought quotes do not count.

@@ -41,7 +41,7 @@ from mmeureka_jax.rewards.answers.numbers import EXACT, parse_number
 
 Value: TypeAlias = Basic | MatrixBase
 
-MAX_CHARACTERS = 400  # of one expression
+MAX_CHARACTERS = 400  # in one expression
 MAX_DEPTH = 8  # brackets in brackets: the parser's time doubles with each
 MAX_BARS = 8  # |x|: as with brackets
 MAX_POWERS = 24
@@ -229,7 +229,7 @@ def _prepared(text: str) -> str:
     # Where all letters are pairs of capitals, they name segments, from either end, and are no products of letters.
     if not re.search(r"[a-z]|(?<![A-Z])[A-Z](?![A-Z])|[A-Z]{3}|[A-Z][_(]", re.sub(r"\\[a-zA-Z]+", " ", text)):
         text = re.sub(r"(?<!\{)[A-Z]{2}", lambda match: rf"\overline{{{''.join(sorted(match[0]))}}}", text)
-    # The parser adds numbers that stand side by side, and is told here which it may add.
+    # The parser adds numbers that are side by side, and is told here which it may add.
     text = re.sub(r"(?<=[\d)])\s*\((?=[\d(])", r" \\cdot (", text)
     text = re.sub(r"(?<![\d.^_}])(\d+)\s*(\\frac\{\d+\}\{\d+\})", r"(\1+\2)", text)
     return re.sub(r"\\det(?![a-zA-Z])", "", text)

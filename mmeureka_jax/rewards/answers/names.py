@@ -74,7 +74,7 @@ def is_word(text: str) -> bool:
 
 
 def _case_folded(text: str) -> str:
-    """In small letters, but for formulas (2ab is not 2AB) and names that a capital tells apart (Mg and mg)."""
+    """In small letters, except for formulas (2ab is not 2AB) and names that a capital tells apart (Mg and mg)."""
     if _FORMULA.fullmatch(text):
         return text
     if text.isalpha() and len(text) <= 4 and not is_word(text):

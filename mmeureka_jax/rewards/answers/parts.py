@@ -85,7 +85,7 @@ def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[s
 
 
 def depths(text: str) -> list[int]:
-    """How many brackets are open around each character; the brackets themselves stand outside."""
+    """How many brackets are open around each character; the brackets themselves are outside."""
     found, depth = [], 0
     for character in text:
         if character in ")]}":

@@ -263,7 +263,7 @@ def is_name(text: str) -> bool:
     if re.fullmatch(r"[A-Za-z\u4e00-\u9fff' ]*[\u4e00-\u9fff]+|(?:[A-Za-z']+ )*[A-Za-z']{3,}", text):
         return True
     name = re.sub(r"_\s*(?:\{[^{}]*\}|\w|\\[a-zA-Z]+)", "", text)  # subscripts
-    name = re.sub(r"^([A-Z])\^\{?(?:-1|T)\}?$", r"\1", name)  # of a matrix
+    name = re.sub(r"^([A-Z])\^\{?(?:-1|T)\}?$", r"\1", name)  # a matrix's
     name = re.sub(r"^([A-Za-z]|\\[a-zA-Z]+)'*(?:\^\{?-1\}?)?\s*\([^()=]*\)$", r"\1", name)  # f(2)
     if re.search(r"[\d+*/^,;]|-|\\(?:times|cdot|div|pm|sqrt|pi|infty|frac|circ|cup|cap|log|ln)(?![a-zA-Z])", name):
         return bool(

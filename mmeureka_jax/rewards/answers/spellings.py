@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 Rewrite = tuple[str, str | Callable[[re.Match[str]], str]]
 
-_END = r"(?![a-zA-Z])"  # of the name of a command
+_END = r"(?![a-zA-Z])"  # the end of a command's name
 
 _DELIMITERS: tuple[Rewrite, ...] = (
     (r"(?<![^\s(:])\*\*([^*]+)\*\*(?![^\s).,:;])", r"\1"),  # markdown bold
@@ -21,7 +21,7 @@ _DELIMITERS: tuple[Rewrite, ...] = (
     (r"(?<=\d),\\!(?=\d{3})", ","),  # 70,\!000
     (rf"\\textdollar{_END}|\bUS(?=\\?\$)", "$"),
     (r"(?<!\\)\\[()\[\]]|\$\$", "$"),  # every delimiter of mathematics is one $
-    (r"\\\$", "$"),  # money, where it stands before a number
+    (r"\\\$", "$"),  # money, where it is before a number
     (rf"(?<!\\)\\(?:[,;:!> ]|quad{_END}|qquad{_END}|hspace\*?\{{[^{{}}]*\}})", " "),
     (rf"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf){_END}\s*", ""),
     (rf"\\(?:tiny|small|large|Large|LARGE|huge|Huge|hbox){_END}", ""),
@@ -122,7 +122,7 @@ _NUMBERS: tuple[Rewrite, ...] = (
     (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "),
     (r"\*\*", "^"),
     (r"(?<=[\w)}\]])\s*\*\s*(?=[\w(\\{])", r" \\cdot "),
-    (r"(?:(?<=^)|(?<=[(,=\s$]))[–—](?=\s?[\d\\.(a-zA-Z])", "-"),  # a dash is a minus only where a sign can stand
+    (r"(?:(?<=^)|(?<=[(,=\s$]))[–—](?=\s?[\d\\.(a-zA-Z])", "-"),  # a dash is a minus only where a sign can be
     (r"√\s*\(([^()]*)\)|(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)|\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1\2\3}"),
     (r"\\sqrt\s*(\d+(?:\.\d+)?)(?!\])", r"\\sqrt{\1}"),
     (r"√\s*(\d+(?:\.\d+)?|[a-zA-Z])|(?<![a-zA-Z\\])sqrt\s*(\d+)", r"\\sqrt{\1\2}"),

@@ -44,7 +44,7 @@ _BOUNDS = (
 )
 _PLACES = "after before past next short away apart early late too even also ago south north west east"
 CHANGES = frozenset(f"{_NUMBERS} {_OPERATIONS} {_BOUNDS} {_PLACES}".split())
-# What may stand directly in front of a value.
+# What may be directly in front of a value.
 STATES = frozenset(
     "is are was be being equals equal get gets got gives give yields has have having find found obtain obtains makes "
     "make becomes totals measures costs needs takes contains answer answers solution result value option only just "
