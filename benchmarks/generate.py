@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from benchmarks.common import (
     add_group_argument,
@@ -29,9 +28,9 @@ from benchmarks.common import (
     time_calls,
 )
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.mesh import to_global
-from mmeureka_jax.sampling.sampler import sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.training.job import check_batch_sizes
 
 
@@ -46,14 +45,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         group_size=args.group, max_new_tokens=args.new, eos_token_ids=(), pad_token_id=model.pad_token_id
     )
     prompts = random_prompts(model, count, args.prompt, args.side)
-    inputs = (prompts, prompt_seeds([str(row) for row in range(count)]), np.ones(count, bool))
+    ids = [str(row) for row in range(count)]
+    sampler = Sampler(loaded.policy, settings, "rollout")
     rollouts = itertools.count()
     with jax.set_mesh(loaded.mesh):
         params = loaded.load_params()
 
         def rollout() -> Any:
-            batch, seeds, active = to_global(loaded.mesh, inputs)
-            return sample(loaded.policy, settings, "rollout", params, batch, seeds, 0, next(rollouts), active)[0]
+            return sampler.sample(params, Request.of(ids, prompts, loaded.mesh, rollout=next(rollouts)))[0]
 
         timing = time_calls(rollout, args.repeats)
         assert (rollout().lengths == args.new).all()

@@ -31,7 +31,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import floors
 from benchmarks.common import (
@@ -57,8 +56,9 @@ from mmeureka_jax.models.policy import Params, encode_images, prefill
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.rl.update import policy_objective
-from mmeureka_jax.sampling.sampler import sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.learner import Learner
 
@@ -235,14 +235,13 @@ def rollout_call(
     settings = SamplingSettings(
         group_size=group, max_new_tokens=new, eos_token_ids=(), pad_token_id=config.pad_token_id
     )
-    seeds = prompt_seeds([str(row) for row in range(prompts)])
-    inputs = (random_prompts(config, prompts, length, side), seeds, np.ones(prompts, bool))
-    batch, seeds, active = to_global(loaded.mesh, inputs)
+    sampler = Sampler(loaded.policy, settings, "rollout")
+    ids = [str(row) for row in range(prompts)]
+    request = Request.of(ids, random_prompts(config, prompts, length, side), loaded.mesh)
     rollouts = itertools.count()
 
     def call() -> Any:
-        number = next(rollouts)
-        return sample(loaded.policy, settings, "rollout", params, batch, seeds, 0, number, active)[0]
+        return sampler.sample(params, request.replace(rollout=next(rollouts)))[0]
 
     return call
 

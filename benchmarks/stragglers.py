@@ -32,9 +32,9 @@ from benchmarks.common import (
     run_benchmark,
     time_in_turn,
 )
-from mmeureka_jax.mesh import to_global
-from mmeureka_jax.sampling.sampler import sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.training.job import check_batch_sizes
 
 
@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     check_batch_sizes(loaded.mesh, {"--prompts": args.prompts})
     model = loaded.policy.config
     prompts = random_prompts(model, args.prompts, args.prompt, args.side)
-    inputs = (prompts, prompt_seeds([str(row) for row in range(args.prompts)]), np.ones(args.prompts, bool))
+    ids = [str(row) for row in range(args.prompts)]
     ragged = log_normal_lengths(args.prompts, args.group, args.median)
     equal = np.full_like(ragged, round(ragged.mean()))
     rollouts = itertools.count()
@@ -59,10 +59,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 shrink=args.shrink,
             )
 
+            sampler = Sampler(loaded.policy, settings, "rollout")
+
             def call() -> Any:
-                batch, seeds, active, limits = to_global(loaded.mesh, (*inputs, lengths))
-                number = next(rollouts)
-                samples, _ = sample(loaded.policy, settings, "rollout", params, batch, seeds, 0, number, active, limits)
+                request = Request.of(ids, prompts, loaded.mesh, rollout=next(rollouts), limits=lengths)
+                samples, _ = sampler.sample(params, request)
                 assert (samples.lengths == lengths).all()
                 return samples
 

@@ -35,8 +35,9 @@ from mmeureka_jax.mesh import (
 from mmeureka_jax.process.cpu import NO_YNN, split_cpu, ynn_is_safe
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch
 from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
-from mmeureka_jax.sampling.sampler import sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.training.rl import recipe
 
 MESHES = [(2, 2, 2), (1, 4, 1)]  # (data, fsdp, tensor)
@@ -87,14 +88,12 @@ class OnMesh:
             self.shardings = training.shardings(model.policy, mesh)
             self.start = jax.device_put(training.init(model.policy, model.params), self.shardings)
 
-            prompts, seeds = to_global(mesh, (batch.prompts, prompt_seeds([str(i) for i in range(ROWS)])))
             settings = SamplingSettings(
                 group_size=GROUP, max_new_tokens=10, eos_token_ids=model.config.eos_token_ids,
                 pad_token_id=model.config.pad_token_id,
             )  # fmt: skip
-            active = to_global(mesh, np.ones(ROWS, bool))
-            samples, _ = sample(model.policy, settings, "rollout", self.start.params, prompts, seeds, 0, 0, active)
-            self.samples = samples
+            request = Request.of([str(i) for i in range(ROWS)], batch.prompts, mesh)
+            self.samples, _ = Sampler(model.policy, settings, "rollout").sample(self.start.params, request)
 
             step = CompiledUpdate(model.policy, policy_objective(config), training, self.shardings)
             packing = PACKING.get(sizes, 0.8)

@@ -12,7 +12,7 @@ for name in ("grain", "tensorflow", "tensorflow_datasets", "array_record", "math
              "transformers", "tokenizers", "huggingface_hub", "datasets", "pyarrow", "peft"):
     sys.modules[name] = None  # an import of it raises ImportError
 count = 0
-for package in ("models", "rl", "sampling", "formats", "runs", "setup", "train"):
+for package in ("models", "rl", "sampling", "formats", "runs", "setup", "training"):
     package = "mmeureka_jax." + package
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."):
         importlib.import_module(module.name)

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mmeureka_jax.config.schema import DataConfig, RewardConfig
+from mmeureka_jax.config.schema import DataConfig, RewardConfig, SamplerConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.evaluate import EvalOptions, questions
 from mmeureka_jax.evaluation.prompt_files import ModelOptions, length_buckets
 from mmeureka_jax.files import explain_write_errors, read_json, write_atomic
 from mmeureka_jax.process.console import progress, say_facts
 from mmeureka_jax.runs.provenance import read_provenance
-from mmeureka_jax.sampling.answers import Response, generate
+from mmeureka_jax.sampling.answers import PromptSizes, Response, generate
+from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.difficulty import read_difficulty
 from mmeureka_jax.setup.problems import open_checked
@@ -77,13 +78,9 @@ def measure_difficulty(
         done = _rows_so_far(output, made_with)
         problems = [checked.source[row] for row in checked.indices[: options.limit]]
         left = [problem for problem in problems if problem.id not in done]
-        settings = SamplingSettings(
-            group_size=n,
-            max_new_tokens=asked["max_new_tokens"],
-            eos_token_ids=processor.eos_token_ids,
-            pad_token_id=processor.pad_token_id,
-            temperature=temperature,
-        )
+        drawn = SamplerConfig(temperature=temperature, max_new_tokens=asked["max_new_tokens"])
+        sampler = Sampler(loaded.policy, SamplingSettings.of(processor, drawn, group_size=n), "sample", seed)
+        sizes = PromptSizes(options.batch_size, length_buckets(checked.report.max_tokens), checked.report.max_windows)
 
         def row_of(problem: Problem, responses: list[Response]) -> dict[str, Any]:
             texts = [processor.response_prefix + response.text for response in responses]
@@ -96,11 +93,7 @@ def measure_difficulty(
         bar = stack.enter_context(
             progress(len(problems), "difficulty", unit="problem", initial=len(problems) - len(left))
         )
-        answered = generate(
-            loaded, loaded.load_params(), processor, left, settings,
-            stream="sample", batch_size=options.batch_size, buckets=length_buckets(checked.report.max_tokens),
-            num_windows=checked.report.max_windows, seed=seed,
-        )  # fmt: skip
+        answered = generate(sampler, loaded.mesh, loaded.load_params(), processor, left, sizes)
         with explain_write_errors(output), output.open("a", encoding="utf-8") as file:
             for problem, responses in answered:
                 done[problem.id] = row_of(problem, responses)

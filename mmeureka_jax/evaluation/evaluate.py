@@ -24,7 +24,7 @@ from mmeureka_jax.files import write_atomic
 from mmeureka_jax.process.console import progress, say_facts
 from mmeureka_jax.runs.metadata import package_versions
 from mmeureka_jax.runs.provenance import read_provenance
-from mmeureka_jax.sampling.answers import rows_per_batch
+from mmeureka_jax.sampling.answers import PromptSizes, rows_per_batch
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context
 from mmeureka_jax.setup.problems import open_checked
@@ -71,15 +71,8 @@ class EvalOptions:
             )
 
     def sampling(self, processor: Processor, max_new_tokens: int) -> SamplingSettings:
-        return SamplingSettings(
-            group_size=self.n,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=processor.eos_token_ids,
-            pad_token_id=processor.pad_token_id,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
+        drawn = SamplerConfig(self.temperature, self.top_k, self.top_p, max_new_tokens)
+        return SamplingSettings.of(processor, drawn, group_size=self.n)
 
 
 def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[str, Any]:
@@ -126,7 +119,7 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
         }
         ids, pictures = ids_and_pictures(problems.source[i] for i in indices)
         made_with = {"command": "eval", **identity(loaded), "pictures": pictures, **settings}
-        per_batch = options.n * rows_per_batch(loaded, options.batch_size)
+        per_batch = options.n * rows_per_batch(loaded.mesh, options.batch_size)
         done = rows.resume(made_with, [name for name in ids for _ in range(options.n)], per_batch) // options.n
         stack.enter_context(jax.set_mesh(loaded.mesh))
         if done < len(indices):
@@ -137,10 +130,10 @@ def evaluate(model: ModelOptions, options: EvalOptions, output: Path) -> dict[st
                 problems.source,
                 indices,
                 options.sampling(processor, asked["max_new_tokens"]),
-                batch_size=options.batch_size,
-                buckets=length_buckets(problems.report.max_tokens),
-                num_windows=problems.report.max_windows,
-                seed=options.seed,
+                PromptSizes(
+                    options.batch_size, length_buckets(problems.report.max_tokens), problems.report.max_windows
+                ),
+                options.seed,
             )
             with progress(len(indices), "eval", unit="problem", initial=done) as bar:
                 for batch in evaluator.batches(loaded.load_params(), start=done):

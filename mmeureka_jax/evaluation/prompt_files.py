@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mmeureka_jax.config.schema import MeshConfig, ModelConfig
+from mmeureka_jax.config.schema import MeshConfig, ModelConfig, SamplerConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.partial_rows import partial_rows
 from mmeureka_jax.formats.hub import resolve_checkpoint
@@ -30,7 +30,8 @@ from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_
 from mmeureka_jax.process.console import first_time, plural, progress
 from mmeureka_jax.runs.metadata import package_versions
 from mmeureka_jax.runs.provenance import read_provenance
-from mmeureka_jax.sampling.answers import Response, generate, rows_per_batch
+from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, rows_per_batch
+from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, lora_of_adapters, open_policy
@@ -120,26 +121,18 @@ def sample_file(
         processor = _open_processor(loaded, prompts)
         problems, longest, num_windows, read = _read_prompts(prompts, processor, unique_ids=True)
         check_context(loaded.policy.config.text, longest + max_new_tokens)
-        settings = SamplingSettings(
-            group_size=n,
-            eos_token_ids=processor.eos_token_ids,
-            pad_token_id=processor.pad_token_id,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
+        drawn = SamplerConfig(temperature, top_k, top_p, max_new_tokens)
+        settings = SamplingSettings.of(processor, drawn, group_size=n)
         ids = [problem.id for problem in problems for _ in range(n)]
         made_with = {"command": "sample", **identity(loaded), **read, "seed": seed, **asdict(settings)}
-        done = rows.resume(made_with, ids, per_batch=n * rows_per_batch(loaded, prompts.batch_size)) // n
+        done = rows.resume(made_with, ids, per_batch=n * rows_per_batch(loaded.mesh, prompts.batch_size)) // n
         if done < len(problems):
             bar = progress(len(problems), "sample", unit="row", initial=done)
+            sampler = Sampler(loaded.policy, settings, "sample", seed)
+            sizes = PromptSizes(prompts.batch_size, length_buckets(longest), num_windows)
             with jax.set_mesh(loaded.mesh), bar:
-                answered = generate(
-                    loaded, loaded.load_params(), processor, problems[done:], settings,
-                    stream="sample", batch_size=prompts.batch_size, buckets=length_buckets(longest),
-                    num_windows=num_windows, seed=seed,
-                )  # fmt: skip
+                params = loaded.load_params()
+                answered = generate(sampler, loaded.mesh, params, processor, problems[done:], sizes)
                 for problem, responses in answered:
                     rows.add(*(_sample_row(problem, number, response) for number, response in enumerate(responses)))
                     bar.update(1)
@@ -163,7 +156,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         responses = _encode_responses(problems, processor)
         prompt_buckets = length_buckets(longest)
         response_buckets = length_buckets(max(map(len, responses)))
-        batch_rows = rows_per_batch(loaded, prompts.batch_size)
+        batch_rows = rows_per_batch(loaded.mesh, prompts.batch_size)
         filler = processor.filler()
         made_with = {"command": "score", **identity(loaded), **read, "temperature": temperature}
         done = rows.resume(made_with, [problem.id for problem in problems], per_batch=batch_rows)

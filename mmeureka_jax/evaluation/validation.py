@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.sampling.answers import Response, generate, rows_per_batch
+from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, rows_per_batch
+from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
 
@@ -46,20 +47,18 @@ class Evaluator:
         source: ProblemSource,
         indices: Sequence[int],
         settings: SamplingSettings,
-        *,
-        batch_size: int,
-        buckets: tuple[int, ...],
-        num_windows: int,
+        sizes: PromptSizes,
         seed: int = 0,
     ):
-        self._arguments: dict[str, Any] = {
-            "batch_size": batch_size, "buckets": buckets, "num_windows": num_windows, "seed": seed,
-        }  # fmt: skip
-        self._loaded, self._processor, self._rewards = loaded, processor, rewards
-        self._source, self._settings = source, settings
+        self._sampler = Sampler(loaded.policy, settings, "validation", seed)
+        self._mesh = loaded.mesh
+        self._processor = processor
+        self._rewards = rewards
+        self._source = source
+        self._sizes = sizes
         self._own = list(indices)[jax.process_index() :: jax.process_count()]
         self.count = len(self._own)  # problems of this host
-        self._rows = rows_per_batch(loaded, batch_size)
+        self._rows = rows_per_batch(loaded.mesh, sizes.prompts)
 
     def run(self, params: Params, on_batch: Callable[[int], object] = lambda count: None) -> list[Graded]:
         """This host's problems, answered and graded."""
@@ -83,9 +82,7 @@ class Evaluator:
 
     def _answer(self, params: Params, start: int) -> Iterator[tuple[Problem, list[Response]]]:
         problems = [self._source[i] for i in self._own[start:]]
-        return generate(
-            self._loaded, params, self._processor, problems, self._settings, stream="validation", **self._arguments
-        )
+        return generate(self._sampler, self._mesh, params, self._processor, problems, self._sizes)
 
     def _grade(self, answered: Sequence[tuple[Problem, list[Response]]]) -> list[Graded]:
         from mmeureka_jax.rewards.base import RewardRequest

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import batch_shards, constrain, gathered
-from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, decode_attention, keys_first
+from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
@@ -223,6 +223,11 @@ class PromptCache:
     keys: list[Float[Array, "P K h Lp"]]
     values: list[Float[Array, "P K Lp h"]]
 
+    @property
+    def mask(self) -> Bool[Array, "P Lp"]:
+        """False for padding."""
+        return jnp.arange(self.keys[0].shape[-1]) < self.lengths[:, None]
+
 
 def prompt_cache(prompts: PromptBatch, cache: tuple[Array, Array]) -> PromptCache:
     """The cache of `prefill`, layer by layer."""
@@ -241,44 +246,32 @@ def decode_step(
     weights: DecoderWeights,
     tokens: Int[Array, "R"],
     rotary: Rotary,
-    prompts: PromptCache,
-    own: Sequence[Sequence[tuple[Array, Array, Array]]],
-    write: Callable[[int, Array, Array], tuple[Array, Array, Array]],
-    by_prompt: Callable[[Array], Array],
-    by_row: Callable[[Array], Array],
+    attend: Callable[[int, Array, Array, Array], tuple[Array, KeyValue]],
 ) -> tuple[Float[Array, "R D"], list[KeyValue]]:
     """Feeds one token of every row.
 
     Args:
-        rotary: of the tokens' positions, [R, 1, h / 2] each.
-        own: for each layer, the parts of the rows' own caches that this token only reads (see `decode_attention`).
-        write: (layer, key [R, K, h], value [R, K, h]) -> the part of the cache that holds this token too.
-        by_prompt, by_row: see `decode_attention`.
+        rotary: rotary angles of the tokens' positions, [R, 1, h / 2] each.
+        attend: (layer, query [R, K, G, h], key [R, K, h], value [R, K, h]) -> attention to all that a token sees,
+            itself included [R, K, G, h], and what is kept of its key and value.
 
     Returns:
-        Final hidden states (they predict the next token), and what `write` gave, layer by layer, without masks.
+        Final hidden states (they predict the next token), and what `attend` kept, layer by layer.
     """
     model = policy.module(params)
     x = jnp.take(weights.embedding, tokens, axis=0)[:, None]
-    mask = jnp.arange(prompts.keys[0].shape[-1]) < prompts.lengths[:, None]
-    written = []
+    kept = []
     for number, layer in enumerate(weights.layers):
 
-        def attend(query: Array, key: Array, value: Array, number=number) -> tuple[Array, KeyValue]:
+        def attend_one(query: Array, key: Array, value: Array, number=number) -> tuple[Array, KeyValue]:
             rows, _, heads, head_dim = query.shape
-            part = write(number, key[:, 0], value[:, 0])
-            out = decode_attention(
-                query.reshape(rows, key.shape[2], heads // key.shape[2], head_dim),
-                (prompts.keys[number], prompts.values[number], mask),
-                [*own[number], part],
-                by_prompt,
-                by_row,
-            )
-            return out.reshape(query.shape), part[:2]
+            grouped = query.reshape(rows, key.shape[2], heads // key.shape[2], head_dim)
+            out, keep = attend(number, grouped, key[:, 0], value[:, 0])
+            return out.reshape(query.shape), keep
 
-        x, kept = model.language.layer(layer)(x, rotary, attend)
-        written.append(kept)
-    return model.language.norm(x)[:, 0], written
+        x, of_layer = model.language.layer(layer)(x, rotary, attend_one)
+        kept.append(of_layer)
+    return model.language.norm(x)[:, 0], kept
 
 
 @flax.struct.dataclass

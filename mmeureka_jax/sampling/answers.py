@@ -1,23 +1,23 @@
-"""Answers to problems: a sampler's responses, batch after batch, as text."""
+"""Answers to problems: a sampler's responses as text, batch after batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mmeureka_jax.hosts import max_over_hosts
-from mmeureka_jax.mesh import batch_divisor, to_global
+from mmeureka_jax.mesh import batch_divisor
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural
-from mmeureka_jax.sampling.sampler import sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
-from mmeureka_jax.setup.policy import OpenedPolicy
+from mmeureka_jax.sampling.request import Request, Samples
+from mmeureka_jax.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.processor import ProcessedPrompt, Processor
@@ -34,66 +34,81 @@ class Response:
     finished: bool
 
 
-def rows_per_batch(loaded: OpenedPolicy, batch_size: int) -> int:
-    """The problems of a batch on this host: `batch_size`, raised to what the mesh divides."""
-    divisor = batch_divisor(loaded.mesh)
+@dataclass(frozen=True)
+class PromptSizes:
+    """The sizes that a batch of prompts is padded to.
+
+    Attributes:
+        prompts: prompts of all hosts.
+        buckets: prompt lengths in tokens, ascending.
+        image_windows: vision windows of a prompt.
+    """
+
+    prompts: int
+    buckets: tuple[int, ...]
+    image_windows: int
+
+
+def rows_per_batch(mesh: Mesh, batch_size: int) -> int:
+    """Problems of a batch on this host: `batch_size`, raised to what the mesh divides."""
+    divisor = batch_divisor(mesh)
     return -(-batch_size // divisor) * divisor // jax.process_count()
 
 
 def generate(
-    loaded: OpenedPolicy,
+    sampler: Sampler,
+    mesh: Mesh,
     params: Params,
     processor: Processor,
     problems: Sequence[Problem],
-    settings: SamplingSettings,
-    *,
-    stream: str,
-    batch_size: int,
-    buckets: tuple[int, ...],
-    num_windows: int,
-    seed: int,
-    rollout: int = 0,
+    sizes: PromptSizes,
 ) -> Iterator[tuple[Problem, list[Response]]]:
-    """Samples `settings.group_size` responses to each of this host's problems, in order, batch after batch.
+    """Samples responses to each of this host's problems, in order, batch after batch.
 
     Pictures of the next batch are processed while this one is decoded. All hosts must call it together; a host with
     fewer problems than another runs along with empty batches.
     """
-    from mmeureka_jax.data.processor import collate
-
-    rows = rows_per_batch(loaded, batch_size)
+    rows = rows_per_batch(mesh, sizes.prompts)
     batches = [problems[i : i + rows] for i in range(0, len(problems), rows)]
     count = int(max_over_hosts(len(batches)))
-    filler = processor.filler()
     with ThreadPoolExecutor(max_workers=4) as pool:
 
-        def process(index: int) -> Any:
+        def process(index: int) -> list[Future[ProcessedPrompt]]:
             return [pool.submit(processor, p) for p in batches[index]] if index < len(batches) else []
 
         pending = process(0)
         for index in range(count):
             own = batches[index] if index < len(batches) else []
-            prompts: list[ProcessedPrompt] = [future.result() for future in pending]
+            prompts = [future.result() for future in pending]
             pending = process(index + 1)
-            longest = int(max_over_hosts(max((len(p.tokens) for p in prompts), default=1)))
-            active = np.arange(rows) < len(own)
-            padded = [*prompts, *[filler] * (rows - len(prompts))]
-            batch = collate(padded, pick_bucket(longest, buckets), num_windows)
-            seeds = prompt_seeds([*(p.id for p in own), *["filler"] * (rows - len(own))])
-            inputs = to_global(loaded.mesh, (batch, seeds, active))
-            length = batch.tokens.shape[1]
+            request = _request(mesh, processor, [problem.id for problem in own], prompts, rows, sizes)
+            shape = request.prompts.tokens.shape
             with first_time(
-                (loaded.policy, settings, batch.tokens.shape),
-                f"answering {plural(rows, 'prompt')} of up to {length} tokens, which compiles the sampler for them",
+                (sampler.policy, sampler.settings, shape),
+                f"answering {plural(rows, 'prompt')} of up to {shape[1]} tokens, which compiles the sampler for them",
             ):
-                samples, _ = sample(
-                    loaded.policy, settings, stream, params, inputs[0], inputs[1], seed, rollout, inputs[2]
-                )
+                samples, _ = sampler.sample(params, request)
             for i, problem in enumerate(own):
-                yield problem, [_response(samples, processor, i, j) for j in range(settings.group_size)]
+                yield problem, [_response(samples, processor, i, j) for j in range(samples.tokens.shape[1])]
 
 
-def _response(samples: Any, processor: Processor, i: int, j: int) -> Response:
+def _request(
+    mesh: Mesh,
+    processor: Processor,
+    ids: Sequence[str],
+    prompts: Sequence[ProcessedPrompt],
+    rows: int,
+    sizes: PromptSizes,
+) -> Request:
+    """A request for this host's prompts, and as many of no problem as fill up its `rows`."""
+    from mmeureka_jax.data.processor import collate
+
+    longest = int(max_over_hosts(max((len(prompt.tokens) for prompt in prompts), default=1)))
+    padded = [*prompts, *[processor.filler()] * (rows - len(prompts))]
+    return Request.of(ids, collate(padded, pick_bucket(longest, sizes.buckets), sizes.image_windows), mesh)
+
+
+def _response(samples: Samples, processor: Processor, i: int, j: int) -> Response:
     length = int(samples.lengths[i, j])
     tokens = samples.tokens[i, j, :length]
     return Response(processor.decode(tokens), tokens, samples.log_probs[i, j, :length], bool(samples.finished[i, j]))

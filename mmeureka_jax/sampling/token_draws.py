@@ -1,8 +1,8 @@
-"""Drawing tokens: which random numbers name a token, and how a distribution is cut down and drawn from.
+"""Drawing tokens: a token's random numbers, the distribution that it is drawn from, and the draw.
 
-The random key of each drawn token is named by (seed, stream, rollout, name of the prompt, sample index, position),
-where a training run names a prompt by its place in the data stream and its id: a response depends on nothing else, and
-so not on the batch it is drawn in, on the rows it shares a program with, on the mesh, or on an interruption.
+The random key of each token is a function of (seed, stream, rollout, name of the prompt, number of the sample,
+position). A training run names a prompt by its place in the data stream and its id. Nothing else decides what is drawn:
+neither the batch, nor the rows that share a program with a response, nor the mesh, nor an interruption.
 """
 
 from __future__ import annotations
@@ -10,36 +10,73 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Key, UInt32
 
+from mmeureka_jax.config.schema import SamplerConfig
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import Policy
 
-STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # independent noise for each use of the sampler
+STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # each use of the sampler has random numbers of its own
 _VOCAB_PART = 64  # tokens of the vocabulary that are first chosen together
+
+
+class SpecialTokens(Protocol):
+    """What a processor or a policy's configuration says about tokens."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def pad_token_id(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Static settings of one compiled sampler. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+    """Static settings of one compiled sampler.
+
+    Attributes:
+        group_size: responses to each prompt.
+        max_new_tokens: tokens of the longest response, the end token included.
+        eos_token_ids: the tokens that end a response; none: every response gets `max_new_tokens`.
+        pad_token_id: what stands after a response's end.
+        temperature: 0 is greedy.
+        top_k: the number of likeliest tokens that are drawn from; 0: all.
+        top_p: the probability of the likeliest tokens that are drawn from; 1: all.
+        shrink: rows of a batch as a part of those of the batch before it; 0: one batch throughout.
+    """
 
     group_size: int
     max_new_tokens: int
-    eos_token_ids: tuple[int, ...]  # none: every response gets max_new_tokens
+    eos_token_ids: tuple[int, ...]
     pad_token_id: int
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    shrink: float = 0.75  # rows of a batch as a part of those of the batch before it; 0: one batch throughout
+    shrink: float = 0.75
+
+    @classmethod
+    def of(cls, tokens: SpecialTokens, sampler: SamplerConfig, group_size: int) -> SamplingSettings:
+        """Settings for a processor's (or a policy configuration's) tokens."""
+        return cls(
+            group_size=group_size,
+            max_new_tokens=sampler.max_new_tokens,
+            eos_token_ids=tokens.eos_token_ids,
+            pad_token_id=tokens.pad_token_id,
+            temperature=sampler.temperature,
+            top_k=sampler.top_k,
+            top_p=sampler.top_p,
+            shrink=sampler.shrink,
+        )
 
 
 def prompt_seeds(ids: Sequence[str]) -> UInt32[np.ndarray, "P 2"]:
-    """64 bits that name each prompt, from its id alone (the same in every process and run)."""
+    """64 bits that name each prompt; a function of its id only, the same in every process and run."""
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids]
     return np.frombuffer(b"".join(digests), dtype="<u4").reshape(len(ids), 2).astype(np.uint32)
 
@@ -50,19 +87,19 @@ def response_keys(
     """The random key of every response; `fold_in` the position to get a token's."""
     base = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAMS[stream]), rollout)
 
-    def of_response(words: UInt32[Array, "2"], index: Int[Array, ""]) -> Key[Array, ""]:
+    def key_of(words: UInt32[Array, "2"], index: Int[Array, ""]) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base, words[0]), words[1]), index)
 
-    return jax.vmap(lambda words: jax.vmap(lambda index: of_response(words, index))(jnp.arange(group_size)))(seeds)
+    return jax.vmap(lambda words: jax.vmap(lambda index: key_of(words, index))(jnp.arange(group_size)))(seeds)
 
 
 def token_noise(keys: Key[Array, "R"], positions: Int[Array, "t"]) -> Float[Array, "t R 2"]:
     """The two uniform numbers in [0, 1) that draw each response's token at each position."""
 
-    def of_token(position: Int[Array, ""], key: Key[Array, ""]) -> Float[Array, "2"]:
+    def draw_two(position: Int[Array, ""], key: Key[Array, ""]) -> Float[Array, "2"]:
         return jax.random.uniform(jax.random.fold_in(key, position), (2,))
 
-    return jax.vmap(lambda position: jax.vmap(lambda key: of_token(position, key))(keys))(positions)
+    return jax.vmap(lambda position: jax.vmap(lambda key: draw_two(position, key))(keys))(positions)
 
 
 def filter_logits(logits: Float[Array, "... V"], top_k: int, top_p: float) -> Float[Array, "... V"]:
@@ -99,11 +136,17 @@ def draw(
     hidden: Float[Array, "R D"],
     head: Float[Array, "D V"],
 ) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
-    """Draws one token for every response, by two `uniform` numbers in [0, 1), and gives its log-probability.
+    """Draws one token for every response, and returns it with its log-probability.
 
-    The log-probability is the policy's at the temperature (1 when greedy), over the whole vocabulary: what the update
-    computes. Drawn is first a part of the vocabulary and then a token of it (inverse distribution functions): two
-    numbers a token, where Gumbel noise would need one for every entry of the vocabulary.
+    The log-probability is that of the policy at the temperature (1 when greedy), over the whole vocabulary, as the
+    update computes it. First a part of the vocabulary is drawn and then a token of that part, each by inverting its
+    distribution function. That takes two random numbers a token; Gumbel noise takes one for every entry of the
+    vocabulary.
+
+    Args:
+        uniform: two random numbers in [0, 1) for each response.
+        hidden: final hidden states, which predict the token.
+        head: the output projection.
     """
     logits = jnp.einsum("rd,dv->rv", hidden, head, preferred_element_type=jnp.float32)
     logits = constrain(logits, "batch", "act_vocab")
@@ -134,8 +177,8 @@ def draw(
 
 
 def _invert(weights: Float[Array, "R m"], uniform: Float[Array, "R"]) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
-    """Index i with probability weights[i] / total, for a uniform number in [0, 1); and the total. An index of weight 0
-    is never given."""
+    """Index i with probability weights[i] / total, for a uniform number in [0, 1), and the total. An index of weight 0
+    never comes."""
     below = jnp.cumsum(weights, axis=-1)
     total = below[:, -1]
     target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))  # below the total whatever the rounding

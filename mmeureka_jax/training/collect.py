@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.evaluation.pass_at_k import pass_at_k
 from mmeureka_jax.hosts import gather_rows, is_main, max_over_hosts
-from mmeureka_jax.mesh import batch_shards, to_global
+from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.batch import PromptBatch, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural, progress
@@ -31,8 +31,9 @@ from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
-from mmeureka_jax.sampling.sampler import Samples, compile_ahead, program_count, sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.sampling.request import Request, Samples
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.reward_failures import FailureWatch
 
@@ -145,7 +146,6 @@ class Collector:
         vision_frozen: bool,
     ):
         self._config = config
-        self._policy = loaded.policy
         self._mesh = loaded.mesh
         self._processor = processor
         self._loader = loader
@@ -153,37 +153,23 @@ class Collector:
         self._num_windows = num_windows
         self._vision_frozen = vision_frozen
         self._buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
-        sampler = config.sampler
-        self._prompts_per_call = sampler.batch_prompts or config.rl.prompts_per_rollout
+        self._prompts_per_call = config.sampler.batch_prompts or config.rl.prompts_per_rollout
         self._failures = FailureWatch(config.reward)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
-        self.settings = SamplingSettings(
-            group_size=config.rl.group_size,
-            max_new_tokens=sampler.max_new_tokens,
-            eos_token_ids=processor.eos_token_ids,
-            pad_token_id=processor.pad_token_id,
-            temperature=sampler.temperature,
-            top_k=sampler.top_k,
-            top_p=sampler.top_p,
-            shrink=sampler.shrink,
-        )
+        settings = SamplingSettings.of(processor, config.sampler, config.rl.group_size)
+        self._sampler = Sampler(loaded.policy, settings, "rollout", config.seed)
 
     def compile_ahead(self, params: Params) -> None:
         """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
         from mmeureka_jax.data.processor import collate
 
-        prompts = self._prompts_per_call
-        own = prompts // jax.process_count()
-        filler = [self._processor.filler()] * own
-        programs = program_count(self.settings, prompts * self.settings.group_size // batch_shards())
+        filler = [self._processor.filler()] * (self._prompts_per_call // jax.process_count())
+        programs = self._sampler.program_count(self._prompts_per_call)
         show = self._config.tracking.progress and is_main()
         with progress(len(self._buckets) * programs, "compile the sampler", unit="program", enabled=show) as bar:
             for bucket in self._buckets:
-                batch = collate(filler, bucket, self._num_windows)
-                inputs = (batch, prompt_seeds(["filler"] * own), np.zeros(own, bool))
-                batch, seeds, inactive = to_global(self._mesh, inputs)
-                seed = self._config.seed
-                compile_ahead(self._policy, self.settings, "rollout", params, batch, seeds, seed, inactive, bar.update)
+                nothing = Request.of([], collate(filler, bucket, self._num_windows), self._mesh)
+                self._sampler.compile_ahead(params, nothing, bar.update)
 
     def collect(
         self, params: Params, buffer: GroupBuffer, *, step: int, rollout: int, on_round: Callable[[int], None]
@@ -243,25 +229,23 @@ class Collector:
         loaded = next(self._loader)
         longest = max_over_hosts(max(len(item.prompt.tokens) for item in loaded))
         batch = collate([item.prompt for item in loaded], pick_bucket(int(longest), self._buckets), self._num_windows)
-        # Named by the place in the data stream too: a problem that comes twice is answered anew each time.
-        seeds = prompt_seeds([f"{item.order}/{item.problem.id}" for item in loaded])
-        inputs = to_global(self._mesh, (batch, seeds, np.ones(len(loaded), bool)))
-        # Rollout 0 always: the place in the data names the noise, however many prompts a call has.
+        # The place in the data stream is in a prompt's name: a problem that comes twice is answered anew each time.
+        # The number of the call is not: what is drawn does not depend on how many prompts a call has.
+        request = Request.of([f"{item.order}/{item.problem.id}" for item in loaded], batch, self._mesh)
         with self._compiling(batch):
-            samples, embeds = sample(
-                self._policy, self.settings, "rollout", params, inputs[0], inputs[1], self._config.seed, 0, inputs[2]
-            )
+            samples, embeds = self._sampler.sample(params, request)
         texts = [
             [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
             for rows, counts in zip(samples.tokens, samples.lengths, strict=True)
         ]
         scores = self._scoring.submit(self.score, loaded, texts)
+        prompts: Any = request.prompts
         if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
             count = len(loaded) * jax.process_count()
             none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
-            prompts, kept = gather_rows(inputs[0].replace(images=None)).replace(images=none), gather_rows(embeds)
+            prompts, kept = gather_rows(prompts.replace(images=None)).replace(images=none), gather_rows(embeds)
         else:
-            prompts, kept = gather_rows(inputs[0]), None
+            prompts, kept = gather_rows(prompts), None
         tally.seconds["rollout"] += time.perf_counter() - start
         return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
 
@@ -271,7 +255,7 @@ class Collector:
             return nullcontext()
         prompts, length = batch.tokens.shape
         text = f"sampling for {plural(prompts, 'prompt')} of up to {length} tokens, which compiles the sampler for them"
-        return first_time((self._policy, self.settings, batch.tokens.shape), text)
+        return first_time((self._sampler.policy, self._sampler.settings, batch.tokens.shape), text)
 
     def _scored(self, sampled: _Round, tally: Tally, step: int, show: bool) -> tuple[list[Group], list[RolloutSample]]:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""

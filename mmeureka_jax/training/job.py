@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from mmeureka_jax.config.reading import to_dict
-from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.schema import Config, SamplerConfig
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.evaluation.validation import Evaluator, summarise
 from mmeureka_jax.files import exclusive
@@ -26,6 +26,7 @@ from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.runs.wandb_log import import_wandb
+from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoint, open_policy
@@ -377,23 +378,19 @@ def open_evaluator(config: Config, loaded: OpenedPolicy, processor: Processor, r
     assert config.data.validation is not None
     problems = open_checked(config.data.validation, config.data, processor, bars=config.tracking.progress)
     say_facts({"validation": problems.describe()})
-    settings = SamplingSettings(
-        group_size=1,
-        max_new_tokens=config.sampler.max_new_tokens,
-        eos_token_ids=processor.eos_token_ids,
-        pad_token_id=processor.pad_token_id,
-        temperature=0.0,
-    )
+    greedy = SamplerConfig(temperature=0.0, max_new_tokens=config.sampler.max_new_tokens)
     return Evaluator(
         loaded,
         processor,
         rewards,
         problems.source,
         problems.indices[: config.tracking.validation_problems or None],
-        settings,
-        batch_size=config.tracking.validation_batch,
-        buckets=config.data.prompt_buckets or (config.data.max_prompt_tokens,),
-        num_windows=problems.report.max_windows,
+        SamplingSettings.of(processor, greedy, group_size=1),
+        PromptSizes(
+            config.tracking.validation_batch,
+            config.data.prompt_buckets or (config.data.max_prompt_tokens,),
+            problems.report.max_windows,
+        ),
     )
 
 

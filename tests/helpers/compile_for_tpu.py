@@ -35,8 +35,10 @@ from mmeureka_jax.data.record import ImageRef, Problem  # noqa: E402
 from mmeureka_jax.data.shapes.problems import generate  # noqa: E402
 from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch  # noqa: E402
-from mmeureka_jax.sampling.sampler import cache_sizes, decode, repack, start  # noqa: E402
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds  # noqa: E402
+from mmeureka_jax.sampling.decode import decode, start  # noqa: E402
+from mmeureka_jax.sampling.repack import cache_sizes, repack  # noqa: E402
+from mmeureka_jax.sampling.request import Request  # noqa: E402
+from mmeureka_jax.sampling.token_draws import SamplingSettings  # noqa: E402
 from mmeureka_jax.setup.policy import find_checkpoint, open_policy  # noqa: E402
 from mmeureka_jax.setup.problems import open_processor  # noqa: E402
 from mmeureka_jax.training.job import check_batch_sizes  # noqa: E402
@@ -80,17 +82,9 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
     )
     state = learner.abstract_state()
     sampler = config.sampler
-    settings = SamplingSettings(
-        group_size=config.rl.group_size,
-        max_new_tokens=sampler.max_new_tokens,
-        eos_token_ids=processor.eos_token_ids,
-        pad_token_id=processor.pad_token_id,
-        temperature=sampler.temperature,
-        top_k=sampler.top_k,
-        top_p=sampler.top_p,
-    )
+    settings = SamplingSettings.of(processor, sampler, config.rl.group_size)
     count = job.prompts_per_batch
-    prompts = abstract((rows(count), prompt_seeds(["0"] * count), np.ones(count, bool)))
+    request = abstract(Request.of(["0"] * count, rows(count)).replace(rollout=None)).replace(rollout=0)
 
     count = config.rl.prompts_per_update
     responses = np.zeros((count, config.rl.group_size, sampler.max_new_tokens), np.int32)
@@ -107,8 +101,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
     with jax.set_mesh(loaded.mesh):  # around the lowering alone: nothing can be executed on devices that are not there
         capacity = cache_sizes(settings.max_new_tokens)[0]
         first = start.lower(
-            loaded.policy, settings, "rollout", capacity,
-            state.params, prompts[0], prompts[1], config.seed, 0, prompts[2],
+            loaded.policy, settings, "rollout", capacity, state.params, request, config.seed
         )  # fmt: skip
         started = first.compile()
         rows, weights, _ = jax.tree.map(

@@ -28,8 +28,9 @@ from mmeureka_jax.models.batch import PromptBatch
 from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.models.weight_mapping import from_stored
-from mmeureka_jax.sampling.sampler import sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 
@@ -216,8 +217,8 @@ def assert_greedy_equals_transformers(model: Lively, items: Sequence[Problem], l
         temperature=0.0, group_size=1, max_new_tokens=length, eos_token_ids=config.eos_token_ids,
         pad_token_id=config.pad_token_id,
     )  # fmt: skip
-    seeds, active = prompt_seeds([item.id for item in items]), np.ones(len(items), bool)
-    samples, _ = sample(model.policy, settings, "rollout", model.params, model.batch(items), seeds, 0, 0, active)
+    request = Request.of([item.id for item in items], model.batch(items))
+    samples, _ = Sampler(model.policy, settings, "rollout").sample(model.params, request)
     for i, item in enumerate(items):
         inputs, start = model.torch_inputs(item, np.zeros(0, np.int32))
         with torch.no_grad():

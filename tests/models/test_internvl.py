@@ -28,8 +28,9 @@ from mmeureka_jax.models.checkpoint_config import OtherFiles
 from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.internvl import cubic_weights, raster_places
 from mmeureka_jax.models.internvl_config import SYSTEM_MESSAGE, InternVLConfig, Tiling
-from mmeureka_jax.sampling.sampler import sample
-from mmeureka_jax.sampling.token_draws import SamplingSettings, prompt_seeds
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 
 PROBLEMS = {
     "no picture": problem("a", "what is 1 + 1 ?"),
@@ -179,12 +180,9 @@ def test_a_mesh_changes_nothing(tmp_path, name):
         settings = SamplingSettings(
             temperature=0.0, group_size=2, max_new_tokens=8, eos_token_ids=(), pad_token_id=model.config.pad_token_id
         )
-        seeds, active = to_global(mesh, (prompt_seeds([item.id for item in items]), np.ones(len(items), bool)))
-        samples = sample(model.policy, settings, "rollout", params, sharded, seeds, 0, 0, active)[0]
-    expected = sample(
-        model.policy, settings, "rollout", model.params, batch, prompt_seeds([item.id for item in items]), 0, 0,
-        np.ones(len(items), bool),
-    )[0]  # fmt: skip
+        sampler, ids = Sampler(model.policy, settings, "rollout"), [item.id for item in items]
+        samples, _ = sampler.sample(params, Request.of(ids, batch, mesh))
+    expected, _ = sampler.sample(model.params, Request.of(ids, batch))
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
 
 

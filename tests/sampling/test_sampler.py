@@ -18,10 +18,11 @@ from helpers.support import PROBLEMS, Lively
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from mmeureka_jax.config.schema import MeshConfig
-from mmeureka_jax.mesh import make_mesh, to_global, tree_shardings
+from mmeureka_jax.mesh import make_mesh, tree_shardings
 from mmeureka_jax.models.policy import encode_images, token_log_probs
-from mmeureka_jax.sampling import sampler
-from mmeureka_jax.sampling.sampler import compile_ahead, program_count, sample
+from mmeureka_jax.sampling import decode, repack, sampler
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import (
     STREAMS,
     SamplingSettings,
@@ -51,12 +52,11 @@ def settings_for(model, **changes):
 
 
 def roll(model, problems, settings, *, params=None, batch=None, seed=0, rollout=0, active=None):
-    """Samples for problems; all arrays as NumPy."""
+    """Samples for problems, or for the first `active` of them; all arrays as NumPy."""
     batch = model.batch(problems) if batch is None else batch
-    seeds = prompt_seeds([item.id for item in problems])
-    active = np.ones(len(problems), bool) if active is None else active
+    request = Request.of([item.id for item in problems[:active]], batch, rollout=rollout)
     params = model.params if params is None else params
-    return sample(model.policy, settings, "rollout", params, batch, seeds, seed, rollout, active)[0]
+    return Sampler(model.policy, settings, "rollout", seed).sample(params, request)[0]
 
 
 def with_head(model, columns):
@@ -192,16 +192,16 @@ def test_without_stop_tokens_every_response_has_full_length(model):
 @pytest.fixture
 def decode_rows(monkeypatch):
     """The rows of every decode step that is run from here on (programs that are compiled already do not count)."""
-    rows, plain = [], sampler.decode_step
+    rows, plain = [], decode.decode_step
 
     def counted(policy, params, weights, tokens, *arguments):
         jax.debug.callback(lambda: rows.append(len(tokens)))
         return plain(policy, params, weights, tokens, *arguments)
 
-    monkeypatch.setattr(sampler, "decode_step", counted)
-    sampler.decode.clear_cache()
+    monkeypatch.setattr(decode, "decode_step", counted)
+    decode.decode.clear_cache()
     yield rows
-    sampler.decode.clear_cache()
+    decode.decode.clear_cache()
 
 
 def test_decoding_stops_when_every_row_is_done(model, decode_rows):
@@ -211,7 +211,7 @@ def test_decoding_stops_when_every_row_is_done(model, decode_rows):
     def run(stop):
         settings = settings_for(model, group_size=1, eos_token_ids=(stop,))
         decode_rows.clear()
-        samples = roll(model, problems, settings, active=np.array([True, False]))
+        samples = roll(model, problems, settings, active=1)
         jax.effects_barrier()
         return samples
 
@@ -229,7 +229,7 @@ def without_repacking(model, problems, settings):
     """One batch from the first token to the last, with caches of full size at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "row_sizes", lambda rows, shrink: [rows])
-        patch.setattr(sampler, "cache_sizes", lambda limit: [limit + 2 * sampler.BLOCK])
+        patch.setattr(sampler, "cache_sizes", lambda limit: [limit + 2 * repack.BLOCK])
         return roll(model, problems, settings)
 
 
@@ -245,11 +245,9 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
     lengths = np.sort(expected.lengths.ravel())
     assert lengths[0] < 10 and lengths[16] < 60 and lengths[-1] == 80, lengths
 
-    monkeypatch.setattr(sampler, "_ROW_MULTIPLE", 1)
-    assert sampler.row_sizes(32, 0.75) == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1] and sampler.cache_sizes(80) == [
-        32,
-        96,
-    ]
+    monkeypatch.setattr(repack, "_ROW_MULTIPLE", 1)
+    assert repack.row_sizes(32, 0.75) == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1]
+    assert repack.cache_sizes(80) == [32, 96]
     decode_rows.clear()
     samples = roll(model, MIXED, settings)
     jax.effects_barrier()
@@ -264,44 +262,39 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
 def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch):
     """Whatever lengths responses have: rows fall at different times, and caches grow with different rows."""
     devices = 2
-    monkeypatch.setattr(sampler, "_SMALLEST_CACHE", 32)
-    monkeypatch.setattr(sampler, "_ROW_MULTIPLE", 4)
+    monkeypatch.setattr(repack, "_SMALLEST_CACHE", 32)
+    monkeypatch.setattr(repack, "_ROW_MULTIPLE", 4)
     model = Lively(tmp_path / "model", tied=True, layers=2, depth=2)
     settings = settings_for(model, group_size=4, max_new_tokens=56, eos_token_ids=(), shrink=0.5)
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
     names = [item.id for item in MIXED]
     with jax.set_mesh(mesh), CompileCounter() as compiles:
         params = jax.device_put(model.params, tree_shardings(mesh, model.params, model.policy.param_axes()))
-
-        def inputs(active):
-            return to_global(mesh, (model.batch(MIXED), prompt_seeds(names), np.full(4, active)))
-
-        batch, seeds, inactive = inputs(False)
+        subject, batch = Sampler(model.policy, settings, "rollout"), model.batch(MIXED)
         done = []
-        compile_ahead(model.policy, settings, "rollout", params, batch, seeds, 0, inactive, lambda: done.append(1))
-        assert len(done) == program_count(settings, 16 // devices) >= 4
+        subject.compile_ahead(params, Request.of([], batch, mesh), lambda: done.append(1))
+        assert len(done) == subject.program_count(len(MIXED)) >= 4
         # The first has no decoding to do: it makes the first program anew, with limits, which only benchmarks have.
         for number, limits in enumerate(([1] * 16, [56] * 16, range(2, 50, 3), [3] * 8 + [56] * 8, [40] * 15 + [41])):
-            batch, seeds, active = inputs(True)
-            limits = to_global(mesh, np.asarray(limits, np.int32).reshape(4, 4))
-            stopped = sample(model.policy, settings, "rollout", params, batch, seeds, 0, number, active, limits)[0]
+            limits = np.asarray(limits, np.int32).reshape(4, 4)
+            stopped, _ = subject.sample(params, Request.of(names, batch, mesh, rollout=number, limits=limits))
             np.testing.assert_array_equal(stopped.lengths, limits)
             assert compiles.since_last() == 0 or number == 0
 
 
 def test_sizes_of_batches_and_caches():
-    assert sampler.row_sizes(256, 0.5) == [256, 128, 64, 32, 16, 8]
-    assert sampler.row_sizes(256, 0.75) == [256, 192, 144, 112, 88, 72, 56, 48, 40, 32, 24, 16, 8]
-    assert sampler.row_sizes(256, 0.0) == [256]
-    assert sampler.row_sizes(3, 0.75) == [3] and sampler.row_sizes(11, 0.9) == [11, 8]
+    assert repack.row_sizes(256, 0.5) == [256, 128, 64, 32, 16, 8]
+    assert repack.row_sizes(256, 0.75) == [256, 192, 144, 112, 88, 72, 56, 48, 40, 32, 24, 16, 8]
+    assert repack.row_sizes(256, 0.0) == [256]
+    assert repack.row_sizes(3, 0.75) == [3] and repack.row_sizes(11, 0.9) == [11, 8]
     for rows, shrink in itertools.product((1, 7, 8, 9, 100, 1024), (0.01, 0.3, 0.75, 0.99)):
-        sizes = sampler.row_sizes(rows, shrink)
+        sizes = repack.row_sizes(rows, shrink)
         assert sizes == sorted(set(sizes), reverse=True) and sizes[0] == rows and (sizes[-1] == 8 or rows <= 8)
-    assert sampler.cache_sizes(1024) == [64, 128, 192, 256, 384, 512, 768, 1040]
-    assert sampler.cache_sizes(64) == [32, 80] and sampler.cache_sizes(40) == [64]
+    assert repack.cache_sizes(1024) == [64, 128, 192, 256, 384, 512, 768, 1040]
+    assert repack.cache_sizes(64) == [32, 80] and repack.cache_sizes(40) == [64]
     for limit in (*range(1, 200), 1024, 3001):
-        sizes = sampler.cache_sizes(limit)
-        assert sizes == sorted(set(sizes)) and sizes[-1] >= limit - 1 + sampler.BLOCK
+        sizes = repack.cache_sizes(limit)
+        assert sizes == sorted(set(sizes)) and sizes[-1] >= limit - 1 + repack.BLOCK
 
 
 def brute_force_filter(logits, top_k, top_p):

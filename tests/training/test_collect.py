@@ -14,9 +14,9 @@ from mmeureka_jax.config.load import load_config
 from mmeureka_jax.data.loader import LoadedProblem
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer
+from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import open_processor
-from mmeureka_jax.training import collect
 from mmeureka_jax.training.collect import Collector
 
 PROMPTS = 8  # of a sampler call: the tests have eight devices
@@ -71,13 +71,13 @@ def run(tmp_path_factory):
 
 def test_rewards_of_one_call_overlap_with_the_next(run, monkeypatch):
     expected, _ = run(3, Rewards())
-    sampled, began = collect.sample, [threading.Event() for _ in range(4)]
+    sampled, began = Sampler.sample, [threading.Event() for _ in range(4)]
 
     def sample(*args):
         next(event for event in began if not event.is_set()).set()
         return sampled(*args)
 
-    monkeypatch.setattr(collect, "sample", sample)
+    monkeypatch.setattr(Sampler, "sample", sample)
     seen = []
 
     def before(call):  # of three calls the next has begun, but after the last, when there is none
