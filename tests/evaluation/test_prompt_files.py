@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -15,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmeureka_jax.data.record import Problem
+from mmeureka_jax.evaluation import prompt_files
 from mmeureka_jax.evaluation.prompt_files import length_buckets
+from mmeureka_jax.sampling.sampler import Sampler
 
 PIXEL_ARGUMENTS = [f"--{key.replace('_', '-')}={value}" for key, value in PIXELS.items()]
 RESPONSES = {
@@ -130,22 +131,20 @@ def test_a_sample_does_not_depend_on_the_other_rows(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "options", "step"),
+    ("command", "options", "owner", "name"),
     [
-        ("sample", ["--n", 2, "--max-new-tokens", 4], "sampling.answers.sample"),
-        ("score", [], "evaluation.prompt_files._score"),
+        ("sample", ["--n", 2, "--max-new-tokens", 4], Sampler, "sample"),
+        ("score", [], prompt_files, "_score"),
     ],
 )
 def test_an_interrupted_command_continues_with_the_same_rows(
-    folder, tmp_path, monkeypatch, capsys, command, options, step
+    folder, tmp_path, monkeypatch, capsys, command, options, owner, name
 ):
     rows = [prompt_row(f"p{i}", f"what is {'1 + ' * i} 1 ?", response="<answer>2</answer>") for i in range(20)]
     prompts = write_rows(tmp_path / "p.jsonl", rows)
     arguments = [command, "--model", folder, "--input", prompts, "--batch-size", 8, *options]
     assert mmeureka(*arguments, "--output", tmp_path / "whole.jsonl") == 0
-    module, _, name = step.rpartition(".")
-    module = importlib.import_module(f"mmeureka_jax.{module}")
-    calls, function = [], getattr(module, name)
+    calls, function = [], getattr(owner, name)
 
     def interrupted(*args, **kwargs):
         calls.append(args)
@@ -153,7 +152,7 @@ def test_an_interrupted_command_continues_with_the_same_rows(
             raise KeyboardInterrupt
         return function(*args, **kwargs)
 
-    monkeypatch.setattr(module, name, interrupted)
+    monkeypatch.setattr(owner, name, interrupted)
     output = tmp_path / "out" / "o.jsonl"
     assert mmeureka(*arguments, "--output", output) == 130
     assert "the same command continues after the last whole batch" in capsys.readouterr().err
