@@ -18,17 +18,16 @@ if __name__ == "__main__":  # before the other imports, during which Ctrl-C may 
     sys.exit(ends_in_one_line(command))
 
 import argparse
-import importlib
 import logging
 import os
-import pkgutil
 import re
 import sys
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
 
-from mmeureka_jax import __version__, commands
+from mmeureka_jax import __version__
+from mmeureka_jax.commands.arguments import add_commands
 from mmeureka_jax.errors import (
     EXIT_BAD_INPUT,
     EXIT_STOPPED,
@@ -133,12 +132,9 @@ def keep_quiet() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command: those of the modules of `commands` that have an `add_parser`."""
+    """The parser of every command."""
     parser = argparse.ArgumentParser(prog="mmeureka", description="Rule-based RL for vision-language models in JAX.")
     parser.add_argument("--version", action="version", version=f"mmeureka_jax {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for info in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
-        module = importlib.import_module(info.name)
-        if hasattr(module, "add_parser"):
-            module.add_parser(subparsers)
+    add_commands("mmeureka_jax.commands", subparsers)
     return parser

@@ -1,15 +1,20 @@
-"""What the commands' arguments are made of: types that refuse what no command can use, arguments that several commands
-have, and the options that these become."""
+"""The commands are found here, and what they share: types of arguments that refuse what no command can use, arguments
+that several commands have, and the options that these become."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmeureka_jax.config.schema import PROMPT_STYLES
 from mmeureka_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mmeureka_jax.evaluation.prompt_files import ModelOptions, PromptOptions
 
 
 def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
@@ -56,6 +61,7 @@ def check_numbers(options: Mapping[str, Any]) -> None:
 
 
 def step(text: str) -> int | str:
+    """An argument type: a checkpoint of a run."""
     return (
         text
         if text in ("best", "latest")
@@ -64,6 +70,7 @@ def step(text: str) -> int | str:
 
 
 def mesh(text: str) -> tuple[int, ...]:
+    """An argument type: the sizes of the mesh's axes."""
     try:
         sizes = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -84,12 +91,23 @@ def add_command(
     """The parser of one command.
 
     Args:
+        run: the command; returns the exit code.
+        summary: what it does, for `mmeureka --help`.
         resumes: what the same command does when it is started again after an interruption; "" if it starts anew.
     """
     description = f"{summary[0].upper()}{summary[1:]}."
     parser = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
     parser.set_defaults(run=run, resumes=resumes)
     return parser
+
+
+def add_commands(package: str, commands: argparse._SubParsersAction) -> None:
+    """Adds every command of a package: its modules that have an `add_parser`."""
+    folder = importlib.import_module(package).__path__
+    for info in pkgutil.iter_modules(folder, f"{package}."):
+        module = importlib.import_module(info.name)
+        if hasattr(module, "add_parser"):
+            module.add_parser(commands)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +121,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of the commands that open a policy; see `model_options`."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
     parser.add_argument("--adapters", metavar="DIR", help="adapters that belong to it, in PEFT's layout")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -116,11 +135,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_root_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the pictures of a data set may lie."""
     parser.add_argument("--root", metavar="DIR", help="folder that image paths must lie in (default: the data file's)")
     parser.add_argument("--allow-outside-root", action="store_true", help="read images from anywhere")
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of the commands of `data`."""
+    parser.add_argument(
+        "spec", metavar="SPEC", help="a .jsonl, .json or .parquet file, a folder or glob, tfds:NAME@SPLIT"
+    )
+    add_root_arguments(parser)
+
+
 def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> None:
+    """Those of `sample` and `score`; see `prompt_options`.
+
+    Args:
+        rows: what a row of the input is, for the help.
+    """
     parser.add_argument("--input", type=Path, required=True, metavar="P.jsonl", help=rows)
     parser.add_argument(
         "--output",
@@ -139,6 +172,11 @@ def add_prompt_file_arguments(parser: argparse.ArgumentParser, rows: str) -> Non
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) -> None:
+    """How many answers are drawn, and from which distribution.
+
+    Args:
+        temperature: the default.
+    """
     parser.add_argument("--n", type=size, default=1, metavar="N", help="answers to each (default: 1)")
     parser.add_argument(
         "--temperature",
@@ -153,6 +191,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) 
 
 
 def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
+    """The limits of pictures; None where they are not given."""
     parser.add_argument("--min-pixels", type=pixels, metavar="N", help="pictures are resized to between these;")
     parser.add_argument("--max-pixels", type=pixels, metavar="N", help="28 x 28 pixels are one token")
 
@@ -164,14 +203,16 @@ def refuse_too_many(args: argparse.Namespace) -> None:
         raise UserError(f"--n x --batch-size x --max-new-tokens is {tokens:,}; lower them to below {2**31:,} together")
 
 
-def model_options(args: argparse.Namespace) -> Any:
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """What `add_model_arguments` added, as the commands' functions take it."""
     from mmeureka_jax.config.schema import MeshConfig
     from mmeureka_jax.evaluation.prompt_files import ModelOptions
 
     return ModelOptions(args.model, args.adapters, args.compute_dtype, MeshConfig(*args.mesh))
 
 
-def prompt_options(args: argparse.Namespace) -> Any:
+def prompt_options(args: argparse.Namespace) -> PromptOptions:
+    """What `add_prompt_file_arguments` added, as the commands' functions take it."""
     from mmeureka_jax.evaluation.prompt_files import PromptOptions
 
     return PromptOptions(
