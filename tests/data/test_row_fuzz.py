@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmeureka_jax.commands.data import _article, _text
+from mmeureka_jax.commands.data.show import _article, _text
 from mmeureka_jax.data.pictures import picture_notes
 from mmeureka_jax.data.problems import ProblemSource
 from mmeureka_jax.data.processor import Processor
