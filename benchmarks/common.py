@@ -298,6 +298,10 @@ def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[s
     return timings
 
 
+def significant(value: float, digits: int = 4) -> float:
+    return float(f"{value:.{digits}g}")
+
+
 def peak_memory_mb() -> float:
     """The most that one device has held, where the backend counts; else this process (on CPU), compiler included."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]

@@ -17,15 +17,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gzip
 import itertools
-import json
-import math
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +39,16 @@ from benchmarks.common import (
     positive,
     random_prompts,
     run_benchmark,
+    significant,
     time_calls,
     training_config,
 )
 from benchmarks.floors import Batch, Work
+from benchmarks.rates import Rates, measure_rates
+from benchmarks.traces import profile
 from benchmarks.update import random_batch
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.policy import Params, encode_images, prefill
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.process.console import progress
@@ -63,133 +60,7 @@ from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.learner import Learner
 
 PARTS = ("vision", "prefill", "decode", "update")
-TRACED = {"decode": "rollout", "update": "update"}  # part -> what its trace is of
-OPERATIONS_SHOWN = 3
-
-
-# What the device can do.
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Measured on one device: operations of matrix products a second, bytes read and written a second."""
-
-    matmul: float
-    matmul_shape: tuple[int, int, int]
-    copy: float
-    kernels: floors.KernelRates
-
-    def seconds(self, parts: Iterable[Work]) -> float:
-        return floors.total_seconds(parts, self.matmul, self.copy)
-
-    def kernel_seconds(self, parts: Iterable[Work]) -> float:
-        return floors.kernel_seconds(parts, self.kernels)
-
-    def figures(self) -> dict[str, Any]:
-        return {
-            "matmul_tflops": significant(self.matmul / 1e12),
-            "matmul_shape": self.matmul_shape,
-            "copy_gb_per_s": significant(self.copy / 1e9),
-            "attention_tflops": significant(self.kernels.attention / 1e12),
-            "exponentials_g_per_s": significant(self.kernels.exponential / 1e9),
-            "cache_gb_per_s": significant(self.kernels.cache / 1e9),
-        }
-
-
-def measure_rates(dtype: str, config: Qwen2_5VLConfig, tokens: int) -> Rates:
-    """The best of squares that grow until one takes a while, and of the decoder's products on `tokens` rows."""
-    size = config.text.hidden_size
-    hidden = config.text.intermediate_size
-    shapes = [(tokens, size, hidden), (tokens, hidden, size)]
-    measured = {shape: matmul_rate(shape, dtype) for shape in shapes}
-    square = 512
-    while square <= 16384:
-        shape = (square,) * 3
-        measured[shape] = matmul_rate(shape, dtype)
-        if 2 * square**3 / measured[shape] > 0.1:  # seconds of one product
-            break
-        square *= 2
-    best = max(measured, key=lambda shape: measured[shape])
-    matmul = measured[best]
-    copy = copy_rate()
-    kernels = floors.KernelRates(
-        matmul, copy, attention_rate(config.text, dtype), exponential_rate(), cache_rate(config.text, dtype)
-    )
-    return Rates(matmul, best, copy, kernels)
-
-
-def matmul_rate(shape: tuple[int, int, int], dtype: str) -> float:
-    """Operations a second of one product [m, k] @ [k, n]."""
-    rows, inner, columns = shape
-    x = jnp.ones((rows, inner), dtype)
-    y = jnp.ones((inner, columns), dtype)
-    product = jax.jit(jnp.matmul)
-    return 2 * math.prod(shape) / best_seconds(lambda: product(x, y))
-
-
-def copy_rate() -> float:
-    """Bytes a second, read and written in place, by an elementwise operation on one large array."""
-    count = 2**26 if jax.default_backend() == "cpu" else 2**28  # float32 numbers
-    x = jnp.zeros((1024, count // 1024), jnp.float32)
-    add = jax.jit(lambda x: x + 1, donate_argnums=0)
-
-    def call() -> jax.Array:
-        nonlocal x
-        x = add(x)
-        return x
-
-    return 2 * 4 * count / best_seconds(call)
-
-
-def attention_rate(text: TextConfig, dtype: str) -> float:
-    """Operations a second of attention's products, as many scores at a time as a cache or a chip's registers keep busy.
-
-    A forward and a backward pass have two of each of three kinds: over the numbers of a head, over keys, over queries.
-    """
-    queries = 256
-    keys = 1024
-    batch = 4 if jax.default_backend() == "cpu" else 256
-    query = jnp.ones((batch, queries, text.head_dim), dtype)
-    key = jnp.ones((batch, keys, text.head_dim), dtype)
-    scores = jnp.ones((batch, queries, keys), dtype)
-    kinds = (("bqh,bsh->bqs", query, key), ("bqs,bsh->bqh", scores, key), ("bqh,bqs->bhs", query, scores))
-    seconds = sum(product_seconds(*kind) for kind in kinds)
-    return len(kinds) * 2 * scores.size * text.head_dim / seconds
-
-
-def exponential_rate() -> float:
-    """Exponentials a second, of numbers that a cache holds where there is one."""
-    x = jnp.zeros(2**18 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
-    exponential = jax.jit(jnp.exp)
-    return x.size / best_seconds(lambda: exponential(x))
-
-
-def cache_rate(text: TextConfig, dtype: str) -> float:
-    """Bytes a second of keys and values, each read for the few queries that share a head."""
-    length = 256
-    groups = text.num_heads // text.num_kv_heads
-    rows = 2 ** (26 if jax.default_backend() == "cpu" else 30) // (length * text.head_dim)
-    query = jnp.ones((rows, groups, text.head_dim), dtype)
-    weights = jnp.ones((rows, groups, length), dtype)
-    keys = jnp.ones((rows, text.head_dim, length), dtype)
-    values = jnp.ones((rows, length, text.head_dim), dtype)
-    seconds = product_seconds("rgh,rhs->rgs", query, keys) + product_seconds("rgs,rsh->rgh", weights, values)
-    return (keys.nbytes + values.nbytes) / seconds
-
-
-def product_seconds(subscripts: str, left: jax.Array, right: jax.Array) -> float:
-    product = jax.jit(functools.partial(jnp.einsum, subscripts))
-    return best_seconds(lambda: product(left, right))
-
-
-def best_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
-    """The least of several calls, after warm-up: a rate is the device's at its best."""
-    seconds = []
-    for _ in range(WARM_UP + repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[WARM_UP:])
+TRACED = {"decode": "rollout", "update": "update"}  # part -> what is traced for it
 
 
 # What is timed.
@@ -388,74 +259,6 @@ def compare(parts: Sequence[Work], seconds: float, rates: Rates) -> dict[str, fl
         "gflop": significant(work.flops / 1e9),
         "gb": significant(work.bytes / 1e9),
     }
-
-
-def significant(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")
-
-
-# Traces.
-
-
-def profile(call: Callable[[], Any], folder: Path) -> list[dict[str, Any]]:
-    """Traces one call into `folder` and returns its costliest operations, none where the trace does not tell."""
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
-        jax.block_until_ready(call())
-    files = sorted(folder.glob("plugins/profile/*/perfetto_trace.json.gz"))
-    if not files:
-        return []
-    with gzip.open(files[-1], "rt", encoding="utf-8") as file:  # folders are named by date and time
-        trace = json.load(file)
-    return costliest(trace["traceEvents"] if isinstance(trace, Mapping) else trace)
-
-
-def costliest(events: Sequence[Mapping[str, Any]], count: int = OPERATIONS_SHOWN) -> list[dict[str, Any]]:
-    """The operations of a Chrome trace that took longest: name, seconds, share of all operations, number of calls.
-
-    Numbers at the end of a name are left out, so that the same fusion of several layers is one. What an operation
-    encloses in its thread (a loop its body) is not counted as its own.
-    """
-    names: dict[tuple[Any, Any], str] = {}  # (process, None) or (process, thread) -> name
-    for event in events:
-        if event.get("ph") == "M" and event.get("name") in ("process_name", "thread_name"):
-            thread = event.get("tid") if event["name"] == "thread_name" else None
-            names[event["pid"], thread] = event["args"]["name"]
-    # On an accelerator the line of XLA's operations, or else the streams; on CPU what names its operation.
-    lines = {key for key, name in names.items() if name == "XLA Ops"} or {
-        key for key, name in names.items() if name.startswith("Stream")
-    }
-    devices = {key for key in lines if names.get((key[0], None), "").startswith("/device:")}
-    by_thread = defaultdict(list)
-    for event in events:
-        thread = (event.get("pid"), event.get("tid"))
-        if event.get("ph") == "X" and (thread in devices if devices else "hlo_op" in event.get("args", {})):
-            by_thread[thread].append(event)
-    own: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
-    for thread_events in by_thread.values():
-        enclosing: list[tuple[float, str]] = []  # (end, name), innermost last
-        for event in sorted(thread_events, key=lambda event: (event["ts"], -event["dur"])):
-            name = event["name"].rstrip("0123456789").rstrip(".") or event["name"]
-            while enclosing and enclosing[-1][0] <= event["ts"]:
-                enclosing.pop()
-            if enclosing:
-                own[enclosing[-1][1]] -= event["dur"]
-            own[name] += event["dur"]
-            calls[name] += 1
-            enclosing.append((event["ts"] + event["dur"], name))
-    total = sum(own.values())
-    ranked = sorted(own, key=lambda name: -own[name])[:count]
-    return [
-        {
-            "name": name,
-            "s": significant(own[name] / 1e6),
-            "share": significant(own[name] / total, 3),
-            "calls": calls[name],
-        }
-        for name in ranked
-    ]
 
 
 def build_parser() -> argparse.ArgumentParser:

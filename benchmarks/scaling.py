@@ -39,15 +39,14 @@ from benchmarks.common import (
     peak_memory_mb,
     positive,
     run_benchmark,
+    significant,
     time_calls,
 )
+from benchmarks.rates import Rates, measure_rates
 from benchmarks.roofline import (
-    Rates,
     generation_floor,
-    measure_rates,
     one_device,
     rollout_call,
-    significant,
     sizes,
     update_call,
     update_floor,

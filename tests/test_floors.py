@@ -345,12 +345,12 @@ def test_costliest_operations_of_a_trace(benchmark, on_gpu):
     event("dot.3", 50, 40, hlo_op="dot.3")
     event("copy.1", 100, 20, hlo_op="copy.1")
     event("jit_step", 0, 500, thread=8)  # around everything
-    shown = benchmark("roofline").costliest(events, 2)
+    shown = benchmark("traces").costliest(events, 2)
     assert shown == [
         {"name": "dot", "s": 7e-5, "share": 0.583, "calls": 2},
         {"name": "while", "s": 3e-5, "share": 0.25, "calls": 1},
     ]
-    assert benchmark("roofline").costliest(events[:3]) == []
+    assert benchmark("traces").costliest(events[:3]) == []
 
 
 def test_growth_is_judged_by_that_of_the_floor(benchmark):

@@ -25,7 +25,8 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json, write_atomic
 from mmeureka_jax.formats.rgb import as_rgb
 from mmeureka_jax.process.console import plural
-from mmeureka_jax.report.charts import Rows, draw_charts, format_number, metrics_of_parts_off, series_of
+from mmeureka_jax.report.chart_groups import metrics_of_parts_off
+from mmeureka_jax.report.charts import Rows, draw_charts, format_number, series_of
 from mmeureka_jax.report.failures import draw_failures, failures_of
 from mmeureka_jax.report.formulas import answer_to_html, text_to_html
 from mmeureka_jax.runs.tracking import ROLLOUTS_FOLDER, picture_of, read_metrics, read_rollouts

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmeureka_jax.data.shapes import problems as shapes
 from mmeureka_jax.data.shapes.canvas import INKS, Canvas
+from mmeureka_jax.data.shapes.levels import KINDS, LEVELS
 from mmeureka_jax.data.shapes.problems import (
     HASTY_FRACTION,
     ShapeProblem,
@@ -22,8 +23,6 @@ from mmeureka_jax.data.shapes.problems import (
     vocabulary_corpus,
 )
 from mmeureka_jax.data.shapes.scenes import (
-    KINDS,
-    LEVELS,
     SCENES,
     Angles,
     Bars,

@@ -15,7 +15,8 @@ from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import TrackingConfig
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.report.charts import CHART_GROUPS, draw_charts, metrics_of_parts_off
+from mmeureka_jax.report.chart_groups import CHART_GROUPS, metrics_of_parts_off
+from mmeureka_jax.report.charts import draw_charts
 from mmeureka_jax.report.page import write_report
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
 from mmeureka_jax.runs.tracking import Tracker

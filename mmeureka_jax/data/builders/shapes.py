@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 
 from mmeureka_jax.data.builders.folder import tfds_data_dir
 from mmeureka_jax.data.shapes.canvas import DEFAULT_SIDE
+from mmeureka_jax.data.shapes.levels import DIFFICULTIES, KINDS
 from mmeureka_jax.data.shapes.problems import HASTY_FRACTION, Split, generate
-from mmeureka_jax.data.shapes.scenes import DIFFICULTIES, KINDS
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, temporary_folder
 from mmeureka_jax.process.console import progress

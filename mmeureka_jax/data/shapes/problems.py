@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mmeureka_jax.data.shapes.canvas import DEFAULT_SIDE, Canvas
-from mmeureka_jax.data.shapes.scenes import DIFFICULTIES, KINDS, LEVELS, SCENES, Level, Scene, Solved
+from mmeureka_jax.data.shapes.levels import DIFFICULTIES, KINDS, LEVELS, Level
+from mmeureka_jax.data.shapes.scenes import SCENES, Scene, Solved
 from mmeureka_jax.errors import UserError
 
 Split = Literal["train", "test"]
