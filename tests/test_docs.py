@@ -90,6 +90,15 @@ def test_mentioned_files_exist(path: Path):
     assert [name for name in mentioned if not (ROOT / name).exists()] == []
 
 
+def test_files_of_the_architecture_exist():
+    """Its paths start from the package; those of the repository's other folders are written out."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    mentioned = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(mentioned) > 20
+    known = [ROOT / "mmeureka_jax", ROOT]
+    assert [name for name in mentioned if not any((folder / name).exists() for folder in known)] == []
+
+
 @page
 def test_mentioned_make_targets_exist(path: Path):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
