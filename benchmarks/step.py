@@ -35,7 +35,7 @@ from benchmarks.common import (
     time_calls,
     training_config,
 )
-from mmeureka_jax.data.loader import ProblemLoader
+from mmeureka_jax.data.loader import ProblemLoader, RowOrder
 from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.rewards.workers import RewardWorkers
 from mmeureka_jax.rl.online_filter import GroupBuffer
@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rewards = stack.enter_context(RewardWorkers(config.reward))
         rewards.validate()
         loader = ProblemLoader(
-            source, range(len(source)), processor, batch_size=args.prompts, seed=config.seed, shuffle=True
+            source, RowOrder(range(len(source)), config.seed, shuffle=True), processor, batch_size=args.prompts
         )
         stack.callback(loader.close)
         total = WARM_UP + args.steps

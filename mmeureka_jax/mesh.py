@@ -1,7 +1,7 @@
 """The device mesh, the one table of sharding rules, and small helpers for programs that run on many hosts.
 
-Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...); `RULES` maps those to the mesh axes
-`data`, `fsdp` and `tensor`. Nothing else in the project mentions a mesh axis by name.
+Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...); `AXIS_RULES` maps those to the mesh
+axes `data`, `fsdp` and `tensor`. Nothing else in the project mentions a mesh axis by name.
 
 The text decoder is sharded over `fsdp` (its embed dimension) and `tensor` (heads, MLP, vocabulary). The vision tower
 is small and usually frozen, and its MLP width (3420 in the released checkpoints) divides by few mesh sizes, so it is
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
 
-RULES: Mapping[str, str | tuple[str, ...] | None] = {
+AXIS_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
     "seq": None,
@@ -106,7 +106,7 @@ def _hosts_have_own_rows(devices: np.ndarray) -> bool:
 
 def partition_spec(*names: str | None) -> PartitionSpec:
     """The mesh axes of an array whose dimensions have these logical names (None: not sharded)."""
-    return PartitionSpec(*(RULES[name] if name is not None else None for name in names))
+    return PartitionSpec(*(AXIS_RULES[name] if name is not None else None for name in names))
 
 
 def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
@@ -114,8 +114,7 @@ def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Asks the compiler to lay `x` out as `RULES` say. Outside `jax.set_mesh` there is nothing to lay out, and x is
-    returned."""
+    """Asks the compiler to lay `x` out as `AXIS_RULES` say. Outside `jax.set_mesh` x is returned as it is."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(*names))
@@ -123,7 +122,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 def gathered(*names: str | None) -> tuple[str | None, ...]:
     """The names of an array's dimensions without those that `fsdp` splits: how a device holds it whole."""
-    return tuple(None if name is None or RULES[name] == "fsdp" else name for name in names)
+    return tuple(None if name is None or AXIS_RULES[name] == "fsdp" else name for name in names)
 
 
 def batch_shards() -> int:
@@ -138,7 +137,7 @@ def shard_count(name: str) -> int:
 
 
 def _parts(mesh: Mesh | AbstractMesh, name: str) -> int:
-    axes = RULES[name] or ()
+    axes = AXIS_RULES[name] or ()
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 

@@ -25,7 +25,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import gather_rows
 from mmeureka_jax.mesh import (
     AXES,
-    RULES,
+    AXIS_RULES,
     batch_divisor,
     make_mesh,
     partition_spec,
@@ -236,7 +236,7 @@ def test_every_parameter_has_a_rule_for_each_dimension(model):
     shapes, axes = model.policy.abstract_params(), by_axes(model.policy.param_axes())
     for (path, shape), names in zip(jax.tree_util.tree_leaves_with_path(shapes), axes, strict=True):
         assert len(shape.shape) == len(names), path
-        assert all(name is None or name in RULES for name in names), path
+        assert all(name is None or name in AXIS_RULES for name in names), path
 
 
 def by_axes(tree):
@@ -244,7 +244,7 @@ def by_axes(tree):
 
 
 def test_no_rule_uses_a_mesh_axis_that_is_not_there():
-    for name in RULES:
+    for name in AXIS_RULES:
         axes = partition_spec(name)[0]
         assert axes is None or set([axes] if isinstance(axes, str) else axes) <= set(AXES)
 

@@ -101,7 +101,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "tests/",
     ),
     "parameters": (
-        "mmeureka_jax/data/loader.py",
         "mmeureka_jax/models/policy.py",
         "mmeureka_jax/rl/",
         "mmeureka_jax/sampling/",

@@ -73,15 +73,22 @@ def _begin_worker(index: int, count: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+@dataclass(frozen=True)
+class RowOrder:
+    """The rows that each epoch reads once: shuffled anew by (seed, epoch), or in the order of `indices`."""
+
+    indices: Sequence[int]
+    seed: int
+    shuffle: bool
+
+
 class ProblemLoader:
     """An endless iterator over this host's batches (lists of `batch_size` `LoadedProblem`s), with an exact state.
 
     Args:
-        source, indices: the rows `source[i] for i in indices` are what is read, each once an epoch.
         processor: picklable if `workers` > 0.
         batch_size: rows of this host.
-        seed, shuffle: each epoch has its own order, or that of `indices`.
-        host_index, host_count: this host reads the positions host_index + k * host_count.
+        host: (index, count): this host reads the positions index + k * count.
         workers: processes that read and process; 0 means threads of this one.
         prefetch: batches prepared ahead; 0 means none.
 
@@ -92,28 +99,28 @@ class ProblemLoader:
     def __init__(
         self,
         source: ProblemSource,
-        indices: Sequence[int],
+        order: RowOrder,
         processor: Callable[[Problem], ProcessedPrompt],
         *,
         batch_size: int,
-        seed: int,
-        shuffle: bool,
-        host_index: int = 0,
-        host_count: int = 1,
+        host: tuple[int, int] = (0, 1),
         workers: int = 0,
         prefetch: int = 2,
     ):
-        if not len(indices):
+        if not len(order.indices):
             raise UserError(f"{source.name}: no usable rows; see `mmeureka data check`")
         self._batch_size = batch_size
-        self._host_index = host_index
-        self._host_count = host_count
+        self._host_index, self._host_count = host
         self._workers = workers
         self._prefetch = prefetch
-        rows_digest = hashlib.sha256(np.asarray(indices, np.int64).tobytes()).hexdigest()[:16]
-        self._identity = {"num_problems": len(indices), "rows": rows_digest, "seed": seed, "shuffle": shuffle}
-        rows = grain.MapDataset.source(list(indices)).seed(seed % 2**32)
-        if shuffle:
+        self._identity = {
+            "num_problems": len(order.indices),
+            "rows": hashlib.sha256(np.asarray(order.indices, np.int64).tobytes()).hexdigest()[:16],
+            "seed": order.seed,
+            "shuffle": order.shuffle,
+        }
+        rows = grain.MapDataset.source(list(order.indices)).seed(order.seed % 2**32)
+        if order.shuffle:
             rows = rows.shuffle()
         self._stream = rows.repeat().map_with_index(_Load(source, processor))
         self._next_position = 0
@@ -146,7 +153,7 @@ class ProblemLoader:
         return {"next_position": self._next_position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called. Raises UserError if the rows, the seed or the shuffling differ."""
+        """Continues where `get_state` was called. Raises UserError if the rows, the seed or the shuffling differ."""
         saved = {key: value for key, value in state.items() if key in self._identity}
         if saved != {key: self._identity[key] for key in saved}:
             raise UserError(

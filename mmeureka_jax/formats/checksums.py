@@ -20,7 +20,7 @@ from jaxtyping import Array, UInt32
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import constrain
 
-Manifest = Mapping[str, tuple[str, list[int], int]]  # array name -> dtype, shape, checksum
+ArrayDescriptions = Mapping[str, tuple[str, list[int], int]]  # array name -> dtype, shape, checksum
 _SHOWN = 20  # differing arrays in one message
 
 
@@ -28,14 +28,14 @@ class Damaged(Exception):
     """What was read is not what was saved."""
 
 
-def describe_arrays(tree: Any) -> Manifest:
-    """The manifest of a tree of arrays: all on devices, or all NumPy."""
+def describe_arrays(tree: Any) -> ArrayDescriptions:
+    """Describes a tree of arrays: all on devices, or all NumPy."""
     arrays = _by_name(tree)
     checksums = _checksums(arrays)
     return {name: (x.dtype.name, list(x.shape), checksums[name]) for name, x in arrays.items()}
 
 
-def verify_arrays(tree: Any, saved: Manifest) -> None:
+def verify_arrays(tree: Any, saved: ArrayDescriptions) -> None:
     """Raises Damaged if an array of `tree` is not the one of its name that was saved."""
     wrong = [name for name, checksum in _checksums(_by_name(tree)).items() if checksum != saved[name][2]]
     if wrong:
@@ -43,7 +43,7 @@ def verify_arrays(tree: Any, saved: Manifest) -> None:
         raise Damaged(f"the arrays are not those that were saved: {names}")
 
 
-def check_same_arrays(saved: Manifest, target: Any, path: Path, *, whole: bool = True) -> None:
+def check_same_arrays(saved: ArrayDescriptions, target: Any, path: Path, *, whole: bool = True) -> None:
     """Raises a UserError that lists where a checkpoint's arrays and those of `target` differ in name, shape or dtype.
 
     Args:

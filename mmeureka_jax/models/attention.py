@@ -69,7 +69,7 @@ def attention(
     are met.
 
     Args:
-        heads_axis: logical axis of the heads (see mesh.RULES); None: every device has all of them.
+        heads_axis: logical axis of the heads (see mesh.AXIS_RULES); None: every device has all of them.
     """
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[1]

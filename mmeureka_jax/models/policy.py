@@ -82,7 +82,7 @@ class Policy:
         return shapes if self.lora is None else in_base_dtype(shapes, self.lora)
 
     def param_axes(self) -> Params:
-        """Logical axis names of every parameter, in the same tree (see mesh.RULES)."""
+        """Logical axis names of every parameter, in the same tree (see mesh.AXIS_RULES)."""
         axes = jax.tree.map(lambda v: v.axes, self._module()[1], is_leaf=lambda v: isinstance(v, nnx.Variable))
         return nnx.to_pure_dict(axes)
 

@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from mmeureka_jax.config.schema import CheckpointConfig
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import explain_write_errors
-from mmeureka_jax.formats.checksums import Damaged, Manifest, check_same_arrays, describe_arrays, verify_arrays
+from mmeureka_jax.formats.checksums import ArrayDescriptions, Damaged, check_same_arrays, describe_arrays, verify_arrays
 from mmeureka_jax.hosts import barrier, is_main
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.groups import Group, stack_groups, unstack_groups
@@ -133,7 +133,7 @@ class Checkpointer:
             "state": ocp.args.StandardSave(self._stored(run.train)),
             "progress": ocp.args.JsonSave(progress | {"checksum": _text_checksum(progress)}),
         }
-        if groups:  # Orbax takes no empty arrays; their shapes are in the manifest
+        if groups:  # Orbax takes no empty arrays; their shapes are among the descriptions
             items["groups"] = ocp.args.StandardSave({name: x for name, x in groups.items() if x.size})
         if accuracy is not None:
             self._policy.accuracies[run.step] = accuracy
@@ -375,7 +375,7 @@ def is_no_space(error: Exception) -> str | None:
     return next((sign for sign in _NO_SPACE if sign in str(error)), None)
 
 
-def verify_base(frozen: Params, arrays: Manifest, path: Path) -> None:
+def verify_base(frozen: Params, arrays: ArrayDescriptions, path: Path) -> None:
     """
     Raises:
         UserError: parameters that the checkpoint `path` did without are not those that it was saved with.

@@ -328,18 +328,15 @@ def _make_learner(config: Config, recipe: Recipe, loaded: OpenedPolicy) -> Learn
 
 def _open_loader(config: Config, recipe: Recipe, problems: CheckedProblems, processor: Processor) -> ProblemLoader:
     """This host's share of the problems, from the beginning."""
-    from mmeureka_jax.data.loader import ProblemLoader
+    from mmeureka_jax.data.loader import ProblemLoader, RowOrder
     from mmeureka_jax.setup.difficulty import rows_by_difficulty
 
     return ProblemLoader(
         problems.source,
-        rows_by_difficulty(config.data, problems),
+        RowOrder(rows_by_difficulty(config.data, problems), config.seed, config.data.shuffle),
         processor,
         batch_size=recipe.prompts_per_batch // jax.process_count(),
-        seed=config.seed,
-        shuffle=config.data.shuffle,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        host=(jax.process_index(), jax.process_count()),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmeureka_jax.data.loader import ProblemLoader
+from mmeureka_jax.data.loader import ProblemLoader, RowOrder
 from mmeureka_jax.data.problems import ProblemSource, open_problems
 from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.errors import UserError
@@ -36,7 +36,8 @@ def source(tmp_path: Path) -> ProblemSource:
 
 
 def make_loader(source: ProblemSource, *, indices=INDICES, batch_size=4, seed=3, shuffle=True, **options):
-    return ProblemLoader(source, indices, fake_processor, batch_size=batch_size, seed=seed, shuffle=shuffle, **options)
+    order = RowOrder(indices, seed, shuffle)
+    return ProblemLoader(source, order, fake_processor, batch_size=batch_size, **options)
 
 
 def take(loader: ProblemLoader, batches: int) -> list[list[tuple[int, str]]]:
@@ -69,7 +70,7 @@ def test_without_shuffling_rows_come_in_their_order(source):
 @pytest.mark.parametrize("host_count", [2, 3])
 def test_hosts_partition_the_stream(source, host_count):
     whole = flat(take(make_loader(source, batch_size=4 * host_count), 5))
-    hosts = [take(make_loader(source, host_index=host, host_count=host_count), 5) for host in range(host_count)]
+    hosts = [take(make_loader(source, host=(host, host_count)), 5) for host in range(host_count)]
     for host, batches in enumerate(hosts):
         assert flat(batches) == whole[host::host_count]
 
@@ -98,7 +99,7 @@ def test_state_does_not_depend_on_the_number_of_hosts(source):
     expected = flat(take(make_loader(source, batch_size=6), 4))[12:]
     hosts = []
     for host in range(2):
-        resumed = make_loader(source, batch_size=3, host_index=host, host_count=2)
+        resumed = make_loader(source, batch_size=3, host=(host, 2))
         resumed.set_state(loader.get_state())
         hosts += flat(take(resumed, 2))
     assert sorted(hosts) == expected
@@ -127,10 +128,10 @@ def test_worker_processes_give_the_same_stream_and_end(source):
 def test_worker_processes_outlive_sigterm_but_not_the_run(source, tmp_path):
     """The step under way still needs them when a scheduler ends all processes; SIGKILL may reach the run alone."""
     script = f"""if True:
-        from mmeureka_jax.data.loader import ProblemLoader
+        from mmeureka_jax.data.loader import ProblemLoader, RowOrder
         from mmeureka_jax.data.problems import open_problems
         problems = open_problems({str(tmp_path / "p.jsonl")!r})
-        loader = ProblemLoader(problems, range(11), str, batch_size=3, seed=0, shuffle=True, workers=2)
+        loader = ProblemLoader(problems, RowOrder(range(11), 0, True), str, batch_size=3, workers=2)
         next(loader)
         import multiprocessing
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
