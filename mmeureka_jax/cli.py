@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(error: BaseException, resumes: str = "") -> int | None:
-    """Says why a command has ended, to the other processes of its run too. The exit code; None for what is no mistake
-    of the user's.
+    """Says why a command has ended, also to the other processes of its run. Returns the exit code; None if the
+    error is not a mistake of the user's.
 
     Args:
         resumes: what the same command does when it is started again.
@@ -84,7 +84,7 @@ def report(error: BaseException, resumes: str = "") -> int | None:
         code = 141
         message = "nobody reads its output any more"
     elif isinstance(error, OSError) and error.filename is not None:
-        # A name that is too long or a folder that may not be looked into, wherever it was met.
+        # A name that is too long, or a folder that may not be read, wherever it came up.
         message = f"{error.filename}: {error.strerror}"
         print(f"mmeureka: error: {message}", file=sys.stderr)
         code = EXIT_BAD_INPUT

@@ -23,8 +23,8 @@ def brief(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what UTF-8 cannot hold (halves of surrogate pairs) and for control characters but tabs
-    and line ends: it can be written, and means nothing to a terminal."""
+    """The text with escapes for what UTF-8 cannot hold (halves of surrogate pairs) and for control characters except
+    tabs and line ends: it can be written, and has no effect on a terminal."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
@@ -42,4 +42,4 @@ class RunStopped(UserError):
 
 
 class Terminated(Exception):
-    """The run was asked to end (SIGTERM) and did so after the step under way, with a checkpoint; it can be resumed."""
+    """The run was asked to end (SIGTERM) and did so after the current step, with a checkpoint; it can be resumed."""

@@ -139,8 +139,8 @@ def _open_temporary(target: Path, open_it: Callable[[Path], int]) -> tuple[Path,
     """The path of a file or folder next to `target`, and a descriptor that holds a lock on it while it is open.
 
     The names are always the same, `.NAME.0.tmp` and so on, and the first that nobody holds is taken, with what a killed
-    process left in it. So leftovers are used up by the next process that writes the same target, also on a disk that
-    other hosts share, and those of a living one are never touched. Where the file system has no locks every process has
+    process left in it. So leftovers are taken over by the next process that writes the same target, also on a disk that
+    other hosts share, and those of a live one are never touched. Where the file system has no locks every process has
     a name of its own, and leftovers stay.
     """
     for number in itertools.count():
@@ -261,7 +261,7 @@ def append_whole(file: io.FileIO, data: bytes) -> None:
 
 
 def read_text(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:
-    """A UTF-8 text file. Raises UnicodeDecodeError if it is none, and OSError as `read_bytes`."""
+    """The text of a UTF-8 file. Raises UnicodeDecodeError if it is none, and OSError as `read_bytes`."""
     return read_bytes(file, max_bytes).decode()
 
 
@@ -328,10 +328,10 @@ def expect(file: Path | str, tree: Mapping[str, Any], key: str, kind: type | tup
 
 @contextlib.contextmanager
 def interpreting(file: Path | str) -> Iterator[None]:
-    """Turns what the values of a file made the block stumble over into a `UserError` that names the file.
+    """Turns an exception that a file's values cause in the block into a `UserError` that names the file.
 
-    For files of foreign programs, whose every value could be of any kind. Sizes have limits of their own: nothing is
-    made by a number of the file before they were checked.
+    For files of other programs, any value of which could be of any kind. Sizes have limits of their own: nothing is
+    allocated by a number in the file before it was checked.
     """
     try:
         yield

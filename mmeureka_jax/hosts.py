@@ -1,4 +1,4 @@
-"""The hosts of a run, a process each: which one writes, and what they tell one another."""
+"""The hosts of a run, one process each: which one writes, and what they tell one another."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Functions of the user's own files, which a config names as "path/to/file.py:function".
 
-Nothing that such a file does ends a command silently, or hangs it: that it calls `sys.exit`, never comes to an end, or
-raises whatever it likes, is a UserError that names the file and, where there is one, the line.
+Nothing that such a file does ends a command silently, or hangs it: if it calls `sys.exit`, never ends, or raises
+anything, that is a UserError that names the file and, where there is one, the line.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def load_function(
 
 
 def load_explained(key: str, spec: str, signature: str) -> Callable[..., Any]:
-    """As `load_function`, with settings, for calls in this process: `sys.exit` in it must not end a run as if all were
+    """As `load_function`, with settings, for calls in this process: `sys.exit` in it must not end a run as if all was
     well.
 
     Raises:
@@ -217,7 +217,7 @@ def _noting_ctrl_c(interrupted: threading.Event) -> Iterator[None]:
 
 
 def _unusable_kind(function: Callable[..., Any]) -> str | None:
-    """What a callable is that gives no value when it is called, or None for one that does."""
+    """The kind of a callable that gives no value when it is called, or None for one that does."""
     if inspect.isclass(function):
         return "a class"
     for called in (function, type(function).__call__):

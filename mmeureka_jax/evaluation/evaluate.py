@@ -40,7 +40,7 @@ RESULTS_FILE, ROWS_FILE = "results.json", "rows.jsonl"
 class EvalOptions:
     """How the problems are asked and graded.
 
-    None is what the run that exported the checkpoint did (see `export.read_provenance`), else the default of the config
+    None is what the run that exported the checkpoint did (see `runs.provenance`), else the default of the config
     key of that name; for `max_prompt_tokens`, the longest context of the checkpoint.
     """
 

@@ -43,9 +43,9 @@ def convert(
     Tokenizer, processor and generation files are carried over.
 
     Args:
-        to: None: the other format than the source's. The same one again is for another dtype or other shards.
-        dtype: of all tensors; None: each keeps its own, and there and back is the same bits.
-        max_shard_bytes: of Hugging Face's format, see `save_params`.
+        to: None: the format that the source does not have. The source's own is for another dtype or other shards.
+        dtype: that of all tensors; None: each keeps its own, and there and back gives the same bits.
+        max_shard_bytes: for Hugging Face's format, see `save_params`.
 
     Raises:
         UserError: no such checkpoint, a damaged one or one of an unsupported family, or `output` is taken or cannot be

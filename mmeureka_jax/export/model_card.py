@@ -38,13 +38,13 @@ def model_card(
     """Markdown with the front matter that Hugging Face's hub reads.
 
     Args:
-        metadata: of the run (`metadata.json`).
-        step: of the checkpoint.
+        metadata: the run's (`metadata.json`).
+        step: the checkpoint's.
         average: whether the parameters are the average over the updates.
         metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
         text_only: the model reads no pictures.
         adapters: the folder holds only adapters.
-        changed_settings: in what its settings files differ from those of the checkpoint that the run started from.
+        changed_settings: how its settings files differ from those of the checkpoint that the run started from.
     """
     config = metadata["config"]
     base = config["model"]["checkpoint"]
@@ -108,7 +108,7 @@ def _results(config: Mapping[str, Any], step: int, exported: str, metrics: Seque
 
 
 def _changed(config: Mapping[str, Any]) -> str:
-    """The settings that are not the defaults, as YAML; where the run lay is left out."""
+    """The settings that are not the defaults, as YAML; the place of the run is left out."""
 
     def differ(values: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
         changed = {}

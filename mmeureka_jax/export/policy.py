@@ -48,16 +48,18 @@ def export_run(
     Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32 (under adapters: the
     base in its own dtype, and the result). The run may still be training. Adapters are merged into the base.
 
-    Next to the weights are the tokenizer and processor files of the checkpoint that the run started from, with the
-    run's own sampling and sizes of pictures (export_settings.py),
-    `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks so too), and a
-    README.md that says the same to people, with the validation's results (model_card.py).
+    Next to the weights are
+
+    - the tokenizer and processor files of the checkpoint that the run started from, with the run's own sampling and
+      sizes of pictures (settings.py),
+    - `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks alike),
+    - a README.md that says the same to people, with the validation's results (model_card.py).
 
     Args:
         step: a step, the newest checkpoint, or the one of the best validation accuracy.
         average: the parameters averaged over the updates (`optimizer.ema_decay`) instead of the last ones.
         adapters: write only the adapters, float32, in PEFT's layout.
-        dtype: of the stored tensors: float32 (what was trained; None), bfloat16 or float16. Adapters are float32.
+        dtype: that of the stored tensors: float32 (what was trained; None), bfloat16 or float16. Adapters are float32.
         source: the folder of the checkpoint that the run started from, if it is no longer where it was.
 
     Raises:

@@ -24,10 +24,10 @@ _KEPT = ("transformers_version", "_from_model_config")  # what a generation_conf
 def settings_files(
     source: Path, model: PolicyConfig, metadata: Mapping[str, Any]
 ) -> tuple[dict[str, bytes], list[str]]:
-    """Files to write in place of those of `source`, and what they differ in from them, for people.
+    """Files to write instead of those of `source`, and how they differ from them, for people.
 
     Args:
-        metadata: of the run.
+        metadata: the run's.
     """
     config = metadata["config"]
     inherited = read_json(source / GENERATION_FILE) if (source / GENERATION_FILE).is_file() else {}

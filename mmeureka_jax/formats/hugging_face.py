@@ -40,7 +40,7 @@ from mmeureka_jax.models.checkpoint_config import OtherFiles
 from mmeureka_jax.models.families import PolicyConfig, family_named, family_of, weight_mappings
 from mmeureka_jax.models.weight_mapping import Layout, WeightMapping, from_stored, to_stored
 
-# Files that travel unchanged from the checkpoint a policy came from to the one that is saved.
+# Files that are copied unchanged from the checkpoint a policy came from to the one that is saved.
 COMPANION_FILES = (
     "generation_config.json",
     "preprocessor_config.json",
@@ -138,7 +138,7 @@ def load_params(
         shardings: the parameter tree with a `NamedSharding` (or a `SingleDeviceSharding`) at each leaf; None puts
             everything on the default device. In a run of many processes each reads only what its devices hold, and
             all must call this.
-        dtype: of the parameters, whatever the file's. None: the file's (a stack of several has one that holds all).
+        dtype: the parameters' dtype, whatever the file's. None: the file's (a stack of several has one that holds all).
 
     Returns:
         The parameter tree: nested dicts of `jax.Array`.
@@ -179,7 +179,7 @@ def save_params(
         params: the parameter tree, of `jax.Array` with any sharding.
         path: the new folder. It appears under this name only when it is complete.
         source: the checkpoint that the policy came from; its tokenizer, processor and generation files are copied.
-        dtype: of the stored tensors; one for all, or of each by its stored name.
+        dtype: that of the stored tensors; one for all, or one for each by its stored name.
         max_shard_bytes: a file takes no more than this (unless a single tensor is larger).
         files: more files for the folder, by name.
 
@@ -220,7 +220,7 @@ def write_checkpoint(
 
 
 def folder_files(config: PolicyConfig, source: str | Path | None, dtypes: Mapping[str, np.dtype]) -> dict[str, bytes]:
-    """All files of a checkpoint folder but its weights: configs, and what travels unchanged from `source`."""
+    """All files of a checkpoint folder except its weights: configs, and what is copied unchanged from `source`."""
     counts = collections.Counter[np.dtype]()
     for name, shape in stored_shapes(config).items():
         counts[dtypes[name]] += math.prod(shape)
@@ -345,7 +345,7 @@ def _layer_setter(layout: Layout, sharding: Sharding) -> Any:
 
 
 def _stored_sharding(sharding: Sharding, mapping: WeightMapping) -> Sharding:
-    """How one stored tensor lies on the devices so that moving it into the leaf needs (almost) no communication."""
+    """The layout of one stored tensor on the devices that lets it move into the leaf with (almost) no communication."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     rank = len(mapping.leaf_shape)

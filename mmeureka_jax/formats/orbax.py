@@ -1,10 +1,10 @@
-"""Parameters in Orbax's format, as `mmeureka convert` writes them and `weights.load_params` reads them.
+"""Parameters in Orbax's format, as `mmeureka convert` writes them and `hugging_face.load_params` reads them.
 
     FOLDER/params/             the parameter tree
     FOLDER/orbax_params.json   dtype, shape and checksum of every array, dtype of every tensor that it was made of
     FOLDER/...                 config.json, tokenizer and processor files, as in a folder of Hugging Face's layout
 
-Arrays lie in chunks, of which every device reads those that it needs. Nothing is lost: a leaf that stacks tensors of
+Arrays are stored in chunks, and every device reads those that it needs. Nothing is lost: a leaf that stacks tensors of
 several dtypes is of one that holds them all, and they are written back as they were.
 """
 
@@ -61,7 +61,7 @@ def tensor_dtypes(folder: Path) -> dict[str, np.dtype]:
 def load_orbax(
     folder: Path, mappings: tuple[WeightMapping, ...], shardings: Mapping[str, Any] | None, dtype: Any | None
 ) -> dict[str, Any]:
-    """The parameters; see `weights.load_params`.
+    """The parameters; see `hugging_face.load_params`.
 
     Raises:
         UserError: arrays that are missing, misshapen or unexpected (all of them in one message), or damaged ones.

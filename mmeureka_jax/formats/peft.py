@@ -5,8 +5,8 @@ PEFT names a matrix by the torch module that it belongs to, as transformers has 
     base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight     [rank, in]
     base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_B.weight     [out, rank]
 
-Older transformers call modules what the hub's files do; both are read. Adapters of some layers of a stack only are
-read too: those of the others are zero, and add nothing.
+Older transformers call modules what the hub's files do; both are read. Adapters of only some layers of a stack are
+read too: those of the other layers are zero, and add nothing.
 
 Source: `peft.tuners.lora` and `peft.utils.save_and_load.get_peft_model_state_dict`.
 """
@@ -147,7 +147,7 @@ class StoredAdapters:
         return tuple(re.escape(path) for path in self.places)
 
     def fingerprint(self) -> str:
-        """Of rank, scale and values."""
+        """A fingerprint of rank, scale and values."""
         checksum = zlib.crc32(repr((self.rank, self.alpha)).encode())
         for path, value in sorted(self.read().items()):
             checksum = zlib.crc32(value.tobytes(), zlib.crc32(path.encode(), checksum))

@@ -1,7 +1,7 @@
 """One RGB picture of a picture file, the same for the policy and for the people who look at pages and TensorBoard.
 
-Upright (EXIF), transparency onto white, 8 bits a channel. As transformers does it, except for greyscale of more than 8
-bits, which Pillow and transformers clip to black and white; here it is scaled:
+Upright (EXIF), with transparency on white, 8 bits per channel. As transformers does it, except for greyscale of
+more than 8 bits, which Pillow and transformers clip to black and white; here it is scaled:
 
     16 bits             divided by 257, so that 65535 is white
     32-bit integers     0 to 255 as they are, 0 to 65535 as 16 bits
@@ -17,7 +17,7 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's names for
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a policy sees it; no colour profile or other note is left on it.
+    """The picture as a policy sees it; no colour profile or other metadata is left in it.
 
     Raises:
         ValueError: values that none of the scales above holds. Broken files make Pillow raise what it likes.

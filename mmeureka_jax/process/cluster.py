@@ -56,7 +56,7 @@ _watch: _Watch | None = None
 def join(
     coordinator: str | None, num_processes: int | None, process_id: int | None, *, limit: float, run_dir: str
 ) -> None:
-    """Makes this process one of a run; what is None is found out by JAX. Ends it when another one is lost.
+    """Makes this process one of a run; JAX finds out what is None. Ends it when another one is lost.
 
     Args:
         limit: seconds of silence after which a process is lost.
@@ -316,8 +316,8 @@ class _Watch:
         self._exit(code)
 
     def _exit(self, code: int, message: str | None = None) -> NoReturn:
-        """Ends this process without the ends that JAX and the interpreter would wait for. Its children, which notice,
-        end too."""
+        """Ends this process without what JAX and the interpreter would wait for. Its children notice, and end
+        too."""
         if message is not None:
             _say(message)
         if self._me == 0:  # the store ends with it: the others read first what has happened
@@ -337,7 +337,7 @@ class _Watch:
 
 
 def _newest_checkpoint(run_dir: str) -> str:
-    """What there is to continue from. A shared disk may have gone with the lost process: it is given a few seconds."""
+    """The checkpoint to continue from. A shared disk may have gone with the lost process, so it gets a few seconds."""
     found: list[Path] = []
 
     def look() -> None:

@@ -1,7 +1,7 @@
 """What a command says on stderr while it works: facts, waits, bars, and the steps of a run.
 
-On a terminal there are bars, and lines appear above them. Elsewhere (a file, a job's log) each is a line of its own now
-and then, so that the last line says what the command waits for. Of a run of many processes only the first one speaks.
+On a terminal there are bars, and lines appear above them. Elsewhere (a file, a job's log) each is an occasional line
+of its own, so that the last line says what the command waits for. In a run of many processes only the first one writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _seen: set[Hashable] = set()
 
 
 def is_speaking() -> bool:
-    """Whether this process is the one that speaks. Starts no device, which not every command needs."""
+    """Whether this process is the one that writes. Starts no device, since not every command needs one."""
     jax = sys.modules.get("jax")
     return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0
 
@@ -213,7 +213,7 @@ class Steps:
             self._bar = _StepBar(total=total, initial=done, desc=name, dynamic_ncols=True, bar_format=_StepBar.FORMAT)
 
     def begin_training(self) -> None:
-        """What was before the first step does not count for the time left."""
+        """The time before the first step does not count for the time left."""
         self._since = time.monotonic()
 
     def begin(self) -> None:
@@ -245,7 +245,7 @@ class Steps:
 
         Args:
             shown: its few numbers.
-            compiling: the seconds of it that it compiled for.
+            compiling: how many of its seconds were compilation.
         """
         now = time.monotonic()
         self._end_phase(now)

@@ -37,9 +37,9 @@ MAX_CPU_DEVICES = 1024
 
 
 def split_cpu(devices: int) -> None:
-    """Makes a CPU so many devices, which share its cores; before the first use of one. Elsewhere it changes nothing.
+    """Makes a CPU this many devices, which share its cores; before the first use of one. Elsewhere it changes nothing.
 
-    Most of what a small model does is too little to divide among threads. A device for each core does it in parallel,
+    Most operations of a small model are too small to divide among threads. A device for each core does it in parallel,
     and its matrix products need no threads either. A number set from outside (XLA_FLAGS, JAX_NUM_CPU_DEVICES) stays.
 
     Raises:

@@ -2,10 +2,10 @@
 
 The first one is a KeyboardInterrupt in the main thread, so that all `with` blocks clean up. A second Ctrl-C, also one
 that comes while the main thread is in a long call of a library, ends the process at once: what is then left behind is
-used up by the next start (see files.py). Commands that end in another way (a run writes a checkpoint at SIGTERM) have
-their own handlers in the meantime.
+taken over by the next start (see files.py). Commands that end in another way (a run writes a checkpoint at SIGTERM)
+have their own handlers in the meantime.
 
-Imports as little as it can: it is there before everything else.
+It imports as little as it can, because it is imported before everything else.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _watch(reader: int) -> None:
 
 
 def _forget() -> None:
-    """A forked process, of a library's pool of workers say, knows nothing of this."""
+    """A forked process, such as a worker of a library's pool, is not part of this."""
     signal.set_wakeup_fd(-1)
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is _raise:

@@ -1,6 +1,6 @@
 """The run on disk, through Orbax: train state, data position, buffer of groups, and what the run was made with.
 
-    RUN/checkpoints/<step>/state      the train state, of a policy with adapters without the base
+    RUN/checkpoints/<step>/state      the train state, without the base if the policy has adapters
                            groups     groups that wait for an update
                            progress   everything else, and the name, size and checksum of every array
     RUN/metadata.json                 see `write_metadata`
@@ -53,7 +53,7 @@ class RunState:
         groups: groups kept by the filter and not yet trained on.
         best_accuracy: best validation accuracy so far, -1 before the first.
         counters: whatever else counts over steps (updates skipped, in all and in a row).
-        kl_coefficient: what an adaptive `rl.kl_coefficient` has come to; None before the first step.
+        kl_coefficient: the present value of an adaptive `rl.kl_coefficient`; None before the first step.
     """
 
     train: TrainState
@@ -70,7 +70,7 @@ class RunState:
 class NewestAndBest:
     """Orbax preservation policy: the `newest` last steps, and the `best` by validation accuracy (of equals the later).
 
-    The `Checkpointer` fills in `accuracies` (step -> accuracy) from the checkpoints: a resumed run knows its best ones.
+    The `Checkpointer` fills in `accuracies` (step -> accuracy) from the checkpoints; a resumed run knows its best ones.
     """
 
     newest: int
@@ -112,7 +112,7 @@ class Checkpointer:
         """Starts writing a checkpoint of `run`; `accuracy` is this step's validation accuracy, if there was one.
 
         When it returns, `run.train` may be donated: Orbax has copied it to the host. (On CPU it holds a view instead;
-        JAX then gives the donated buffer to nobody.)
+        JAX then reuses the donated buffer for nothing.)
 
         Raises:
             UserError: the disk is full or the folder cannot be written; earlier checkpoints stay as they are.
@@ -175,7 +175,7 @@ class Checkpointer:
         """The newest checkpoint that can be read, or None if there is none.
 
         Damaged checkpoints that are newer are named in a warning and moved aside (`<step>.damaged`); a run of several
-        processes stops instead, since not all of them need have seen the damage.
+        processes stops instead, since perhaps not all of them have seen the damage.
 
         Args:
             target: ShapeDtypeStructs with shardings: where every array of the state is to live.

@@ -1,4 +1,4 @@
-"""The run's folder and the small watchers of a run: what it was made with, updates that are not finite, compilations.
+"""The run's folder: what the run was made with, and what a resumed run may change.
 
 RUN/config.yaml       the resolved config            RUN/checkpoints/   Orbax
 RUN/metadata.json     config, versions, data         RUN/metrics.jsonl  one row per step
@@ -41,7 +41,7 @@ def may_differ(key: str) -> bool:
 
 
 def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
-    """In what `config` differs from the one that a run was made with, of the keys that may not change freely.
+    """How `config` differs from the one that a run was made with, in the keys that may not change freely.
 
     Keys that the run's version did not have yet have their defaults, which change nothing.
     """
@@ -67,13 +67,13 @@ def begin_run(
     the metadata.
 
     Args:
-        fingerprint: of the data.
-        adapters: fingerprint of those that the run starts from (`model.lora.adapters`).
+        fingerprint: that of the data.
+        adapters: the fingerprint of the adapters that the run starts from (`model.lora.adapters`).
 
     Raises:
         UserError: the run folder was made by another kind of job, another config or other data, and
-            `checkpoint.allow_config_change` is not set. The message lists the differences. Or, whatever is set, with
-            another alpha, or from other adapters.
+            `checkpoint.allow_config_change` is not set. The message lists the differences. Also,
+            whatever is set, a run with another alpha, or from other adapters.
     """
     run_dir = Path(config.run_dir)
     if resuming:
@@ -137,7 +137,7 @@ def _layout(mesh: Mesh) -> str:
 
 
 def _check_adapters(run_dir: Path, config: Config, fingerprint: str | None) -> None:
-    """Raises a UserError if the adapters in the run's checkpoints would mean something else than when they were saved,
+    """Raises a UserError if the adapters in the run's checkpoints would mean something other than when they were saved,
     or the policy that its reference is would be another one."""
     old = read_metadata(run_dir) or {}
     before = (old.get("config") or {}).get("model", {}).get("lora")

@@ -1,8 +1,8 @@
 """What a run writes about itself: `metrics.jsonl`, TensorBoard event files, and samples of rollouts.
 
-    RUN/metrics.jsonl                 a JSON row a step: {"step": 3, "reward/accuracy": 0.25, ...}
+    RUN/metrics.jsonl                 a JSON row per step: {"step": 3, "reward/accuracy": 0.25, ...}
     RUN/tensorboard/                  scalars, histograms, and rollout samples as pictures and text
-    RUN/rollouts/step_00000005.jsonl  a sampled group a line; its pictures are RUN/rollouts/images/HASH.png
+    RUN/rollouts/step_00000005.jsonl  a sampled group per line; its pictures are RUN/rollouts/images/HASH.png
 
 A resumed run takes back what was written after its checkpoint, so the files are those of a run that never stopped.
 """
@@ -176,7 +176,7 @@ def _read_rows(path: Path, fits: Callable[[dict[str, Any]], bool], kind: str) ->
     """(line, row) of a JSONL file whose rows have a step; a last line that was cut short is left out.
 
     Raises:
-        UserError: the file cannot be read, or has another line that `fits` is not true of.
+        UserError: the file cannot be read, or has another line for which `fits` is false.
     """
     try:
         content = read_bytes(path, _MAX_FILE_BYTES)
@@ -224,7 +224,7 @@ def _is_group(row: dict[str, Any]) -> bool:
 
 
 def _rollout_files(folder: Path) -> list[tuple[int, Path]]:
-    """The tracker's own files by step; others in the folder are somebody else's."""
+    """The tracker's own files by step; other files in the folder are not the tracker's."""
     named = ((re.fullmatch(r"step_(\d{8,9})\.jsonl", path.name), path) for path in folder.glob("step_*.jsonl"))
     return sorted((int(match[1]), path) for match, path in named if match and path.is_file())
 
@@ -257,7 +257,7 @@ def _plain_number(value: Any) -> int | float:
 
 
 def _as_png(data: bytes) -> bytes:
-    """The picture as the policy sees it, but no larger than people need; one that is just that stays as it is."""
+    """The picture as the policy sees it, but no larger than people need; a small one stays as it is."""
     original = Image.open(io.BytesIO(data))
     original.load()
     if (
@@ -291,8 +291,8 @@ def _as_markdown(sample: RolloutSample) -> str:
 class _EventFile:
     """One TensorBoard event file, written in the caller's thread.
 
-    tensorboardX's SummaryWriter hands events to a background thread; when that dies of a full disk, the next event
-    waits for ever. Its parts, called directly, raise where they fail and lose nothing at a kill.
+    tensorboardX's SummaryWriter hands events to a background thread; when that ends because of a full disk, the next
+    event waits for ever. Its parts, called directly, raise where they fail and lose nothing at a kill.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:

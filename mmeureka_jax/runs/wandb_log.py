@@ -1,8 +1,8 @@
 """A run's metrics and rollouts at Weights & Biases, for runs that ask for it (`tracking.wandb`).
 
-The package is an extra and is imported nowhere else. What goes wrong there ends no run: it is said once, and the run
-continues without. Where it sends to, and whether at all, is decided as usual by `wandb login`, WANDB_MODE, WANDB_ENTITY
-and the like.
+The package is an extra and is imported nowhere else. What goes wrong there ends no run: it is reported once, and the
+run continues without. Where it sends to, and whether at all, is decided as usual by `wandb login`, WANDB_MODE,
+WANDB_ENTITY and the like.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class WandbLog:
 
 
 def _stored_id(run_dir: Path, project: str) -> str | None:
-    """The id of the run there that is this one; None if there is none in this project."""
+    """The id that this run has there; None if it has none in this project."""
     try:
         stored = json.loads((run_dir / ID_FILE).read_bytes())
         if stored["project"] == project and isinstance(stored["id"], str):

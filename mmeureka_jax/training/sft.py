@@ -32,7 +32,7 @@ def fine_tune(config: Config) -> Path:
     """Imitates the solutions of `data.train` into `config.run_dir`, or continues the run that is there.
 
     Raises:
-        UserError, Terminated: as `rl.trainer.train`. Problems without a solution, or with one longer than
+        UserError, Terminated: as `rl.train`. Problems without a solution, or with one longer than
             `sft.max_response_tokens`, are left out as other unusable rows are.
     """
     validate_config(config, command="sft")
