@@ -214,9 +214,8 @@ def test_a_mistake_is_told_in_one_line(benchmark, capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", ["all", "language"])
-def test_step(checkpoint, train):
-    sizes = ["--prompts", 2, "--group", 2, "--new", 4, "--side", 56, "--train", train, "--steps", 2]
+def test_step(checkpoint):
+    sizes = ["--prompts", 2, "--group", 2, "--new", 4, "--side", 56, "--train", "language", "--steps", 2]
     result = run_script("step", "--model", checkpoint, *sizes)
     assert result.keys() >= PROMISED_KEYS["step"]
     assert result["compiles"] == 0 and result["skipped_updates"] == 0 and len(result["all"]) == 2
@@ -225,9 +224,8 @@ def test_step(checkpoint, train):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", [1, 2])
-def test_generate(checkpoint, group):
-    sizes = ["--batch", 2, "--prompt", 12, "--side", 56, "--new", 4, "--group", group, "--repeats", 1]
+def test_generate(checkpoint):
+    sizes = ["--batch", 2, "--prompt", 12, "--side", 56, "--new", 4, "--group", 2, "--repeats", 1]
     result = run_script("generate", "--model", checkpoint, *sizes)
     assert result.keys() >= PROMISED_KEYS["generate"]
     assert result["compiles"] == 0 and result["tok_per_s"] == pytest.approx(8 / result["all"][0], rel=0.05)
@@ -265,9 +263,9 @@ def test_stragglers(checkpoint):
 
 @pytest.mark.slow
 def test_rewards():
-    result = run_script("rewards", "--accuracy", "upstream", "--answers", 60, "--hanging", 0.05, "--time-limit", 2)
+    result = run_script("rewards", "--accuracy", "upstream", "--answers", 20, "--hanging", 0.1, "--time-limit", 2)
     assert result["ratio"] == pytest.approx((result["hanging_s"] - 2) / result["plain_s"], abs=0.05)
-    assert result["hanging"] == result["timeouts"] == result["failures"] == 3 and result["honest_failures"] == 0
+    assert result["hanging"] == result["timeouts"] == result["failures"] == 2 and result["honest_failures"] == 0
     assert 0 < result["one_median_ms"] <= result["one_p99_ms"] <= result["one_max_ms"]
     assert 0 < result["reader_growth"] < 10 and result["reader_slowest_s"] > 0  # 4: linear, 16: quadratic
 
@@ -316,26 +314,27 @@ def test_random_weights_of_a_released_model(benchmark, monkeypatch, capsys):
     assert {leaf.dtype.name for params in seen for leaf in jax.tree.leaves(params)} == {"bfloat16"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["generate", "update"])
-def test_contest_with_transformers(what):
-    """Both sides run: torch and transformers are in the tests' environment."""
-    sizes = ["--batch", 4, "--group", 2, "--prompt", 12, "--side", 56, "--new", 4, "--repeats", 1, "--steps", 1]
-    result = run_script("vs_transformers", "--what", what, *sizes, torch=True)
-    figure = "tok_per_s" if what == "generate" else "logical_tok_per_s"
-    assert result["ratio"] == pytest.approx(result["ours"][figure] / result["peer"][figure], abs=1e-3)
-    assert result["same"] == ({} if what == "generate" else {"logical_tokens": 4 * (12 + 4)})
+def test_the_peer_of_the_contest_with_transformers(benchmark, checkpoint, monkeypatch, capsys, what):
+    """torch and transformers are in the tests' environment; our side is `generate` or `update`, which run above."""
+    module = benchmark("vs_transformers")
+    sizes = "--batch 4 --group 2 --prompt 12 --side 56 --new 4 --repeats 1 --steps 1".split()
+    contest = module.contest(module.build_parser().parse_args(["--what", what, *sizes]), checkpoint)
+    monkeypatch.setattr("sys.argv", [contest.peer.module, *contest.peer.options])
+    importlib.import_module(contest.peer.module).main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result[contest.peer.figure] > 0
+    assert {size: result[size] for size in contest.same} == (
+        {} if what == "generate" else {"logical_tokens": 4 * (12 + 4)}
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "sizes"), [("vs_trl", "--prompts 1 --side 56"), ("vs_tunix", "--batch 2 --prompt 12")]
-)
-def test_contest_with_a_fake_peer(tmp_path, name, sizes):
+def test_contest_with_a_fake_peer(tmp_path):
     """The project's side runs on the checkpoint of the contest, here beside a peer that does nothing."""
     peer = fake_peer(tmp_path, {"s_per_step": 1.0, "prompt_tokens": 64, "tok_per_s": 1.0})
-    common = ["--group", 2, "--new", 4, "--repeats", 1, "--steps", 1]
-    result = run_script(name, "--peers-python", peer, *common, *sizes.split())
+    sizes = ["--batch", 2, "--prompt", 12, "--group", 2, "--new", 4, "--repeats", 1, "--steps", 1]
+    result = run_script("vs_tunix", "--peers-python", peer, *sizes)
     assert result["ratio"] > 0 and result["peer"]["all"] == [1.0]
 
 
