@@ -8,7 +8,7 @@ from pathlib import Path
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.rewards.base import RewardRequest
 
-LIMIT = 3.0  # seconds; far above what an honest answer needs on a busy machine
+LIMIT = 2.0  # seconds; far above what an honest answer needs on a busy machine
 # Upstream's rule: it refuses nothing, so that answers hang which ours does not evaluate.
 UPSTREAM = RewardConfig(accuracy="upstream", time_limit=LIMIT)
 

@@ -159,10 +159,9 @@ def test_what_a_rule_may_do(workers, wish, value):
     assert values == (expected if value is None else [RIGHT, value, RIGHT + 2, value])
 
 
-@pytest.mark.slow
 def test_replies_never_shift(workers):
     """Each answer by a rule that forks in the middle of it, so that two processes come back from it."""
-    count = 1000
+    count = 300
     requests = [request(" " * i, question="fork") for i in range(count)]
     results = workers.score(requests)
     assert [result.parts["custom"] for result in results] == [float(RIGHT + i) for i in range(count)]
@@ -279,7 +278,7 @@ def test_a_missing_file_is_refused_at_once(tmp_path):
 def test_the_terminal_says_what_a_slow_start_waits_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers_module, "NOTICE", 0.1)
     file = tmp_path / "rule.py"
-    file.write_text("import time; time.sleep(2)\ndef score(response, answer, question, metadata): return 1.0")
+    file.write_text("import time; time.sleep(0.5)\ndef score(response, answer, question, metadata): return 1.0")
     with RewardWorkers(RewardConfig(custom=f"{file}:score", workers=1)) as rewards:
         rewards.validate()
     assert f"waiting for reward.custom: {file} to be imported ..." in capsys.readouterr().err

@@ -208,12 +208,17 @@ def test_log_probs_of_the_reference_and_of_the_step_s_own_policy(make_config, tm
 
 @pytest.mark.slow
 def test_imitation(make_config, caplog):
+    """Resuming is exact; 20 problems in batches of 8: no epoch ends with a step."""
     settings = "sft.problems_per_step=8", "sft.max_response_tokens=96", "optimizer.learning_rate=1e-3"
     run_dir = train_run = fine_tune(make_config(*settings))
     rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows if "validation/accuracy" in row] == [2, 3]
     assert rows[0]["sft/loss"] > rows[2]["sft/loss"] > 0
+    whole, state = without_times(run_dir), state_of(run_dir, 3)
+    shutil.rmtree(run_dir / "checkpoints" / "3")
+    assert without_times(fine_tune(make_config(*settings))) == whole
+    jax.tree.map(np.testing.assert_array_equal, state_of(run_dir, 3), state)
     with pytest.raises(UserError, match="kind of run: sft -> rl"):
         train(make_config(*settings))
     assert read_metadata(train_run)["kind"] == "sft"
