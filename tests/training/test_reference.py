@@ -12,7 +12,7 @@ from helpers.groups import N, make_group
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.rl.groups import make_update_batch
 from mmeureka_jax.rl.update import batch_log_probs
-from mmeureka_jax.setup.policy import open_policy
+from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.rl import recipe
 
@@ -29,7 +29,8 @@ def run(request, tmp_path_factory):
     """A config, the policy that it opens, and the learner of it."""
     sizes = [f"rl.group_size={N}", f"sampler.max_new_tokens={LENGTH}", f"sampler.temperature={TEMPERATURE}"]
     config = load_config("configs/smoke.yaml", [*OVERRIDES, *sizes, *KINDS[request.param]])
-    loaded = open_policy(config, tmp_path_factory.mktemp("run"), jax.devices()[:1])
+    checkpoint = find_checkpoint(config.model, tmp_path_factory.mktemp("run"))
+    loaded = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:1])
     with jax.set_mesh(loaded.mesh):
         made = recipe(config)
         learner = Learner(
