@@ -1,5 +1,6 @@
 # make demo    imitate, then train by reinforcement learning, a small policy on the built-in picture problems
 # make test    every test            make lint / format / types    ruff, ruff, mypy
+# make reference    the pages of docs/reference, from the code
 #
 # Each target makes .venv and installs what it needs the first time; later calls install only when pyproject.toml changes.
 # Variables:   PYTHON=python3.12     PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
@@ -18,7 +19,7 @@ PIP_FLAGS ?=
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test lint format types clean
+.PHONY: help demo test lint format types reference clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +40,9 @@ format: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+reference: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
 
 clean: # the environment and the runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

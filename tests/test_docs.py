@@ -51,8 +51,8 @@ def test_links_resolve(path: Path):
 
 
 def documented_defaults() -> dict[str, str]:
-    """key -> default, from the tables of configuration.md."""
-    text = (ROOT / "docs" / "configuration.md").read_text()
+    """key -> default, from the tables of the reference."""
+    text = (ROOT / "docs" / "reference" / "keys.md").read_text()
     rows = re.findall(r"^\| `([a-z0-9_.]+)` \| `([^`]*)` \| (.*) \|$", text, flags=re.M)
     assert len({key for key, *_ in rows}) == len(rows), "a key is documented twice"
     return {key: default for key, default, _ in rows}

@@ -38,7 +38,7 @@ class _Mismatch(Exception):
     """What was expected instead of a value."""
 
 
-def _field_types(cls: Any) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """The annotation of each field of a dataclass."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
@@ -50,16 +50,16 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _section_of(annotation: Any) -> type | None:
+def section_of(annotation: Any) -> type | None:
     """The dataclass that an annotation such as `RLConfig` or `RandomModelConfig | None` holds."""
     return next((a for a in _alternatives(annotation) if isinstance(a, type) and dataclasses.is_dataclass(a)), None)
 
 
 def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
     """Every key of the tree, sections included, such as `rl`, `rl.loss`, `rl.filter`, `rl.filter.lower`."""
-    for name, annotation in _field_types(cls).items():
+    for name, annotation in field_types(cls).items():
         yield f"{prefix}{name}"
-        if section := _section_of(annotation):
+        if section := section_of(annotation):
             yield from dotted_keys(section, f"{prefix}{name}.")
 
 
@@ -97,7 +97,8 @@ def _nested(key: str) -> str:
     return f"{first}: {{{_nested(rest)}}}" if rest else f"{first}: ..."
 
 
-def _expected(annotation: Any) -> str:
+def expected(annotation: Any) -> str:
+    """What a value of the type is, in words that complete "must be ..."."""
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
     names |= {CustomFunction: "path/to/file.py:function", Overlay: "sections"}
     if typing.get_origin(annotation) is Literal:
@@ -108,7 +109,7 @@ def _expected(annotation: Any) -> str:
         return f"a list of {items[typing.get_args(annotation)[0]]}"
     if dataclasses.is_dataclass(annotation):
         return "a section (`key: value` lines, or {})"
-    return " or ".join(names.get(a) or _expected(a) for a in _alternatives(annotation))
+    return " or ".join(names.get(a) or expected(a) for a in _alternatives(annotation))
 
 
 def _convert(annotation: Any, value: Any) -> Any:
@@ -148,7 +149,7 @@ def _build(cls: type[T], located: Located, prefix: str, root: type | None, probl
     Args:
         root: the whole tree's class, for what to write instead of an unknown key; None: those are left out.
     """
-    annotations = _field_types(cls)
+    annotations = field_types(cls)
     values: dict[str, Any] = {}
     for name, item in located.value.items():
         key = f"{prefix}{name}"
@@ -161,7 +162,7 @@ def _build(cls: type[T], located: Located, prefix: str, root: type | None, probl
                 problems.append(f"{item.origin}: unknown key {shown(repr(key))}; {_instead(root, key)}")
             continue
         annotation = annotations[name]
-        section = _section_of(annotation)
+        section = section_of(annotation)
         if section and isinstance(item.value, dict):
             if item.covered is None:
                 values[name] = _build(section, item, f"{key}.", root, problems)
@@ -177,7 +178,7 @@ def _build(cls: type[T], located: Located, prefix: str, root: type | None, probl
             values[name] = _convert(annotation, value)
         except _Mismatch:
             got = f"{describe(value)}{_hint(annotation, value)}"
-            problems.append(f"{item.origin}: {key} must be {_expected(annotation)}; got {got}")
+            problems.append(f"{item.origin}: {key} must be {expected(annotation)}; got {got}")
     return cls(**values)
 
 

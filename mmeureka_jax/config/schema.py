@@ -76,8 +76,8 @@ class ModelConfig:
 
     # a checkpoint folder in Hugging Face's layout, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct
     checkpoint: str | None = None
-    random: RandomModelConfig | None = None  # a new policy; {} takes all its defaults
-    lora: LoraConfig | None = None  # adapters; {} takes all its defaults, null: all parameters are trained
+    random: RandomModelConfig | None = None  # a new policy
+    lora: LoraConfig | None = None  # without it all parameters are trained
     # dtype of activations; auto: bfloat16 on accelerators, float32 on CPU. Parameters and optimiser state are always
     # float32, except for the base of model.lora
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -216,7 +216,7 @@ class CriticConfig:
 class RLConfig:
     """The algorithm. See docs/algorithms.md."""
 
-    # how rewards become advantages: a name of rl/advantages.py, or path/to/file.py:function
+    # how rewards become advantages; see docs/algorithms.md
     advantage: str = "grpo"
     # advantages minus their mean, over their standard deviation, over all tokens of a rollout batch; auto: as the
     # estimator's source has it (on for rloo, reinforce_baseline, reinforce_pp, gae)
@@ -228,7 +228,7 @@ class RLConfig:
     # whose rewards differ, at most rl.cpgd_weight_cap
     cpgd_weight: Literal["equal", "std", "clip_filter"] = "std"
     cpgd_weight_cap: Annotated[float, POSITIVE] = 3.0  # the largest weight under clip_filter
-    # how log-probabilities and advantages become a loss per token: a name of rl/losses.py, or path/to/file.py:function
+    # how log-probabilities and advantages become a loss per token; see docs/algorithms.md
     loss: str = "ppo_clip"
     group_size: Annotated[int, POSITIVE, COUNT] = 8  # responses to each prompt
     prompts_per_rollout: Annotated[int, POSITIVE, COUNT] = 128  # groups that a step trains on, over all hosts
@@ -355,7 +355,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The keys outside any section, and the sections."""
+    """Everything that a run can be told."""
 
     # folder of checkpoints, metrics and the report; a run that is already there is resumed
     run_dir: str = "runs/default"

@@ -26,6 +26,7 @@ from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.runs.folder import begin_run, config_changes
 from mmeureka_jax.runs.metadata import read_metadata
+from mmeureka_jax.runs.metrics import metric_of
 from mmeureka_jax.runs.tracking import read_metrics, read_rollouts
 from mmeureka_jax.setup.policy import open_policy
 from mmeureka_jax.training import job
@@ -130,6 +131,11 @@ def test_groups_are_kept_trained_on_and_counted(finished):
 
 
 @pytest.mark.slow
+def test_each_metric_that_a_run_logs_is_described(finished):
+    logged = {name for row in read_metrics(finished) for name in row} - {"step"}
+    assert sorted(name for name in logged if metric_of(name) is None) == []
+
+
 def test_a_run_is_validated_before_the_first_step_on_schedule_and_at_the_end(finished):
     rows = read_metrics(finished)
     assert [row["step"] for row in rows if "validation/accuracy" in row] == [0, 2, 3]
