@@ -40,7 +40,7 @@ from mmeureka_jax.data.vision_layout import VisionGeometry
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.formats.hugging_face import read_config
-from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.batch import Prompt
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.models.qwen_vl_config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.process.cpu import cores, split_cpu, switch_ynn_off
@@ -229,7 +229,7 @@ def log_normal_lengths(prompts: int, group: int, median: int, seed: int = 0) -> 
     return np.clip(np.round(drawn), 1, LONGEST * median).astype(np.int32)
 
 
-def random_prompts(config: Qwen2_5VLConfig, count: int, length: int, side: int) -> PromptBatch:
+def random_prompts(config: Qwen2_5VLConfig, count: int, length: int, side: int) -> Prompt:
     """`count` prompts of exactly `length` random tokens, each with a picture of `side` squared pixels (0: without).
 
     Needs no tokenizer.

@@ -231,8 +231,8 @@ def time_part(
         if part == "vision":
             call = functools.partial(encode, params, prompts.images)
         else:
-            embeds = encode(params, prompts.images)
-            call = functools.partial(jax.jit(functools.partial(prefill, policy)), params, prompts, embeds)
+            features = encode(params, prompts.images)
+            call = functools.partial(jax.jit(functools.partial(prefill, policy)), params, prompts, features)
     timing = time_calls(call, args.repeats)
     return timing.median, timing.compiles, call
 

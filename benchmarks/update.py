@@ -48,16 +48,16 @@ def random_batch(args: argparse.Namespace, policy: Policy) -> UpdateBatch:
     rng = np.random.default_rng(1)
     model = policy.config
     prompts = random_prompts(model, args.prompts, args.prompt, args.side)
-    embeds = np.zeros((args.prompts, 0, 0), np.float32)
+    features = None
     if args.train == "language":
-        shape = jax.eval_shape(functools.partial(encode_images, policy), policy.abstract_params(), prompts.images)
-        embeds = rng.standard_normal(shape.shape, np.float32).astype(shape.dtype)
+        shapes = jax.eval_shape(functools.partial(encode_images, policy), policy.abstract_params(), prompts.images)
+        features = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32).astype(x.dtype), shapes)
         prompts = prompts.replace(images=jax.tree.map(lambda x: x[:, :0], prompts.images))
     sizes = (args.prompts, args.group, args.new)
     allowed = np.setdiff1d(np.arange(model.text.vocab_size), policy.forbidden_tokens)
     return UpdateBatch(
         prompts=prompts,
-        image_embeds=embeds,
+        image_features=features,
         responses=rng.choice(allowed, sizes).astype(np.int32),
         response_mask=np.ones(sizes, bool),
         old_log_probs=np.full(sizes, -np.log(model.text.vocab_size), np.float32),

@@ -193,7 +193,7 @@ def test_random_prompts_have_the_asked_shape(benchmark, checkpoint):
     config = read_config(checkpoint)
     common = benchmark("common")
     prompts = common.random_prompts(config, 3, 90, 224)
-    assert prompts.tokens.shape == (3, 90) and (prompts.lengths == 90).all()
+    assert prompts.tokens.shape == (3, 90) and (prompts.length == 90).all()
     assert ((prompts.tokens == config.image_token_id).sum(axis=1) == 64).all()
     assert prompts.images.patches.shape[1] == 4 and prompts.images.patch_mask.all()
     assert common.random_prompts(config, 1, 5, 0).images.patches.shape[1] == 0

@@ -18,7 +18,7 @@ import pytest
 from helpers.commands import ROOT, SMALL, run_script
 
 from mmeureka_jax.config.schema import Config, OptimizerConfig
-from mmeureka_jax.models.batch import ImageBatch, PromptBatch
+from mmeureka_jax.models.batch import Images, Prompt
 from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.policy import Policy, encode_images, prefill, token_log_probs
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig, VisionConfig
@@ -102,9 +102,9 @@ def struct(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def abstract_images(config: Qwen2_5VLConfig, prompts: int, windows: int) -> ImageBatch:
+def abstract_images(config: Qwen2_5VLConfig, prompts: int, windows: int) -> Images:
     places = (prompts, windows, (config.vision.window_size // config.vision.patch_size) ** 2)
-    return ImageBatch(
+    return Images(
         patches=struct((*places, 3 * config.vision.patch_size**2), jnp.float32),
         patch_positions=struct((*places, 2), jnp.int32),
         patch_mask=struct(places, jnp.bool_),
@@ -112,11 +112,11 @@ def abstract_images(config: Qwen2_5VLConfig, prompts: int, windows: int) -> Imag
     )
 
 
-def abstract_prompts(config: Qwen2_5VLConfig, prompts: int, length: int, windows: int = 0) -> PromptBatch:
-    return PromptBatch(
+def abstract_prompts(config: Qwen2_5VLConfig, prompts: int, length: int, windows: int = 0) -> Prompt:
+    return Prompt(
         tokens=struct((prompts, length), jnp.int32),
         positions=struct((prompts, 3, length), jnp.int32),
-        lengths=struct((prompts,), jnp.int32),
+        length=struct((prompts,), jnp.int32),
         next_position=struct((prompts,), jnp.int32),
         image_index=struct((prompts, length), jnp.int32),
         images=abstract_images(config, prompts, windows),
@@ -191,7 +191,7 @@ def test_passes_against_a_loop_over_products(floors, config, prompts, group, pro
 @pytest.mark.parametrize(("prompts", "length"), [(1, 1), (2, 16)])
 def test_prefill_against_the_program(floors, prompts, length):
     policy = Policy(UNTIED)
-    given = abstract_prompts(UNTIED, prompts, length), struct((prompts, 0, 24), jnp.float32)
+    given = abstract_prompts(UNTIED, prompts, length), None
     counted = traced_flops(lambda *a: prefill(policy, *a), policy.abstract_params(), *given)
     text, masked = UNTIED.text, length**2 - floors.causal_pairs(length)
     most = floors.layers_flops(text, 0, prompts * masked)  # all that the program may add: pairs that are masked
@@ -248,8 +248,8 @@ def test_decode_step_against_xla(floors):
     config = replace(CONFIG, text=text, vision=replace(VISION, out_hidden_size=128))
     policy, prompts, group, length = Policy(config, remat=False), 2, 24, 8
     arguments = policy.abstract_params(), abstract_prompts(config, prompts, length)
-    embeds, responses = struct((prompts, 0, 128), jnp.float32), struct((prompts, group, 1), jnp.int32)
-    program = jax.jit(lambda *a: token_log_probs(policy, *a)).lower(*arguments, embeds, responses).compile()
+    responses = struct((prompts, group, 1), jnp.int32)
+    program = jax.jit(lambda *a: token_log_probs(policy, *a)).lower(*arguments, None, responses).compile()
     floor = floors.prefill(config, prompts, length, 4) + floors.decode_step(
         config, prompts * group, group, length, 1, 4
     )
@@ -262,7 +262,7 @@ def test_decode_step_reads_every_parameter_and_both_caches(floors):
 
     def cache(rows: int, length: int):
         arguments = policy.abstract_params(), abstract_prompts(CONFIG, rows, length)
-        return jax.eval_shape(lambda *a: prefill(policy, *a)[1], *arguments, struct((rows, 0, 24), jnp.float32))
+        return jax.eval_shape(lambda *a: prefill(policy, *a)[1], *arguments, None)
 
     read = policy.abstract_params()["language"], cache(prompts, length), cache(prompts * group, own)
     assert floors.decode_step(CONFIG, prompts * group, group, length, own, 4).bytes == tree_bytes(read)

@@ -65,7 +65,7 @@ def batch(model):
     shape = (ROWS, GROUP, LENGTH)
     return UpdateBatch(
         prompts=prompts,
-        image_embeds=np.zeros((ROWS, 0, 0), np.float32),
+        image_features=None,
         responses=rng.integers(5, 250, shape).astype(np.int32),
         response_mask=np.arange(LENGTH) < np.sort(rng.integers(1, LENGTH + 1, shape[:2]), axis=0)[..., None],
         old_log_probs=rng.normal(-7, 1, shape).astype(np.float32),

@@ -24,9 +24,9 @@ import numpy as np
 from absl import flags
 
 from mmeureka_jax.data.problems import ProblemSource
-from mmeureka_jax.data.processor import ProcessedPrompt
 from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.models.batch import Prompt
 
 _MAX_THREADS = 8
 
@@ -36,7 +36,7 @@ class LoadedProblem:
     """A problem with its processed prompt, and its position in the stream (epoch * rows + place in the epoch)."""
 
     problem: Problem
-    prompt: ProcessedPrompt
+    prompt: Prompt
     order: int
 
 
@@ -45,7 +45,7 @@ class _Load:
     """Reads and processes a row; runs in data workers."""
 
     source: ProblemSource
-    processor: Callable[[Problem], ProcessedPrompt]
+    processor: Callable[[Problem], Prompt]
 
     def __call__(self, order: int, row: int) -> LoadedProblem:
         problem = self.source[row]
@@ -100,7 +100,7 @@ class ProblemLoader:
         self,
         source: ProblemSource,
         order: RowOrder,
-        processor: Callable[[Problem], ProcessedPrompt],
+        processor: Callable[[Problem], Prompt],
         *,
         batch_size: int,
         host: tuple[int, int] = (0, 1),

@@ -3,7 +3,7 @@
     Problem --prompt style, chat template--> text with one placeholder a picture --tokenizer, expansion--> tokens
     its pictures --header--> grids --decode, resize, cut--> patches by attention window (Qwen2.5-VL) or tile (InternVL)
 
-`Processor` does one prompt at a time, in data workers; `collate` pads prompts to the static sizes of a `PromptBatch`.
+`Processor` does one prompt at a time, in data workers; `collate` pads prompts to static sizes and stacks them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mmeureka_jax.data.chat_template import is_bounded
 from mmeureka_jax.data.no_pictures import TextPreprocessor
@@ -29,7 +29,7 @@ from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import expect, read_json
 from mmeureka_jax.formats.hugging_face import read_config
-from mmeureka_jax.models.batch import ImageBatch, PromptBatch
+from mmeureka_jax.models.batch import Images, Prompt, stack_rows
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl_config import InternVLConfig
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
@@ -41,20 +41,6 @@ PREPROCESSORS: dict[type, Any] = {
     InternVLConfig: TilePreprocessor,
     TextOnlyConfig: TextPreprocessor,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class ProcessedPrompt:
-    """One prompt, unpadded; the letters are those of `models/batch.py`, L its tokens and w its windows."""
-
-    tokens: Int[np.ndarray, " L"]
-    positions: Int[np.ndarray, "3 L"]  # multimodal rotary positions (time, row, column)
-    next_position: int  # rotary position of the first response token
-    image_index: Int[np.ndarray, " L"]  # place among the w * S / 4 image tokens of the windows; -1 for text
-    patches: Float[np.ndarray, "w S C"]
-    patch_positions: Int[np.ndarray, "w S 2"]
-    patch_mask: Bool[np.ndarray, "w S"]
-    image_ids: Int[np.ndarray, " w"]  # which picture the window belongs to
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +196,7 @@ class Processor:
 
     # Problems.
 
-    def __call__(self, problem: Problem) -> ProcessedPrompt:
+    def __call__(self, problem: Problem) -> Prompt:
         """Tokens, positions and patches of a problem's prompt.
 
         Raises:
@@ -224,7 +210,7 @@ class Processor:
             raise _of(problem, error) from None
         return assemble_prompt(tokens, grids, patches, self.image_token_id, self.pictures.geometry)
 
-    def filler(self) -> ProcessedPrompt:
+    def filler(self) -> Prompt:
         """A prompt of one token and no picture, for rows that only fill up a batch."""
         return assemble_prompt(np.zeros(1, np.int32), (), (), None, self.pictures.geometry)
 
@@ -336,8 +322,12 @@ def assemble_prompt(
     patches: Sequence[Float[np.ndarray, "_ S C"]],
     image_token_id: int | None,
     geometry: VisionGeometry | TileGeometry,
-) -> ProcessedPrompt:
-    """A prompt of its parts: `tokens` has `image_token_id` at every image token of the pictures, which lie in order."""
+) -> Prompt:
+    """A prompt of its parts, unpadded.
+
+    Args:
+        tokens: with `image_token_id` at every image token of the pictures, which lie in order.
+    """
     layouts = [geometry.layout(grid) for grid in grids]
     windows = np.array([len(layout.patch_mask) for layout in layouts], np.int64)
     counts = [geometry.image_tokens(grid) for grid in grids]
@@ -352,15 +342,18 @@ def assemble_prompt(
         image_index[image_places] = np.concatenate([layout.image_index for layout in layouts]) + offsets
 
     places = (geometry.patches_per_window,)
-    return ProcessedPrompt(
+    return Prompt(
         tokens=tokens,
         positions=positions,
-        next_position=next_position,
+        length=np.asarray(len(tokens), np.int32),
+        next_position=np.asarray(next_position, np.int32),
         image_index=image_index,
-        patches=_concatenate(patches, (*places, geometry.patch_dim), np.float32),
-        patch_positions=_concatenate([layout.patch_positions for layout in layouts], (*places, 2), np.int32),
-        patch_mask=_concatenate([layout.patch_mask for layout in layouts], places, bool),
-        image_ids=np.repeat(np.arange(len(grids), dtype=np.int32), windows),
+        images=Images(
+            patches=_concatenate(patches, (*places, geometry.patch_dim), np.float32),
+            patch_positions=_concatenate([layout.patch_positions for layout in layouts], (*places, 2), np.int32),
+            patch_mask=_concatenate([layout.patch_mask for layout in layouts], places, bool),
+            image_ids=np.repeat(np.arange(len(grids), dtype=np.int32), windows),
+        ),
     )
 
 
@@ -374,40 +367,18 @@ def _concatenate(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: An
     return np.concatenate(arrays) if arrays else np.zeros((0, *shape), dtype)
 
 
-def collate(prompts: Sequence[ProcessedPrompt], prompt_length: int, num_windows: int) -> PromptBatch:
+def collate(prompts: Sequence[Prompt], prompt_length: int, num_windows: int) -> Prompt:
     """Pads prompts on the right to `prompt_length` tokens and `num_windows` windows (0 if none has a picture).
 
     Raises:
         UserError: a prompt that does not fit.
     """
     longest = max(len(prompt.tokens) for prompt in prompts)
-    most = max(len(prompt.image_ids) for prompt in prompts)
+    most = max(prompt.images.num_windows for prompt in prompts)
     if longest > prompt_length:
         raise UserError(f"a prompt of {longest} tokens does not fit in {prompt_length}; raise data.max_prompt_tokens")
     if most > num_windows:
         raise UserError(
             f"the pictures of a prompt have {most} windows, over {num_windows}; raise data.max_image_windows"
         )
-
-    def padded(name: str, length: int, fill: int = 0, axis: int = 0) -> np.ndarray:
-        arrays = [getattr(prompt, name) for prompt in prompts]
-        shape = list(arrays[0].shape)
-        shape[axis] = length
-        out = np.full((len(arrays), *shape), fill, arrays[0].dtype)
-        for row, array in zip(out, arrays, strict=True):
-            row[(slice(None),) * axis + (slice(array.shape[axis]),)] = array
-        return out
-
-    return PromptBatch(
-        tokens=padded("tokens", prompt_length),
-        positions=padded("positions", prompt_length, axis=1),
-        lengths=np.array([len(prompt.tokens) for prompt in prompts], np.int32),
-        next_position=np.array([prompt.next_position for prompt in prompts], np.int32),
-        image_index=padded("image_index", prompt_length, fill=-1),
-        images=ImageBatch(
-            patches=padded("patches", num_windows),
-            patch_positions=padded("patch_positions", num_windows),
-            patch_mask=padded("patch_mask", num_windows),
-            image_ids=padded("image_ids", num_windows, fill=-1),
-        ),
-    )
+    return stack_rows(prompts, {"Lp": prompt_length, "W": num_windows})

@@ -5,7 +5,7 @@ pictures that need not be turned upright and have no transparency, which the lat
 
     1,000 x 600, tiles of 448 --closest ratio--> 5 x 3 tiles --resize to 2,240 x 1,344--> 15 tiles and a thumbnail
 
-Each tile is one window of `ImageBatch`, its patches in runs of merge_size**2 that become one image token.
+Each tile is one window of `Images`, its patches in runs of merge_size**2 that become one image token.
 """
 
 from __future__ import annotations

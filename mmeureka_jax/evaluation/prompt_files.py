@@ -25,7 +25,7 @@ from mmeureka_jax.evaluation.partial_rows import partial_rows
 from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.hosts import gather_rows
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.batch import PromptBatch, pick_bucket
+from mmeureka_jax.models.batch import Prompt, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.process.console import first_time, plural, progress
 from mmeureka_jax.runs.metadata import package_versions
@@ -37,7 +37,7 @@ from mmeureka_jax.setup.header import say_header
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, lora_of_adapters, open_policy
 
 if TYPE_CHECKING:
-    from mmeureka_jax.data.processor import ProcessedPrompt, Processor
+    from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.prompts import PromptStyle
     from mmeureka_jax.data.record import Problem
 
@@ -214,10 +214,10 @@ def ids_and_pictures(problems: Iterable[Problem]) -> tuple[list[str], str]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    policy: Policy, temperature: float, params: Params, prompts: PromptBatch, responses: Int[Array, "P n Lr"]
+    policy: Policy, temperature: float, params: Params, prompts: Prompt, responses: Int[Array, "P n Lr"]
 ) -> Float[Array, "P n Lr"]:
-    image_embeds = encode_images(policy, params, prompts.images)
-    return token_log_probs(policy, params, prompts, image_embeds, responses, temperature=temperature)[0]
+    features = encode_images(policy, params, prompts.images)
+    return token_log_probs(policy, params, prompts, features, responses, temperature=temperature)[0]
 
 
 def length_buckets(longest: int) -> tuple[int, ...]:
@@ -287,9 +287,7 @@ def _encode_responses(problems: Sequence[Problem], processor: Processor) -> list
     return encoded
 
 
-def _processed(
-    processor: Processor, problems: Sequence[Problem], rows: int
-) -> Iterator[tuple[int, list[ProcessedPrompt]]]:
+def _processed(processor: Processor, problems: Sequence[Problem], rows: int) -> Iterator[tuple[int, list[Prompt]]]:
     """(number of its first problem, prompts) of batch after batch; the next one is processed while one is used."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         pending = [pool.submit(processor, problem) for problem in problems[:rows]]

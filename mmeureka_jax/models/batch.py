@@ -18,12 +18,14 @@ plain batch of S x S, with no index on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import flax.struct
 import jax
 import numpy as np
+from flax.struct import field
 from jaxtyping import Bool, Float, Int
 
 if TYPE_CHECKING:
@@ -32,26 +34,120 @@ else:
     Array = jax.Array | np.ndarray  # one record serves both sides: NumPy on the host, JAX on devices
 
 
+T = TypeVar("T")
+
+
+def pad(letter: str, axis: int = 0, fill: float = 0) -> dict[str, Any]:
+    """The metadata of a field whose arrays are padded with `fill` where records are stacked (see `stack_rows`).
+
+    Args:
+        letter: of the dimension that is padded, from the glossary above.
+        axis: which one it is in a single record.
+    """
+    return {"pad": (letter, axis, fill)}
+
+
+# In the records below the leading P is there in a record of many prompts, and not in that of a single one.
+
+
 @flax.struct.dataclass
-class ImageBatch:
-    """The pictures of P prompts. W = 0 means that no prompt has a picture (the vision tower is then not run)."""
+class Images:
+    """The pictures of a prompt. W = 0 means that there are none (the vision tower is then not run).
 
-    patches: Float[Array, "P W S C"]  # normalised pixels, (channel, row, column) flattened
-    patch_positions: Int[Array, "P W S 2"]  # (row, column) of the patch in its picture, for 2-D rotary embedding
-    patch_mask: Bool[Array, "P W S"]  # False for padding
-    image_ids: Int[Array, "P W"]  # which picture of the prompt the window belongs to; -1 for padding
+    Attributes:
+        patches: normalised pixels, (channel, row, column) flattened.
+        patch_positions: (row, column) of the patch in its picture, for 2-D rotary embedding.
+        patch_mask: False for padding.
+        image_ids: which picture of the prompt the window belongs to; -1 for padding.
+    """
+
+    patches: Float[Array, "*P W S C"] = field(metadata=pad("W"))
+    patch_positions: Int[Array, "*P W S 2"] = field(metadata=pad("W"))
+    patch_mask: Bool[Array, "*P W S"] = field(metadata=pad("W"))
+    image_ids: Int[Array, "*P W"] = field(metadata=pad("W", fill=-1))
+
+    @property
+    def num_windows(self) -> int:
+        return self.image_ids.shape[-1]
 
 
 @flax.struct.dataclass
-class PromptBatch:
-    """P prompts, padded on the right."""
+class Prompt:
+    """What a policy reads before it responds, padded on the right.
 
-    tokens: Int[Array, "P Lp"]
-    positions: Int[Array, "P 3 Lp"]  # multimodal rotary positions (time, row, column); 0 for padding
-    lengths: Int[Array, "P"]
-    next_position: Int[Array, "P"]  # rotary position of the first response token
-    image_index: Int[Array, "P Lp"]  # which of the prompt's M image tokens stands here; -1 for text and padding
-    images: ImageBatch
+    Attributes:
+        positions: multimodal rotary positions (time, row, column); 0 for padding.
+        length: tokens that are not padding.
+        next_position: rotary position of the first response token.
+        image_index: which of the prompt's M image tokens stands here; -1 for text and padding.
+    """
+
+    tokens: Int[Array, "*P Lp"] = field(metadata=pad("Lp"))
+    positions: Int[Array, "*P 3 Lp"] = field(metadata=pad("Lp", axis=1))
+    length: Int[Array, "*P"]
+    next_position: Int[Array, "*P"]
+    image_index: Int[Array, "*P Lp"] = field(metadata=pad("Lp", fill=-1))
+    images: Images
+
+
+@flax.struct.dataclass
+class ImageFeatures:
+    """What the vision tower makes of the pictures of a prompt, for the decoder. In place of it, None means that there
+    are no pictures, or that they have not been encoded.
+
+    Attributes:
+        tokens: embeddings of the merged image tokens.
+    """
+
+    tokens: Float[Array, "*P M D"] = field(metadata=pad("M"))
+
+
+def stack_rows(rows: Sequence[T], sizes: Mapping[str, int] | None = None) -> T:
+    """Single records as one record of many: every array (NumPy) gets a leading dimension.
+
+    Args:
+        rows: dataclasses whose fields are arrays, such dataclasses, or None in all rows.
+        sizes: letter -> size that the dimension is padded to, or cut to where all beyond is padding. Without one it is
+            that of the largest row.
+
+    Raises:
+        ValueError: a field is None in some of the rows only.
+    """
+    record: Any = rows[0]
+    columns: dict[str, Any] = {}
+    for column in dataclasses.fields(record):
+        values = [getattr(row, column.name) for row in rows]
+        absent = [value is None for value in values]
+        if any(absent):
+            if not all(absent):
+                raise ValueError(f"some of these rows have {column.name} and others have not")
+            columns[column.name] = None
+        elif dataclasses.is_dataclass(values[0]):
+            columns[column.name] = stack_rows(values, sizes)
+        elif "pad" in column.metadata:
+            letter, axis, fill = column.metadata["pad"]
+            columns[column.name] = stack_padded(values, axis, (sizes or {}).get(letter), fill)
+        else:
+            columns[column.name] = np.stack(values)
+    return type(record)(**columns)
+
+
+def stack_padded(arrays: Sequence[np.ndarray], axis: int, size: int | None = None, fill: float = 0) -> np.ndarray:
+    """Stacks arrays that differ along `axis`, each padded with `fill` (or cut) to `size` there, or to the largest."""
+    size = max(array.shape[axis] for array in arrays) if size is None else size
+    before, shape = (slice(None),) * axis, list(arrays[0].shape)
+    shape[axis] = size
+    stacked = np.full((len(arrays), *shape), fill, arrays[0].dtype)
+    for row, array in zip(stacked, arrays, strict=True):
+        kept = array[(*before, slice(size))]
+        row[(*before, slice(kept.shape[axis]))] = kept
+    return stacked
+
+
+def take_row(rows: T, index: int) -> T:
+    """One record of many, or of any tree of arrays with a leading dimension. Its arrays are copies: a row that is kept
+    must not keep all the others in memory."""
+    return jax.tree.map(lambda x: np.array(x[index]), rows)
 
 
 def pick_bucket(length: int, buckets: Sequence[int]) -> int:

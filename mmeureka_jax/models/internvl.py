@@ -4,7 +4,7 @@ tensors in both layouts of a checkpoint (internvl_config.py).
 Sources: transformers' `InternVLForConditionalGeneration`, and OpenGVLab's `InternVLChatModel` and `InternLM2` with the
 mapping of one to the other in transformers' `convert_internvl_weights_to_hf.py`.
 
-A picture comes as tiles (data/tiles.py), and a tile is a window of `ImageBatch`: its patches are in runs of
+A picture comes as tiles (data/tiles.py), and a tile is a window of `Images`: its patches are in runs of
 merge_size**2 that become one image token. That is what the reference's pixel shuffle does to patches in raster order.
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import attention, keys_first, split_heads
-from mmeureka_jax.models.batch import Array, ImageBatch
+from mmeureka_jax.models.batch import Array, ImageFeatures, Images
 from mmeureka_jax.models.decoder import Decoder, run_stack
 from mmeureka_jax.models.internvl_config import InternViTConfig, InternVLConfig
 from mmeureka_jax.models.layers import LayerNorm, Linear, RMSNorm, parameter
@@ -171,7 +171,7 @@ class InternViT(nnx.Module):
         self.blocks = TileBlock(config, stack=config.depth, fused=fused)
         self.merger = Projector(config, hidden_size)
 
-    def __call__(self, images: ImageBatch, *, dtype: jnp.dtype, remat: bool) -> Float[Array, "P M D"]:
+    def __call__(self, images: Images, *, dtype: jnp.dtype, remat: bool) -> ImageFeatures:
         prompts, tiles, places, numbers = images.patches.shape
         x = self.embeddings(images.patches.astype(dtype).reshape(prompts * tiles, places, numbers))
         segments = jnp.ones(x.shape[:2], jnp.int32)
@@ -182,7 +182,7 @@ class InternViT(nnx.Module):
 
         x, _ = run_stack(body, x, stacked, remat=remat)
         x = x[:, 1:].reshape(prompts, tiles * places, -1)
-        return constrain(self.merger(x), "batch", "seq", "act_embed")
+        return ImageFeatures(constrain(self.merger(x), "batch", "seq", "act_embed"))
 
 
 class InternVL(nnx.Module):

@@ -1,6 +1,6 @@
 """What every policy offers to the sampler and to the update, as pure functions of (parameters, arrays).
 
-    encode_images     pictures                    -> image embeddings              (vision tower)
+    encode_images     pictures                    -> image features                (vision tower)
     prefill           prompts                     -> last hidden state, prompt KV   (once per prompt, whatever n is)
     decode_step       one token of every row      -> hidden state, its own KV       (in the sampler's loop)
     group_hidden      prompts + n responses       -> hidden states that predict each response token
@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import batch_shards, constrain, gathered
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, keys_first
-from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch
+from mmeureka_jax.models.batch import Array, ImageFeatures, Images, Prompt
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
 from mmeureka_jax.models.log_probs import log_probs_of
@@ -136,35 +136,33 @@ class Policy:
         return self.config.forbidden_tokens
 
 
-def encode_images(policy: Policy, params: Params, images: ImageBatch) -> Float[Array, "P M D"]:
-    """Embeddings of the merged image tokens, in the order that `PromptBatch.image_index` refers to."""
-    prompts, windows, _, _ = images.patches.shape
-    dtype = jnp.dtype(policy.compute_dtype)
-    if windows == 0:
-        return jnp.zeros((prompts, 0, policy.config.text.hidden_size), dtype)
-    return policy.module(params).vision(images, dtype=dtype, remat=policy.remat)
+def encode_images(policy: Policy, params: Params, images: Images) -> ImageFeatures | None:
+    """What the vision tower makes of pictures, in the order that `Prompt.image_index` refers to; None without any."""
+    if images.num_windows == 0:
+        return None
+    return policy.module(params).vision(images, dtype=jnp.dtype(policy.compute_dtype), remat=policy.remat)
 
 
 def insert_images(
-    embeds: Float[Array, "P Lp D"], prompts: PromptBatch, image_embeds: Float[Array, "P M D"]
+    embeds: Float[Array, "P Lp D"], prompts: Prompt, features: ImageFeatures | None
 ) -> Float[Array, "P Lp D"]:
-    """The prompts' token embeddings, with image embeddings where `image_index` points to one."""
-    if image_embeds.shape[1] == 0:
+    """The prompts' token embeddings, with image tokens where `image_index` points to one."""
+    if features is None:
         return embeds
-    pictured = jnp.take_along_axis(image_embeds, jnp.maximum(prompts.image_index, 0)[..., None], axis=1)
+    pictured = jnp.take_along_axis(features.tokens, jnp.maximum(prompts.image_index, 0)[..., None], axis=1)
     return jnp.where((prompts.image_index >= 0)[..., None], pictured.astype(embeds.dtype), embeds)
 
 
-def prompt_segments(prompts: PromptBatch) -> Int[Array, "P Lp"]:
-    return jnp.where(jnp.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None], PROMPT, PADDING)
+def prompt_segments(prompts: Prompt) -> Int[Array, "P Lp"]:
+    return jnp.where(jnp.arange(prompts.tokens.shape[1]) < prompts.length[:, None], PROMPT, PADDING)
 
 
-def last_token(x: Float[Array, "P Lp D"], prompts: PromptBatch) -> Float[Array, "P D"]:
-    return jnp.take_along_axis(x, (prompts.lengths - 1)[:, None, None], axis=1)[:, 0]
+def last_token(x: Float[Array, "P Lp D"], prompts: Prompt) -> Float[Array, "P D"]:
+    return jnp.take_along_axis(x, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
 
 
 def prefill(
-    policy: Policy, params: Params, prompts: PromptBatch, image_embeds: Float[Array, "P M D"]
+    policy: Policy, params: Params, prompts: Prompt, features: ImageFeatures | None
 ) -> tuple[Float[Array, "P D"], tuple[Float[Array, "L P K Lp h"], Float[Array, "L P K Lp h"]]]:
     """Runs the prompts. Returns the final hidden state of each prompt's last token, and all layers' keys and values."""
     model = policy.module(params)
@@ -177,7 +175,7 @@ def prefill(
         return attention(query, key, value, segments, layout), (key, value)
 
     x = model.language.embed_tokens(prompts.tokens, jnp.dtype(policy.compute_dtype))
-    x = insert_images(x, prompts, image_embeds)
+    x = insert_images(x, prompts, features)
     x, cache = model.language.scan_layers(x, policy.rotary(prompts.positions), attend, remat=False)
     return model.language.norm(last_token(x, prompts)), cache
 
@@ -229,11 +227,11 @@ class PromptCache:
         return jnp.arange(self.keys[0].shape[-1]) < self.lengths[:, None]
 
 
-def prompt_cache(prompts: PromptBatch, cache: tuple[Array, Array]) -> PromptCache:
+def prompt_cache(prompts: Prompt, cache: tuple[Array, Array]) -> PromptCache:
     """The cache of `prefill`, layer by layer."""
     axes = ("batch", "act_heads", None, None)
     return PromptCache(
-        lengths=prompts.lengths,
+        lengths=prompts.length,
         next_position=prompts.next_position,
         keys=[constrain(jnp.swapaxes(keys, 2, 3), *axes) for keys in cache[0]],
         values=[constrain(values, *axes) for values in cache[1]],
@@ -340,8 +338,8 @@ class GroupHidden:
 def group_hidden(
     policy: Policy,
     params: Params,
-    prompts: PromptBatch,
-    image_embeds: Float[Array, "P M D"],
+    prompts: Prompt,
+    features: ImageFeatures | None,
     responses: Int[Array, "P n Lr"],
     *,
     lengths: Int[Array, "P n"] | None = None,
@@ -369,7 +367,7 @@ def group_hidden(
 
     tokens = jnp.concatenate([prompts.tokens, places.pack(responses)], axis=1)
     x, table = model.language.embed_tokens.with_table(tokens, jnp.dtype(policy.compute_dtype))
-    of_prompts = insert_images(x[:, :prompt_length], prompts, image_embeds)
+    of_prompts = insert_images(x[:, :prompt_length], prompts, features)
     x = jnp.concatenate([of_prompts, x[:, prompt_length:]], axis=1)
     own_positions = prompts.next_position[:, None] + offsets
     own_positions = jnp.broadcast_to(own_positions[:, None], (count, 3, own_positions.shape[1]))
@@ -424,8 +422,8 @@ def values_of_hidden(head: Params, states: GroupHidden) -> Float[Array, "P n Lr"
 def token_log_probs(
     policy: Policy,
     params: Params,
-    prompts: PromptBatch,
-    image_embeds: Float[Array, "P M D"],
+    prompts: Prompt,
+    features: ImageFeatures | None,
     responses: Int[Array, "P n Lr"],
     *,
     temperature: float = 1.0,
@@ -434,5 +432,5 @@ def token_log_probs(
     entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
     """`log_probs_of_hidden` of `group_hidden`."""
-    states = group_hidden(policy, params, prompts, image_embeds, responses, lengths=lengths, width=width)
+    states = group_hidden(policy, params, prompts, features, responses, lengths=lengths, width=width)
     return log_probs_of_hidden(policy, params, states, temperature=temperature, entropy_gradient=entropy_gradient)

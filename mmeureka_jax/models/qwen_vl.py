@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.attention import PADDING, attention, keys_first, split_heads
-from mmeureka_jax.models.batch import Array, ImageBatch
+from mmeureka_jax.models.batch import Array, ImageFeatures, Images
 from mmeureka_jax.models.decoder import Decoder, run_stack
 from mmeureka_jax.models.layers import (
     GatedMLP,
@@ -123,7 +123,7 @@ class VisionTower(nnx.Module):
         self.head_dim = config.hidden_size // config.num_heads
         self.is_full = tuple(i in config.full_attention_blocks for i in range(config.depth))
 
-    def __call__(self, images: ImageBatch, *, dtype: jnp.dtype, remat: bool) -> Float[Array, "P M D"]:
+    def __call__(self, images: Images, *, dtype: jnp.dtype, remat: bool) -> ImageFeatures:
         prompts, windows, places, _ = images.patches.shape
 
         def by_window(a: Array) -> Array:
@@ -152,7 +152,7 @@ class VisionTower(nnx.Module):
             return constrain(x, "batch", None, None), None
 
         x, _ = run_stack(body, x, (stacked, np.asarray(self.is_full)), remat=remat)
-        return constrain(self.merger(x), "batch", "seq", "act_embed")
+        return ImageFeatures(constrain(self.merger(x), "batch", "seq", "act_embed"))
 
 
 class Qwen2_5VL(nnx.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import flax.struct
@@ -16,94 +15,48 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.models.batch import Array, ImageBatch, PromptBatch, pick_bucket
+from mmeureka_jax.models.batch import (
+    Array,
+    ImageFeatures,
+    Prompt,
+    pad,
+    pick_bucket,
+    stack_padded,
+    stack_rows,
+)
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@flax.struct.dataclass
 class Group:
     """One prompt and its n responses. Arrays are padded as they were in the rollout that made them.
 
-    `image_embeds` is set when the vision tower is frozen (the update reuses it) and the picture arrays are then empty
-    (W = 0); otherwise it is empty (M = 0) and the update encodes the pictures again, with gradient.
+    `image_features` is set when the vision tower is frozen (the update reuses it) and the prompt's pictures are then
+    left out (W = 0); otherwise it is None and the update encodes the pictures again, with gradient.
     """
 
     rollout_index: int
     order: int  # position of the prompt in the data stream
-    tokens: Int[np.ndarray, "Lp"]
-    positions: Int[np.ndarray, "3 Lp"]
-    length: int
-    next_position: int
-    image_index: Int[np.ndarray, "Lp"]
-    patches: Float[np.ndarray, "W S C"]
-    patch_positions: Int[np.ndarray, "W S 2"]
-    patch_mask: Bool[np.ndarray, "W S"]
-    image_ids: Int[np.ndarray, "W"]
-    image_embeds: Float[np.ndarray, "M D"]
-    responses: Int[np.ndarray, "n Lr"]
-    log_probs: Float[np.ndarray, "n Lr"]  # when sampled
+    prompt: Prompt
+    image_features: ImageFeatures | None
+    responses: Int[np.ndarray, "n Lr"] = flax.struct.field(metadata=pad("Lr", axis=1))
+    log_probs: Float[np.ndarray, "n Lr"] = flax.struct.field(metadata=pad("Lr", axis=1))  # when sampled
     lengths: Int[np.ndarray, "n"]
     finished: Bool[np.ndarray, "n"]
     rewards: Float[np.ndarray, "n"]
     accuracies: Float[np.ndarray, "n"]
 
-
-_PADDED = {  # the axis of a group's array that is padded, and with what
-    "tokens": (0, 0),
-    "positions": (1, 0),
-    "image_index": (0, -1),
-    "patches": (0, 0),
-    "patch_positions": (0, 0),
-    "patch_mask": (0, False),
-    "image_ids": (0, -1),
-    "image_embeds": (0, 0),
-    "responses": (1, 0),
-    "log_probs": (1, 0),
-}
-
-
-def _fit(x: np.ndarray, axis: int, size: int, fill: float) -> np.ndarray:
-    """Pads or cuts one axis to `size` (what is cut off is padding)."""
-    if x.shape[axis] >= size:
-        return np.take(x, np.arange(size), axis=axis) if x.shape[axis] > size else x
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, size - x.shape[axis])
-    return np.pad(x, widths, constant_values=fill)
-
-
-def stack_groups(groups: Sequence[Group], sizes: dict[str, int] | None = None) -> dict[str, np.ndarray]:
-    """Arrays with a leading group dimension, padded to the largest group or to `sizes` (by field name)."""
-    stacked = {}
-    for field in fields(Group):
-        values = [np.asarray(getattr(group, field.name)) for group in groups]
-        if field.name in _PADDED:
-            axis, fill = _PADDED[field.name]
-            size = (sizes or {}).get(field.name, max(value.shape[axis] for value in values))
-            values = [_fit(value, axis, size, fill) for value in values]
-        stacked[field.name] = np.stack(values)
-    return stacked
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt, without padding."""
+        return int(self.prompt.length)
 
 
 def sampled_log_probs(groups: Sequence[Group], length: int) -> Float[np.ndarray, "P n Lr"]:
     """The log-probabilities that the groups were sampled with; 0 after a response's end."""
-    return np.stack(
-        [
-            np.where(np.arange(length) < group.lengths[:, None], _fit(group.log_probs, 1, length, 0), 0.0)
-            for group in groups
-        ]
-    )
-
-
-def unstack_groups(stacked: dict[str, np.ndarray]) -> list[Group]:
-    """The inverse of `stack_groups`, up to padding."""
-    scalars = {field.name for field in fields(Group) if field.type == "int"}
-
-    def group(i: int) -> Group:
-        values: dict[str, Any] = {name: value[i] for name, value in stacked.items()}
-        return Group(**values | {name: int(values[name]) for name in scalars})
-
-    return [group(i) for i in range(len(stacked["order"]))]
+    within = np.arange(length) < np.stack([group.lengths for group in groups])[..., None]
+    return np.where(within, stack_padded([group.log_probs for group in groups], axis=1, size=length), 0.0)
 
 
 @flax.struct.dataclass
@@ -113,8 +66,8 @@ class UpdateBatch:
     `width`: the places that the responses of a prompt are packed into (see `token_log_probs`); None: each is padded.
     """
 
-    prompts: PromptBatch
-    image_embeds: Float[Array, "P M D"]
+    prompts: Prompt
+    image_features: ImageFeatures | None
     responses: Int[Array, "P n Lr"]
     response_mask: Bool[Array, "P n Lr"]  # True up to a response's length
     old_log_probs: Float[Array, "P n Lr"]
@@ -131,11 +84,6 @@ class UpdateBatch:
     @property
     def lengths(self) -> Int[Array, "P n"]:
         return self.response_mask.sum(-1, dtype=np.int32)
-
-    @property
-    def has_embeds(self) -> bool:
-        """Whether image embeddings came with the batch (frozen vision tower); a static fact."""
-        return self.image_embeds.shape[1] > 0
 
 
 def make_update_batch(
@@ -156,29 +104,20 @@ def make_update_batch(
     Raises:
         ValueError: a prompt or response is longer than the given size (nothing is ever cut off).
     """
-    longest_prompt = max(group.length for group in groups)
+    longest_prompt = max(group.prompt_length for group in groups)
     longest_response = max(int(group.lengths.max()) for group in groups)
     if longest_prompt > prompt_length or longest_response > response_length:
         raise ValueError(
             f"groups of up to {longest_prompt} prompt and {longest_response} response tokens do not fit "
             f"({prompt_length}, {response_length})"
         )
-    sizes = dict.fromkeys(("tokens", "positions", "image_index"), prompt_length)
-    sizes |= dict.fromkeys(("responses", "log_probs"), response_length)
-    x = stack_groups(groups, sizes)
+    stacked = stack_rows(groups, {"Lp": prompt_length, "Lr": response_length})
     batch = UpdateBatch(
-        prompts=PromptBatch(
-            tokens=x["tokens"],
-            positions=x["positions"],
-            lengths=x["length"].astype(np.int32),
-            next_position=x["next_position"].astype(np.int32),
-            image_index=x["image_index"],
-            images=ImageBatch(x["patches"], x["patch_positions"], x["patch_mask"], x["image_ids"]),
-        ),
-        image_embeds=x["image_embeds"],
-        responses=x["responses"],
-        response_mask=np.arange(response_length) < x["lengths"][..., None],
-        old_log_probs=x["log_probs"],
+        prompts=stacked.prompt,
+        image_features=stacked.image_features,
+        responses=stacked.responses,
+        response_mask=np.arange(response_length) < stacked.lengths[..., None],
+        old_log_probs=stacked.log_probs,
         advantages=np.asarray(advantages, np.float32),
         fresh=np.asarray(fresh, bool),
     )
@@ -225,7 +164,7 @@ def padding(parts: Sequence[UpdateBatch]) -> float:
     for part in parts:
         prompts, n, longest = part.responses.shape
         places += prompts * (part.prompts.tokens.shape[1] + (part.width or n * longest))
-        tokens += int(part.prompts.lengths.sum()) + int(part.lengths.sum())
+        tokens += int(part.prompts.length.sum()) + int(part.lengths.sum())
     return 1 - tokens / places
 
 

@@ -208,10 +208,12 @@ class Sums:
 
 
 def batch_hidden(policy: Policy, params: Params, batch: UpdateBatch) -> GroupHidden:
-    """`group_hidden` of a batch, whose pictures are encoded unless their embeddings came with it."""
-    embeds = batch.image_embeds if batch.has_embeds else encode_images(policy, params, batch.prompts.images)
+    """`group_hidden` of a batch, whose pictures are encoded unless their features came with it."""
+    features = batch.image_features
+    if features is None:
+        features = encode_images(policy, params, batch.prompts.images)
     return group_hidden(
-        policy, params, batch.prompts, embeds, batch.responses, lengths=batch.lengths, width=batch.width
+        policy, params, batch.prompts, features, batch.responses, lengths=batch.lengths, width=batch.width
     )
 
 

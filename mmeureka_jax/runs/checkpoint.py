@@ -32,8 +32,9 @@ from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.formats.checksums import ArrayDescriptions, Damaged, check_same_arrays, describe_arrays, verify_arrays
 from mmeureka_jax.hosts import barrier, is_main
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.rl.groups import Group, stack_groups, unstack_groups
+from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.update import TrainState
+from mmeureka_jax.runs.waiting_groups import arrays_of_groups, groups_of_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Checkpointer:
         Raises:
             UserError: the disk is full or the folder cannot be written; earlier checkpoints stay as they are.
         """
-        groups = stack_groups(run.groups) if run.groups else {}
+        groups = arrays_of_groups(run.groups)
         progress = {
             "step": run.step,
             "rollout": run.rollout,
@@ -247,7 +248,7 @@ class Checkpointer:
             step=progress["step"],
             rollout=progress["rollout"],
             data=progress["data"],
-            groups=tuple(unstack_groups(groups)) if groups else (),
+            groups=tuple(groups_of_arrays(groups)),
             best_accuracy=progress["best_accuracy"],
             counters=progress["counters"],
             kl_coefficient=progress.get("kl_coefficient"),

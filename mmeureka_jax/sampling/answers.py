@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 
 from mmeureka_jax.hosts import max_over_hosts
 from mmeureka_jax.mesh import batch_divisor
-from mmeureka_jax.models.batch import pick_bucket
+from mmeureka_jax.models.batch import Prompt, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural
 from mmeureka_jax.sampling.request import Request, Samples
 from mmeureka_jax.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
-    from mmeureka_jax.data.processor import ProcessedPrompt, Processor
+    from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.record import Problem
 
 
@@ -73,7 +73,7 @@ def generate(
     count = int(max_over_hosts(len(batches)))
     with ThreadPoolExecutor(max_workers=4) as pool:
 
-        def process(index: int) -> list[Future[ProcessedPrompt]]:
+        def process(index: int) -> list[Future[Prompt]]:
             return [pool.submit(processor, p) for p in batches[index]] if index < len(batches) else []
 
         pending = process(0)
@@ -96,7 +96,7 @@ def _request(
     mesh: Mesh,
     processor: Processor,
     ids: Sequence[str],
-    prompts: Sequence[ProcessedPrompt],
+    prompts: Sequence[Prompt],
     rows: int,
     sizes: PromptSizes,
 ) -> Request:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.models.attention import decode_attention
-from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.batch import Array, ImageFeatures
 from mmeureka_jax.models.layers import Rotary
 from mmeureka_jax.models.policy import (
     DecoderWeights,
@@ -49,7 +49,7 @@ def start(
     params: Params,
     request: Request,
     seed: Int[Array, ""],
-) -> tuple[DecodeState, DecoderWeights, Float[Array, "P M D"]]:
+) -> tuple[DecodeState, DecoderWeights, ImageFeatures | None]:
     """Everything up to the first token of every response.
 
     Args:
@@ -61,15 +61,15 @@ def start(
         The state, the weights that `decode` reads, and the image embeddings.
     """
     prompts = request.prompts
-    image_embeds = encode_images(policy, params, prompts.images)
-    hidden, cache = prefill(policy, params, prompts, image_embeds)
+    features = encode_images(policy, params, prompts.images)
+    hidden, cache = prefill(policy, params, prompts, features)
     weights = decoder_weights(policy, params)
     n = settings.group_size
     keys = response_keys(seed, stream, request.rollout, request.names, n).reshape(-1)
     state = first_state(policy, settings, capacity, request, keys, prompt_cache(prompts, cache))
     noise = token_noise(keys, jnp.arange(1))[0]
     state = draw_next(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), weights.head)
-    return state, weights, image_embeds
+    return state, weights, features
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="state")

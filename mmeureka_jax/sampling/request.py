@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, UInt32
 
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.batch import Array, PromptBatch
+from mmeureka_jax.models.batch import Array, Prompt
 from mmeureka_jax.sampling.token_draws import prompt_seeds
 
 
@@ -26,7 +26,7 @@ class Request:
         limits: tokens after which each response is cut off, where that is before `max_new_tokens`.
     """
 
-    prompts: PromptBatch
+    prompts: Prompt
     names: UInt32[Array, "P 2"]
     active: Bool[Array, "P"]
     rollout: int | Int[Array, ""] = 0
@@ -36,7 +36,7 @@ class Request:
     def of(
         cls,
         ids: Sequence[str],
-        prompts: PromptBatch,
+        prompts: Prompt,
         mesh: Mesh | None = None,
         *,
         rollout: int = 0,

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from mmeureka_jax.hosts import local_rows
 from mmeureka_jax.mesh import batch_shards
-from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.batch import ImageFeatures
 from mmeureka_jax.models.policy import DecoderWeights, Params, Policy
 from mmeureka_jax.sampling.decode import decode, start
 from mmeureka_jax.sampling.decode_state import DecodeState
@@ -50,17 +49,17 @@ class Sampler:
     stream: str
     seed: int = 0
 
-    def sample(self, params: Params, request: Request) -> tuple[Samples, Float[Array, "P M D"]]:
+    def sample(self, params: Params, request: Request) -> tuple[Samples, ImageFeatures | None]:
         """Samples `group_size` responses to each prompt. All hosts call it together, under `jax.set_mesh`.
 
         Returns:
-            This host's responses as NumPy arrays, in the order of its prompts, and the image embeddings on the devices,
+            This host's responses as NumPy arrays, in the order of its prompts, and the image features on the devices,
             which a frozen tower's update reuses.
         """
         settings = self.settings
         capacities = cache_sizes(settings.max_new_tokens)
         capacity = capacities[0]
-        state, weights, embeds = self._start(params, request)
+        state, weights, features = self._start(params, request)
         sizes = row_sizes(state.rows_of_shard, settings.shrink)
         samples = _Assembly(state)
         while True:
@@ -69,7 +68,7 @@ class Sampler:
             running, position, filled = (int(x) for x in jax.device_get((running, state.position, state.filled)))
             if running == 0 or position >= settings.max_new_tokens:
                 samples.add(state)
-                return samples.groups(settings.group_size), embeds
+                return samples.groups(settings.group_size), features
             if len(sizes) > 1 and running <= sizes[1]:
                 samples.add(state)
                 while len(sizes) > 1 and running <= sizes[1]:
@@ -108,7 +107,7 @@ class Sampler:
         rows = prompts * self.settings.group_size // batch_shards()
         return len(row_sizes(rows, self.settings.shrink)) * len(cache_sizes(self.settings.max_new_tokens))
 
-    def _start(self, params: Params, request: Request) -> tuple[DecodeState, DecoderWeights, Float[Array, "P M D"]]:
+    def _start(self, params: Params, request: Request) -> tuple[DecodeState, DecoderWeights, ImageFeatures | None]:
         capacity = cache_sizes(self.settings.max_new_tokens)[0]
         return start(self.policy, self.settings, self.stream, capacity, params, request, self.seed)
 

@@ -23,7 +23,7 @@ from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.evaluation.pass_at_k import pass_at_k
 from mmeureka_jax.hosts import gather_rows, is_main, max_over_hosts
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.batch import PromptBatch, pick_bucket
+from mmeureka_jax.models.batch import ImageFeatures, Prompt, pick_bucket, take_row
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural, progress
 from mmeureka_jax.rewards.base import JUDGED
@@ -121,8 +121,8 @@ class _Round:
 
     index: int
     loaded: list[LoadedProblem]
-    prompts: PromptBatch
-    embeds: np.ndarray | None  # of all hosts, where the tower is frozen
+    prompts: Prompt
+    features: ImageFeatures | None  # of all hosts, where the tower is frozen
     samples: Samples
     texts: list[list[str]]
     scores: Future[list[list[RewardResult]]]
@@ -233,23 +233,23 @@ class Collector:
         # The number of the call is not: what is drawn does not depend on how many prompts a call has.
         request = Request.of([f"{item.order}/{item.problem.id}" for item in loaded], batch, self._mesh)
         with self._compiling(batch):
-            samples, embeds = self._sampler.sample(params, request)
+            samples, features = self._sampler.sample(params, request)
         texts = [
             [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
             for rows, counts in zip(samples.tokens, samples.lengths, strict=True)
         ]
         scores = self._scoring.submit(self.score, loaded, texts)
         prompts: Any = request.prompts
-        if self._vision_frozen:  # the update reads the embeddings, so the pictures need not be gathered or kept
+        if self._vision_frozen:  # the update reads the features, so the pictures need not be gathered or kept
             count = len(loaded) * jax.process_count()
             none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
-            prompts, kept = gather_rows(prompts.replace(images=None)).replace(images=none), gather_rows(embeds)
+            prompts, kept = gather_rows(prompts.replace(images=None)).replace(images=none), gather_rows(features)
         else:
             prompts, kept = gather_rows(prompts), None
         tally.seconds["rollout"] += time.perf_counter() - start
         return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
 
-    def _compiling(self, batch: PromptBatch) -> AbstractContextManager[None]:
+    def _compiling(self, batch: Prompt) -> AbstractContextManager[None]:
         """Says so where a sampler call has to compile its programs."""
         if self._config.sampler.compile_ahead:
             return nullcontext()
@@ -283,7 +283,7 @@ class Collector:
             tally.add(f"reward/pass_at_{k}", rates)
         tally.add("response/length", full.lengths)
         tally.add("response/truncated", ~full.finished)
-        groups = self._groups(sampled.index, everyone, sampled.prompts, full, sampled.embeds)
+        groups = _groups(sampled.index, everyone, sampled.prompts, sampled.features, full)
         if not (show and is_main() and self._config.tracking.rollouts_every):
             return groups, []
         shown, samples = slice(0, self._config.tracking.rollouts_logged), sampled.samples
@@ -320,38 +320,25 @@ class Collector:
         n = len(texts[0])
         return [flat[i : i + n] for i in range(0, len(flat), n)]
 
-    def _groups(
-        self,
-        rollout: int,
-        scored: dict[str, np.ndarray],
-        prompts: PromptBatch,
-        samples: Samples,
-        embeds: np.ndarray | None,
-    ) -> list[Group]:
-        """All hosts' groups of one sampler call, in the order of the data stream."""
 
-        def group(row: int) -> Group:
-            # Copies, not views: a group that waits in the buffer must not keep its whole rollout in memory.
-            prompt, sampled = (jax.tree.map(lambda x: np.array(x[row]), tree) for tree in (prompts, samples))
-            return Group(
-                rollout_index=rollout,
-                order=int(scored["orders"][row]),
-                tokens=prompt.tokens,
-                positions=prompt.positions,
-                length=int(prompt.lengths),
-                next_position=int(prompt.next_position),
-                image_index=prompt.image_index,
-                patches=prompt.images.patches,
-                patch_positions=prompt.images.patch_positions,
-                patch_mask=prompt.images.patch_mask,
-                image_ids=prompt.images.image_ids,
-                image_embeds=np.zeros((0, 0), np.float32) if embeds is None else np.array(embeds[row]),
-                responses=sampled.tokens,
-                log_probs=sampled.log_probs,
-                lengths=sampled.lengths,
-                finished=sampled.finished,
-                rewards=np.array(scored["total"][row]),
-                accuracies=np.array(scored["accuracy"][row]),
-            )
+def _groups(
+    rollout: int, scored: dict[str, np.ndarray], prompts: Prompt, features: ImageFeatures | None, samples: Samples
+) -> list[Group]:
+    """All hosts' groups of one sampler call, in the order of the data stream."""
 
-        return [group(row) for row in np.argsort(scored["orders"])]
+    def group(row: int) -> Group:
+        prompt, image_features, sampled = take_row((prompts, features, samples), row)
+        return Group(
+            rollout_index=rollout,
+            order=int(scored["orders"][row]),
+            prompt=prompt,
+            image_features=image_features,
+            responses=sampled.tokens,
+            log_probs=sampled.log_probs,
+            lengths=sampled.lengths,
+            finished=sampled.finished,
+            rewards=np.array(scored["total"][row]),
+            accuracies=np.array(scored["accuracy"][row]),
+        )
+
+    return [group(row) for row in np.argsort(scored["orders"])]

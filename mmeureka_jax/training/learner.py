@@ -296,7 +296,7 @@ def _batch_of(
         groups,
         advantages,
         fresh,
-        prompt_length=pick_bucket(max(group.length for group in groups), prompt_buckets),
+        prompt_length=pick_bucket(max(group.prompt_length for group in groups), prompt_buckets),
         response_length=config.sampler.max_new_tokens,
         **others,
     )

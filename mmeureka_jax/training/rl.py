@@ -151,7 +151,7 @@ def fitting_groups(groups: Sequence[Group], config: Config) -> list[Group]:
         group
         for group in groups
         if len(group.lengths) == config.rl.group_size
-        and group.length <= config.data.max_prompt_tokens
+        and group.prompt_length <= config.data.max_prompt_tokens
         and max(group.lengths) <= config.sampler.max_new_tokens
     ]
     if len(fitting) < len(groups):
@@ -225,7 +225,7 @@ def learn(
         samples = len(groups) * config.rl.group_size
         run.kl_coefficient = next_kl_coefficient(kl_coefficient, sum(seen) / len(seen), samples, config.rl)
     row["time/experience"], seconds = began - start, time.perf_counter() - began
-    tokens = sum(group.length * len(group.lengths) + int(group.lengths.sum()) for group in groups)
+    tokens = sum(group.prompt_length * len(group.lengths) + int(group.lengths.sum()) for group in groups)
     tokens *= config.rl.epochs_per_rollout
     return row | {"time/update": seconds, "time/update_tokens_per_s": tokens / seconds}
 

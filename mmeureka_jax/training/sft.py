@@ -14,7 +14,6 @@ from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
 from mmeureka_jax.models.batch import pick_bucket
-from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.rl.update import imitation_objective
 from mmeureka_jax.setup.checks import validate_config
@@ -38,7 +37,7 @@ def fine_tune(config: Config) -> Path:
     validate_config(config, command="sft")
     with open_job(config, recipe(config)) as job:
         run = job.run
-        batches = ImitationBatches(config, job.loaded.policy, job.processor, job.num_windows)
+        batches = ImitationBatches(config, job.processor, job.num_windows)
         job.begin_training()
         while job.begin_step():
             start = time.perf_counter()
@@ -51,7 +50,7 @@ def fine_tune(config: Config) -> Path:
             rows, prompt_tokens, response_tokens, padding, hosts = sum_over_hosts(
                 [
                     len(batch.responses),
-                    batch.prompts.lengths.sum(),
+                    batch.prompts.length.sum(),
                     batch.response_mask.sum(),
                     on_device["update/padding"],
                     1,
@@ -87,12 +86,11 @@ def recipe(config: Config) -> Recipe:
 class ImitationBatches:
     """Makes update batches (n = 1) of problems and their solutions, this host's rows."""
 
-    def __init__(self, config: Config, policy: Policy, processor: Processor, num_windows: int):
+    def __init__(self, config: Config, processor: Processor, num_windows: int):
         self._processor = processor
         self._num_windows = num_windows
         self._limit = config.sft.max_response_tokens
         self._prompt_buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
-        self._hidden_size = policy.config.text.hidden_size
 
     def make(self, loaded: Sequence[LoadedProblem]) -> UpdateBatch:
         from mmeureka_jax.data.processor import collate
@@ -107,7 +105,7 @@ class ImitationBatches:
             mask[i, 0, : len(response)] = True
         return UpdateBatch(
             prompts=collate([item.prompt for item in loaded], length, self._num_windows),
-            image_embeds=np.zeros((rows, 0, self._hidden_size), np.float32),
+            image_features=None,
             responses=tokens,
             response_mask=mask,
             old_log_probs=np.zeros(tokens.shape, np.float32),

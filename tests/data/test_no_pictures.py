@@ -93,7 +93,7 @@ def test_batches_have_no_place_for_patches(folder):
     processor = make(folder)
     batch = collate([processor(turns("What is 1 + 1?")), processor.filler()], 64, 0)
     assert batch.images.patches.size == 0 and batch.images.patches.shape[:2] == (2, 0)
-    assert batch.lengths[1] == 1 and batch.next_position[1] == 1
+    assert batch.length[1] == 1 and batch.next_position[1] == 1
 
 
 def test_rows_with_a_picture_are_refused_by_id(folder, tmp_path):

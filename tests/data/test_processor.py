@@ -140,14 +140,14 @@ def assert_equal_to_hf(folder, processor, case):
     np.testing.assert_array_equal(ours.image_index >= 0, is_image)
     pixels = hf["pixel_values"].numpy() if case.images else np.zeros((0, 1176), np.float32)
     frames = pixels.reshape(-1, 4, 3, 2, 196)[:, :, :, 0].reshape(-1, 4, 588)
-    units = ours.patches.reshape(-1, 4, 588)  # where the device finds the k-th image token
+    units = ours.images.patches.reshape(-1, 4, 588)  # where the device finds the k-th image token
     np.testing.assert_array_equal(units[ours.image_index[is_image]], frames)
     # The windows of the k-th picture are marked k.
     tokens_of = [int(grid.prod()) // 4 for grid in hf.get("image_grid_thw", ())]
-    of_token = ours.image_ids[ours.image_index[is_image] // processor.pictures.geometry.units_per_window]
+    of_token = ours.images.image_ids[ours.image_index[is_image] // processor.pictures.geometry.units_per_window]
     np.testing.assert_array_equal(of_token, np.repeat(np.arange(len(tokens_of)), tokens_of))
-    assert ours.patch_mask.sum() == len(pixels)
-    assert processor.measure(case) == (len(ours.tokens), len(ours.patches))
+    assert ours.images.patch_mask.sum() == len(pixels)
+    assert processor.measure(case) == (len(ours.tokens), ours.images.num_windows)
     return ours
 
 
@@ -164,7 +164,7 @@ def test_prompts_of_qwen2_vl_equal_hf_and_have_no_padding(checkpoint, tmp_path):
     processor = make(folder)
     for case in PROBLEMS.values():
         ours = assert_equal_to_hf(folder, processor, case)
-        assert ours.patch_mask.all() and len(ours.image_ids) == (ours.image_index >= 0).sum()
+        assert ours.images.patch_mask.all() and ours.images.num_windows == (ours.image_index >= 0).sum()
 
 
 @pytest.mark.parametrize("style", ["instruct", "zero", "cpgd"])
@@ -176,10 +176,13 @@ def test_types_and_shapes(processor):
     for case in (PROBLEMS["text only"], PROBLEMS["odd sizes"]):
         prompt = processor(case)
         length, windows = processor.measure(case)
-        shapes = {name: (array.shape, array.dtype) for name, array in vars(prompt).items() if name != "next_position"}
+        arrays = {**vars(prompt), **vars(prompt.images)}
+        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items() if name != "images"}
         assert shapes == {
             "tokens": ((length,), np.int32),
             "positions": ((3, length), np.int32),
+            "length": ((), np.int32),
+            "next_position": ((), np.int32),
             "image_index": ((length,), np.int32),
             "patches": ((windows, 64, 588), np.float32),
             "patch_positions": ((windows, 64, 2), np.int32),
@@ -193,7 +196,7 @@ def test_types_and_shapes(processor):
 def test_measuring_agrees_with_processing(processor, sizes, text):
     case = problem(*sizes, text)
     prompt = processor(case)
-    assert processor.measure(case) == (len(prompt.tokens), len(prompt.image_ids))
+    assert processor.measure(case) == (len(prompt.tokens), prompt.images.num_windows)
 
 
 def test_measuring_decodes_nothing(processor, monkeypatch):
@@ -343,8 +346,7 @@ def test_end_tokens_are_those_of_generation_config_and_the_end_of_a_turn(changed
 
 
 def same(a, b):
-    for name, value in vars(a).items():
-        np.testing.assert_array_equal(value, getattr(b, name))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_pickled_processors_work(processor):
@@ -368,21 +370,21 @@ def test_threads_share_a_processor(processor):
 
 def test_collate_pads_on_the_right(processor):
     prompts = [processor(PROBLEMS[name]) for name in ("text only", "odd sizes", "one")]
-    length, windows = max(len(p.tokens) for p in prompts) + 3, max(len(p.image_ids) for p in prompts) + 2
+    length, windows = max(len(p.tokens) for p in prompts) + 3, max(p.images.num_windows for p in prompts) + 2
     batch = collate(prompts, length, windows)
     assert batch.tokens.shape == (3, length) and batch.images.patches.shape == (3, windows, 64, 588)
     for row, prompt in enumerate(prompts):
-        used, filled = len(prompt.tokens), len(prompt.image_ids)
-        assert batch.lengths[row] == used and batch.next_position[row] == prompt.next_position
+        used, filled = len(prompt.tokens), prompt.images.num_windows
+        assert batch.length[row] == prompt.length == used and batch.next_position[row] == prompt.next_position
         np.testing.assert_array_equal(batch.tokens[row, :used], prompt.tokens)
         np.testing.assert_array_equal(batch.positions[row, :, :used], prompt.positions)
         np.testing.assert_array_equal(batch.image_index[row, :used], prompt.image_index)
         assert not batch.positions[row, :, used:].any() and (batch.image_index[row, used:] == -1).all()
         images = jax.tree.map(lambda array, row=row: array[row], batch.images)
-        np.testing.assert_array_equal(images.patches[:filled], prompt.patches)
-        np.testing.assert_array_equal(images.patch_positions[:filled], prompt.patch_positions)
-        np.testing.assert_array_equal(images.patch_mask[:filled], prompt.patch_mask)
-        np.testing.assert_array_equal(images.image_ids[:filled], prompt.image_ids)
+        np.testing.assert_array_equal(images.patches[:filled], prompt.images.patches)
+        np.testing.assert_array_equal(images.patch_positions[:filled], prompt.images.patch_positions)
+        np.testing.assert_array_equal(images.patch_mask[:filled], prompt.images.patch_mask)
+        np.testing.assert_array_equal(images.image_ids[:filled], prompt.images.image_ids)
         assert not images.patch_mask[filled:].any() and (images.image_ids[filled:] == -1).all()
     assert {leaf.dtype for leaf in jax.tree.leaves(batch)} == {np.dtype(t) for t in (np.int32, np.float32, bool)}
 

@@ -132,9 +132,9 @@ def test_prompts_equal_transformers(folders):
         np.testing.assert_array_equal(prompt.image_index[places], np.arange(len(places)))
         assert (np.delete(prompt.image_index, places) == -1).all()
         np.testing.assert_array_equal(prompt.positions, np.tile(np.arange(len(expected)), (3, 1)))
-        assert processor.measure(item) == (len(prompt.tokens), len(prompt.image_ids))
+        assert processor.measure(item) == (len(prompt.tokens), prompt.images.num_windows)
         np.testing.assert_array_equal(
-            prompt.image_ids, np.repeat(np.arange(len(images)), [processor.pictures.geometry.num_windows(
+            prompt.images.image_ids, np.repeat(np.arange(len(images)), [processor.pictures.geometry.num_windows(
                 processor.pictures.grid(ref)) for ref in item.images])
         )  # fmt: skip
 

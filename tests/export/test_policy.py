@@ -156,7 +156,7 @@ def test_transformers_loads_it_and_gives_the_same_log_probs(run, tmp_path):
         table = torch.log_softmax(model(**inputs).logits[0, start - 1 : -1], -1).numpy()
 
     prompt = processor(problem)
-    batch = collate([prompt], len(prompt.tokens), len(prompt.image_ids))
+    batch = collate([prompt], len(prompt.tokens), prompt.images.num_windows)
     ours = log_probs(Policy(processor.config), expected(run, 3), batch, response[None, None])
     assert table.std() > 1  # weights that matter
     np.testing.assert_allclose(ours[0, 0], table[np.arange(4), response], rtol=1e-5, atol=2e-4)

@@ -60,7 +60,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
     prompt = processor(Problem("0", ({"role": "user", "content": content},), (ImageRef(data=shape.image),), None))
 
     def rows(count: int) -> Any:
-        return collate([prompt] * count, config.data.max_prompt_tokens, len(prompt.image_ids))
+        return collate([prompt] * count, config.data.max_prompt_tokens, prompt.images.num_windows)
 
     def abstract(tree: Any) -> Any:
         """Shapes of arrays [rows, ...] that are spread over the mesh as the trainer spreads them."""
@@ -90,7 +90,7 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
     responses = np.zeros((count, config.rl.group_size, sampler.max_new_tokens), np.int32)
     batch = UpdateBatch(
         prompts=rows(count),
-        image_embeds=np.zeros((count, 0, 0), np.float32),
+        image_features=None,
         responses=responses,
         response_mask=responses == 0,
         old_log_probs=responses.astype(np.float32),

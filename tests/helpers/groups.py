@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmeureka_jax.models.batch import ImageFeatures, Images, Prompt
 from mmeureka_jax.rl.groups import Group
 
 N, PLACES, NUMBERS, WIDTH = 3, 4, 6, 8
 
 
-def make_group(rng, *, prompt=5, response=4, windows=2, merged=0, padding=3):
+def make_group(rng, *, prompt=5, response=4, windows=2, merged=None, padding=3):
     """A group as a rollout leaves it: `prompt` and longest `response` tokens, and `padding` more places of each."""
     lengths = rng.integers(1, response + 1, N)
     lengths[rng.integers(N)] = response
@@ -26,16 +27,20 @@ def make_group(rng, *, prompt=5, response=4, windows=2, merged=0, padding=3):
     return Group(
         rollout_index=int(rng.integers(100)),
         order=int(rng.integers(10_000)),
-        tokens=padded(rng.integers(1, 99, prompt).astype(np.int32), 0),
-        positions=padded(rng.integers(1, 99, (3, prompt)).astype(np.int32), 1),
-        length=prompt,
-        next_position=int(rng.integers(1, 99)),
-        image_index=padded(rng.integers(-1, 9 if windows or merged else 0, prompt).astype(np.int32), 0, -1),
-        patches=floats(windows, PLACES, NUMBERS),
-        patch_positions=rng.integers(1, 9, (windows, PLACES, 2)).astype(np.int32),
-        patch_mask=np.ones((windows, PLACES), bool),
-        image_ids=np.arange(windows, dtype=np.int32),
-        image_embeds=floats(merged, WIDTH),
+        prompt=Prompt(
+            tokens=padded(rng.integers(1, 99, prompt).astype(np.int32), 0),
+            positions=padded(rng.integers(1, 99, (3, prompt)).astype(np.int32), 1),
+            length=np.array(prompt, np.int32),
+            next_position=np.array(rng.integers(1, 99), np.int32),
+            image_index=padded(rng.integers(-1, 9 if windows or merged else 0, prompt).astype(np.int32), 0, -1),
+            images=Images(
+                patches=floats(windows, PLACES, NUMBERS),
+                patch_positions=rng.integers(1, 9, (windows, PLACES, 2)).astype(np.int32),
+                patch_mask=np.ones((windows, PLACES), bool),
+                image_ids=np.arange(windows, dtype=np.int32),
+            ),
+        ),
+        image_features=None if merged is None else ImageFeatures(floats(merged, WIDTH)),
         responses=padded(np.where(within, rng.integers(1, 99, (N, response)), 0).astype(np.int32), 1),
         log_probs=padded(np.where(within, floats(N, response), 0).astype(np.float32), 1),
         lengths=lengths.astype(np.int32),

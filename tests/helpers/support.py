@@ -24,7 +24,7 @@ from mmeureka_jax.data.pictures import read_picture
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.formats.hugging_face import load_params, read_config
-from mmeureka_jax.models.batch import PromptBatch
+from mmeureka_jax.models.batch import Prompt
 from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.models.weight_mapping import from_stored
@@ -134,11 +134,11 @@ class Lively:
         self.start_params = load_params(start_folder(folder), self.config)
         self.processor = Processor.from_checkpoint(folder, prompt_style="plain", max_prompt_tokens=4096, **PIXELS)
 
-    def batch(self, problems: Sequence[Problem], spare_tokens: int = 5, spare_windows: int = 2) -> PromptBatch:
+    def batch(self, problems: Sequence[Problem], spare_tokens: int = 5, spare_windows: int = 2) -> Prompt:
         """A batch padded to its longest prompt and `spare` places more."""
         prompts = [self.processor(item) for item in problems]
         length = max(len(prompt.tokens) for prompt in prompts) + spare_tokens
-        windows = max(len(prompt.image_ids) for prompt in prompts)
+        windows = max(prompt.images.num_windows for prompt in prompts)
         return collate(prompts, length, windows + spare_windows if windows else 0)
 
     def torch_inputs(self, item: Problem, response: np.ndarray) -> tuple[dict[str, torch.Tensor], int]:

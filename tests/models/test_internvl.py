@@ -49,7 +49,7 @@ def test_log_probs_equal_transformers(model):
     items = list(PROBLEMS.values())
     batch, responses = model.batch(items), responses_for(len(items), 2, 9)
     ours, entropy = encode_and_score(model.policy, model.params, batch, responses)
-    assert [int((row.image_ids >= 0).sum()) for row in map(model.processor, items)] == [0, 1, 4, 3 + 1 + 4]
+    assert [int((row.images.image_ids >= 0).sum()) for row in map(model.processor, items)] == [0, 1, 4, 3 + 1 + 4]
     for i, item in enumerate(items):
         for j in range(2):
             with torch.no_grad():

@@ -143,7 +143,7 @@ def batch(model):
     shape = (len(ITEMS), GROUP, LENGTH)
     return UpdateBatch(
         prompts=model.batch(ITEMS),
-        image_embeds=np.zeros((len(ITEMS), 0, 0), np.float32),
+        image_features=None,
         responses=rng.integers(5, 250, shape).astype(np.int32),
         response_mask=np.arange(LENGTH) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
         old_log_probs=np.full(shape, -5, np.float32),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -15,15 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmeureka_jax.config.schema import RLConfig
+from mmeureka_jax.models.batch import stack_rows, take_row
 from mmeureka_jax.rl.groups import (
-    Group,
     make_update_batch,
     packed_widths,
     padding,
     rows_of_host,
     split_batch,
-    stack_groups,
-    unstack_groups,
 )
 
 SIZES = st.fixed_dictionaries(
@@ -38,22 +36,33 @@ SIZES = st.fixed_dictionaries(
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(SIZES, min_size=1, max_size=4), st.integers(0, 1000))
-def test_unstacking_gives_the_groups_back_up_to_padding(sizes, seed):
+@given(st.lists(SIZES, min_size=1, max_size=4), st.booleans(), st.integers(0, 1000))
+def test_rows_of_a_stack_are_the_groups_up_to_padding(sizes, frozen, seed):
     rng = np.random.default_rng(seed)
-    groups = [make_group(rng, **size) for size in sizes]
-    back = unstack_groups(stack_groups(groups))
-    assert len(back) == len(groups)
-    for group, other in zip(groups, back, strict=True):
-        for field in fields(Group):
-            before, after = np.asarray(getattr(group, field.name)), np.asarray(getattr(other, field.name))
-            kept = after[tuple(slice(size) for size in before.shape)]
-            np.testing.assert_array_equal(kept, before, err_msg=field.name)
-            assert isinstance(getattr(other, field.name), type(getattr(group, field.name)))
-            fill = {"image_index": -1, "image_ids": -1}.get(field.name, 0)
-            outside = np.ones(after.shape, bool)
-            outside[tuple(slice(size) for size in before.shape)] = False
-            assert (after[outside] == fill).all(), field.name
+    groups = [make_group(rng, **size | ({} if frozen else {"merged": None})) for size in sizes]
+    stacked = stack_rows(groups)
+    assert len(stacked.responses) == len(groups)
+    for row, group in enumerate(groups):
+        before, after = (jax.tree_util.tree_leaves_with_path(x) for x in (group, take_row(stacked, row)))
+        for (path, x), (same_path, y) in zip(before, after, strict=True):
+            assert path == same_path
+            inside = tuple(slice(size) for size in np.shape(x))
+            np.testing.assert_array_equal(y[inside], x, err_msg=str(path))
+            outside = np.ones(y.shape, bool)
+            outside[inside] = False
+            fill = -1 if path[-1].name in ("image_index", "image_ids") else 0
+            assert (y[outside] == fill).all(), path
+
+
+def test_groups_with_features_and_groups_without_cannot_be_stacked():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="some of these rows have image_features"):
+        stack_rows([make_group(rng, merged=2), make_group(rng)])
+
+
+def test_a_row_keeps_nothing_else_in_memory():
+    rows = {"x": np.zeros((4, 3))}
+    assert take_row(rows, 1)["x"].base is None
 
 
 def test_a_batch_holds_every_group_at_the_sizes_asked_for():
@@ -63,34 +72,34 @@ def test_a_batch_holds_every_group_at_the_sizes_asked_for():
     batch = make_update_batch(groups, advantages, np.array([1, 0, 1]), prompt_length=8, response_length=6)
 
     assert batch.prompts.tokens.shape == (3, 8) and batch.responses.shape == (3, N, 6)
-    assert batch.prompts.images.patches.shape == (3, 3, PLACES, NUMBERS) and not batch.has_embeds
+    assert batch.prompts.images.patches.shape == (3, 3, PLACES, NUMBERS) and batch.image_features is None
     for row, group in enumerate(groups):
-        length = group.length
-        np.testing.assert_array_equal(batch.prompts.tokens[row, :length], group.tokens[:length])
-        np.testing.assert_array_equal(batch.prompts.positions[row, :, :length], group.positions[:, :length])
+        length, prompt = group.prompt_length, group.prompt
+        np.testing.assert_array_equal(batch.prompts.tokens[row, :length], prompt.tokens[:length])
+        np.testing.assert_array_equal(batch.prompts.positions[row, :, :length], prompt.positions[:, :length])
         assert (batch.prompts.tokens[row, length:] == 0).all() and (batch.prompts.image_index[row, length:] == -1).all()
         np.testing.assert_array_equal(batch.response_mask[row].sum(-1), group.lengths)
         for j, count in enumerate(group.lengths):
             assert batch.response_mask[row, j, :count].all()
             np.testing.assert_array_equal(batch.responses[row, j, :count], group.responses[j, :count])
             np.testing.assert_array_equal(batch.old_log_probs[row, j, :count], group.log_probs[j, :count])
-        windows = len(group.image_ids)
+        windows = prompt.images.num_windows
         assert (batch.prompts.images.image_ids[row, windows:] == -1).all()
         assert not batch.prompts.images.patch_mask[row, windows:].any()
-    np.testing.assert_array_equal(batch.prompts.lengths, [5, 3, 7])
-    np.testing.assert_array_equal(batch.prompts.next_position, [group.next_position for group in groups])
+    np.testing.assert_array_equal(batch.prompts.length, [5, 3, 7])
+    np.testing.assert_array_equal(batch.prompts.next_position, [group.prompt.next_position for group in groups])
     np.testing.assert_array_equal(batch.advantages, advantages.astype(np.float32))
     assert batch.fresh.tolist() == [True, False, True]
     wrong = [x.dtype for x in jax.tree.leaves(batch) if x.dtype not in (np.int32, np.float32, np.bool_)]
     assert not wrong, "the device would cut these down, or keep them apart"
 
 
-def test_image_embeddings_of_a_frozen_tower_go_along():
+def test_image_features_of_a_frozen_tower_go_along():
     rng = np.random.default_rng(0)
     groups = [make_group(rng, windows=0, merged=size) for size in (4, 2)]
     batch = make_update_batch(groups, np.zeros((2, N, 8)), np.zeros(2), prompt_length=8, response_length=8)
-    assert batch.has_embeds and batch.image_embeds.shape == (2, 4, WIDTH)
-    np.testing.assert_array_equal(batch.image_embeds[1, :2], groups[1].image_embeds)
+    assert batch.image_features.tokens.shape == (2, 4, WIDTH)
+    np.testing.assert_array_equal(batch.image_features.tokens[1, :2], groups[1].image_features.tokens)
     assert batch.prompts.images.patches.shape[1] == 0
 
 
@@ -132,7 +141,7 @@ def test_packed_widths_go_down_in_steps_of_a_factor(places, packing):
 
 def batch_of_lengths(rng, lengths, longest):
     rows, n = lengths.shape
-    groups = [make_group(rng, response=1, merged=0) for _ in range(rows)]
+    groups = [make_group(rng, response=1) for _ in range(rows)]
     groups = [
         replace(group, responses=np.ones((n, longest), np.int32), log_probs=np.zeros((n, longest)), lengths=row)
         for group, row in zip(groups, lengths, strict=True)
@@ -160,7 +169,7 @@ def test_parts_hold_every_group_once_and_all_of_its_tokens(parts, packing):
     for part, tokens in zip(split, most, strict=True):
         assert (part.width or N * 40) == min(width for width in widths if width >= tokens)
     places = sum((8 + (part.width or N * 40)) * len(part.responses) for part in split)
-    assert padding(split) == pytest.approx(1 - (batch.prompts.lengths.sum() + lengths.sum()) / places)
+    assert padding(split) == pytest.approx(1 - (batch.prompts.length.sum() + lengths.sum()) / places)
 
 
 def test_hosts_with_rows_of_different_lengths_agree_on_the_widths():
@@ -178,7 +187,7 @@ def test_little_of_an_update_is_padding_when_lengths_vary_as_they_do():
     median = 32
     lengths = np.clip(np.round(median * np.exp(rng.standard_normal((128, 8)))), 1, 8 * median).astype(int)
     batch = batch_of_lengths(rng, lengths, longest=8 * median)
-    prompts = batch.prompts.replace(tokens=np.ones((128, 100), np.int32), lengths=np.full(128, 100, np.int32))
+    prompts = batch.prompts.replace(tokens=np.ones((128, 100), np.int32), length=np.full(128, 100, np.int32))
     batch = batch.replace(prompts=prompts)
     packed, padded = (padding(split_batch(batch, 16, packing)) for packing in (RLConfig().packing, 0.0))
     assert packed < 0.15 and padded > 0.7

@@ -58,7 +58,7 @@ def make_batch(model, items, params=None, seed=0, places=LENGTH):
     now = np.asarray(log_probs(params, prompts, responses))
     return UpdateBatch(
         prompts=prompts,
-        image_embeds=np.zeros((len(items), 0, 0), np.float32),
+        image_features=None,
         responses=responses,
         response_mask=np.arange(places) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
         old_log_probs=now - rng.normal(scale=0.4, size=shape).astype(np.float32),
@@ -259,10 +259,10 @@ def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures_all_the_same(mo
     """Both give the decoder the gradients it has when all is trained, and leave the tower as it is, bit for bit."""
     objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
     trained, of_trained, _ = gradient_of(model, objective, batch)
-    embeds = jax.jit(encode_images, static_argnums=0)(model.policy, model.params, batch.prompts.images)
+    features = jax.jit(encode_images, static_argnums=0)(model.policy, model.params, batch.prompts.images)
     no_pictures = jax.tree.map(lambda x: x[:, :0], batch.prompts.images)
     cached = batch.replace(
-        image_embeds=np.asarray(embeds), prompts=batch.prompts.replace(images=no_pictures)
+        image_features=jax.device_get(features), prompts=batch.prompts.replace(images=no_pictures)
     )  # fmt: skip
     for given in (cached, batch):
         gradients, metrics, state = gradient_of(model, objective, given, frozen=("vision", "language/embed_tokens"))

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmeureka_jax.config.schema import CheckpointConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.checksums import Damaged, describe_arrays, verify_arrays
+from mmeureka_jax.models.batch import ImageFeatures, Images, Prompt
 from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.update import TrainState
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState, SavedParams
@@ -48,11 +49,16 @@ def abstract(state: TrainState) -> TrainState:
 def make_group(order: int, patches: int = 0, dtype: str = "float32") -> Group:
     noise = np.random.default_rng(order)
     return Group(
-        rollout_index=3, order=order, tokens=noise.integers(0, 9, 7).astype(np.int32),
-        positions=np.ones((3, 7), np.int32), length=5, next_position=6, image_index=np.full(7, -1, np.int32),
-        patches=np.ones((patches, 4, 6), np.float32), patch_positions=np.ones((patches, 4, 2), np.int32),
-        patch_mask=np.ones((patches, 4), bool), image_ids=np.zeros(patches, np.int32),
-        image_embeds=noise.standard_normal((4, 8)).astype(jnp.dtype(dtype)),
+        rollout_index=3, order=order,
+        prompt=Prompt(
+            tokens=noise.integers(0, 9, 7).astype(np.int32), positions=np.ones((3, 7), np.int32),
+            length=np.array(5, np.int32), next_position=np.array(6, np.int32), image_index=np.full(7, -1, np.int32),
+            images=Images(
+                patches=np.ones((patches, 4, 6), np.float32), patch_positions=np.ones((patches, 4, 2), np.int32),
+                patch_mask=np.ones((patches, 4), bool), image_ids=np.zeros(patches, np.int32),
+            ),
+        ),
+        image_features=None if patches else ImageFeatures(noise.standard_normal((4, 8)).astype(jnp.dtype(dtype))),
         responses=noise.integers(0, 9, (2, 5)).astype(np.int32), log_probs=noise.standard_normal((2, 5), np.float32),
         lengths=np.array([5, 2], np.int32), finished=np.array([False, True]), rewards=np.array([1.5, 0], np.float32),
         accuracies=np.array([1, 0], np.float32),
@@ -72,12 +78,13 @@ def assert_same_run(run: RunState, expected: RunState) -> None:
             assert getattr(run, field.name) == getattr(expected, field.name), field.name
     assert len(run.groups) == len(expected.groups)
     for group, other in zip(run.groups, expected.groups, strict=True):
-        for field in dataclasses.fields(Group):
-            x, y = getattr(group, field.name), getattr(other, field.name)
-            assert type(x) is type(y), field.name
+        names, others = (jax.tree_util.tree_leaves_with_path(record) for record in (group, other))
+        assert [path for path, _ in names] == [path for path, _ in others]
+        for (path, x), (_, y) in zip(names, others, strict=True):
+            assert type(x) is type(y), path
             if isinstance(x, np.ndarray):
-                assert x.dtype == y.dtype and x.shape == y.shape, field.name
-            assert np.array_equal(x, y), field.name
+                assert x.dtype == y.dtype and x.shape == y.shape, path
+            assert np.array_equal(x, y), path
 
 
 def same_arrays(tree, expected) -> None:

@@ -200,7 +200,10 @@ def test_equal_returns_leave_no_variance_to_explain(groups, mask):
 @pytest.fixture
 def batches(groups, sampled, mask):
     """Those of two epochs in updates of two groups; each group is known by its prompt's first token."""
-    groups = [replace(group, tokens=np.full_like(group.tokens, 10 + row)) for row, group in enumerate(groups)]
+    groups = [
+        replace(group, prompt=replace(group.prompt, tokens=np.full_like(group.prompt.tokens, 10 + row)))
+        for row, group in enumerate(groups)
+    ]
     config = make_config(importance_cap=1.2, kl_coefficient=0.1, prompts_per_update=2, epochs_per_rollout=4)
     learner = Learner(old=near(sampled, mask, 1), reference=near(sampled, mask, 2))
     experience = make_experience(learner, config, State(), groups, first_rollout=2, kl_coefficient=0.1)
