@@ -1,8 +1,8 @@
-"""Whether a checkpoint's chat template comes to an end: a template is a program, and Jinja's sandbox keeps it from
-files and modules, not from loops without end or texts without bounds.
+"""Whether a checkpoint's chat template ends: a template is a program, and Jinja's sandbox keeps it from files and
+modules, but not from endless loops or unbounded texts.
 
-It is rendered once, for a short question, in a process with limits. This file is that process too, which imports
-nothing large.
+It is rendered once, for a short question, in a process with limits. This file is also the program of that process, so
+it imports nothing large.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_bounded(template: str, variables: str) -> bool:
     """Whether the template ends within the limits. One that fails in another way does end.
 
     Args:
-        variables: what it is given, a JSON object.
+        variables: the template's variables, a JSON object.
     """
     job = json.dumps({"seconds": _SECONDS, "template": template, "variables": json.loads(variables)}).encode()
     try:
@@ -68,7 +68,7 @@ def _render(template: str, variables: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     job = json.load(sys.stdin.buffer)
-    with contextlib.suppress(ValueError, OSError):  # systems without these limits have the time's
+    with contextlib.suppress(ValueError, OSError):  # systems without these limits still have the time limit
         resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
         resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     try:
@@ -76,4 +76,4 @@ if __name__ == "__main__":
     except MemoryError:
         sys.exit(_TOO_MUCH)
     except Exception:
-        sys.exit(0)  # what is wrong shows, with its message, where the template is used
+        sys.exit(0)  # the error shows, with its message, where the template is used

@@ -1,7 +1,7 @@
 """Which rows of a data set can be used, and why the others cannot: all that can be known before step 0.
 
 `check_problems` visits every row once, in parallel: its form, its pictures, its length in tokens, its id, its gold
-answer. The report is kept in a cache, under what it depends on, so that the next start with the same data is quick.
+answer. The report is cached under all that it depends on, so that the next start with the same data is quick.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to know of a row that is used."""
+    """Something to know about a row that is used."""
 
     id: str
     row: int
@@ -122,7 +122,7 @@ def check_problems(
 
     Args:
         processor: measures prompts from picture headers, and refuses those that are too long; None measures nothing.
-        accuracy: the rule that gold answers must be parsable for; None leaves them unchecked.
+        accuracy: the rule that must be able to parse the gold answers; None leaves them unchecked.
         decode_images: decode every picture, which finds truncated files; else only their headers are read.
         unique_ids: refuse a row whose id an earlier one has.
         cache_dir: where reports are kept; default: `mmeureka` in `XDG_CACHE_HOME` (or `~/.cache`).
@@ -182,7 +182,7 @@ def _check_rows(
             num_tokens, num_windows = processor.measure(problem) if processor is not None else (0, 0)
         except RowError as error:
             return checked(rejected=_rejected(row, error))
-        except Exception as error:  # one row must not end the check; the name tells it from a fault of ours
+        except Exception as error:  # one row must not end the check; the name tells it from a fault of this project
             logger.debug("row %d cannot be checked", row, exc_info=True)
             reason = f"{source.where(row)}: problem {problem.id!r}: cannot be checked ({type(error).__name__}: {error})"
             return checked(rejected=Rejected(problem.id, row, "failed check", printable(reason)))
@@ -210,7 +210,7 @@ def _check_image(ref: ImageRef, problem_id: str, decode: bool) -> None:
         else:
             picture_size(ref)
     except UserError as error:
-        missing = ref.path is not None and not os.path.exists(ref.path)  # which raises nothing
+        missing = ref.path is not None and not os.path.exists(ref.path)  # it raises nothing
         raise RowError(
             f"problem {problem_id!r}: {error}", "missing image" if missing else "broken image", problem_id
         ) from None
@@ -244,7 +244,7 @@ def _find_duplicates(rows: list[_CheckedRow], reasons: list[Rejected | None]) ->
 
 
 def _check_golds(rows: list[_CheckedRow], reasons: list[Rejected | None], rule: AccuracyRule, progress: bool) -> None:
-    """Rejects rows whose gold answer the accuracy rule can compare nothing with."""
+    """Rejects rows whose gold answer the accuracy rule cannot compare with anything."""
     good = [row for row in rows if reasons[row.row] is None and row.answer is not None]
     answers = list(dict.fromkeys(row.answer for row in good if row.answer is not None))
     if not answers:

@@ -1,7 +1,7 @@
 """The known forms of rows: what in a row is the chat, the gold answer and the solution.
 
 A form says in which column the question or the chat is. All else is the same for every form: answers and solutions are
-looked for in the same columns, pictures by the one rule of `row_pictures.py`.
+looked for in the same columns, and pictures by the one rule of `row_pictures.py`.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _user_texts(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pop_reply(turns: list[dict[str, Any]]) -> str | None:
-    """Takes the last turn away if it is the assistant's: it is the solution, no part of the prompt."""
+    """Removes the last turn if it is the assistant's: it is the solution and not part of the prompt."""
     reply = None
     if turns[-1]["role"] == "assistant" and len(turns) > 1:
         parts = turns.pop()["content"]
@@ -294,7 +294,7 @@ def _bare(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled(own: Sequence[Any], waiting: Sequence[Any]) -> tuple[list[Any], bool]:
-    """The values of the image parts, those without one filled from `waiting`; what has no place is at the end."""
+    """The values of the image parts, where missing from `waiting`; those without a place are at the end."""
     if own and len(own) == len(waiting) and all(value is not None for value in own):
         return list(own), True
     left = list(waiting)
@@ -303,8 +303,8 @@ def _filled(own: Sequence[Any], waiting: Sequence[Any]) -> tuple[list[Any], bool
 
 
 def _split_markers(content: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts, cut at the markers, which become image parts with a `number` (None for `<image>`). Of several markers
-    with one number the first is the picture's place, the others only speak of it and become `image 2`."""
+    """The parts, cut at the markers, which become image parts with a `number` (None for `<image>`). If several markers
+    have one number, the first is the picture's place, and the others only mention it and become `image 2`."""
     pieces: list[dict[str, Any]] = []
     seen: set[str | None] = set()
     for part in content:
@@ -352,7 +352,7 @@ def _by_number(values: list[Any], numbers: Sequence[str | None], called: Sequenc
 
 
 def _answer(row: Mapping[str, Any], reply: str | None, needed: bool) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """The gold answer, the solution to imitate, and the columns that neither is metadata any more."""
+    """The gold answer, the solution to imitate, and the columns that are therefore not metadata."""
     solution = row.get("solution")
     if isinstance(solution, list | tuple):  # OlympiadBench's
         solution = "\n".join(text for text in solution if isinstance(text, str))
@@ -397,7 +397,7 @@ def _plain_answer(value: Any) -> tuple[str, str | None]:
 
 
 def _last_line(text: str) -> str | None:
-    """What follows `#### ` in the last line of a solution, as in GSM8K's."""
+    """What follows `#### ` in the last line of a solution, as in GSM8K."""
     _, mark, last = text.rstrip().rpartition("\n####")
     return last.strip() if mark and last.strip() and "\n" not in last else None
 

@@ -52,7 +52,7 @@ class _Load:
         try:
             return LoadedProblem(problem, self.processor(problem), order)
         except UserError as error:
-            if isinstance(error, RowError):  # the processor's, which names the problem
+            if isinstance(error, RowError):  # from the processor; it names the problem
                 raise RowError(f"{self.source.where(row)}: {error}", error.kind, problem.id) from None
             raise RowError(
                 f"{self.source.where(row)}: problem {problem.id!r}: {error}", problem_id=problem.id
@@ -60,7 +60,7 @@ class _Load:
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Leaves signals to the main process, which decides when its workers end, and ends with it though it be killed."""
+    """Leaves signals to the main process, which decides when its workers end, and ends with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -15,10 +15,10 @@ from mmeureka_jax.models.text_only import TextOnlyConfig
 
 @dataclass(frozen=True)
 class TextPreprocessor:
-    """In place of a picture preprocessor; the checkpoint has no file for one.
+    """Takes the place of a picture preprocessor; the checkpoint has no file for one.
 
     Attributes:
-        geometry: of tiles without a pixel: no place for patches, and one position a token.
+        geometry: that of tiles without a pixel: no place for patches, and one position per token.
     """
 
     geometry: TileGeometry = TileGeometry(tile_size=0, patch_size=1, merge_size=1, thumbnail=False)

@@ -1,9 +1,9 @@
 """Pictures: from an encoded file to the normalised patches that the vision tower reads.
 
 Equal to what Hugging Face makes of a picture file: `load_image`'s upright orientation (EXIF), then
-`Qwen2VLImageProcessorPil` with the checkpoint's settings (transparency onto white, bicubic resize, rescale, normalise);
-except for greyscale of more than 8 bits, see `rgb.py`. JPEG's faster reduced-size decoding (`Image.draft`) gives other
-pixels, so it is not used.
+`Qwen2VLImageProcessorPil` with the checkpoint's settings (transparency on white, bicubic resize, rescale, normalise);
+except for greyscale of more than 8 bits, see `rgb.py`. JPEG's faster reduced-size decoding (`Image.draft`) is not
+used: it gives different pixels.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def picture_size(ref: ImageRef) -> tuple[int, int]:
 
 
 def picture_notes(ref: ImageRef) -> list[tuple[str, str]]:
-    """(kind, text) of what a user should know of a picture that is used. Raises RowError for what cannot be read."""
+    """(kind, text) of what a user should know about a picture that is used. Raises RowError for what cannot be read."""
     with _opened(ref) as image:
         notes = []
         if (frames := _frame_count(image)) > 1:
@@ -86,12 +86,12 @@ def _frame_count(image: ImageFile.ImageFile) -> int:
         return 1
     try:
         return getattr(image, "n_frames", 1)
-    except Exception:  # a later frame is broken, which makes Pillow raise this and that
+    except Exception:  # a later frame is broken, for which Pillow raises various exceptions
         return 1
 
 
 def read_picture(ref: ImageRef) -> Image.Image:
-    """The whole picture as `as_rgb` makes it; of several frames or pages the first.
+    """The whole picture as `as_rgb` makes it; the first of several frames or pages.
 
     Raises:
         RowError: a missing, truncated or otherwise broken file, too many pixels, or values of no known scale.
@@ -214,7 +214,7 @@ class PicturePreprocessor:
 
     @property
     def chat_template(self) -> str | None:
-        """The family's own, in place of the one that the tokenizer brings."""
+        """The family's own template, instead of the tokenizer's."""
         return None
 
     def for_template(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -222,7 +222,7 @@ class PicturePreprocessor:
         return [dict(message) for message in messages]
 
     def mark_pictures(self, text: str) -> str:
-        """The template's text with one placeholder token a picture."""
+        """The template's text with one placeholder token per picture."""
         return text
 
 

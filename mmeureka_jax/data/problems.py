@@ -80,7 +80,7 @@ def _own_metadata(value: Any) -> Mapping[str, Any]:
 
 
 def _refuse_surrogates(problem: Problem) -> None:
-    """Raises RowError for texts that are none: neither tokenizers nor files take half a character."""
+    """Raises RowError for texts that are not valid: neither tokenizers nor files take half a character."""
     fields = {"id": problem.id, "messages": problem.messages, "answer": problem.answer, "metadata": problem.metadata}
     with suppress(UnicodeEncodeError):  # all at once, since nearly every row passes
         json.dumps(fields, ensure_ascii=False).encode()
@@ -154,9 +154,7 @@ class ProblemSource:
             raise RowError(f"{where}: problem {problem_id!r}: {error}", error.kind, problem_id) from None
         except UserError as error:  # the table's: already names the place
             raise RowError(str(error)) from None
-        except (
-            Exception
-        ) as error:  # rows hold whatever there is; the exception's name tells such a row from a fault here
+        except Exception as error:  # rows can hold anything; the exception's name tells such a row from a fault here
             raise RowError(
                 f"{where}: problem {problem_id!r}: cannot be read ({type(error).__name__}: {error})",
                 problem_id=problem_id,

@@ -1,6 +1,6 @@
 """Problems to what a policy reads: tokens, rotary positions and picture patches, all NumPy, equal to Hugging Face's.
 
-    Problem --prompt style, chat template--> text with one placeholder a picture --tokenizer, expansion--> tokens
+    Problem --prompt style, chat template--> text with one placeholder per picture --tokenizer, expansion--> tokens
     its pictures --header--> grids --decode, resize, cut--> patches by attention window (Qwen2.5-VL) or tile (InternVL)
 
 `Processor` does one prompt at a time, in data workers; `collate` pads prompts to static sizes and stacks them.
@@ -45,7 +45,7 @@ PREPROCESSORS: dict[type, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Processor:
-    """Makes prompts of problems and text of tokens, as the checkpoint at `path` wants them.
+    """Turns problems into prompts and tokens into text, as the checkpoint at `path` needs them.
 
     Picklable (the tokenizer is loaded again where it arrives) and usable from several threads.
     """
@@ -106,7 +106,7 @@ class Processor:
             kind = PreTrainedTokenizerFast if fast else AutoTokenizer
             options: dict[str, Any] = {} if fast else {"trust_remote_code": False}
             tokenizer = kind.from_pretrained(str(self.path), local_files_only=True, **options)
-        except BaseException as error:  # whatever the file at fault made transformers stumble over, and Rust's panics
+        except BaseException as error:  # a faulty file makes transformers raise anything, Rust's panics included
             if isinstance(error, UserError | KeyboardInterrupt | SystemExit):
                 raise
             raise UserError(
@@ -142,7 +142,7 @@ class Processor:
     def _check_template(self) -> None:
         """
         Raises:
-            UserError: the template does not come to an end, cannot be rendered, or leaves the question out.
+            UserError: the template does not end, cannot be rendered, or leaves the question out.
         """
         message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         variables = {"messages": self.pictures.for_template([message]), "add_generation_prompt": True}
@@ -170,7 +170,7 @@ class Processor:
 
     @cached_property
     def _special_tokens(self) -> tuple[str, ...]:
-        """The tokens that the tokenizer makes of plain text too: that of a row could end its turn and begin another."""
+        """Tokens that the tokenizer also makes from plain text: a row's text could end its turn and begin another."""
         tokens = self.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         return tuple(token.content for token in tokens if token.special and token.content.strip())
 
@@ -242,7 +242,7 @@ class Processor:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except Exception as error:  # a template raises what it likes: for roles that it does not know, for instance
+        except Exception as error:  # a template may raise anything, for roles that it does not know for instance
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"the chat template of {self.path} refuses the turns {roles} ({type(error).__name__}: {brief(error)})"

@@ -1,4 +1,4 @@
-"""The prompt styles: which instructions surround a question, as the papers did it.
+"""The prompt styles: which instructions surround a question, as in the papers.
 
 A style is what is put around the last user turn and, for some, a system turn. The wording is our own; what it asks for
 is that of MM-EUREKA (arXiv 2503.07365; `instruct` for Qwen2.5-VL instruct, `zero` for pretrained models) and of CPGD
@@ -101,7 +101,7 @@ def _text(text: str) -> Message:
 
 
 def _join_texts(parts: Sequence[Message]) -> list[Message]:
-    """Makes one part of neighbouring texts and drops empty ones."""
+    """Joins neighbouring texts into one part and drops empty ones."""
     joined: list[Message] = []
     for part in parts:
         if part["type"] == "text" and joined and joined[-1]["type"] == "text":

@@ -1,6 +1,6 @@
 """Random access to the raw rows of JSONL, JSON and Parquet files and of TFDS datasets, without loading their pictures.
 
-A table knows where its rows lie and gives the i-th as a dict; what a row means is the business of `problems.py`. All
+A table knows where its rows are and gives the i-th as a dict; what a row means is known in `forms.py`. All
 tables can be pickled for data workers (handles and caches stay behind and are opened again) and read from threads.
 """
 
@@ -134,7 +134,7 @@ class JsonTable(Table):
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """In place of an item of a JSON list."""
+    """Takes the place of an item of a JSON list."""
 
     reason: str
 
@@ -376,7 +376,7 @@ def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _shortest(value: np.generic) -> Any:
-    """A NumPy scalar as Python's; of a short float the number that it was written as: 0.1, not 0.10000000149."""
+    """A NumPy scalar as a Python one; a short float as it was written: 0.1, not 0.10000000149."""
     return float(str(value)) if isinstance(value, np.float16 | np.float32) else value.item()
 
 

@@ -58,7 +58,7 @@ class ImageRef:
 
     def open(self) -> IO[bytes]:
         """The encoded picture as a file. Raises OSError if it cannot be opened, or is not a regular file: opening a
-        named pipe or a device can wait for ever."""
+        named pipe or a device can block for ever."""
         if self.path is None:
             return io.BytesIO(self.data or b"")
         mode = self.path.stat().st_mode

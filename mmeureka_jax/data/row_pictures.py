@@ -2,7 +2,7 @@
 
 One rule for all forms of rows. A column's name is cut into words: `decodedImage`, `image_2` and `question-image-path`
 name pictures of the question, since they hold a noun such as `image` and only words that change nothing about it.
-Columns of other names whose values look like pictures are not read, but never passed over without a word.
+Columns of other names whose values look like pictures are not read, but never passed over in silence.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class RowPictures:
 def find_pictures(row: Mapping[str, Any], used: Iterable[str] = ()) -> RowPictures:
     """The pictures of a row, apart from those that its chat names itself.
 
-    Columns that say the same (`image` and `decoded_image`) are alternatives: the one with the most pictures is read,
-    of equals the one that holds them and does not only name them. Numbered columns are read in the order of their
+    Columns that mean the same (`image` and `decoded_image`) are alternatives: the one with the most pictures is read,
+    among equals the one that holds them and does not only name them. Numbered columns are read in the order of their
     numbers.
     """
     used = set(used)

@@ -90,7 +90,7 @@ class TileGeometry:
     def positions(
         self, num_tokens: int, image_starts: Sequence[int], grids: Sequence[Grid]
     ) -> tuple[Int[np.ndarray, "3 L"], int]:
-        """One position a token, picture or not."""
+        """One position per token, picture or not."""
         return rotary_positions(num_tokens, (), (), self.merge_size)
 
 
@@ -113,7 +113,7 @@ def _layout(windows: int, geometry: TileGeometry) -> WindowLayout:
 def tile_grid(height: int, width: int, tile_size: int, fewest: int, most: int) -> Grid:
     """(rows, columns) of tiles, `fewest` to `most` of them, whose ratio of sides is closest to the picture's.
 
-    Of several equally close ones a larger is taken if the picture has more than half of its pixels.
+    Among equally close ones a larger grid is taken if the picture has more than half of its pixels.
     Source: `find_closest_aspect_ratio` of the model cards, `get_optimal_tiled_canvas` of transformers.
     """
     ratio = width / height
@@ -240,7 +240,7 @@ class TilePreprocessor:
 
     @property
     def chat_template(self) -> str | None:
-        """The original's own turns, in place of the template that the tokenizer brings: that of Qwen's tokenizer tells
+        """The original's own turns, instead of the tokenizer's template: that of Qwen's tokenizer tells
         the model that it is Qwen."""
         if not self.original:
             return None
@@ -257,7 +257,7 @@ class TilePreprocessor:
         ]
 
     def mark_pictures(self, text: str) -> str:
-        """The template's text with one context token a picture, between its start and its end."""
+        """The template's text with one context token per picture, between its start and its end."""
         picture = f"{START_TOKEN}{CONTEXT_TOKEN}{END_TOKEN}"
         return text.replace(CONTEXT_TOKEN, _IMAGE).replace(_IMAGE, picture)
 

@@ -103,7 +103,7 @@ def _untagged(text: str) -> str:
 
 @lru_cache(maxsize=512)  # the answers of a group share their gold answer
 def _spelled(text: str) -> str:
-    """An answer without what other frameworks put around it, in one spelling."""
+    """An answer without the wrapping of other frameworks, in one spelling."""
     for _ in range(4):
         before = text
         text = _untagged(text)
@@ -119,7 +119,7 @@ def _spelled(text: str) -> str:
 
 
 def _is_read(gold: str) -> bool:
-    """Whether any reading of a gold answer makes something of all of its parts."""
+    """Whether any reading of a gold answer understands all of its parts."""
     return any(all(map(_is_comparable, answer.parts)) for answer in reading.read(gold))
 
 

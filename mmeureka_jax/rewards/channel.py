@@ -1,6 +1,6 @@
-"""What the training process and a reward worker say to each other, over a socket that keeps the bounds of messages.
+"""What the training process and a reward worker say to each other, over a socket that keeps messages apart.
 
-A rule of the user's own runs in the worker and may write to whatever descriptor it finds. Its bytes are then a message
+A rule of the user's own runs in the worker and may write to any descriptor that it finds. Its bytes are then a message
 of their own: they cannot be mistaken for a part of a reply, and nobody waits for the rest of them. A job is a head with
 its number and size, followed by its text in packets; a reply is one packet, and carries the number of its job.
 """
@@ -49,7 +49,7 @@ def send_reply(channel: socket.socket, number: int, reply: dict[str, Any]) -> No
 
 
 def receive_reply(channel: socket.socket, number: int) -> dict[str, Any] | None:
-    """The reply to a job; None for a message that is none.
+    """The reply to a job; None for a message that is not a reply.
 
     Raises:
         EOFError: the worker closed its side, or is gone.

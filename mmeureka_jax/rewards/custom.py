@@ -36,7 +36,7 @@ def load_rule(spec: str, import_limit: float) -> CustomRule:
 
 
 def quoted(answer: str, accuracy: AccuracyRule) -> str:
-    """A response that gives an answer in the form that a run asks for, to try a rule on."""
+    """A response that gives an answer in the form that a run asks for, on which a rule can be tried."""
     stated = f"\\boxed{{{answer}}}" if accuracy in ("boxed", "upstream_boxed") else answer
     return f"<think>The answer is {answer}.</think><answer>{stated}</answer>"
 

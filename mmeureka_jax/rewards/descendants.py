@@ -36,10 +36,10 @@ def children() -> list[int]:
 
 
 def end_children(keep: Collection[int] = (), limit: float = 0.0) -> bool:
-    """Kills all children but those to `keep`, and theirs, which become ours as they end.
+    """Kills all children except those to `keep`, and their children, which this process adopts as they end.
 
     Returns:
-        Whether none is left, after at most `limit` seconds.
+        Whether no child is left, after at most `limit` seconds.
     """
     deadline = time.monotonic() + limit
     while left := [child for child in children() if child not in keep]:

@@ -2,7 +2,7 @@
 
 instruct: exactly one of each of the four tags, both blocks non-empty, only white space between them; text before and
   after is allowed (MM-EUREKA's instruct models).
-zero: besides, nothing but white space outside the blocks, and a thought of at least 300 characters (MM-EUREKA's
+zero: the same, with only white space outside the blocks, and a thought of at least 300 characters (MM-EUREKA's
   training from a pretrained model, where shorter thoughts only please the rule).
 """
 

@@ -154,7 +154,7 @@ class WorkerProcess:
 
     def wait_until_ready(self) -> str | None:
         """Returns None once the process has loaded its rules, or what went wrong. Raises UserError if the custom rule
-        does not load, which another attempt would not mend."""
+        does not load, which another attempt would not change."""
         if not self.speaks_within(self.deadline - time.monotonic()):
             return f"the process of one was not ready after {self._startup_limit:g} s"
         try:
@@ -182,7 +182,7 @@ class WorkerProcess:
         channels.send_job(self.channel, self._job_number, job)
 
     def receive(self) -> dict[str, Any] | None:
-        """The reply to the job; None for a message that is none.
+        """The reply to the job; None for a message that is not a reply.
 
         Raises:
             EOFError, OSError: the process is gone.
@@ -219,7 +219,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         ends = self.template.end(self._number)
-        if not ends and self.pid is not None:  # its template is gone, and reaps it no more
+        if not ends and self.pid is not None:  # its template is gone and no longer reaps it
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.job = None

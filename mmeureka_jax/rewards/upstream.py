@@ -48,7 +48,7 @@ _BRACE = re.compile(r"[{}]")  # one after a backslash counts, as upstream
 
 
 def upstream_accuracy(response: str, answer: str, form: UpstreamForm) -> float:
-    """1.0 if upstream's rule for `form` takes `response` for right, given the gold `answer`, else 0.0."""
+    """1.0 if `response` is right by upstream's rule for `form`, given the gold `answer`, else 0.0."""
     return compare(extract(response, form), answer, form)
 
 
@@ -58,7 +58,7 @@ def extract(response: str, form: UpstreamForm) -> str | None:
 
     instruct: what is inside the first `<answer>…</answer>` on one line; else all that follows the last `<answer>`;
       else the whole response.
-    tags: the same, but of `<answer>…</answer>` the tags too.
+    tags: the same, with the tags of `<answer>…</answer>`.
     boxed: the last balanced `\\boxed{…}` with `\\boxed`; a box inside another is a part of that one. Else "".
     """
     response = response.strip()

@@ -60,7 +60,7 @@ def serve(channel: socket.socket, settings: dict[str, Any], run: Run, runs_custo
     from sympy.core import random
 
     process = os.getpid()
-    with contextlib.suppress(OSError):  # where memory runs out, the training process is not what should go
+    with contextlib.suppress(OSError):  # where memory runs out, the training process should not be the one to end
         Path("/proc/self/oom_score_adj").write_text("1000")
     if runs_custom:
         prepare_for_custom(channel)
@@ -139,7 +139,7 @@ class Remains:
 
 
 def limit_memory(size: int) -> None:
-    """Limits the address space to so many bytes, if not 0."""
+    """Limits the address space to this many bytes, unless 0."""
     if size:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 

@@ -50,7 +50,7 @@ class Printed:
         os.close(self.source)
 
     def forward(self) -> None:
-        """Passes on what there is now, or drops it: whoever prints has not to wait for long."""
+        """Passes on what there is now, or drops it, so that whoever prints does not wait for long."""
         with contextlib.suppress(OSError):  # there is no more for now; or nobody reads our standard error
             for _ in range(READS_AT_ONCE):
                 text = os.read(self.source, 1 << 16)
@@ -62,7 +62,7 @@ class Printed:
 
 
 class Template:
-    """Forks workers and ends them, as the training process asks through `control`, one JSON request a message:
+    """Forks workers and ends them, as the training process asks through `control`, one JSON request per message:
 
     start: a new worker by the number `worker`; the message carries its socket. With `custom`, it loads the custom rule.
     end: kills that worker, with everything that it has started. Nobody waits for it.

@@ -1,4 +1,4 @@
-"""A TFDS dataset of any problems: what `mmeureka data build` makes of the file formats.
+"""A TFDS dataset of any problems: what `mmeureka data build` makes from the file formats.
 
 Rows hold the pictures as they were encoded, messages and metadata as JSON text. They are stored as ArrayRecord in the
 order of the source, written and read without TensorFlow, and readable without this module.
@@ -150,7 +150,7 @@ def build_dataset(
 
     Args:
         spec, root, allow_outside_root, require_answer: as for `open_problems`.
-        data_dir: where TFDS datasets lie; default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        data_dir: where TFDS datasets are; default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         skip_unusable: leave out rows that cannot be used; else they are an error and nothing is written.
 
     Raises:

@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def tfds_data_dir() -> Path:
-    """Where TFDS datasets lie: `TFDS_DATA_DIR`, else TFDS's own default."""
+    """Where TFDS datasets are: `TFDS_DATA_DIR`, else TFDS's own default."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()

@@ -1,6 +1,6 @@
 """The built-in rendered problems: small pictures with a question, an exact answer and worked solutions.
 
-A problem is a scene (what the picture shows; see `shape_scenes`), a question about it and two worked solutions in the
+A problem is a scene (what the picture shows; see scenes.py), a question about it and two worked solutions in the
 form `<think>...</think><answer>...</answer>`: the *careful* one reads the picture step by step and is right, the
 *hasty* one is a vague sentence and a guess that is right about three times in ten. Imitating a mixture of both gives a
 policy that can do either and mostly guesses, which is what reinforcement learning then has to notice.
@@ -133,8 +133,8 @@ def _careful(solved: Solved) -> str:
 def _hasty(kind: str, level: Level, split: Split, rng: np.random.Generator) -> str:
     """A guess that has not looked: the answer of some other scene of the kind, now and then right by chance.
 
-    A guess near the truth would not do: what is likeliest after many such guesses is the truth, and greedy decoding of
-    the hasty style would then be right.
+    A guess near the truth would not do: the likeliest answer after many such guesses is the truth, and greedy decoding
+    of the hasty style would then be right.
     """
     guess = _sample_scene(kind, level, split, rng).solve(rng, level).stated
     return _wrap(HASTY_THOUGHTS[rng.integers(len(HASTY_THOUGHTS))], guess)

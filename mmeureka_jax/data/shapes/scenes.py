@@ -1,6 +1,6 @@
 """The kinds of built-in problem: what a picture shows, how it is drawn, what is asked and how it is read.
 
-One frozen dataclass a kind, with `sample`, `draw` and `solve`. A new kind is a class here, a line in `SCENES` and its
+One frozen dataclass per kind, with `sample`, `draw` and `solve`. A new kind is a class here, a line in `SCENES` and its
 levels (levels.py).
 
 Texts are ASCII, in lower case and from a small vocabulary, with no blank before a digit, so that a word-level tokenizer
@@ -34,7 +34,7 @@ class Solved:
 
 
 class Scene(Protocol):
-    """What one picture shows. The fields hold all of it but colours and shift: their repr decides the split."""
+    """What one picture shows. The fields hold all of it except colours and shift: their repr decides the split."""
 
     @classmethod
     def sample(cls, rng: np.random.Generator, level: Level) -> Scene: ...
@@ -49,7 +49,7 @@ def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 
 
 def _running_total(things: str, counts: Sequence[int]) -> str:
-    """Every count, each but the first with the total so far."""
+    """Every count, each except the first with the total so far."""
     steps = [f"reading {things}:"]
     total = 0
     for i, (ordinal, count) in enumerate(zip(ORDINALS[: len(counts)], counts, strict=True)):
