@@ -1,14 +1,14 @@
 """Attention in the two forms that a policy needs, behind plain functions.
 
-`attention` runs whole rows, `decode_attention` one new token of every row. The form that makes the project what it is
-is a row that holds a prompt once and then its responses, one after another; each of them sees the prompt and itself:
+`attention` runs whole rows, `decode_attention` one new token of every row. A row holds a prompt once and then its
+responses, one after another; each of them sees the prompt and itself:
 
     row      [ prompt ][ response 1 ][ 2 ][ response 3    ] padding
     segment    0 0 0 0   1 1 1 1 1 1  2 2   3 3 3 3 3 3 3 3   -1 -1
 
 Keys and values are laid out [batch, K, positions, h] (heads before positions): every product below is then a batched
-matrix product whose operands need no transposition, which is what XLA's CPU and GPU matrix products like, and a cache
-of that layout is read as it lies. Scores and the softmax are float32.
+matrix product whose operands need no transposition, which is fast on XLA's CPU and GPU backends, and a cache of that
+layout is read as it is. Scores and the softmax are float32.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def keys_first(x: Float[Array, "B T K h"]) -> Float[Array, "B K T h"]:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Rows of text, as far as they are known before they are run: `prompt` places, then responses of at most `longest`
-    tokens, each of them in places that follow one another."""
+    """The layout of rows of text: `prompt` places, then responses of at most `longest` tokens, each in consecutive
+    places."""
 
     prompt: int
     longest: int = 0
@@ -61,12 +61,12 @@ def attention(
 ) -> Float[Array, "B T H h"]:
     """Softmax attention with grouped heads: query head i reads key head i // (H / K).
 
-    A query sees the keys of its own segment and those of segment PROMPT. Rows with a `layout` are text, and it sees
-    none that comes after it; without one the order means nothing (patches of pictures).
+    A query sees the keys of its own segment and those of segment PROMPT. In rows of text, which have a `layout`, it
+    sees no key that comes after it; without a layout the order means nothing (patches of pictures).
 
-    Scores exist for a few queries at a time, in the backward pass too, which computes them again (FlashAttention,
-    arXiv 2205.14135): memory grows with the length and not with its square. Few keys that a layout puts out of reach
-    are met.
+    Scores exist for a few queries at a time, also in the backward pass, which computes them again (FlashAttention,
+    arXiv 2205.14135): memory grows with the length and not with its square. Most keys that a query cannot see are
+    skipped.
 
     Args:
         heads_axis: logical axis of the heads (see mesh.AXIS_RULES); None: every device has all of them.
@@ -82,14 +82,14 @@ def attention(
 
 
 def _scores_at_a_time() -> int:
-    """Scores of all rows and heads of a device. A CPU keeps so many in its cache."""
+    """How many scores exist at a time on a device, in all rows and heads. On a CPU, as many as its cache holds."""
     return 2**20 if jax.default_backend() == "cpu" else 2**26
 
 
 @dataclass(frozen=True)
 class _Span:
     """The queries of places [start, stop), `queries` at a time. Those of turn i meet the keys of places [0, shared) and
-    of `window` places from windows[i] on."""
+    of the `window` places from windows[i]."""
 
     start: int
     stop: int
@@ -100,13 +100,13 @@ class _Span:
 
 
 def _span(start: int, stop: int, keys: int, scores: int) -> _Span:
-    """Queries that meet the first `keys` keys, `scores` at a time (of a row and a head)."""
+    """Queries that meet the first `keys` keys, with `scores` scores at a time for each row and head."""
     queries = _even(stop - start, scores // keys)
     return _Span(start, stop, queries, keys, 0, (0,) * -(-(stop - start) // queries))
 
 
 def _triangle(start: int, stop: int, scores: int) -> list[_Span]:
-    """Queries of [start, stop) in a few spans, none of which meets a key that comes after it."""
+    """Queries of [start, stop) in a few spans, none of which meets a key that comes after the span."""
     if start == stop:
         return []
     part = _even(stop - start, max(-(-(stop - start) // _SPANS), 4 * _FEWEST_QUERIES))
@@ -115,8 +115,8 @@ def _triangle(start: int, stop: int, scores: int) -> list[_Span]:
 
 
 def _even(count: int, most: int) -> int:
-    """The size of parts of `count` that are all alike (but the last) and no larger than `most`, or _FEWEST_QUERIES: 100
-    in parts of at most 40 are 34, 34 and 32."""
+    """The size of the parts of `count` if they are equal (but the last) and at most `most` or _FEWEST_QUERIES: 34 for
+    100 in parts of at most 40, which are 34, 34 and 32."""
     return -(-count // -(-count // max(most, _FEWEST_QUERIES)))
 
 
@@ -126,7 +126,8 @@ def _causal_spans(layout: RowLayout, length: int, scores: int) -> tuple[_Span, .
     spans = _triangle(0, prompt, scores)
     if places <= layout.longest:
         return (*spans, *_triangle(prompt, length, scores))
-    most = max(layout.longest // 4, 2 * _FEWEST_QUERIES)  # the more at a time, the more keys that few of them see
+    # The more queries at a time, the more keys they meet that only few of them see.
+    most = max(layout.longest // 4, 2 * _FEWEST_QUERIES)
     queries = min(_even(places, min(scores // (prompt + layout.longest + most), most)), places)
     window = min(layout.longest - 1 + queries, places)
     last = length - window
@@ -135,7 +136,7 @@ def _causal_spans(layout: RowLayout, length: int, scores: int) -> tuple[_Span, .
 
 
 class _Turns:
-    """One span of a row: which queries, keys and segments meet at turn i."""
+    """One span of a row, turn by turn: which queries, keys and segments meet."""
 
     def __init__(self, span: _Span, causal: bool, segments: Int[Array, "B T"]):
         self.span = span
@@ -161,7 +162,7 @@ class _Turns:
         return jax.lax.slice_in_dim(x, 0, self.span.stop - self.span.start, axis=axis)
 
     def keys(self, x: Array, window: Array, axis: int) -> Array:
-        """What `x` holds for the keys of a turn."""
+        """The part of `x` for the keys of a turn."""
         shared = jax.lax.slice_in_dim(x, 0, self.span.shared, axis=axis)
         if not self.span.window:
             return shared
@@ -247,7 +248,7 @@ def _backward(
     query, key, value, segments, out, normaliser = saved
     mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     batch, kv_heads, length, head_dim = key.shape
-    # Transposed: the products below are two to three times as fast on a CPU if their result is as wide as the scores.
+    # Transposed: on a CPU the products below are two to three times as fast if their result is as wide as the scores.
     zero = jnp.zeros((batch, kv_heads, head_dim, length), jnp.float32)
     totals = (constrain(zero, "batch", heads_axis, None, None),) * 2
     of_query = []
@@ -286,7 +287,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def few_rows_product(left: Float[Array, "B K q s"], right: Float[Array, "B K s r"]) -> Float[Array, "B K q r"]:
-    """left @ right in float32, for a few queries: against keys that lie transposed, or weights against values."""
+    """left @ right in float32, for a few queries: queries and transposed keys, or weights and values."""
     return jnp.einsum("bkqs,bksr->bkqr", left, right, preferred_element_type=jnp.float32)
 
 
@@ -302,7 +303,7 @@ def decode_attention(
     A prompt's keys and values are read once for all rows that share it.
 
     Args:
-        prompt, own: (transposed keys, values, mask). `own` may lie in several parts, each filled to the same place in
+        prompt, own: (transposed keys, values, mask). `own` may be in several parts, each filled to the same place in
             all rows.
         by_prompt: lays rows [R, ...] out as [P, n, ...]; by_row: the inverse.
     """

@@ -164,7 +164,7 @@ class Projector(nnx.Module):
 
 
 class InternViT(nnx.Module):
-    """Every tile by itself."""
+    """The tower and its projector; every tile is encoded by itself."""
 
     def __init__(self, config: InternViTConfig, hidden_size: int, *, fused: bool):
         self.embeddings = TileEmbeddings(config)

@@ -263,8 +263,8 @@ def _read_vision(keys: Keys, tile_size: int, merge_size: int, original: bool) ->
 
 
 def _is_tied(text: Keys, top: Keys, other_files: OtherFiles) -> bool:
-    """Whether the output head is the embedding. transformers 4 says so in the text's section, 5 at the top; where they
-    differ, a head that is stored is one of its own."""
+    """Whether the output head is the embedding. transformers 4 says so in the text's section, 5 at the top; where the
+    two differ, it is not if a head is stored."""
     given = (keys.get("tie_word_embeddings") for keys in (text, top))
     said = {bool(value) for value in given if value is not None}
     if len(said) < 2:

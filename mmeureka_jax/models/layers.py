@@ -1,7 +1,7 @@
 """The layers that policies are made of. Every layer computes in the dtype of its input, whatever its parameters'.
 
 Modules only declare parameters (name, shape, logical axes) and the forward pass; values come from checkpoints.
-`stack` adds a leading dimension for layers that are scanned: the module is then never called itself, but one slice of
+`stack` adds a leading dimension for layers that are scanned: the module itself is then never called, only one slice of
 it at a time.
 """
 
@@ -32,11 +32,11 @@ def parameter(shape: tuple[int, ...], axes: Axes, stack: int | None) -> nnx.Para
 
 @jax.custom_vjp
 def project(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x @ kernel, with the kernel's gradient contracted so that the narrower operand is the one laid out anew.
+    """x @ kernel, with the kernel's gradient contracted so that the narrower operand is the one that is transposed.
 
-    XLA's CPU compiler transposes the left operand of that product, and fuses into the transposition whatever made the
-    operand. JAX's own rule always puts the output's gradient there: for the MLP, silu's gradient was then evaluated
-    again column by column.
+    XLA's CPU compiler transposes the left operand of that product, and fuses into the transposition whatever computed
+    the operand. JAX's own rule always has the output's gradient on the left: in the MLP, silu's gradient was then
+    evaluated again for every column.
     """
     return x @ kernel
 
@@ -61,8 +61,8 @@ project.defvjp(_project_forward, _project_backward)
 class Linear(nnx.Module):
     """x @ kernel (+ bias). `kernel` is [in, out]: the transpose of torch's Linear weight.
 
-    With an adapter (lora.py) it is x @ kernel + lora_scale * (x @ lora_a) @ lora_b (+ bias), and where there is a
-    `dropout_key`, a part `dropout` of the x that goes into the adapter is 0 and the rest is larger for it.
+    With an adapter (lora.py) it is x @ kernel + lora_scale * (x @ lora_a) @ lora_b (+ bias). With a `dropout_key`, a
+    fraction `dropout` of the adapter's inputs is 0, and the rest is divided by 1 - dropout.
     """
 
     lora_a: nnx.Param | None = None
@@ -142,8 +142,8 @@ class Embedding(nnx.Module):
     ) -> tuple[Float[Array, "... d"], Float[Array, "V d"]]:
         """The tokens' rows, and the whole table for an output head that is tied to it.
 
-        Where a loss uses both, the table's gradient is one buffer: the head's, onto which that of the rows is added.
-        JAX would make one for each use and add them.
+        Where a loss uses both, the table's gradient is one buffer: the head's, to which that of the rows is added. JAX
+        would make a buffer for each use and add them.
         """
         rows, table = _rows_and_table(self.embedding[...], tokens)
         return rows.astype(dtype), table
@@ -177,8 +177,7 @@ Rotary = tuple[Float[Array, "... half"], Float[Array, "... half"]]
 def multimodal_rotary(
     positions: Int[Array, "B 3 T"], head_dim: int, theta: float, sections: tuple[int, int, int]
 ) -> Rotary:
-    """cos and sin [B, T, head_dim/2]; frequency i turns with the time, row or column position, as `sections` divide
-    them.
+    """cos and sin [B, T, head_dim/2]; `sections` says how many frequencies turn with the time, row and column position.
 
     Source: `Qwen2_5_VLRotaryEmbedding.recomposition_frequencies` of transformers.
     """
@@ -189,9 +188,11 @@ def multimodal_rotary(
 
 
 def planar_rotary(positions: Int[Array, "... 2"], head_dim: int, theta: float = 10000.0) -> Rotary:
-    """cos and sin [..., head_dim/2] for patches of a picture: one half of the frequencies turns with the row, the
-    other with the
-    column. Source: `Qwen2_5_VLVisionRotaryEmbedding` of transformers."""
+    """cos and sin [..., head_dim/2] for patches of a picture: half of the frequencies turn with the row, half with the
+    column.
+
+    Source: `Qwen2_5_VLVisionRotaryEmbedding` of transformers.
+    """
     frequencies = inverse_frequencies(head_dim // 2, theta)
     angles = positions[..., None].astype(jnp.float32) * frequencies  # [..., 2, head_dim/4]
     angles = angles.reshape(*angles.shape[:-2], -1)

@@ -1,9 +1,9 @@
 """Log-probabilities of tokens under an output head, without an array of [tokens, vocabulary].
 
-The vocabulary is gone through block by block, as flash attention goes through keys: the forward pass keeps a running
-maximum and sums for every position, the backward pass computes a block's logits again and gives that block's part of
-the head's gradient, which is written once. Nothing else is as large as the head, and where devices share a batch,
-their parts of that gradient are added once a block and not once for every chunk of positions.
+The vocabulary is processed block by block, as flash attention does with keys: the forward pass keeps a running maximum
+and running sums for every position; the backward pass computes a block's logits again and that block's part of the
+head's gradient, which is written once. Nothing else is as large as the head, and where devices share a batch, their
+parts of that gradient are added once per block and not once for every chunk of positions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def log_probs_of(
     The largest array with a vocabulary dimension is [P, T, block].
 
     Args:
-        block: entries of the vocabulary at a time, of those that one device holds.
-        transposed: the head is [V, D], as an embedding lies. It and its gradient stay so: neither is copied.
+        block: entries of the vocabulary at a time, among those that one device holds.
+        transposed: the head is [V, D], as an embedding is. It and its gradient stay so: neither is copied.
         entropy_gradient: whether a gradient flows through the entropy, which costs a pass over the logits.
     """
     return _log_probs(temperature, block, transposed, entropy_gradient, hidden, head, targets)
@@ -46,8 +46,8 @@ def log_probs_of(
 class _Blocks:
     """A head [V, D] or [D, V] as blocks of its vocabulary, each of them spread over the devices that share it.
 
-    Blocks are of one size. Where it does not divide the vocabulary, the last one starts early, and `fresh` is False
-    for entries that the one before had.
+    All blocks have one size. Where it does not divide the vocabulary, the last block starts early, and `fresh` is False
+    for entries that are in the block before it.
     """
 
     def __init__(self, head_shape: tuple[int, ...], block: int, transposed: bool):

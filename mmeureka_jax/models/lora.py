@@ -33,12 +33,12 @@ class Lora:
     """Which linear maps have adapters, and of what kind. Hashable: a part of the static `Policy`.
 
     Attributes:
-        alpha: what the adapters add is multiplied by alpha / rank.
+        alpha: the adapters' products are multiplied by alpha / rank.
         targets: regular expressions; a map has an adapter if one of them matches its whole path in the parameter tree,
             such as "language/layers/self_attn/q_proj".
-        dropout: part of an adapter's inputs that updates leave out; no other computation does.
-        base_dtype: of all other parameters.
-        seed: of the first values, and of dropout.
+        dropout: the fraction of an adapter's inputs that updates leave out; no other computation does.
+        base_dtype: the dtype of all other parameters.
+        seed: decides the first values, and dropout.
     """
 
     rank: int
@@ -75,7 +75,7 @@ def linear_maps(config: PolicyConfig) -> list[str]:
 
 
 def add_adapters(model: nnx.Module, lora: Lora, config: PolicyConfig, *, dropping: bool) -> None:
-    """Gives each linear map that `lora` names its two matrices, and with `dropping` a place for the key of dropout."""
+    """Gives each linear map that `lora` names its two matrices, and with `dropping` a place for dropout's key."""
     for path in lora.paths(config):
         linear: Linear = functools.reduce(getattr, path.split("/"), model)  # type: ignore[assignment]
         *stack, size_in, size_out = linear.kernel.shape
@@ -108,7 +108,7 @@ def in_base_dtype(shapes: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
 
 
 def initial_adapters(shapes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """New adapters, float32, for every one of a tree of shapes, by path: A uniform within 1 / sqrt(in), B zero, so that
+    """New adapters, float32, by path, for a tree of shapes: A is uniform within 1 / sqrt(in), B is zero, so that
     they change nothing yet. Values depend only on the seed and the path.
 
     Source: `peft.tuners.lora.LoraLayer.reset_lora_parameters` (kaiming_uniform with a = sqrt(5)).
@@ -136,13 +136,13 @@ def with_dropout_keys(params: Mapping[str, Any], key: jax.Array) -> dict[str, An
 
 
 def without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The base."""
+    """Only the base."""
     flat = flatten_dict(params, sep="/")
     return unflatten_dict({path: value for path, value in flat.items() if not is_adapter(path)}, sep="/")
 
 
 def merged(params: Mapping[str, Any], lora: Lora, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """One policy without adapters: their products, computed in float32, are added to the kernels, which then are of
+    """One policy without adapters: their products, computed in float32, are added to the kernels, which become
     `dtype`."""
     flat = flatten_dict(params, sep="/")
     for path in [path.removesuffix(f"/{LORA_A}") for path in flat if path.endswith(f"/{LORA_A}")]:

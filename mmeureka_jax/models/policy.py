@@ -9,7 +9,7 @@
 
 All of them run the same layers on the same parameters, so what the sampler saw and what the update computes agree to
 rounding. The static part of a policy (sizes, dtypes) is the hashable `Policy`; parameters are a nested dict of
-arrays: float32 masters, but for the frozen base beside adapters (lora.py).
+arrays: float32 masters, but for the frozen base under adapters (lora.py).
 """
 
 from __future__ import annotations
@@ -56,11 +56,10 @@ class Policy:
 
     Attributes:
         compute_dtype: dtype of activations; parameters are cast to it where they are used. Softmax, norms, rotary
-        angles and
-            log-probabilities are float32 always.
+            angles and log-probabilities are always float32.
         remat: recompute each layer's activations in the backward pass.
         logits_mb: megabytes (2**20 bytes) of float32 logits that exist on a device at one time in `token_log_probs`.
-        lora: adapters beside some linear maps.
+        lora: adapters of some linear maps.
         dropping: inputs of adapters are dropped out (see `with_dropout`).
     """
 
@@ -72,8 +71,8 @@ class Policy:
     dropping: bool = False
 
     def vocab_block(self, positions: int) -> int:
-        """Entries of the vocabulary (of a device's share) whose logits exist at one time, for so many positions of all
-        rows. At least 128, however many positions there are: fewer make no matrix product."""
+        """How many entries of a device's share of the vocabulary have logits at one time, for `positions` positions in
+        all rows. At least 128, however many positions there are: with fewer, matrix products are slow."""
         return max(128, int(self.logits_mb * 2**20 / (4 * -(-positions // batch_shards()))))
 
     def abstract_params(self) -> Params:
@@ -99,7 +98,7 @@ class Policy:
         return dataclasses.replace(self, lora=None, dropping=False)
 
     def frozen(self, prefixes: tuple[str, ...]) -> tuple[str, ...]:
-        """What is not trained, as `optimizer.split_frozen` takes it: `prefixes`, and with adapters all but those.
+        """What is not trained, for `optimizer.split_frozen`: `prefixes`, and with adapters everything but them.
 
         Raises:
             UserError: there are adapters under a prefix.
@@ -116,10 +115,10 @@ class Policy:
         return *prefixes, *base_paths(self.abstract_params())
 
     def with_dropout(self, params: Params, *draw: Array | int) -> tuple[Policy, Params]:
-        """A policy that drops out, and its parameters; this one where nothing is to be dropped.
+        """A policy with dropout, and its parameters; this one if there is no dropout.
 
         Args:
-            draw: whole numbers that name the draw; others drop out anew.
+            draw: whole numbers that name the draw: the same numbers drop the same inputs.
         """
         if self.lora is None or self.lora.dropout == 0:
             return self, params
@@ -214,7 +213,7 @@ def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
 
 @flax.struct.dataclass
 class PromptCache:
-    """What decoding knows of P prompts: per layer transposed keys and values, one copy for all responses."""
+    """What decoding reads of P prompts: each layer's keys (transposed) and values, one copy for all responses."""
 
     lengths: Int[Array, "P"]
     next_position: Int[Array, "P"]
@@ -274,11 +273,11 @@ def decode_step(
 
 @flax.struct.dataclass
 class _Places:
-    """Which response token stands in each place of a row, after the prompt.
+    """Which response token is in each place of a row, after the prompt.
 
     Attributes:
-        index: of the n * Lr places that the responses have when each of them is padded; n * Lr for padding. None: those
-            are the places.
+        index: the token's place among the n * Lr places of padded responses; n * Lr for padding. None: the row's places
+            are those.
     """
 
     index: Int[Array, "P W"] | None
@@ -294,7 +293,7 @@ class _Places:
             raise ValueError("packing responses into rows of a width takes their lengths")
         ends = jnp.cumsum(lengths, axis=1)
         place = jnp.arange(width)
-        number = jnp.sum(place[:, None] >= ends[:, None], axis=-1)  # of the response that stands there
+        number = jnp.sum(place[:, None] >= ends[:, None], axis=-1)  # the response that the place belongs to
         start = jnp.take_along_axis(ends - lengths, jnp.minimum(number, n - 1), axis=1)
         return cls(jnp.where(number < n, number * longest + place - start, n * longest), n, longest)
 
@@ -313,7 +312,7 @@ class _Places:
         return x.reshape(-1, self.n, self.longest)
 
     def segments_and_offsets(self) -> tuple[Int[Array, "#P W"], Int[Array, "#P W"]]:
-        """Of each place: its segment (see models/attention.py), and how many tokens of its response precede it."""
+        """For each place: its segment (see models/attention.py), and how many tokens of its response precede it."""
         index = jnp.arange(self.n * self.longest)[None] if self.index is None else self.index
         segments = jnp.where(index < self.n * self.longest, index // self.longest + 1, PADDING)
         return segments, index % self.longest
@@ -324,9 +323,9 @@ class GroupHidden:
     """Final hidden states that predict the response tokens.
 
     Attributes:
-        hidden: of every place of the responses' row.
+        hidden: the state for every place of the responses' row.
         table: the embedding, for a head that is tied to it (see `Embedding.with_table`).
-        places, responses: which token stands in each place.
+        places, responses: which token is in each place.
     """
 
     hidden: Float[Array, "P W D"]
@@ -351,9 +350,9 @@ def group_hidden(
     grows with Lp + W, not with n * (Lp + Lr), and the gradients are those of the repeated layout.
 
     Args:
-        width: W, places for the responses of a prompt. They stand one after another there, as long as `lengths` says,
-            and cost what they are long. Tokens that do not fit would be lost: W has to be the sum of a prompt's lengths
-            or more. None: each response has Lr places.
+        width: W, places for the responses of a prompt, one after another, each as long as `lengths` says. Tokens that
+            do not fit would be lost: W must be at least the sum of a prompt's lengths. None: each response has Lr
+            places.
     """
     places = _Places.of(responses, lengths, width)
     model = policy.module(params)
@@ -414,7 +413,7 @@ def initial_value_head(policy: Policy) -> Params:
 
 def values_of_hidden(head: Params, states: GroupHidden) -> Float[Array, "P n Lr"]:
     """What a critic's linear head predicts before each response token, in float32; 0 where a packed row has none."""
-    # A sum of products and no matrix product, whose operands some devices round.
+    # A sum of products, not a matrix product: some devices round the operands of those.
     values = jnp.sum(states.hidden.astype(jnp.float32) * head["kernel"], axis=-1) + head["bias"]
     return states.places.unpack(values)
 

@@ -86,8 +86,7 @@ class VisionBlock(nnx.Module):
 
 class PatchEmbedding(nnx.Module):
     """Linear map of a patch. Released checkpoints hold a kernel for two frames in time; a still picture repeats its
-    one frame, so
-    the sum of the two kernels is applied to it: (k0 + k1) x = k0 x + k1 x."""
+    one frame, so the sum of the two kernels is applied to it: (k0 + k1) x = k0 x + k1 x."""
 
     def __init__(self, config: VisionConfig):
         numbers = config.in_channels * config.patch_size**2
@@ -134,7 +133,7 @@ class VisionTower(nnx.Module):
 
         x = by_prompt(self.patch_embed(images.patches.astype(dtype)))
         rotary = jax.tree.map(by_prompt, planar_rotary(images.patch_positions, self.head_dim))
-        # Patches see those of their own picture. Its number is above 0: segment 0 is one that all see.
+        # Patches see those of their own picture. Numbers of pictures begin at 1: segment 0 is seen by all.
         pictures = by_prompt(jnp.where(images.patch_mask, images.image_ids[..., None] + 1, PADDING))
         definition, stacked = nnx.split(self.blocks)
 

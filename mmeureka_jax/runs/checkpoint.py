@@ -1,6 +1,6 @@
 """The run on disk, through Orbax: train state, data position, buffer of groups, and what the run was made with.
 
-    RUN/checkpoints/<step>/state      the train state, without the base if the policy has adapters
+    RUN/checkpoints/<step>/state      the train state; without the base, if the policy has adapters
                            groups     groups that wait for an update
                            progress   everything else, and the name, size and checksum of every array
     RUN/metadata.json                 see `write_metadata`
@@ -39,7 +39,7 @@ from mmeureka_jax.runs.waiting_groups import arrays_of_groups, groups_of_arrays
 logger = logging.getLogger(__name__)
 
 _OPTIONAL = ("critic", "critic_optimizer", "average")  # parts of a train state
-# Signs of it in what Orbax and TensorStore raise; the last is TensorStore's own word, where it gives no other.
+# What errors of Orbax and TensorStore say when the disk is full; the last is sometimes all that TensorStore says.
 _NO_SPACE = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
 
 
@@ -91,8 +91,8 @@ class Checkpointer:
     def __init__(self, run_dir: Path, config: CheckpointConfig, load_frozen: Callable[[], Params] | None = None):
         """
         Args:
-            load_frozen: reads the frozen part of the state anew from where the run began. Checkpoints then do without
-                it, except for its checksums. None: they hold it.
+            load_frozen: reads the frozen part of the state from where the run began. Checkpoints then hold only its
+                checksums. None: they hold it.
         """
         self._load_frozen = load_frozen
         self.folder = (Path(run_dir) / "checkpoints").resolve()
@@ -159,7 +159,8 @@ class Checkpointer:
             raise
 
     def _remove_unfinished(self) -> None:
-        """Makes room. Other arrays may still be on their way to the disk, and make the folder anew."""
+        """Frees the space of unfinished checkpoints. Arrays that are still being written may create their folder again,
+        so it looks several times; what is left then is removed at the next start."""
         if not is_main():
             return
         looks_without = 0
@@ -169,7 +170,7 @@ class Checkpointer:
                 shutil.rmtree(folder, ignore_errors=True)
             looks_without = 0 if unfinished else looks_without + 1
             if looks_without == 3:
-                break  # and if it never is: the next start removes what is left
+                break
             time.sleep(0.1)
 
     def restore_latest(self, target: TrainState) -> RunState | None:
@@ -191,7 +192,7 @@ class Checkpointer:
                 run = self._restore_stored(step, target)
             except UserError:
                 raise
-            except Exception as error:  # whatever the damaged file made the readers stumble over
+            except Exception as error:  # a damaged file can make its readers raise anything
                 if jax.process_count() > 1:  # the others may have read their parts, and wait for this process
                     raise UserError(
                         f"{self.folder / str(step)} cannot be read ({brief(error)}); move that folder away and start "
@@ -219,7 +220,7 @@ class Checkpointer:
         return self._with_base(self._restore_stored(step, target))
 
     def _with_base(self, run: RunState) -> RunState:
-        """The run with the frozen part that checkpoints do without, if they do. What goes wrong here is not theirs."""
+        """Adds the frozen part where checkpoints leave it out. An error here is none of the checkpoint's."""
         if self._load_frozen is None:
             return run
         frozen = self._load_frozen()
@@ -255,7 +256,7 @@ class Checkpointer:
         )
 
     def _stored(self, state: TrainState) -> dict[str, Any]:
-        """The parts of a state that are saved; not those that it does not have: older versions did not know them."""
+        """The parts of a state that are saved. Optional parts that it does not have are left out."""
         parts = {field.name: getattr(state, field.name) for field in fields(state)}
         if self._load_frozen is not None:
             del parts["frozen"]
@@ -271,7 +272,8 @@ class Checkpointer:
                 number = 1
                 aside = folder.with_name(f"{step}.damaged")
                 while aside.exists():
-                    number, aside = number + 1, folder.with_name(f"{step}.damaged{number + 1}")
+                    number += 1
+                    aside = folder.with_name(f"{step}.damaged{number}")
                 folder.rename(aside)
             self._policy.accuracies.pop(step, None)
         if damaged:
@@ -297,7 +299,7 @@ def _text_checksum(value: Any) -> int:
 
 
 def _accuracies(manager: ocp.CheckpointManager) -> dict[int, float]:
-    """The validation accuracies stored with the checkpoints. Damaged ones are left to be found when they are needed."""
+    """The validation accuracies stored with the checkpoints. Damaged ones are skipped, and reported when read."""
     found = {}
     for step in manager.all_steps():
         try:
@@ -310,7 +312,7 @@ def _accuracies(manager: ocp.CheckpointManager) -> dict[int, float]:
 
 
 class SavedParams:
-    """Only the parameters of a run's checkpoints, for export: no optimiser state is read, nothing is changed.
+    """The parameters in a run's checkpoints, for export: no optimiser state is read, nothing is changed.
 
     Raises:
         UserError: no such run, or one without a checkpoint.
@@ -366,20 +368,20 @@ class SavedParams:
             return restored
         except UserError:
             raise
-        except Exception as error:  # whatever the damaged file made the readers stumble over
+        except Exception as error:  # a damaged file can make its readers raise anything
             others = [other for other in sorted(self._manager.all_steps()) if other != step]
             raise UserError(f"{path} is damaged ({brief(error)}); other checkpoints: {others or 'none'}") from error
 
 
 def is_no_space(error: Exception) -> str | None:
-    """The words that say so, if what Orbax or TensorStore raised means that the disk is full."""
+    """The words of an error of Orbax or TensorStore that say that the disk is full; None if it means something else."""
     return next((sign for sign in _NO_SPACE if sign in str(error)), None)
 
 
 def verify_base(frozen: Params, arrays: ArrayDescriptions, path: Path) -> None:
     """
     Raises:
-        UserError: parameters that the checkpoint `path` did without are not those that it was saved with.
+        UserError: the frozen parameters are not those that the checkpoint `path` was saved with.
     """
     check_same_arrays(arrays, {"frozen": frozen}, path, whole=False)
     try:

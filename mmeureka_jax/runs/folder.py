@@ -1,4 +1,4 @@
-"""The run's folder: what the run was made with, and what a resumed run may change.
+"""The folder of a run: what it was made with, and whether the same command may continue it.
 
 RUN/config.yaml       the resolved config            RUN/checkpoints/   Orbax
 RUN/metadata.json     config, versions, data         RUN/metrics.jsonl  one row per step
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -22,12 +22,9 @@ from mmeureka_jax.hosts import is_main
 from mmeureka_jax.process.console import say
 from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_metadata, write_metadata
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger(__name__)
 
-# What a resumed run may change freely: keys that change none of its results, and the mesh, which changes roundings.
+# Keys that a resumed run may change freely: they change none of its results, but for the mesh, which changes roundings.
 _MAY_DIFFER = """
     run_dir data.workers data.prefetch reward.workers reward.custom_trial reward.custom_import_limit
     reward.max_failed_steps sampler.compile_ahead mesh checkpoint tracking
@@ -41,9 +38,9 @@ def may_differ(key: str) -> bool:
 
 
 def config_changes(metadata: dict[str, Any], config: Config) -> list[str]:
-    """How `config` differs from the one that a run was made with, in the keys that may not change freely.
+    """The differences between `config` and the one that a run was made with, in keys that may not change freely.
 
-    Keys that the run's version did not have yet have their defaults, which change nothing.
+    Keys that the run's version did not have yet count as their defaults, which change nothing.
     """
     defaults = to_dict(Config())
     defaults["model"]["random"] = to_dict(RandomModelConfig())
@@ -63,17 +60,17 @@ def begin_run(
     mesh: Mesh,
     adapters: str | None = None,
 ) -> None:
-    """Compares the run's metadata with what is about to run, says where a run continues on another mesh, and writes
-    the metadata.
+    """Compares the run's metadata with what is about to run, says if the run continues on another mesh, and writes the
+    metadata.
 
     Args:
         fingerprint: that of the data.
-        adapters: the fingerprint of the adapters that the run starts from (`model.lora.adapters`).
+        adapters: fingerprint of the adapters that the run starts from (`model.lora.adapters`).
 
     Raises:
         UserError: the run folder was made by another kind of job, another config or other data, and
-            `checkpoint.allow_config_change` is not set. The message lists the differences. Also,
-            whatever is set, a run with another alpha, or from other adapters.
+            `checkpoint.allow_config_change` is not set; the message lists the differences. Or, whatever is set: it was
+            made with another alpha, or from other adapters.
     """
     run_dir = Path(config.run_dir)
     if resuming:
@@ -137,8 +134,8 @@ def _layout(mesh: Mesh) -> str:
 
 
 def _check_adapters(run_dir: Path, config: Config, fingerprint: str | None) -> None:
-    """Raises a UserError if the adapters in the run's checkpoints would mean something other than when they were saved,
-    or the policy that its reference is would be another one."""
+    """Raises a UserError if the adapters in the run's checkpoints would no longer mean what they did when they were
+    saved, or the reference would be another policy."""
     old = read_metadata(run_dir) or {}
     before = (old.get("config") or {}).get("model", {}).get("lora")
     now = config.model.lora

@@ -32,8 +32,8 @@ def write_metadata(run_dir: Path, metadata: dict[str, Any]) -> None:
 
 
 def read_metadata(run_dir: Path) -> dict[str, Any] | None:
-    """What a run was made with; None where there is no such file. Keys that the run's version did not have hold what
-    is written for them.
+    """What a run was made with; None where there is no such file. Keys that the run's version did not write are filled
+    in.
 
     Raises:
         UserError: the file cannot be read, or is not what a run writes.

@@ -13,13 +13,11 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json
 
 PROVENANCE_FILE = "mmeureka_jax.json"
-
-
 CARD_FILE = "README.md"
 
 
 def read_provenance(checkpoint: Path) -> dict[str, Any]:
-    """What `export_run` noted in a checkpoint folder; empty for one that it did not write.
+    """What `export_run` wrote about the run into a checkpoint folder; empty for a folder that it did not write.
 
     Raises:
         UserError: the file is there and is not what `export_run` writes.
@@ -28,7 +26,7 @@ def read_provenance(checkpoint: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     content = read_json(path)
-    # Where each is in a config, whose checks are those that it has to pass here too.
+    # Where each key is in a config: the config's checks hold for it here too.
     sections = {
         "data": ("prompt_style", "min_pixels", "max_pixels"), "sampler": ("max_new_tokens",), "reward": ("accuracy",)
     }  # fmt: skip

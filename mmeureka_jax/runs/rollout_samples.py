@@ -1,4 +1,4 @@
-"""Answers of a rollout as people look at them: with problem, rewards and pictures."""
+"""Responses of a rollout as they are logged for people: with problem, rewards and pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ResponseSample:
     parts: dict[str, float]  # rule name -> its reward before the weight
     length: int  # tokens, the end token included
     finish_reason: str  # "stop" or "length"
-    failures: Mapping[str, str] = field(default_factory=dict)  # rule name -> why it could not score it
+    failures: Mapping[str, str] = field(default_factory=dict)  # rule name -> why it could not score the response
 
 
 @dataclass(frozen=True)

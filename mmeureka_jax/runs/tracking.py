@@ -43,9 +43,9 @@ class Tracker:
 
     Args:
         resume_step: the step of the checkpoint that the run continues from. What was written after it is removed first.
-          None or 0 for a run that starts from nothing: all that an attempt before its first checkpoint left is removed,
-          the row of step 0 included, which is written anew.
-        settings: the run's config, for those who show it next to the metrics (`tracking.wandb`).
+            None or 0 for a run that starts from nothing: all that an attempt before its first checkpoint left is
+            removed, the row of step 0 included, which is written again.
+        settings: the run's config, which `tracking.wandb` shows next to the metrics.
 
     Raises:
         UserError: from any method, when a file cannot be written (a full disk, say); what was there before stays whole.
@@ -92,12 +92,12 @@ class Tracker:
             self._wandb.metrics(row)
 
     def log_histogram(self, step: int, name: str, values: Any) -> None:
-        """The distribution of `values` (any array-like; what is not finite is left out) to TensorBoard."""
+        """Sends the distribution of `values` (any array-like) to TensorBoard; what is not finite is left out."""
         if self._events:
             self._events.histogram(step, name, np.asarray(values, np.float64).ravel())
 
     def log_rollouts(self, step: int, samples: Sequence[RolloutSample]) -> None:
-        """Sampled groups with their pictures, to `rollouts/`, TensorBoard and Weights & Biases."""
+        """Writes sampled groups with their pictures to `rollouts/`, TensorBoard and Weights & Biases."""
         if not self._enabled or not samples:
             return
         lines = []
@@ -133,7 +133,7 @@ class Tracker:
 
     def close(self) -> None:
         if self._wandb:
-            self._wandb.finish(failed=sys.exc_info()[0] is not None)  # as it closes while an error passes
+            self._wandb.finish(failed=sys.exc_info()[0] is not None)
             self._wandb = None
         if self._events:
             self._events.close()
@@ -163,8 +163,7 @@ def read_rollouts(run_dir: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
 
 def picture_of(run_dir: Path, name: str) -> Path | None:
-    """The file of a picture that a logged group names; None for a name that the tracker does not give, and for one that
-    leads out of the run."""
+    """The file of a picture that a logged group names; None unless it is one of the tracker's names, inside the run."""
     folder = (Path(run_dir) / ROLLOUTS_FOLDER).resolve()
     if not re.fullmatch(rf"{IMAGES_FOLDER}/[\w-]{{1,100}}\.png", name):
         return None
@@ -176,7 +175,7 @@ def _read_rows(path: Path, fits: Callable[[dict[str, Any]], bool], kind: str) ->
     """(line, row) of a JSONL file whose rows have a step; a last line that was cut short is left out.
 
     Raises:
-        UserError: the file cannot be read, or has another line for which `fits` is false.
+        UserError: the file cannot be read, or another line of it is no such row (`fits`).
     """
     try:
         content = read_bytes(path, _MAX_FILE_BYTES)
@@ -224,7 +223,7 @@ def _is_group(row: dict[str, Any]) -> bool:
 
 
 def _rollout_files(folder: Path) -> list[tuple[int, Path]]:
-    """The tracker's own files by step; other files in the folder are not the tracker's."""
+    """The tracker's own files by step; other files in the folder are ignored."""
     named = ((re.fullmatch(r"step_(\d{8,9})\.jsonl", path.name), path) for path in folder.glob("step_*.jsonl"))
     return sorted((int(match[1]), path) for match, path in named if match and path.is_file())
 
@@ -257,7 +256,7 @@ def _plain_number(value: Any) -> int | float:
 
 
 def _as_png(data: bytes) -> bytes:
-    """The picture as the policy sees it, but no larger than people need; a small one stays as it is."""
+    """The picture as the policy sees it, but no larger than people need; unchanged if it is that already."""
     original = Image.open(io.BytesIO(data))
     original.load()
     if (
@@ -275,7 +274,8 @@ def _as_png(data: bytes) -> bytes:
 
 def _as_markdown(sample: RolloutSample) -> str:
     def verbatim(text: str) -> str:
-        return "\n".join(f"    {line}" for line in text.splitlines())  # indented: no text of a model ends the block
+        # Indented: nothing that a model writes can end the block.
+        return "\n".join(f"    {line}" for line in text.splitlines())
 
     blocks = [f"**{sample.problem_id}**", verbatim(sample.question), f"gold answer: `{sample.answer}`"]
     for number, response in enumerate(sample.responses, start=1):
@@ -291,12 +291,12 @@ def _as_markdown(sample: RolloutSample) -> str:
 class _EventFile:
     """One TensorBoard event file, written in the caller's thread.
 
-    tensorboardX's SummaryWriter hands events to a background thread; when that ends because of a full disk, the next
-    event waits for ever. Its parts, called directly, raise where they fail and lose nothing at a kill.
+    tensorboardX's SummaryWriter hands events to a background thread; if that dies of a full disk, the next event waits
+    for ever. Called directly, its parts raise where they fail, and a kill loses nothing.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        # Here and not above: tensorboardX imports torch where torch is installed, which takes seconds.
+        # Imported here because tensorboardX imports torch where torch is installed, which takes seconds.
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -306,9 +306,9 @@ class _EventFile:
         self._summary_pb2 = summary_pb2
         with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # The file's own name has seconds only: a run resumed within one must not overwrite it.
+            # The usual name counts in seconds: a run that is resumed within one must not overwrite the file.
             self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        # TensorBoard then forgets the events of earlier files from this step on.
+        # TensorBoard then ignores the events of earlier files from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(event_pb2.Event(step=first_step, session_log=start))
         self.flush()

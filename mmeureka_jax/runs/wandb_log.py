@@ -1,8 +1,8 @@
 """A run's metrics and rollouts at Weights & Biases, for runs that ask for it (`tracking.wandb`).
 
-The package is an extra and is imported nowhere else. What goes wrong there ends no run: it is reported once, and the
-run continues without. Where it sends to, and whether at all, is decided as usual by `wandb login`, WANDB_MODE,
-WANDB_ENTITY and the like.
+The package is an extra and is imported nowhere else. A failure there does not end the run: it is reported once, and the
+run continues without it. Whether and where it sends is decided as usual by `wandb login`, WANDB_MODE, WANDB_ENTITY and
+the like.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mmeureka_jax.process.console import waiting
 if TYPE_CHECKING:
     from mmeureka_jax.runs.rollout_samples import RolloutSample
 
-ID_FILE = "wandb.json"  # in the run's folder: which run there is this one
+ID_FILE = "wandb.json"  # in the run's folder: the id of this run at Weights & Biases
 
-FINISH_WITHIN = 300.0  # seconds for what is left to send at the end; `wandb sync` sends the rest
+FINISH_WITHIN = 300.0  # seconds in which the end of a run sends what is left; `wandb sync` sends the rest
 _COLUMNS = ["problem", "pictures", "question", "gold answer", "response", "reward", "rules", "tokens", "end"]
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ def import_wandb() -> Any:
     try:
         import wandb
 
-        wandb.init  # noqa: B018  (a folder of that name, which the package makes, can be imported too)
+        # A folder of that name, which the package creates, can be imported too and has no `init`.
+        wandb.init  # noqa: B018
     except (ImportError, AttributeError):
         raise UserError(
             "tracking.wandb is set, but the package wandb is not installed: pip install 'mmeureka_jax[wandb]', or set "
@@ -51,7 +52,7 @@ def import_wandb() -> Any:
 
 
 class WandbLog:
-    """One run there. A resumed run continues the same."""
+    """One run at Weights & Biases. A resumed run continues it."""
 
     def __init__(self, run_dir: Path, project: str, settings: Mapping[str, Any], *, resuming: bool) -> None:
         """
@@ -75,10 +76,10 @@ class WandbLog:
             name=run_dir.resolve().name,
             dir=str(run_dir),
             config=dict(settings),
-            # Its copy of the terminal would tear the bars, and without a network it would never end.
+            # Copying the terminal would break the progress bars, and without a network finishing would never end.
             settings=self._wandb.Settings(console="off", finish_timeout=FINISH_WITHIN),
         )
-        # Steps of our own: those after the last checkpoint come twice when a run continues, and theirs only grow.
+        # The run's own steps: those after the last checkpoint come twice when it continues; wandb's may only grow.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         self._run = run
@@ -117,7 +118,7 @@ class WandbLog:
     def _try(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # whatever it is: the run is worth more than its copy
+        except Exception as error:  # whatever it is, it must not end the run
             self._run = None
             logger.warning(
                 "Weights & Biases: %s: %s; the run continues without it (try `wandb login`, or WANDB_MODE=offline)",
@@ -126,7 +127,7 @@ class WandbLog:
 
 
 def _stored_id(run_dir: Path, project: str) -> str | None:
-    """The id that this run has there; None if it has none in this project."""
+    """The id under which this run was begun at Weights & Biases; None if it has none in this project."""
     try:
         stored = json.loads((run_dir / ID_FILE).read_bytes())
         if stored["project"] == project and isinstance(stored["id"], str):
