@@ -1,7 +1,7 @@
 """Writing files so that a killed run leaves the old file or the new one, and a full disk gives a clear message.
 
-Files are those of the machine: an address such as gs://bucket/run is refused (`address_problem`), since `Path` would
-make it a local folder named gs:.
+Only files of this machine: an address such as gs://bucket/run is refused (`address_problem`), since `Path` would turn
+it into a local folder named gs:.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.process.console import say
 
 LOCK_FILE = ".lock"
-_MAX_JSON_BYTES = 2**28  # the largest tokenizers have a tenth of it
+_MAX_JSON_BYTES = 2**28  # ten times the largest tokenizers
 _MAX_JSON_DEPTH = 64
 _JSON_NAMES: dict[type, str] = {
     dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null", int: "a number",
@@ -39,12 +39,13 @@ _WHAT_TO_DO = {
     errno.EROFS: "the file system is read-only; choose another folder",
 }
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # also where `Path` has made one slash of two; no drive letter
+# One slash is enough, since `Path` turns two into one; a drive letter is no address.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def address_problem(name: str, value: str | Path) -> str | None:
-    """What is wrong with a value that ought to be a path, named `name`, if it is the address of something elsewhere or
-    counts on a shell, which would have put the home folder in the place of its ~."""
+    """What is wrong with the value of `name` as a path: it is the address of something elsewhere, or has a ~ that only
+    a shell would replace by the home folder. None: nothing."""
     if re.match(r"~[^/]*(/|\Z)", str(value)):
         return f"{name}: {value}: ~ is a shell's word for a home folder; write that folder's path"
     match = _ADDRESS.match(str(value).strip())
@@ -69,7 +70,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     """Turns an `OSError` of the block into a `UserError` that names `path` and what to do."""
     try:
         yield
-    except RecursionError:  # from `mkdir`, which makes the folders of a path one within the other
+    except RecursionError:  # `mkdir` calls itself for each parent of a path
         raise UserError(f"{path}: cannot write: too many folders, one in another; choose a shorter path") from None
     except OSError as error:
         what_to_do = _WHAT_TO_DO.get(error.errno or 0, "see that the folder exists and can be written")
@@ -81,8 +82,8 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
     """Yields a function that appends to a new file, which gets the name `path` when the block ends without an
     exception.
 
-    It is written next to `path`, so no reader and no kill ever sees half a file, and opened at once, so that a place
-    that cannot be written is found before the work is done.
+    The file is written next to `path`, so that nobody ever sees half of it, also after a kill. It is opened at once, so
+    that a place that cannot be written is found before the work is done.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
@@ -96,7 +97,7 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
             temporary, descriptor = _open_temporary(path, _open_file)
             file = os.fdopen(descriptor, "wb")
             file.truncate(0)
-        # The first error is the one to report, not what closing the file then adds. The lock ends with `close`.
+        # Quietly: the first error is the one to report, not those of closing the file. The lock ends with `close`.
         stack.callback(_quietly, file.close)
         stack.callback(_quietly, lambda: temporary.unlink() if _is_at(file.fileno(), temporary) else None)
 
@@ -113,9 +114,9 @@ def atomic_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder next to `target`, to be filled and renamed; what is left of it at the end is removed.
+    """Yields an empty folder next to `target`, to be filled and renamed; if it still exists at the end, it is removed.
 
-    One that a killed process left is removed when the next one is made for the same target.
+    A folder that a killed process left is removed when the next one is made for the same target.
     """
     refuse_address("output", target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,13 +125,14 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         _empty(folder)
         yield folder
     finally:
-        if _is_at(descriptor, folder):  # else it has been renamed, and the name may be another process's by now
+        # If it was renamed, its old name may belong to another process by now.
+        if _is_at(descriptor, folder):
             shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder; a kill on the way leaves it whole, or nothing of that name."""
+    """Removes a folder; after a kill it is still whole, or there is nothing of that name."""
     with temporary_folder(folder) as aside:
         folder.rename(aside / folder.name)
 
@@ -138,17 +140,17 @@ def remove_folder(folder: Path) -> None:
 def _open_temporary(target: Path, open_it: Callable[[Path], int]) -> tuple[Path, int]:
     """The path of a file or folder next to `target`, and a descriptor that holds a lock on it while it is open.
 
-    The names are always the same, `.NAME.0.tmp` and so on, and the first that nobody holds is taken, with what a killed
-    process left in it. So leftovers are taken over by the next process that writes the same target, also on a disk that
-    other hosts share, and those of a live one are never touched. Where the file system has no locks every process has
-    a name of its own, and leftovers stay.
+    The names are always the same, `.NAME.0.tmp` and so on. The first that no process holds is taken, with what a killed
+    process left in it: leftovers are used up by the next process that writes the same target, also on a disk that other
+    hosts share, and files of a living process are never touched. On a file system without locks every process uses a
+    name of its own, and leftovers stay.
     """
     for number in itertools.count():
         path = target.with_name(f".{target.name}.{number}.tmp")
         while True:
             try:
                 descriptor = open_it(path)
-            except (IsADirectoryError, FileExistsError):  # left by something of the other kind
+            except (IsADirectoryError, FileExistsError):  # a folder where a file is wanted, or the other way round
                 break
             except FileNotFoundError:  # its holder has just renamed it
                 continue
@@ -187,7 +189,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _remove_leftovers(target: Path, number: int) -> None:
-    """Removes what processes left that were killed while others wrote the same target."""
+    """Removes what killed processes left while others wrote the same target."""
     while (path := target.with_name(f".{target.name}.{number}.tmp")).exists():
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -207,10 +209,10 @@ def _empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds `folder` for this process; a killed one lets go of it. No-op where the file system has no locks.
+    """Locks `folder` for this process; a kill releases it. No effect on a file system without locks.
 
     Args:
-        wait: for a process that holds it, instead of an error.
+        wait: wait for a process that holds the folder, instead of raising an error.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
@@ -240,7 +242,7 @@ def _quietly(call: Callable[[], object]) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Writes `content` next to `path` and moves it there, so no reader and no kill ever sees half a file.
+    """Writes `content` next to `path` and moves it there, so that nobody ever sees half a file, also after a kill.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written; `path` is then as it was.
@@ -250,7 +252,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def append_whole(file: io.FileIO, data: bytes) -> None:
-    """Appends all of `data` to an unbuffered file or, where that fails, nothing. Raises OSError."""
+    """Appends all of `data` to an unbuffered file or, if that fails, nothing. Raises OSError."""
     size = os.fstat(file.fileno()).st_size
     try:
         while data:
@@ -261,7 +263,7 @@ def append_whole(file: io.FileIO, data: bytes) -> None:
 
 
 def read_text(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> str:
-    """The text of a UTF-8 file. Raises UnicodeDecodeError if it is none, and OSError as `read_bytes`."""
+    """The text of a UTF-8 file. Raises UnicodeDecodeError if it is not one, and OSError as `read_bytes` does."""
     return read_bytes(file, max_bytes).decode()
 
 
@@ -281,7 +283,7 @@ def read_bytes(file: Path, max_bytes: int = _MAX_JSON_BYTES) -> bytes:
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """`json.loads`, for which deep nesting is a ValueError like every other fault."""
+    """`json.loads`, but deep nesting is a ValueError, as every other fault is."""
     try:
         content = json.loads(text, **options)
     except RecursionError:
@@ -328,10 +330,10 @@ def expect(file: Path | str, tree: Mapping[str, Any], key: str, kind: type | tup
 
 @contextlib.contextmanager
 def interpreting(file: Path | str) -> Iterator[None]:
-    """Turns an exception that a file's values cause in the block into a `UserError` that names the file.
+    """Turns errors that the values of a file cause in the block into a `UserError` that names the file.
 
-    For files of other programs, any value of which could be of any kind. Sizes have limits of their own: nothing is
-    allocated by a number in the file before it was checked.
+    For files of other programs, in which every value may be of any kind. Sizes have limits of their own, which are
+    checked before anything is allocated by them.
     """
     try:
         yield

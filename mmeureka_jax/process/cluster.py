@@ -1,15 +1,15 @@
 """Many processes as one run: they find each other, notice when one is lost, and end together.
 
-JAX notices a lost process too, but late, and then ends the others from C++ with a stack of its own, which Python cannot
+JAX notices a lost process too, but late, and then ends the others from C++ with a stack trace, which Python cannot
 catch. So the run watches itself, through the key-value store of JAX's coordination service, which process 0 holds:
 
     mmeureka/alive/I       a count that process I keeps raising; process 0 watches them
     mmeureka/news/I        exit code and message of process I, which is about to end
     mmeureka/news/lost     a process that has been silent for `mesh.heartbeat_seconds`
-    mmeureka/news/broken   somebody's connection to another process broke, so that a shorter silence says enough
+    mmeureka/news/broken   a connection between two processes broke: a shorter silence then means that one is lost
 
-JAX ends a process at once when its connection to process 0 breaks. All others therefore connect through a relay of
-their own, which never breaks: where its other end does, process 0 is lost and the run's own message comes first.
+JAX ends a process at once when its connection to process 0 breaks. The other processes therefore connect through local
+relays, whose connections never break: when the far side of a relay does, process 0 is lost, and the run says so first.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ _WHAT_JOINING_NEEDS = (
     "--num-processes and a --process-id of its own, from 0 on"
 )
 _LONGEST_PERIOD = 0.5  # seconds between two looks at the store
-_PERIODS_OF_SILENCE = 8  # that say enough once a connection between two processes has broken
-_PERIODS_TO_TELL = 6  # that a process has to say itself why it ends, when another one has ended
-_PERIODS_TO_READ = 3  # that process 0, which holds the store, leaves the others for the news of its end
+# In periods:
+_PERIODS_OF_SILENCE = 8  # the silence that means a lost process once a connection between two processes has broken
+_PERIODS_TO_TELL = 6  # when a process has ended, the time in which another may still say itself why it ends
+_PERIODS_TO_READ = 3  # the time in which the others can read the news before process 0, which holds the store, ends
 _BROKEN_CONNECTION = re.compile(
     r"gloo|nccl|connection|socket|broken pipe|unavailable|deadline.?exceeded|heartbeat|unhealthy|coordination", re.I
 )
@@ -56,7 +57,7 @@ _watch: _Watch | None = None
 def join(
     coordinator: str | None, num_processes: int | None, process_id: int | None, *, limit: float, run_dir: str
 ) -> None:
-    """Makes this process one of a run; JAX finds out what is None. Ends it when another one is lost.
+    """Makes this process one of a run, which ends when another one is lost. JAX finds out what is None.
 
     Args:
         limit: seconds of silence after which a process is lost.
@@ -79,7 +80,7 @@ def join(
                 coordinator,
                 num_processes,
                 process_id,
-                # JAX's own limits, after which it ends the process in its own way, come after ours.
+                # JAX's own limits, after which it ends the process in its own way, are longer than the run's.
                 initialization_timeout=_JOIN_WITHIN + 60,
                 heartbeat_timeout_seconds=int(max(100, 4 * limit)),
             )
@@ -89,7 +90,8 @@ def join(
         ) from error
     finally:
         timer.cancel()
-    if global_state.num_processes > 1:  # `jax.process_count` would start the devices, for which all are needed
+    # Not `jax.process_count()`: that would start the devices, which needs all processes.
+    if global_state.num_processes > 1:
         _watch = _Watch(global_state.client, global_state.process_id, global_state.num_processes, limit, run_dir)
 
 
@@ -99,14 +101,14 @@ def _give_up() -> None:
 
 
 def _say(message: str) -> None:
-    """Above the bars, if there are any."""
+    """Writes a line above the bars, if there are any."""
     tqdm.write(f"mmeureka: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
 
 
 def leave() -> None:
-    """Waits until all processes of the run are done. A single process does not wait."""
+    """Waits until all processes of the run are done; returns at once if there is only this one."""
     if _watch is not None:
         import jax
 
@@ -115,19 +117,19 @@ def leave() -> None:
 
 
 def end(code: int, message: str) -> None:
-    """Ends this process of a run, and tells the others, which end as well. A run of one process just continues."""
+    """Ends this process of a run, and tells the others, which end as well. Does nothing in a run of one process."""
     if _watch is not None:
         _watch.end(code, message)
 
 
 def look_for_cause(error: BaseException) -> None:
-    """Ends this process of a run if an exception comes from another process's end, which may take seconds to find."""
+    """Ends this process if an exception was caused by the end of another process, which may take seconds to find."""
     if _watch is not None and _BROKEN_CONNECTION.search(f"{error} {error.__cause__}"):
         _watch.wait_for_news()
 
 
 def end_after(error: BaseException) -> None:
-    """Ends this process of a run after an exception that nobody expected."""
+    """Ends this process of a run after an unexpected exception."""
     if _watch is not None:
         traceback.print_exception(error)
         _watch.end(1, f"{type(error).__name__}: {brief(error)}")
@@ -135,10 +137,10 @@ def end_after(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def _relayed() -> Iterator[None]:
-    """Within, JAX's client of the coordination service connects through a relay.
+    """Inside the block, JAX's client of the coordination service connects through a relay.
 
-    There is no public way to say so. Where another version of JAX has other names inside, the client connects by
-    itself, and JAX ends the others in its own way when process 0 is lost.
+    There is no public way to do this. In a version of JAX with other internal names, the client connects directly, and
+    JAX ends the others in its own way when process 0 is lost.
     """
     try:
         from jax._src.lib import _jax
@@ -163,8 +165,8 @@ def _relayed() -> Iterator[None]:
 
 
 def _start_relay(address: str) -> str:
-    """A local address whose connections lead to `address`. Where that side ends one, this process ends; before there is
-    a watch JAX tries again."""
+    """A local address whose connections lead to `address`. If that side closes one, this process ends; before there is
+    a watch, JAX tries again."""
     import asyncio
 
     host, _, port = address.rpartition(":")
@@ -202,7 +204,7 @@ def _start_relay(address: str) -> str:
 
 
 class _Watch:
-    """Says that this process lives, and ends it when another one does not."""
+    """Signals that this process is alive, and ends it when another one no longer is."""
 
     def __init__(self, client: Any, me: int, count: int, limit: float, run_dir: str):
         self._client = client
@@ -228,7 +230,7 @@ class _Watch:
         number = 0
         while not self._stop.wait(self._period):
             number += 1
-            with contextlib.suppress(Exception):  # no answer, which `_judge` notices
+            with contextlib.suppress(Exception):  # the store does not answer: `_judge` notices
                 self._set(f"{_ALIVE}/{self._me}", str(number))
                 self._read_news(self._client.key_value_dir_get(_NEWS))
                 if self._me == 0:
@@ -260,7 +262,7 @@ class _Watch:
         before = failed_since = time.monotonic()
         while not self._stop.wait(self._period / 2):
             now = time.monotonic()
-            if now - before > self._limit / 2:  # it was this process that stood still, so silence proves nothing
+            if now - before > self._limit / 2:  # this process itself was stopped, so silence proves nothing
                 self._answered = now
                 self._heard = dict.fromkeys(self._heard, now)
             before = now
@@ -275,11 +277,11 @@ class _Watch:
             failed = next((process for process, (code, _) in self._ended.items() if code), None)
             if failed is None:
                 failed_since = now
-            elif now - failed_since > _PERIODS_TO_TELL * self._period:  # until then this one may say so itself
+            elif now - failed_since > _PERIODS_TO_TELL * self._period:
                 self._end_with(failed)
 
     def wait_for_news(self) -> None:
-        """After a connection to another process broke: returns if there is no news of any."""
+        """Called after a connection to another process broke; returns if no process turns out to have ended."""
         with contextlib.suppress(Exception):
             self._set(f"{_NEWS}/broken", "")
         time.sleep((_PERIODS_OF_SILENCE + 2 * _PERIODS_TO_TELL) * self._period)
@@ -316,18 +318,18 @@ class _Watch:
         self._exit(code)
 
     def _exit(self, code: int, message: str | None = None) -> NoReturn:
-        """Ends this process without what JAX and the interpreter would wait for. Its children notice, and end
-        too."""
+        """Ends this process without the clean-up that JAX and the interpreter would wait for. Its children notice, and
+        end too."""
         if message is not None:
             _say(message)
-        if self._me == 0:  # the store ends with it: the others read first what has happened
+        if self._me == 0:  # the store ends with this process: let the others read first what has happened
             deadline = time.monotonic() + _PERIODS_TO_READ * self._period
             while time.monotonic() < deadline and len(self._ended) < self._count:
                 time.sleep(self._period / 4)
         os._exit(code)
 
     def wait_for_all(self) -> None:
-        """Returns when all processes are done; then nothing is watched any more."""
+        """Returns when all processes are done, and ends the watch."""
         self._set(f"{_NEWS}/{self._me}", "0 ")
         while len(self._ended) < self._count or any(code for code, _ in self._ended.values()):
             time.sleep(self._period / 4)
@@ -337,12 +339,13 @@ class _Watch:
 
 
 def _newest_checkpoint(run_dir: str) -> str:
-    """The checkpoint to continue from. A shared disk may have gone with the lost process, so it gets a few seconds."""
+    """What there is to continue from. A shared disk may be gone with the lost process, so it has a few seconds."""
     found: list[Path] = []
 
     def look() -> None:
         folders = [*Path(run_dir).glob("checkpoints/*"), *Path(run_dir).glob("stage*/checkpoints/*")]
-        found.extend(folder for folder in folders if folder.name.isdecimal())  # those being written have longer names
+        # Checkpoints that are still being written have longer names.
+        found.extend(folder for folder in folders if folder.name.isdecimal())
         found.sort(key=lambda folder: (folder.parts[-3].removeprefix("stage").zfill(9), int(folder.name)))
 
     thread = threading.Thread(target=look, daemon=True)

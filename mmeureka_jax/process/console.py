@@ -1,7 +1,7 @@
 """What a command says on stderr while it works: facts, waits, bars, and the steps of a run.
 
-On a terminal there are bars, and lines appear above them. Elsewhere (a file, a job's log) each is an occasional line
-of its own, so that the last line says what the command waits for. In a run of many processes only the first one writes.
+On a terminal there are bars, and lines appear above them. Elsewhere (a file, a job's log) there is a line now and then,
+so that the last line says what the command waits for. In a run of many processes only the first one speaks.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-QUIET = 30.0  # seconds that a file may go without a line, where something moves
-WORTH_A_LINE = 3.0  # seconds: a wait that took longer says how long
+QUIET = 30.0  # seconds: the longest time without a new line in a file while there is progress
+WORTH_A_LINE = 3.0  # seconds: a longer wait says at its end how long it took
 _STEPS_AVERAGED = 50
 
 _seen: set[Hashable] = set()
 
 
 def is_speaking() -> bool:
-    """Whether this process is the one that writes. Starts no device, since not every command needs one."""
+    """Whether this process is the one that speaks. Does not start the devices, which not every command needs."""
     jax = sys.modules.get("jax")
     return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0
 
@@ -40,14 +40,14 @@ def say(text: str) -> None:
 
 
 def say_facts(facts: Mapping[str, object]) -> None:
-    """Lines of a header: names and what they mean, aligned."""
+    """Lines of a header: names and values, aligned."""
     for name, value in facts.items():
         say(f"  {name:<11} {value}")
 
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Says what the block is about when it begins and, if it took long, the time when it ends."""
+    """Says when the block begins what it does and, if it took long, when it ends how long it took."""
     start = time.monotonic()
     say(f"{text} ...")
     yield
@@ -58,7 +58,8 @@ def waiting(text: str) -> Iterator[None]:
 
 @contextmanager
 def first_time(key: Hashable, text: str) -> Iterator[None]:
-    """`waiting`, for what is compiled once in a process: the first time that `key` comes, and nothing later."""
+    """`waiting` for what is compiled once in a process: it speaks the first time that it gets `key`, and never
+    again."""
     is_new = key not in _seen
     _seen.add(key)
     with waiting(text) if is_new else nullcontext():
@@ -66,7 +67,7 @@ def first_time(key: Hashable, text: str) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 3.4 s, 48 s, 11 min, 2 h 05 min."""
+    """Seconds in the usual units: 3.4 s, 48 s, 11 min, 2 h 05 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:
@@ -81,7 +82,7 @@ def plural(count: int, noun: str) -> str:
 
 
 class Bar(Protocol):
-    """What is used of a bar."""
+    """The part of tqdm's interface that is used."""
 
     n: Any
     total: Any
@@ -127,7 +128,7 @@ def _on_terminal() -> bool:
 
 
 class Lines:
-    """What `progress` gives where the output is a file: used as a bar, it writes lines."""
+    """What `progress` returns where the output is a file: it is used like a bar, and writes lines."""
 
     def __init__(self, total: int, description: str, *, unit: str, initial: int = 0) -> None:
         self.total = total
@@ -166,14 +167,14 @@ class Lines:
 
 
 class TimeLeft:
-    """How long the steps to come will take: as the newest ones that compiled nothing, whatever else they did."""
+    """How long the coming steps will take: as long as the newest ones that compiled nothing."""
 
     def __init__(self) -> None:
         self._steps: deque[float] = deque(maxlen=_STEPS_AVERAGED)
         self._compiling: deque[float] = deque(maxlen=_STEPS_AVERAGED)
 
     def add(self, seconds: float, compiling: float) -> None:
-        """A step of `seconds`, of which it compiled for `compiling`."""
+        """Adds a step that took `seconds`, `compiling` of them for compilation."""
         if compiling:
             self._compiling.append(max(seconds - compiling, 0.0))
         else:
@@ -184,18 +185,18 @@ class TimeLeft:
         return bool(self._steps or self._compiling)
 
     def of(self, steps: int) -> float | None:
-        """Seconds of so many steps; None before the first step."""
-        # Steps that compiled know only roughly what was not compilation: the one with the least of it tells most.
+        """Seconds that so many steps will take; None before the first step."""
+        # The rest of a step that compiled is known only roughly: the shortest one is the best guess.
         seen = self._steps or sorted(self._compiling)[:1]
         return steps * sum(seen) / len(seen) if seen else None
 
 
 class Steps:
-    """The steps of a run: a bar on a terminal, where bars are wanted, and otherwise a line for each.
+    """The steps of a run: a bar on a terminal, if bars are wanted, and otherwise a line for each step.
 
-    Within a step, `phase` says what happens. On the bar it is before the numbers of the last step, which a narrow
-    terminal cuts off first; it has a line of its own only where the log would say nothing for long: in the first step,
-    and where the phase took long the last time.
+    Within a step, `phase` says what happens. On the bar the phase comes before the numbers of the last step, which a
+    narrow terminal cuts off first. In a log it has a line only where there would be none for long: in the first step,
+    and if the phase took long the last time.
     """
 
     def __init__(self, total: int, done: int, name: str, *, bars: bool) -> None:
@@ -213,7 +214,7 @@ class Steps:
             self._bar = _StepBar(total=total, initial=done, desc=name, dynamic_ncols=True, bar_format=_StepBar.FORMAT)
 
     def begin_training(self) -> None:
-        """The time before the first step does not count for the time left."""
+        """Resets the clock: what came before the first step does not count for the time left."""
         self._since = time.monotonic()
 
     def begin(self) -> None:
@@ -221,10 +222,10 @@ class Steps:
         self.current = self.done + 1
 
     def phase(self, name: str, detail: str = "", *, is_said: bool = False) -> None:
-        """Something else begins, or (`detail`) moves within that.
+        """A phase of the step begins, or (`detail`) makes progress.
 
         Args:
-            is_said: by somebody else, in a line or bar of its own.
+            is_said: the phase has a line or bar of its own.
         """
         now = time.monotonic()
         is_long = False
@@ -245,7 +246,7 @@ class Steps:
 
         Args:
             shown: its few numbers.
-            compiling: how many of its seconds were compilation.
+            compiling: the seconds that it spent on compilation.
         """
         now = time.monotonic()
         self._end_phase(now)
@@ -287,7 +288,7 @@ class Steps:
 
 
 class _StepBar(tqdm):
-    """A bar whose time left is told from outside, and with a text at its end."""
+    """A bar with a text at its end, whose time left is set from outside."""
 
     FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {left}] {text}"
     left = "?"
@@ -303,7 +304,7 @@ class _StepBar(tqdm):
 
 
 def speak_in_lines() -> None:
-    """Log records and Python's warnings become lines of their own, which tear no bar."""
+    """Log records and Python's warnings become lines of their own, which do not break bars."""
     handler = _LineHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -322,7 +323,7 @@ def speak_in_lines() -> None:
 
 
 def say_anyway(text: str) -> None:
-    """A line on stderr of whatever process."""
+    """Writes a line on stderr, whichever process this is."""
     tqdm.write(text, file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""A CPU as JAX uses it: its devices, its threads, and the kernels that are kept out."""
+"""A CPU as JAX uses it: its devices, its threads, and the kernels that are switched off."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import jax
 
 from mmeureka_jax.errors import UserError
 
-# The YNNPACK kernels of XLA:CPU, on by default, get gradients wrong now and then in jax 0.10.2, 0.11.0 and 0.11.2: on a
-# tensor axis of 2 one update in three, on one device some first steps of a process. 0.12.0 was right in every repeat.
+# The YNNPACK kernels of XLA:CPU, on by default, sometimes compute wrong gradients in jax 0.10.2, 0.11.0 and 0.11.2:
+# with a tensor axis of 2 in one update of three, on one device in some first steps of a process; in 0.12.0 never.
 NO_YNN = "--xla_cpu_experimental_ynn_fusion_type="
 
-
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # for a matrix product
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # a matrix product uses one thread
+MAX_CPU_DEVICES = 1024
 
 
 def ynn_is_safe() -> bool:
-    """Whether the version of JAX, or XLA_FLAGS, keep clear of that."""
+    """Whether this version of JAX, or XLA_FLAGS, avoids those kernels."""
     version = tuple(map(int, jax.__version__.split(".")[:2]))
     return version >= (0, 12) or NO_YNN in os.environ.get("XLA_FLAGS", "")
 
 
 def switch_ynn_off() -> None:
-    """Adds to XLA_FLAGS what keeps clear of it; before the first use of a device, when XLA reads its flags."""
+    """Adds the flag that avoids them to XLA_FLAGS; call it before the first use of a device, when XLA reads its
+    flags."""
     if not ynn_is_safe():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {NO_YNN}".strip()
 
@@ -33,14 +34,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-MAX_CPU_DEVICES = 1024
-
-
 def split_cpu(devices: int) -> None:
-    """Makes a CPU this many devices, which share its cores; before the first use of one. Elsewhere it changes nothing.
+    """Makes a CPU this many devices, which share its cores; call it before the first use of one. No effect elsewhere.
 
-    Most operations of a small model are too small to divide among threads. A device for each core does it in parallel,
-    and its matrix products need no threads either. A number set from outside (XLA_FLAGS, JAX_NUM_CPU_DEVICES) stays.
+    Most operations of a small model are too small to divide among threads. With a device for each core they run in
+    parallel, and matrix products need no threads either. A number set from outside (XLA_FLAGS, JAX_NUM_CPU_DEVICES)
+    stays.
 
     Raises:
         UserError: not a positive number.

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM end a command with one line and the exit code of shells, wherever they come.
+"""Ctrl-C and SIGTERM end a command with one line and a shell's exit code, whenever they come.
 
 The first one is a KeyboardInterrupt in the main thread, so that all `with` blocks clean up. A second Ctrl-C, also one
-that comes while the main thread is in a long call of a library, ends the process at once: what is then left behind is
-taken over by the next start (see files.py). Commands that end in another way (a run writes a checkpoint at SIGTERM)
-have their own handlers in the meantime.
+that comes while the main thread is in a long call of a library, ends the process at once: the next start uses up what
+it leaves behind (see files.py). Commands that end in another way (a run writes a checkpoint at SIGTERM) set their own
+handlers for that time.
 
-It imports as little as it can, because it is imported before everything else.
+Imports as little as possible: it is imported before everything else.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _received: int | None = None
 _received_at = 0.0
 _is_over = False
-_line_is_taken = threading.Lock()  # by the thread that writes it
-_exit = os._exit  # that of `os` is another one while code of a user's file runs
+_line_is_taken = threading.Lock()  # held by the thread that writes the line
+_exit = os._exit  # while code of a user's file runs, `os._exit` is another function
 
 
 def ends_in_one_line(command: Callable[[], int]) -> int:
-    """The exit code of a command, which imports what it needs itself: Ctrl-C may come during those imports too."""
+    """Runs a command and returns its exit code. The command does its own imports: Ctrl-C may come during them too."""
     try:
         install()
         code = command()
@@ -47,10 +47,10 @@ def ends_in_one_line(command: Callable[[], int]) -> int:
 
 
 def install() -> None:
-    """For the process of a command, before its imports."""
+    """Sets the handlers in the process of a command, before its imports."""
     _end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it, and a shell in the background
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and a shell's background jobs ignore them
             signal.signal(number, _raise)
     atexit.register(_ignore)  # the first to be registered is the last to run
     reader, writer = os.pipe()
@@ -61,12 +61,12 @@ def install() -> None:
 
 
 def came() -> bool:
-    """Whether the command is to end: a library may have made another exception of the KeyboardInterrupt."""
+    """Whether a signal came: a library may have turned the KeyboardInterrupt into another exception."""
     return _received is not None
 
 
 def say(and_then: str = "") -> int:
-    """Writes the line, once in the process of a command, and gives the exit code."""
+    """Writes the line, once in the process of a command, and returns the exit code."""
     if _received is None or _line_is_taken.acquire(blocking=False):
         sys.stderr.write(f"{_line()}{and_then}\n")
         sys.stderr.flush()
@@ -90,9 +90,9 @@ def _line() -> str:
 
 
 def over() -> None:
-    """Nothing is left to be cleaned up: from now on the first Ctrl-C ends the process at once, and so does this
-    function if one has come. Threads of libraries may still be at work, which Python's own end would wait for or
-    crash in."""
+    """Called when nothing is left to clean up: from now on the first Ctrl-C ends the process at once, and so does this
+    function if one has come. Python's own exit would wait for threads of libraries that still work, or crash in
+    them."""
     global _is_over
     _is_over = True
     if _received is not None:
@@ -108,8 +108,8 @@ def over() -> None:
 
 
 def environment_of_child() -> dict[str, str]:
-    """The environment of a command that this process starts. It gets SIGTERM when this process ends, however it does
-    (on Linux; elsewhere it runs on)."""
+    """The environment of a command that this process starts. On Linux the command gets SIGTERM when this process ends,
+    however that happens; elsewhere it continues."""
     return os.environ | {PARENT: str(os.getpid())}
 
 
@@ -137,7 +137,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _raise_after_import(_: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt, but not while a C++ module is being made, which would abort the process."""
+    """Raises KeyboardInterrupt, but not while a C++ module is being imported: that would abort the process."""
     if not _makes_module(frame):
         raise KeyboardInterrupt
     if time.monotonic() - _received_at > _IMPORT_WAIT:
@@ -156,8 +156,8 @@ def _makes_module(frame: FrameType | None) -> bool:
 
 
 def _watch(reader: int) -> None:
-    """Reads the numbers of signals as they come. Only in this thread is a second one seen while the main thread is in
-    a call that does not return to Python."""
+    """Reads the numbers of signals as they come. Only this thread sees a second one while the main thread is in a call
+    that does not return to Python."""
     is_ending = False
     while byte := os.read(reader, 1):
         if byte[0] in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(byte[0]) is _raise:
@@ -167,7 +167,7 @@ def _watch(reader: int) -> None:
 
 
 def _forget() -> None:
-    """A forked process, such as a worker of a library's pool, is not part of this."""
+    """Restores the usual handlers in a forked process, such as a worker of a library's pool."""
     signal.set_wakeup_fd(-1)
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is _raise:
@@ -175,7 +175,7 @@ def _forget() -> None:
 
 
 def _ignore() -> None:
-    """What is left of the end of the process is short, and Python has no handlers any more."""
+    """Ignores the signals in the short rest of the process, when Python no longer runs handlers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is _raise:
             signal.signal(number, signal.SIG_IGN)
