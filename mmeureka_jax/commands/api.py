@@ -52,7 +52,7 @@ def evaluate(
         data: as `data.train` of a config.
         output: the folder of `results.json`, `rows.jsonl` and `data_check.json`.
         adapters: those that belong to the checkpoint, in PEFT's layout.
-        options: the fields of `eval_command.EvalOptions`: n, temperature, limit, batch_size, max_new_tokens, ...
+        options: the fields of `EvalOptions`: n, temperature, limit, batch_size, max_new_tokens, ...
 
     Returns:
         What `results.json` holds.
@@ -62,12 +62,10 @@ def evaluate(
     """
     check_numbers(options)
     start_jax()
-    from mmeureka_jax.evaluation import evaluate as eval_command
-    from mmeureka_jax.evaluation.prompt_files import ModelOptions
+    from mmeureka_jax.evaluation.accuracy import measure_accuracy
+    from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions
 
-    return eval_command.evaluate(
-        ModelOptions(str(model), _text(adapters)), eval_command.EvalOptions(str(data), **options), Path(output)
-    )
+    return measure_accuracy(ModelOptions(str(model), _text(adapters)), EvalOptions(str(data), **options), Path(output))
 
 
 def sample(
@@ -106,7 +104,8 @@ def sample(
     numbers = {"n": n, "temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
     check_numbers(numbers | {"seed": seed, "batch_size": batch_size})
     start_jax()
-    from mmeureka_jax.evaluation.prompt_files import ModelOptions, PromptOptions, sample_file
+    from mmeureka_jax.evaluation.options import ModelOptions
+    from mmeureka_jax.evaluation.prompt_files import PromptOptions, sample_file
 
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(prompts, str | Path):

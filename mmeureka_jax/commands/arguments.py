@@ -14,7 +14,8 @@ from mmeureka_jax.config.schema import PROMPT_STYLES
 from mmeureka_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from mmeureka_jax.evaluation.prompt_files import ModelOptions, PromptOptions
+    from mmeureka_jax.evaluation.options import ModelOptions
+    from mmeureka_jax.evaluation.prompt_files import PromptOptions
 
 
 def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
@@ -206,7 +207,7 @@ def refuse_too_many(args: argparse.Namespace) -> None:
 def model_options(args: argparse.Namespace) -> ModelOptions:
     """What `add_model_arguments` added, as the commands' functions take it."""
     from mmeureka_jax.config.schema import MeshConfig
-    from mmeureka_jax.evaluation.prompt_files import ModelOptions
+    from mmeureka_jax.evaluation.options import ModelOptions
 
     return ModelOptions(args.model, args.adapters, args.compute_dtype, MeshConfig(*args.mesh))
 

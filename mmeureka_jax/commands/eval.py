@@ -54,7 +54,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     refuse_too_many(args)
     start_jax()
-    from mmeureka_jax.evaluation.evaluate import RESULTS_FILE, EvalOptions, evaluate
+    from mmeureka_jax.evaluation.accuracy import RESULTS_FILE, measure_accuracy
+    from mmeureka_jax.evaluation.options import EvalOptions
 
     options = EvalOptions(
         data=args.data,
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
     )
-    results = evaluate(model_options(args), options, args.output)
+    results = measure_accuracy(model_options(args), options, args.output)
     counted = f"{results['answers']} answers to " if args.n > 1 else ""
     problems = plural(results["problems"], "problem")
     print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {counted}{problems})")

@@ -7,76 +7,38 @@ output file gets its name when it is complete; until then rows are kept where th
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mmeureka_jax.config.schema import MeshConfig, ModelConfig, SamplerConfig
+from mmeureka_jax.config.schema import SamplerConfig
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.evaluation.identity import ids_and_pictures, policy_identity
+from mmeureka_jax.evaluation.options import ModelOptions
 from mmeureka_jax.evaluation.partial_rows import partial_rows
-from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.hosts import gather_rows
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.batch import Prompt, pick_bucket
+from mmeureka_jax.models.batch import Prompt, length_buckets, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.process.console import first_time, plural, progress
-from mmeureka_jax.runs.metadata import package_versions
-from mmeureka_jax.runs.provenance import read_provenance
 from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, rows_per_batch
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
-from mmeureka_jax.setup.header import say_header
-from mmeureka_jax.setup.policy import OpenedPolicy, check_context, lora_of_adapters, open_policy
+from mmeureka_jax.setup.policy import OpenedPolicy, check_context
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.prompts import PromptStyle
     from mmeureka_jax.data.record import Problem
 
-SMALLEST_BUCKET = 32  # tokens
-_CHECKPOINT_FILES = (
-    "*.safetensors", "*config.json", "orbax_params.json", "tokenizer*", "vocab.json", "merges.txt", "chat_template*",
-)  # fmt: skip
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which policy, and how it computes.
-
-    Attributes:
-        checkpoint: a checkpoint folder or hub id.
-        adapters: the same of adapters in PEFT's layout, which belong to it.
-        compute_dtype: auto, float32 or bfloat16.
-        mesh: by default every device holds the whole policy and a share of each batch.
-    """
-
-    checkpoint: str
-    adapters: str | None = None
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    mesh: MeshConfig = MeshConfig(data=-1, fsdp=1, tensor=1)
-
-    def open(self, command: str) -> OpenedPolicy:
-        """Finds the policy, checks it, and says what `command` runs on."""
-        if jax.process_count() > 1:
-            raise UserError("this command runs in one process; start it on one host, without MMEUREKA_DISTRIBUTED")
-        lora = None
-        if self.adapters is not None:  # beside the base as their run had it
-            trained_in = read_provenance(resolve_checkpoint(self.adapters)).get("lora_base_dtype")
-            lora = lora_of_adapters(self.adapters, self.checkpoint, trained_in or "float32")
-        model = ModelConfig(checkpoint=self.checkpoint, lora=lora, compute_dtype=self.compute_dtype, remat="none")
-        loaded = open_policy(resolve_checkpoint(self.checkpoint, weights=False), model, self.mesh)
-        say_header(command, loaded, self.checkpoint)
-        return loaded
 
 
 @dataclass(frozen=True)
@@ -124,7 +86,7 @@ def sample_file(
         drawn = SamplerConfig(temperature, top_k, top_p, max_new_tokens)
         settings = SamplingSettings.of(processor, drawn, group_size=n)
         ids = [problem.id for problem in problems for _ in range(n)]
-        made_with = {"command": "sample", **identity(loaded), **read, "seed": seed, **asdict(settings)}
+        made_with = {"command": "sample", **policy_identity(loaded), **read, "seed": seed, **asdict(settings)}
         done = rows.resume(made_with, ids, per_batch=n * rows_per_batch(loaded.mesh, prompts.batch_size)) // n
         if done < len(problems):
             bar = progress(len(problems), "sample", unit="row", initial=done)
@@ -158,7 +120,7 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         response_buckets = length_buckets(max(map(len, responses)))
         batch_rows = rows_per_batch(loaded.mesh, prompts.batch_size)
         filler = processor.filler()
-        made_with = {"command": "score", **identity(loaded), **read, "temperature": temperature}
+        made_with = {"command": "score", **policy_identity(loaded), **read, "temperature": temperature}
         done = rows.resume(made_with, [problem.id for problem in problems], per_batch=batch_rows)
         problems, responses = problems[done:], responses[done:]
         params = loaded.load_params() if problems else {}
@@ -189,44 +151,12 @@ def score_file(model: ModelOptions, prompts: PromptOptions, output: Path, *, tem
         rows.publish()
 
 
-def identity(loaded: OpenedPolicy) -> dict[str, Any]:
-    """What says whether a policy is the same as before, as JSON: names, sizes and times of the checkpoint's files."""
-    files = sorted({file for pattern in _CHECKPOINT_FILES for file in loaded.checkpoint.glob(pattern)})
-    states = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
-    return {
-        "checkpoint": hashlib.sha256(" ".join(states).encode()).hexdigest(),
-        "adapters": loaded.adapters.fingerprint() if loaded.adapters is not None else None,
-        "compute_dtype": loaded.policy.compute_dtype,
-        "packages": package_versions(),
-    }
-
-
-def ids_and_pictures(problems: Iterable[Problem]) -> tuple[list[str], str]:
-    """The ids of problems, and what says whether the picture files that they name are the same as before."""
-    from mmeureka_jax.data.check import image_state
-
-    ids, digest = [], hashlib.sha256()
-    for problem in problems:
-        ids.append(problem.id)
-        digest.update(f"{image_state(problem)}\n".encode("utf-8", "surrogateescape"))
-    return ids, digest.hexdigest()
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
     policy: Policy, temperature: float, params: Params, prompts: Prompt, responses: Int[Array, "P n Lr"]
 ) -> Float[Array, "P n Lr"]:
     features = encode_images(policy, params, prompts.images)
     return token_log_probs(policy, params, prompts, features, responses, temperature=temperature)[0]
-
-
-def length_buckets(longest: int) -> tuple[int, ...]:
-    """Padded sizes for up to `longest` tokens: doubling, so that few programs are compiled."""
-    sizes = [SMALLEST_BUCKET]
-    while sizes[-1] < longest:
-        sizes.append(2 * sizes[-1])
-    sizes[-1] = -(-max(longest, 1) // SMALLEST_BUCKET) * SMALLEST_BUCKET
-    return tuple(sizes)
 
 
 def _open_processor(loaded: OpenedPolicy, prompts: PromptOptions) -> Processor:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 else:
     Array = jax.Array | np.ndarray  # one record serves both sides: NumPy on the host, JAX on devices
 
+SMALLEST_BUCKET = 32  # tokens
+
 
 T = TypeVar("T")
 
@@ -156,3 +158,12 @@ def pick_bucket(length: int, buckets: Sequence[int]) -> int:
         if length <= bucket:
             return bucket
     raise ValueError(f"a length of {length} fits in none of the buckets {tuple(buckets)}")
+
+
+def length_buckets(longest: int) -> tuple[int, ...]:
+    """Padded sizes for up to `longest` tokens: doubling, so that few programs are compiled."""
+    sizes = [SMALLEST_BUCKET]
+    while sizes[-1] < longest:
+        sizes.append(2 * sizes[-1])
+    sizes[-1] = -(-max(longest, 1) // SMALLEST_BUCKET) * SMALLEST_BUCKET
+    return tuple(sizes)

@@ -14,9 +14,10 @@ import jax
 from jax.sharding import Mesh
 
 from mmeureka_jax.config.reading import to_dict
-from mmeureka_jax.config.schema import Config, SamplerConfig
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import Terminated, UserError
-from mmeureka_jax.evaluation.validation import Evaluator, summarise
+from mmeureka_jax.evaluation.examiner import Examiner
+from mmeureka_jax.evaluation.validation import open_validation, summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
 from mmeureka_jax.mesh import batch_divisor
@@ -26,8 +27,6 @@ from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.runs.wandb_log import import_wandb
-from mmeureka_jax.sampling.answers import PromptSizes
-from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
@@ -89,7 +88,7 @@ class Job:
     loaded: OpenedPolicy
     processor: Processor
     rewards: RewardWorkers | None
-    evaluator: Evaluator | None
+    examiner: Examiner | None
     learner: Learner
     loader: ProblemLoader
     num_windows: int
@@ -135,23 +134,23 @@ class Job:
 
     def validate_before_training(self) -> None:
         """The row of step 0: how good the policy is that the run starts from."""
-        if self.evaluator is not None and self.run.step == 0 and not self._stopping:
+        if self.examiner is not None and self.run.step == 0 and not self._stopping:
             row = self._validate()
             self.tracker.log_metrics(0, row)
             say(f"before training: val {row['validation/accuracy']:.3f}")
             self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
 
     def validate_if_due(self) -> dict[str, float]:
-        if self.evaluator is None or not due(self.run.step, self.config.tracking.validate_every, self.at_end):
+        if self.examiner is None or not due(self.run.step, self.config.tracking.validate_every, self.at_end):
             return {}
         return self._validate()
 
     def _validate(self) -> dict[str, float]:
-        assert self.evaluator is not None
+        assert self.examiner is not None
         start = time.perf_counter()
         self.steps.phase("validating", is_said=True)
         with self._bar_of_validation() as bar:
-            row: dict[str, Any] = summarise(self.evaluator.run(self.run.train.params, bar.update))
+            row: dict[str, Any] = summarise(self.examiner.run(self.run.train.params, bar.update))
         self._accuracy = row["validation/accuracy"]
         if self._accuracy > self.run.best_accuracy:
             self.run.best_accuracy = self._accuracy
@@ -159,8 +158,8 @@ class Job:
         return row | {"time/validation": time.perf_counter() - start}
 
     def _bar_of_validation(self) -> Bar:
-        assert self.evaluator is not None
-        shown, total = self.config.tracking.progress and is_main(), self.evaluator.count
+        assert self.examiner is not None
+        shown, total = self.config.tracking.progress and is_main(), self.examiner.count
         return progress(total, "validate", unit="problem", enabled=shown, leave=False)
 
     def log(self, row: dict[str, float], shown: str) -> None:
@@ -231,7 +230,10 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         validated = config.data.validation is not None and config.tracking.validate_every > 0
         rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
         problems = _open_problems(config, recipe, processor, rewards)
-        evaluator = open_evaluator(config, loaded, processor, rewards) if rewards is not None and validated else None
+        examiner = None
+        if rewards is not None and validated:
+            limit = config.sampler.max_new_tokens
+            examiner = open_validation(config.data, config.tracking, limit, loaded, processor, rewards)
         learner = _make_learner(config, recipe, loaded)
 
         # Where it stands: at the newest checkpoint, or at the beginning.
@@ -261,7 +263,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             loaded=loaded,
             processor=processor,
             rewards=rewards,
-            evaluator=evaluator,
+            examiner=examiner,
             learner=learner,
             loader=loader,
             num_windows=config.data.max_image_windows or problems.report.max_windows,
@@ -368,27 +370,6 @@ def check_image_windows(limit: int, needed: int, *, text_only: bool = False) -> 
             f"data.max_image_windows = {limit}, but the pictures of a problem take {needed} windows; raise it to "
             f"{needed}, set it to 0 (the largest that the data needs), or lower data.max_pixels"
         )
-
-
-def open_evaluator(config: Config, loaded: OpenedPolicy, processor: Processor, rewards: RewardWorkers) -> Evaluator:
-    """Validation on `data.validation`: greedy answers."""
-    assert config.data.validation is not None
-    problems = open_checked(config.data.validation, config.data, processor, bars=config.tracking.progress)
-    say_facts({"validation": problems.describe()})
-    greedy = SamplerConfig(temperature=0.0, max_new_tokens=config.sampler.max_new_tokens)
-    return Evaluator(
-        loaded,
-        processor,
-        rewards,
-        problems.source,
-        problems.indices[: config.tracking.validation_problems or None],
-        SamplingSettings.of(processor, greedy, group_size=1),
-        PromptSizes(
-            config.tracking.validation_batch,
-            config.data.prompt_buckets or (config.data.max_prompt_tokens,),
-            problems.report.max_windows,
-        ),
-    )
 
 
 def restore_position(loader: ProblemLoader, position: dict[str, Any] | None, config: Config) -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
+from flax.traverse_util import unflatten_dict
 from helpers.commands import mmeureka, read_rows
 from helpers.guessing import write_guessing_checkpoint
+from safetensors.numpy import load_file, save_file
 
-from mmeureka_jax.config.schema import DataConfig
+from mmeureka_jax.config.schema import DataConfig, LoraConfig
 from mmeureka_jax.data.check import CheckReport
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.formats.hugging_face import read_config
+from mmeureka_jax.formats.peft import save_adapters
+from mmeureka_jax.models.lora import Lora, initial_adapters
+from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.process.console import plural
+from mmeureka_jax.runs.provenance import PROVENANCE_FILE
+from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.setup.difficulty import read_difficulty, rows_by_difficulty
 from mmeureka_jax.setup.problems import CheckedProblems
 
@@ -55,6 +64,80 @@ def test_an_interrupted_measurement_goes_on(tmp_path, capsys):
     assert output.read_text() == text
     assert mmeureka(*command, *options, "--seed", 1) == 2
     assert "d.jsonl was made with other settings (seed)" in capsys.readouterr().err
+
+    # As versions left it that did not record adapters.
+    settings = output.with_name("d.jsonl.settings.json")
+    recorded = json.loads(settings.read_text())
+    assert recorded.pop("adapters") is None
+    settings.write_text(json.dumps(recorded))
+    output.write_text("".join(text.splitlines(keepends=True)[:3]))
+    assert mmeureka(*command, *options) == 0
+    assert output.read_text() == text
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """A checkpoint for contexts of 64 tokens, and adapters whose run asked in a style of its own."""
+    folder = tmp_path_factory.mktemp("adapters")
+    write_guessing_checkpoint(folder / "model", layers=1)
+    content = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps(content | {"max_position_embeddings": 64}))
+    model = read_config(folder / "model")
+    lora = Lora(rank=2, alpha=4.0, targets=LoraConfig.targets)
+    policy = Policy(model, lora=lora)
+    values = unflatten_dict(initial_adapters(policy.abstract_params(), 0), sep="/")
+    asked = {"prompt_style": "plain", "max_new_tokens": 6, "max_pixels": 12544}
+    files = {PROVENANCE_FILE: json.dumps(asked).encode()}
+    save_adapters(values, model, lora, folder / "adapters", base=None, files=files)
+    return folder
+
+
+def measure(folder, output, *options):
+    files = ["--model", folder / "model", "--adapters", folder / "adapters", "--output", output]
+    return mmeureka("data", "difficulty", "tfds:shapes/dots@train[:12]", *files, "--n", 2, "--batch-size", 8, *options)
+
+
+def test_adapters_ask_as_their_run_did_and_are_recorded(adapters, tmp_path, capsys, caplog):
+    output = tmp_path / "d.jsonl"
+    assert measure(adapters, output, "--max-new-tokens", 40) == 0
+    assert "positions, and the checkpoint was trained on 64" in caplog.text
+    settings = json.loads(output.with_name("d.jsonl.settings.json").read_text())
+    assert (settings["prompt_style"], settings["max_pixels"], settings["max_new_tokens"]) == ("plain", 12544, 40)
+    assert settings["adapters"] is not None
+    rows = output.read_bytes()
+
+    weights = adapters / "adapters" / "adapter_model.safetensors"
+    others = {name: value + 1 for name, value in load_file(weights).items()}
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(adapters / "adapters", elsewhere / "adapters")
+    save_file(others, elsewhere / "adapters" / "adapter_model.safetensors")
+    (elsewhere / "model").symlink_to(adapters / "model")
+    capsys.readouterr()
+    assert measure(elsewhere, output, "--max-new-tokens", 40) == 2
+    assert "d.jsonl was made with other settings (model, adapters)" in capsys.readouterr().err
+    assert output.read_bytes() == rows
+
+
+def test_rows_of_whole_batches_are_kept_where_a_measurement_is_interrupted(adapters, tmp_path, monkeypatch, capsys):
+    assert measure(adapters, tmp_path / "whole.jsonl") == 0
+    calls = []
+    sample = Sampler.sample
+
+    def interrupted(self, params, request):
+        calls.append(request)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(self, params, request)
+
+    monkeypatch.setattr(Sampler, "sample", interrupted)
+    output = tmp_path / "out" / "d.jsonl"
+    assert measure(adapters, output) == 130
+    assert "the same command continues after the last whole batch" in capsys.readouterr().err
+    assert [path.name for path in output.parent.iterdir()] == ["d.jsonl.partial"]
+    assert measure(adapters, output) == 0
+    assert len(calls) == 3
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in output.parent.iterdir()) == ["d.jsonl", "d.jsonl.settings.json"]
 
 
 def test_rows_within_the_range_some_of_them_more_often(tmp_path):

@@ -19,8 +19,8 @@ from helpers.commands import TINY, environment, mmeureka, prompt_row, read_rows,
 from helpers.guessing import write_guessing_checkpoint
 
 from mmeureka_jax.data.record import Problem
-from mmeureka_jax.evaluation.evaluate import row_of, summarise
-from mmeureka_jax.evaluation.validation import Graded
+from mmeureka_jax.evaluation.accuracy import row_of, summarise
+from mmeureka_jax.evaluation.examiner import Graded
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.sampling.answers import Response
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint

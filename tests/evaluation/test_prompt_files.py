@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmeureka_jax.data.record import Problem
 from mmeureka_jax.evaluation import prompt_files
-from mmeureka_jax.evaluation.prompt_files import length_buckets
+from mmeureka_jax.models.batch import length_buckets
 from mmeureka_jax.sampling.sampler import Sampler
 
 PIXEL_ARGUMENTS = [f"--{key.replace('_', '-')}={value}" for key, value in PIXELS.items()]

@@ -23,13 +23,14 @@ from mmeureka_jax.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RandomModelConfig,
     RewardConfig,
 )
 from mmeureka_jax.data.processor import Processor, collate
-from mmeureka_jax.evaluation.evaluate import EvalOptions, questions
+from mmeureka_jax.evaluation.options import EvalOptions, questions
 from mmeureka_jax.export.model_card import model_card
 from mmeureka_jax.export.policy import export_run
 from mmeureka_jax.formats.hugging_face import load_params, read_config
@@ -39,6 +40,7 @@ from mmeureka_jax.rl.update import make_training
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.provenance import read_provenance
+from mmeureka_jax.setup.policy import open_policy
 
 ACCURACIES = {1: 0.25, 2: 0.75, 3: 0.5}  # of the validation at each checkpoint
 
@@ -174,10 +176,13 @@ def test_an_export_says_how_its_run_asked_and_eval_asks_so_too(run, tmp_path):
     export_run(run, tmp_path / "out", step="best")
     provenance = read_provenance(tmp_path / "out")
     assert (provenance["kind"], provenance["step"], provenance["data_fingerprint"]) == ("rl", 2, "of the data")
-    asked = questions(EvalOptions("p.jsonl", max_new_tokens=7), provenance, context=4096)
+    mesh = MeshConfig(data=-1, fsdp=1)
+    exported = open_policy(tmp_path / "out", ModelConfig(), mesh)
+    asked = questions(EvalOptions("p.jsonl", max_new_tokens=7), exported)
     assert (asked["prompt_style"], asked["accuracy"], asked["max_pixels"]) == ("cpgd", "boxed", 50_000)
-    assert (asked["max_new_tokens"], asked["max_prompt_tokens"]) == (7, 4096)
-    released = questions(EvalOptions("p.jsonl"), read_provenance(run / "model"), context=4096)
+    context = exported.policy.config.text.max_position_embeddings
+    assert (asked["max_new_tokens"], asked["max_prompt_tokens"]) == (7, context)
+    released = questions(EvalOptions("p.jsonl"), open_policy(run / "model", ModelConfig(), mesh))
     assert (released["prompt_style"], released["accuracy"], released["max_new_tokens"]) == (
         "instruct",
         "instruct",

@@ -9,7 +9,7 @@ import pytest
 from helpers.commands import TINY
 
 from mmeureka_jax.config.schema import LoraConfig, MeshConfig, ModelConfig
-from mmeureka_jax.evaluation.prompt_files import ModelOptions
+from mmeureka_jax.evaluation.options import ModelOptions
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import open_policy
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
@@ -66,7 +66,7 @@ def test_where_a_run_starts(capsys, step, text):
 
 def test_commands_without_a_run_have_a_shorter_one(capsys, checkpoint, monkeypatch):
     one_device = functools.partial(open_policy, devices=jax.devices()[:1])
-    monkeypatch.setattr("mmeureka_jax.evaluation.prompt_files.open_policy", one_device)
+    monkeypatch.setattr("mmeureka_jax.evaluation.options.open_policy", one_device)
     ModelOptions(str(checkpoint)).open("eval")
     title, *lines = capsys.readouterr().err.splitlines()
     assert title.endswith(": eval") and [line.split()[0] for line in lines] == [

@@ -116,7 +116,7 @@ def test_too_few_image_windows_are_refused():
 def test_accuracy_before_training_is_not_that_of_a_checkpoint():
     class Watched(Job):
         def __init__(self):
-            self.rows, self.evaluator, self.tracker, self._stopping = {}, self, self, False
+            self.rows, self.examiner, self.tracker, self._stopping = {}, self, self, False
             self.run = type("Run", (), {"step": 0})()
 
         def _validate(self):

@@ -38,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         group.add_argument(name, type=size, metavar="N")
     for name in ("--min-pixels", "--max-pixels"):
         group.add_argument(name, type=pixels, metavar="N")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes="continues after the last whole batch")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,23 +46,15 @@ def run(args: argparse.Namespace) -> int:
     refuse_too_many(args)
     start_jax()
     from mmeureka_jax.evaluation.difficulty import measure_difficulty
-    from mmeureka_jax.evaluation.evaluate import EvalOptions
-    from mmeureka_jax.evaluation.prompt_files import ModelOptions
+    from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions
 
     options = EvalOptions(
         data=args.spec, root=args.root, allow_outside_root=args.allow_outside_root, limit=args.limit,
         prompt_style=args.prompt_style, min_pixels=args.min_pixels, max_pixels=args.max_pixels,
         max_prompt_tokens=args.max_prompt_tokens, accuracy=args.accuracy, max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size, n=args.n, temperature=args.temperature, seed=args.seed,
     )  # fmt: skip
-    rows = measure_difficulty(
-        ModelOptions(args.model, args.adapters),
-        options,
-        args.output,
-        n=args.n,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
+    rows = measure_difficulty(ModelOptions(args.model, args.adapters), options, args.output)
     counts = Counter(round(row["accuracy"] * args.n) for row in rows)
     for right in range(args.n + 1):
         print(f"{right} of {args.n} right: {plural(counts[right], 'problem')}")

@@ -1,0 +1,171 @@
+"""The examiner: a policy is asked problems, and its answers are graded by the reward rules.
+
+`mmeureka eval`, `mmeureka data difficulty` and validation during training are made of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from mmeureka_jax.config.schema import DataConfig, RewardConfig
+from mmeureka_jax.evaluation.options import EvalOptions
+from mmeureka_jax.models.batch import length_buckets
+from mmeureka_jax.models.policy import Params
+from mmeureka_jax.process.console import say_facts
+from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, rows_per_batch
+from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.setup.policy import OpenedPolicy, check_context
+from mmeureka_jax.setup.problems import CheckedProblems, open_checked
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.data.record import Problem
+    from mmeureka_jax.rewards.base import RewardResult
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+GRADING_WAIT = 1.0  # seconds; answers that take longer to grade are graded while the next batch is decoded
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A response and its score.
+
+    Attributes:
+        sample: the number of the response among those to its problem.
+    """
+
+    problem: Problem
+    response: Response
+    score: RewardResult
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Asks a policy problems and grades the answers. All hosts of a run call its methods together.
+
+    Attributes:
+        checked: the problems that can be asked.
+        indices: the rows of those that are asked, over all hosts.
+        sizes: of the batches of problems that are answered together.
+    """
+
+    opened: OpenedPolicy
+    processor: Processor
+    rewards: RewardWorkers
+    checked: CheckedProblems
+    indices: Sequence[int]
+    sampler: Sampler
+    sizes: PromptSizes
+
+    @property
+    def count(self) -> int:
+        """The number of this host's problems."""
+        return len(self._own())
+
+    @property
+    def batch_rows(self) -> int:
+        """The problems of a batch on this host."""
+        return rows_per_batch(self.opened.mesh, self.sizes.prompts)
+
+    def problems(self) -> list[Problem]:
+        """This host's problems, in order."""
+        return [self.checked.source[i] for i in self._own()]
+
+    def run(self, params: Params, on_answer: Callable[[int], object] = lambda count: None) -> list[Graded]:
+        """This host's problems, answered and then graded."""
+        answered = []
+        for item in self.answer(params, self.problems()):
+            answered.append(item)
+            on_answer(1)
+        return self.grade(answered)
+
+    def batches(self, params: Params, problems: Sequence[Problem]) -> Iterator[list[Graded]]:
+        """Answers to problems of this host, batch by batch, each as soon as it is graded."""
+        answered = self.answer(params, problems)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pending: deque[Future[list[Graded]]] = deque()
+            while batch := list(islice(answered, self.batch_rows)):
+                pending.append(pool.submit(self.grade, batch))
+                wait([pending[-1]], timeout=GRADING_WAIT)
+                while pending and pending[0].done():
+                    yield pending.popleft().result()
+            yield from (batch.result() for batch in pending)
+
+    def answer(self, params: Params, problems: Sequence[Problem]) -> Iterator[tuple[Problem, list[Response]]]:
+        """Each problem of this host with the responses to it, as soon as its batch is decoded."""
+        return generate(self.sampler, self.opened.mesh, params, self.processor, problems, self.sizes)
+
+    def grade(self, answered: Iterable[tuple[Problem, Sequence[Response]]]) -> list[Graded]:
+        """All responses with their scores; those to one problem follow one another."""
+        from mmeureka_jax.rewards.base import RewardRequest
+
+        begun = self.processor.response_prefix
+        answers = [(problem, number, response) for problem, own in answered for number, response in enumerate(own)]
+        requests = [
+            RewardRequest(begun + response.text, problem.answer or "", problem.question, problem.metadata)
+            for problem, _, response in answers
+        ]
+        scores = self.rewards.score(requests)
+        return [
+            Graded(problem, response, score, number)
+            for (problem, number, response), score in zip(answers, scores, strict=True)
+        ]
+
+    def _own(self) -> Sequence[int]:
+        return self.indices[jax.process_index() :: jax.process_count()]
+
+
+@contextmanager
+def open_examiner(
+    opened: OpenedPolicy,
+    options: EvalOptions,
+    asked: Mapping[str, Any],
+    *,
+    stream: str,
+    report_file: Path | None = None,
+) -> Iterator[Examiner]:
+    """An examiner for a command without a run: opens the problems and starts the reward workers, under `jax.set_mesh`.
+
+    Args:
+        asked: how problems are asked and graded, see `questions`.
+        stream: whose random numbers the answers are drawn with, see `Sampler`.
+        report_file: see `open_checked`.
+
+    Raises:
+        UserError: the checkpoint and the problems do not go together, or no problem can be used.
+    """
+    from mmeureka_jax.data.processor import Processor
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+    processor = Processor.from_checkpoint(
+        opened.checkpoint,
+        **{key: asked[key] for key in ("prompt_style", "min_pixels", "max_pixels", "max_prompt_tokens")},
+    )
+    rule = RewardConfig(accuracy=asked["accuracy"], workers=options.reward_workers)
+    with RewardWorkers(rule) as rewards, jax.set_mesh(opened.mesh):
+        rewards.validate()
+        data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
+        checked = open_checked(options.data, data, processor, report_file=report_file)
+        say_facts({"data": checked.describe()})
+        longest = checked.report.max_tokens
+        check_context(opened.policy.config.text, longest + asked["max_new_tokens"])
+        settings = options.sampling(processor, asked["max_new_tokens"])
+        yield Examiner(
+            opened,
+            processor,
+            rewards,
+            checked,
+            checked.indices[: options.limit],
+            Sampler(opened.policy, settings, stream, options.seed),
+            PromptSizes(options.batch_size, length_buckets(longest), checked.report.max_windows),
+        )
