@@ -1,0 +1,181 @@
+"""The faults of tests/mutation.py: one change each to the numeric core, data, rewards or checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of one place.
+
+    Attributes:
+        file: under `mmeureka_jax/`.
+        old: text that occurs in it once.
+        new: what is there instead.
+        tests: arguments of pytest, those that should see it.
+        why: what is wrong with it.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    why: str
+
+    @property
+    def path(self) -> PurePosixPath:
+        return PurePosixPath("mmeureka_jax", self.file)
+
+    def applied(self, text: str) -> str:
+        return text.replace(self.old, self.new)
+
+
+LOSSES = "tests/rl/test_losses.py"
+LEARNER = "tests/training/test_learner.py"
+SUMS = "tests/rl/test_update_sums.py"
+ADVANTAGES = "tests/rl/test_advantages.py"
+CRITIC = "tests/rl/test_critic.py"
+OPTIMIZER = "tests/rl/test_optimizer.py"
+ACCURACY = "tests/rewards/test_accuracy.py"
+POLICY = "tests/models/test_policy.py"
+SAMPLER = "tests/sampling/test_sampler.py"
+CHECKPOINT = "tests/runs/test_checkpoint.py"
+LORA = "tests/models/test_lora.py"
+
+# fmt: off
+FAULTS = [
+    # Losses and penalties.
+    Fault("rl/losses.py", "(advantages < 0) & (x < low)", "(advantages < 0) & (x <= low)", LOSSES,
+          "a ratio on the boundary is clipped"),
+    Fault("rl/losses.py", "jnp.where(clipped_high, high, x)", "jnp.where(clipped_high, low, x)", LOSSES,
+          "a token clipped above has the value of the lower bound"),
+    Fault("rl/losses.py", "jnp.log1p(-clip_epsilon_low", "jnp.log1p(clip_epsilon_low", LOSSES,
+          "the lower bound of CPG lies above 1"),
+    Fault("rl/losses.py", "jax.lax.stop_gradient(slope) * log_probs", "slope * log_probs", LOSSES,
+          "the drift's slope has a gradient"),
+    Fault("rl/losses.py", "loss=result.loss + drift", "loss=result.loss - drift", LOSSES, "drift is rewarded"),
+    Fault("rl/kl.py", '"k3": lambda d: jnp.expm1(jnp.minimum(-d,', '"k3": lambda d: jnp.expm1(jnp.minimum(d,',
+          "tests/rl/test_kl.py", "k3 of the other direction"),
+    Fault("rl/kl.py", "-0.2), 0.2)", "-0.1), 0.2)", "tests/rl/test_kl.py", "the coefficient falls more slowly"),
+    Fault("rl/kl.py", "samples / config.kl_horizon", "1 / config.kl_horizon", "tests/rl/test_kl.py",
+          "the horizon counts steps"),
+    Fault("rl/ratios.py", "jnp.expm1(d) - d", "jnp.expm1(d) + d", "tests/rl/test_ratios.py", "drift of the wrong sign"),
+    Fault("rl/averaging.py", "jnp.sum(counts > 0)", "counts.size", "tests/rl/test_averaging.py",
+          "empty responses count below the line"),
+    Fault("rl/averaging.py", "return weights / float(lengths.size * max_length)",
+          "return weights / float(lengths.size * response_mask.shape[-1])", "tests/rl/test_averaging.py",
+          "the constant is the padded length"),
+    # Advantages.
+    Fault("rl/advantages.py", "max(centred.shape[1] - 1, 1)", "centred.shape[1]", ADVANTAGES,
+          "the standard deviation of the population"),
+    Fault("rl/advantages.py", "(n / (n - 1))", "((n - 1) / n)", ADVANTAGES, "leave-one-out scaled the wrong way"),
+    Fault("rl/advantages.py", "cumsum(per_token[..., ::-1], axis=-1)[..., ::-1]", "cumsum(per_token, axis=-1)",
+          ADVANTAGES, "returns so far instead of to come"),
+    Fault("rl/advantages.py", "advantages - returns_to_go(", "advantages + returns_to_go(", ADVANTAGES,
+          "KL in the reward is a bonus"),
+    Fault("rl/advantages.py", "values = advantages[mask]\n", "values = advantages.ravel()\n", ADVANTAGES,
+          "padding is whitened along"),
+    Fault("rl/advantages.py", "gamma * gae_lambda * ahead", "gae_lambda * ahead", CRITIC, "gae without its discount"),
+    Fault("rl/advantages.py", "deltas = rewards + gamma * following - values",
+          "deltas = rewards + following - values", CRITIC, "the next value is not discounted"),
+    Fault("rl/advantages.py", "(longest > mean)", "(longest < mean)", ADVANTAGES, "ADORA favours short answers"),
+    Fault("rl/online_filter.py", "mean < config.lower,", "mean <= config.lower,",
+          "tests/rl/test_online_filter.py", "the lower bound is exclusive"),
+    Fault("rl/online_filter.py", "step <= config.freeze_steps", "step < config.freeze_steps",
+          "tests/rl/test_online_filter.py", "the filter starts a step early"),
+    # What updates are given, and what they add up.
+    Fault("training/learner.py", "np.exp(old - sampled), rl", "np.exp(sampled - old), rl", LEARNER,
+          "the importance weight inverted"),
+    Fault("training/learner.py", "[config.seed, step, epoch]", "[config.seed, step]", LEARNER,
+          "the same order in every epoch"),
+    Fault("training/rl.py", "updates_per_step=rl.epochs_per_rollout * rl.prompts_per_rollout",
+          "updates_per_step=rl.prompts_per_rollout", LEARNER, "the schedule's length without the epochs"),
+    Fault("rl/update.py", " & jnp.isfinite(critic_norm)", "", SUMS, "a critic's gradient may be NaN"),
+    # The optimiser and the critic.
+    Fault("rl/optimizer.py", "(count + 1) / max(warmup, 1)", "count / max(warmup, 1)", OPTIMIZER,
+          "the first update has a rate of 0"),
+    Fault("rl/optimizer.py", '"embedding", "lora_a", "lora_b"', '"embedding"', OPTIMIZER, "no decay on adapters"),
+    Fault("rl/optimizer.py", "mask=is_decayed", "mask=None", OPTIMIZER, "decay on biases and norms"),
+    Fault("rl/optimizer.py", "jnp.where(norm > max_norm, max_norm / norm, 1.0)", "max_norm / norm", OPTIMIZER,
+          "small gradients are made larger"),
+    Fault("rl/critic.py", "old_values + jnp.clip(moved", "returns + jnp.clip(moved", CRITIC,
+          "the clip is around the return"),
+    # Models.
+    Fault("models/layers.py", "return self.scale[...].astype(x.dtype) * normed.astype(x.dtype)",
+          "return normed.astype(x.dtype)", POLICY, "norms without their scale"),
+    Fault("models/layers.py", "second * cos + first * sin", "second * cos - first * sin", POLICY,
+          "rotary turns one half the wrong way"),
+    Fault("models/layers.py", "kept, x / (1 - self.dropout), 0", "kept, x, 0", LORA, "what is kept is not made larger"),
+    Fault("models/layers.py", "y + self.lora_scale * project", "y + project", LORA, "adapters without their scale"),
+    Fault("models/attention.py", "visible &= at <= places[:, None]", "visible &= at < places[:, None]",
+          "tests/models/test_attention.py", "a token does not see itself"),
+    Fault("models/attention.py", "scores *= query.shape[-1] ** -0.5", "scores *= query.shape[-1] ** -1.0",
+          "tests/models/test_attention.py", "scores of another scale"),
+    Fault("models/log_probs.py", "correction = jnp.exp(peak - higher)", "correction = jnp.exp(higher - peak)", POLICY,
+          "blocks of the vocabulary are put together wrongly"),
+    Fault("models/log_probs.py", "of_logits -= entropy_scale", "of_logits += entropy_scale", POLICY,
+          "the entropy's gradient has the wrong sign"),
+    Fault("models/log_probs.py", "(gradient / temperature)", "(gradient)", "tests/rl/test_update.py",
+          "gradients without the temperature"),
+    Fault("models/lora.py", "return self.alpha / self.rank", "return self.alpha", LORA, "the scale without the rank"),
+    Fault("models/lora.py", "uniform / np.sqrt(shape.shape[-2])", "uniform", LORA, "first values without their bound"),
+    # The sampler.
+    Fault("sampling/token_draws.py", '"validation": 1', '"validation": 0', SAMPLER,
+          "validation draws with the noise of rollouts"),
+    Fault("sampling/token_draws.py", "words[0]), words[1])", "words[0]), words[0])", SAMPLER,
+          "half of a prompt's name is not read"),
+    Fault("sampling/token_draws.py", "logits < kth, -jnp.inf", "logits <= kth, -jnp.inf", SAMPLER,
+          "top-k without the k-th"),
+    Fault("sampling/token_draws.py", "return jnp.where(above < top_p, low, middle + 1)",
+          "return jnp.where(above <= 0.9 * top_p, low, middle + 1)", SAMPLER, "too small a nucleus"),
+    Fault("sampling/token_draws.py", "forbidden[list(policy.forbidden_tokens)] = True", "pass", SAMPLER,
+          "pictures' tokens are drawn"),
+    Fault("sampling/token_draws.py", "(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 1])",
+          "(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 0])", SAMPLER,
+          "one random number for two choices"),
+    # Data.
+    Fault("data/loader.py", "+ self._host_index :: self._host_count]", ":: self._host_count]",
+          "tests/data/test_loader.py", "every host reads the same rows"),
+    Fault("data/loader.py", "self._batch_size * self._host_count\n", "self._batch_size\n",
+          "tests/data/test_loader.py", "the position counts one host"),
+    Fault("data/processor.py", "np.append(self._encode(body), np.array(ends, np.int32))", "self._encode(body)",
+          "tests/data/test_processor.py", "responses without their end token"),
+    Fault("data/processor.py", "first_window = np.cumsum(windows) - windows", "first_window = np.cumsum(windows)",
+          "tests/data/test_processor.py", "image tokens point to the next picture"),
+    Fault("data/vision_layout.py", "cut.transpose(6, 0, 3, 1, 4, 2, 5)", "cut.transpose(6, 0, 3, 1, 4, 5, 2)",
+          "tests/data/test_vision_layout.py tests/data/test_pictures.py", "patches lie on their sides"),
+    Fault("data/tiles.py", "width * height > 0.5 *", "width * height > 2 *", "tests/data/test_tiles.py",
+          "larger grids only for larger pictures"),
+    Fault("data/tiles.py", "tiles + (self.thumbnail and tiles > 1)", "tiles + self.thumbnail",
+          "tests/data/test_tiles.py", "a thumbnail of a single tile"),
+    # Rewards.
+    Fault("rewards/answers/equality.py", "        del rest[found]\n", "", ACCURACY, "members of a set count twice"),
+    Fault("rewards/answers/equality.py", "(piece.left_open, piece.right_open) != (other.left_open, other.right_open)",
+          "piece.left_open != other.left_open", ACCURACY, "the right end of an interval is not looked at"),
+    Fault("rewards/answers/numbers.py", "Rational(1, 2) * Rational(10)", "Rational(5) * Rational(10)", ACCURACY,
+          "rounded decimals may be far off"),
+    Fault("rewards/answers/extraction.py", "if len(set(found)) == 1 else", "if found else",
+          f"{ACCURACY} tests/rewards/test_extraction.py", "the last of several answers counts"),
+    Fault("rewards/format.py", "response.count(tag) != 1", "response.count(tag) < 1", "tests/rewards/test_format.py",
+          "tags may come twice"),
+    Fault("rewards/repetition.py", "return distinct / count - 1.0", "return distinct / len(words) - 1.0",
+          "tests/rewards/test_repetition.py", "n-grams over words"),
+    Fault("rewards/overlong.py", "max(length - (limit - buffer), 0)", "max(length - limit, 0)",
+          "tests/training/test_rl.py::test_log_probs_of_the_reference_and_of_the_step_s_own_policy",
+          "no penalty before the limit"),
+    Fault("rewards/base.py", "sum(weights[rule] * part for", "sum(part for", "tests/rewards/test_workers.py",
+          "rules without their weights"),
+    Fault("evaluation/pass_at_k.py", "math.comb(int(count), k) / math.comb(n, k)", "(int(count) / n) ** k",
+          "tests/evaluation/test_evaluate.py", "pass@k with replacement"),
+    # Checkpoints and files.
+    Fault("runs/checkpoint.py", "        verify_arrays(state, progress[\"arrays\"])\n", "", CHECKPOINT,
+          "flipped bits are read"),
+    Fault("runs/checkpoint.py", "ranked[::-1][: self.best]", "ranked[: self.best]", CHECKPOINT, "the worst are kept"),
+    Fault("runs/checkpoint.py", 'rollout=progress["rollout"]', 'rollout=progress["step"]', CHECKPOINT,
+          "the count of sampler calls is lost"),
+    Fault("formats/checksums.py", "words * (2 * place + 1)", "words", CHECKPOINT, "numbers may change places"),
+    Fault("formats/peft.py", "np.float32).T", "np.float32)", LORA, "adapters are written untransposed"),
+]
+# fmt: on
