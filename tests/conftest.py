@@ -53,6 +53,36 @@ hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Each worker begins with a share of the files that have slow tests. What workers take from each other in the end
+    is then quick, and no fixture that takes long is made twice."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow_files = list(dict.fromkeys(item.path for item in items if item.get_closest_marker("slow")))
+    shares = [
+        [item for item in items if item.path in slow_files[number::workers]] for number in range(workers)
+    ]  # fmt: skip
+    quick = [item for item in items if item.path not in slow_files]
+    for share in shares:
+        missing = max(-(-len(items) // workers) - len(share), 0)
+        share += quick[:missing]
+        del quick[:missing]
+    items[:] = [item for share in [*shares, quick] for item in share]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How long the whole suite and its everyday part take: seconds of all workers, fixtures included."""
+    seconds = {"everyday": 0.0, "slow": 0.0}
+    counts = {"everyday": 0, "slow": 0}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                kind = "slow" if "slow" in report.keywords else "everyday"
+                seconds[kind] += report.duration
+                counts[kind] += report.when == "call"
+    parts = (f"{counts[kind]} {kind} tests take {seconds[kind]:.0f} s" for kind in seconds)
+    terminalreporter.write_line(f"{', '.join(parts)}, of all workers together")
+
+
 def pytest_collection_finish(session):
     """Tracing makes objects by the million, few of them garbage: what is imported is not looked through again, and the
     rest less often (6% of the time of tests that compile)."""

@@ -167,5 +167,6 @@ def test_offline_with_the_package_itself(monkeypatch, tmp_path):
         tracker.log_metrics((step or 0) + 1, {"x": 1.0})
         tracker.log_rollouts((step or 0) + 1, [sample()])
         tracker.close()
-    names = {folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")}
+    # Folders are called offline-run-SECOND-ID, and where both begin in one second the other one ID-1.
+    names = {folder.name.split("-")[3] for folder in (tmp_path / "wandb").glob("offline-run-*")}
     assert names == {json.loads((tmp_path / "wandb.json").read_text())["id"]}
