@@ -125,10 +125,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         def step() -> Any:
             number = run.step
-            collected, _ = collector.collect(
-                run.train.params, buffer, step=number, rollout=number, on_round=lambda count: None
+            collected = collector.collect(
+                run.train.params, buffer, step=number, updates=int(run.train.updates), on_round=lambda count: None
             )
-            row = learn(learner, guard, config, run, collected.groups, number)
+            row = learn(learner, guard, config, run, collected.groups)
             run.step += 1
             rows.append(row | collected.metrics)
             return run.train

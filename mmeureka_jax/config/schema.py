@@ -275,6 +275,11 @@ class RLConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)  # the critic of advantage gae
     filter: FilterConfig = field(default_factory=FilterConfig)  # the online filter
 
+    @property
+    def updates_per_step(self) -> int:
+        """Optimiser steps in a step of the loop."""
+        return self.epochs_per_rollout * self.prompts_per_rollout // self.prompts_per_update
+
 
 @dataclass(frozen=True)
 class SFTConfig:

@@ -137,7 +137,8 @@ def stack_rows(rows: Sequence[T], sizes: Mapping[str, int] | None = None) -> T:
 def stack_padded(arrays: Sequence[np.ndarray], axis: int, size: int | None = None, fill: float = 0) -> np.ndarray:
     """Stacks arrays that differ along `axis`, each padded with `fill` (or cut) to `size` there, or to the largest."""
     size = max(array.shape[axis] for array in arrays) if size is None else size
-    before, shape = (slice(None),) * axis, list(arrays[0].shape)
+    before = (slice(None),) * axis
+    shape = list(arrays[0].shape)
     shape[axis] = size
     stacked = np.full((len(arrays), *shape), fill, arrays[0].dtype)
     for row, array in zip(stacked, arrays, strict=True):

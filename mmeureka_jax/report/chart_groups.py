@@ -89,7 +89,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                 Panel("rounds", {"filter/rounds": "sampling rounds"}),
                 Panel(
                     "groups, rollouts",
-                    {"filter/buffer": "groups waiting", "filter/staleness": "staleness in rollouts"},
+                    {"filter/buffer": "groups waiting", "filter/staleness": "staleness in steps"},
                 ),
             ),
         ),

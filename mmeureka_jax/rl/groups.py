@@ -32,16 +32,21 @@ T = TypeVar("T")
 class Group:
     """One prompt and its n responses. Arrays are padded as they were in the rollout that made them.
 
-    `image_features` is set when the vision tower is frozen (the update reuses it) and the prompt's pictures are then
-    left out (W = 0); otherwise it is None and the update encodes the pictures again, with gradient.
+    Attributes:
+        sampled_by: the parameters that sampled the responses: how many optimiser steps they had taken. Equal numbers
+            mean equal parameters, since a skipped step changes nothing and does not count.
+        order: position of the prompt in the data stream.
+        image_features: set when the vision tower is frozen (the update reuses it); the prompt's pictures are then left
+            out (W = 0). Otherwise None, and the update encodes the pictures again, with gradient.
+        log_probs: of the responses' tokens when they were sampled; 0 after the end.
     """
 
-    rollout_index: int
-    order: int  # position of the prompt in the data stream
+    sampled_by: int
+    order: int
     prompt: Prompt
     image_features: ImageFeatures | None
     responses: Int[np.ndarray, "n Lr"] = flax.struct.field(metadata=pad("Lr", axis=1))
-    log_probs: Float[np.ndarray, "n Lr"] = flax.struct.field(metadata=pad("Lr", axis=1))  # when sampled
+    log_probs: Float[np.ndarray, "n Lr"] = flax.struct.field(metadata=pad("Lr", axis=1))
     lengths: Int[np.ndarray, "n"]
     finished: Bool[np.ndarray, "n"]
     rewards: Float[np.ndarray, "n"]

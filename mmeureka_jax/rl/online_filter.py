@@ -36,10 +36,10 @@ def classify(accuracies: Float[np.ndarray, "P n"], config: FilterConfig, step: i
 
 
 class Group(Protocol):
-    """What the buffer needs to know of a group: the rollout that sampled it, and its prompt's place in the data."""
+    """What the buffer needs to know of a group: the parameters that sampled it, and its prompt's place in the data."""
 
     @property
-    def rollout_index(self) -> int: ...
+    def sampled_by(self) -> int: ...
 
     @property
     def order(self) -> int: ...
@@ -51,7 +51,7 @@ G = TypeVar("G", bound=Group)
 class GroupBuffer(Generic[G]):
     """Groups that wait for an update, first in, first out.
 
-    `groups` is always in canonical order, (rollout_index, order): in whatever order hosts and workers deliver, the same
+    `groups` is always in canonical order, (sampled_by, order): in whatever order hosts and workers deliver, the same
     groups are taken. It is all the state there is; a checkpoint stores it, and restores it through the constructor.
     """
 
@@ -63,7 +63,7 @@ class GroupBuffer(Generic[G]):
         return len(self.groups)
 
     def add(self, groups: Iterable[G]) -> None:
-        self.groups = sorted([*self.groups, *groups], key=lambda group: (group.rollout_index, group.order))
+        self.groups = sorted([*self.groups, *groups], key=lambda group: (group.sampled_by, group.order))
 
     def take(self, count: int) -> list[G]:
         """Removes and returns the oldest `count` groups.
@@ -79,10 +79,13 @@ class GroupBuffer(Generic[G]):
     def clear(self) -> None:
         self.groups = []
 
-    @staticmethod
-    def staleness(groups: Sequence[Group], first_rollout: int) -> float:
-        """How many rollouts before `first_rollout`, the first of this step, the groups were sampled, on average.
 
-        Groups of this step's own rollouts, which the present parameters sampled, count 0.
-        """
-        return float(np.mean([max(first_rollout - group.rollout_index, 0) for group in groups])) if groups else 0.0
+def staleness(groups: Sequence[Group], updates: int, updates_per_step: int) -> float:
+    """How many steps of the loop ago the groups were sampled, on average: optimiser steps that the parameters have
+    taken since, by those of one step. Groups that the present parameters sampled count 0.
+
+    Args:
+        updates: optimiser steps that the present parameters have taken.
+    """
+    ages = [updates - group.sampled_by for group in groups]
+    return float(np.mean(ages)) / updates_per_step if ages else 0.0

@@ -49,7 +49,6 @@ class RunState:
 
     Attributes:
         step: steps of the loop done.
-        rollout: sampler calls made, which date the groups (more than steps where the filter asked for more).
         data: state of the problem loader.
         groups: groups kept by the filter and not yet trained on.
         best_accuracy: best validation accuracy so far, -1 before the first.
@@ -59,7 +58,6 @@ class RunState:
 
     train: TrainState
     step: int = 0
-    rollout: int = 0
     data: dict[str, Any] | None = None
     groups: tuple[Group, ...] = ()
     best_accuracy: float = -1.0
@@ -121,7 +119,6 @@ class Checkpointer:
         groups = arrays_of_groups(run.groups)
         progress = {
             "step": run.step,
-            "rollout": run.rollout,
             "data": run.data,
             "best_accuracy": run.best_accuracy,
             "accuracy": accuracy,
@@ -247,9 +244,8 @@ class Checkpointer:
         return RunState(
             train=state,
             step=progress["step"],
-            rollout=progress["rollout"],
             data=progress["data"],
-            groups=tuple(groups_of_arrays(groups)),
+            groups=tuple(groups_of_arrays(groups, progress, int(state.updates))),
             best_accuracy=progress["best_accuracy"],
             counters=progress["counters"],
             kl_coefficient=progress.get("kl_coefficient"),

@@ -46,7 +46,7 @@ METRICS = (
     Metric("filter/too_hard", "share", "groups below `rl.filter.lower`"),
     Metric("filter/kept_all", "count", "sampler calls of which all groups were kept because none had passed"),
     Metric("filter/buffer", "groups", "groups that wait for the next step"),
-    Metric("filter/staleness", "rollouts", "mean age of the step's groups: rollouts since they were sampled"),
+    Metric("filter/staleness", "steps", "mean age of the step's groups: updates since then / updates of a step"),
     Metric("loss/total", "loss", "the loss that is minimised, the value loss of a critic apart"),
     Metric("loss/policy", "loss", "the part of the loss that moves the policy by its advantages"),
     Metric("loss/drift", "loss", "the weighted policy drift; only losses `cpgd`, `pg_drift`, `ppo_clip_drift`"),

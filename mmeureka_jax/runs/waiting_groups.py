@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from mmeureka_jax.models.batch import ImageFeatures, Images, Prompt, stack_rows, take_row
 from mmeureka_jax.rl.groups import Group
 
-# The records that a group is made of had one flat list of names, and a place without features had arrays of size 0.
+# In earlier versions a group was a flat list of arrays, and without features theirs had size 0.
 _FLAT_NAMES = {
     "tokens": "prompt/tokens",
     "positions": "prompt/positions",
@@ -36,12 +36,17 @@ def arrays_of_groups(groups: Sequence[Group]) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
-def groups_of_arrays(arrays: dict[str, np.ndarray]) -> list[Group]:
-    """The inverse of `arrays_of_groups`, up to padding; also of what earlier versions stored."""
+def groups_of_arrays(arrays: dict[str, np.ndarray], progress: Mapping[str, Any], updates: int) -> list[Group]:
+    """The inverse of `arrays_of_groups`, up to padding; also of what earlier versions stored.
+
+    Args:
+        progress: the record of the checkpoint.
+        updates: optimiser steps that its parameters had taken.
+    """
     if not arrays:
         return []
-    if "tokens" in arrays:
-        arrays = _with_records(arrays)
+    if "rollout_index" in arrays:
+        arrays = _of_today(arrays, progress, updates)
     parts: dict[str, Any] = unflatten_dict(arrays, sep="/")
     parts["prompt"]["images"] = Images(**parts["prompt"]["images"])
     parts["prompt"] = Prompt(**parts["prompt"])
@@ -50,16 +55,22 @@ def groups_of_arrays(arrays: dict[str, np.ndarray]) -> list[Group]:
 
     def group(index: int) -> Group:
         row = take_row(stacked, index)
-        return dataclasses.replace(row, rollout_index=int(row.rollout_index), order=int(row.order))
+        return dataclasses.replace(row, sampled_by=int(row.sampled_by), order=int(row.order))
 
     return [group(index) for index in range(len(stacked.responses))]
 
 
-def _with_records(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of an earlier version by the names of today."""
-    arrays = {_FLAT_NAMES.get(name, name): array for name, array in flat.items()}
+def _of_today(stored: dict[str, np.ndarray], progress: Mapping[str, Any], updates: int) -> dict[str, np.ndarray]:
+    """The arrays of an earlier version as those of today.
+
+    It dated groups by sampler calls. A call is taken for a step here, and all steps to have made as many updates.
+    """
+    arrays = {_FLAT_NAMES.get(name, name): array for name, array in stored.items()}
     if not arrays["image_features/tokens"].size:
         del arrays["image_features/tokens"]
     for name in ("prompt/length", "prompt/next_position"):
         arrays[name] = arrays[name].astype(np.int32)
+    calls_ago = progress["rollout"] - arrays.pop("rollout_index")
+    updates_per_step = (updates + progress["counters"].get("skipped", 0)) / progress["step"]
+    arrays["sampled_by"] = np.maximum(updates - np.rint(calls_ago * updates_per_step).astype(np.int64), 0)
     return arrays

@@ -29,7 +29,7 @@ from mmeureka_jax.process.console import first_time, plural, progress
 from mmeureka_jax.rewards.base import JUDGED
 from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.groups import Group
-from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify
+from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify, staleness
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
 from mmeureka_jax.sampling.request import Request, Samples
 from mmeureka_jax.sampling.sampler import Sampler
@@ -119,7 +119,7 @@ def rollout_samples(
 class _Round:
     """One sampler call, whose responses are being scored."""
 
-    index: int
+    sampled_by: int  # see `Group`
     loaded: list[LoadedProblem]
     prompts: Prompt
     features: ImageFeatures | None  # of all hosts, where the tower is frozen
@@ -172,27 +172,26 @@ class Collector:
                 self._sampler.compile_ahead(params, nothing, bar.update)
 
     def collect(
-        self, params: Params, buffer: GroupBuffer, *, step: int, rollout: int, on_round: Callable[[int], None]
-    ) -> tuple[Collected, int]:
+        self, params: Params, buffer: GroupBuffer, *, step: int, updates: int, on_round: Callable[[int], None]
+    ) -> Collected:
         """Samples until `buffer` holds `rl.prompts_per_rollout` groups, and takes exactly that many.
 
         Args:
             step: the loop's step, for `filter.freeze_steps`.
-            rollout: index of the first sampler call; the index after the last one is returned.
+            updates: optimiser steps that `params` have taken.
             on_round: called with the number of groups in the buffer after each sampler call (progress).
 
         Raises:
             RunStopped: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter; or see
             `FailureWatch`.
         """
-        wanted, first_rollout, empty, tally = self._config.rl.prompts_per_rollout, rollout, 0, Tally()
+        wanted, empty, tally = self._config.rl.prompts_per_rollout, 0, Tally()
         samples: list[RolloutSample] = []
         waiting: deque[_Round] = deque()
         while len(buffer) < wanted:
             # One call ahead of the scores, if even with all groups of the call before the buffer would not be full.
             while not waiting or (len(waiting) == 1 and len(buffer) + self._prompts_per_call < wanted):
-                waiting.append(self._sample(params, rollout, tally))
-                rollout += 1
+                waiting.append(self._sample(params, updates, tally))
             groups, shown = self._scored(waiting.popleft(), tally, step, show=not samples)
             outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
             tally.outcomes.update(outcomes.tolist())
@@ -217,11 +216,11 @@ class Collector:
             buffer.clear()
         metrics = tally.metrics() | {
             "filter/buffer": float(len(buffer)),
-            "filter/staleness": GroupBuffer.staleness(taken, first_rollout),
+            "filter/staleness": staleness(taken, updates, self._config.rl.updates_per_step),
         }
-        return Collected(taken, metrics, tally.all("response/length"), samples), rollout
+        return Collected(taken, metrics, tally.all("response/length"), samples)
 
-    def _sample(self, params: Params, rollout: int, tally: Tally) -> _Round:
+    def _sample(self, params: Params, updates: int, tally: Tally) -> _Round:
         """One sampler call over all hosts; the scoring of this host's responses has begun."""
         from mmeureka_jax.data.processor import collate
 
@@ -247,7 +246,7 @@ class Collector:
         else:
             prompts, kept = gather_rows(prompts), None
         tally.seconds["rollout"] += time.perf_counter() - start
-        return _Round(rollout, loaded, prompts, kept, samples, texts, scores)
+        return _Round(updates, loaded, prompts, kept, samples, texts, scores)
 
     def _compiling(self, batch: Prompt) -> AbstractContextManager[None]:
         """Says so where a sampler call has to compile its programs."""
@@ -283,7 +282,7 @@ class Collector:
             tally.add(f"reward/pass_at_{k}", rates)
         tally.add("response/length", full.lengths)
         tally.add("response/truncated", ~full.finished)
-        groups = _groups(sampled.index, everyone, sampled.prompts, sampled.features, full)
+        groups = _groups(sampled.sampled_by, everyone, sampled.prompts, sampled.features, full)
         if not (show and is_main() and self._config.tracking.rollouts_every):
             return groups, []
         shown, samples = slice(0, self._config.tracking.rollouts_logged), sampled.samples
@@ -322,14 +321,14 @@ class Collector:
 
 
 def _groups(
-    rollout: int, scored: dict[str, np.ndarray], prompts: Prompt, features: ImageFeatures | None, samples: Samples
+    sampled_by: int, scored: dict[str, np.ndarray], prompts: Prompt, features: ImageFeatures | None, samples: Samples
 ) -> list[Group]:
     """All hosts' groups of one sampler call, in the order of the data stream."""
 
     def group(row: int) -> Group:
         prompt, image_features, sampled = take_row((prompts, features, samples), row)
         return Group(
-            rollout_index=rollout,
+            sampled_by=sampled_by,
             order=int(scored["orders"][row]),
             prompt=prompt,
             image_features=image_features,

@@ -244,18 +244,15 @@ def make_experience(
     config: Config,
     state: TrainState,
     groups: Sequence[Group],
-    *,
-    first_rollout: int,
     kl_coefficient: float,
 ) -> Experience:
     """Log-probabilities and values that the updates need, then advantages, over all the groups at once.
 
     Args:
         state: at the beginning of the step.
-        first_rollout: sampler calls from this index on were made with the parameters of `state`.
     """
     rl, length = config.rl, config.sampler.max_new_tokens
-    current = np.asarray([group.rollout_index >= first_rollout for group in groups])
+    current = np.asarray([group.sampled_by for group in groups]) == int(state.updates)
     outcomes = Outcomes.of(groups)
     mask = outcomes.mask(length)
     sampled = sampled_log_probs(groups, length)

@@ -124,19 +124,18 @@ def train_stage(config: Config) -> bool:
         job.validate_before_training()
         job.begin_training()
         while job.begin_step():
-            first_rollout = run.rollout
             job.steps.phase("sampling")
-            collected, run.rollout = collector.collect(
+            collected = collector.collect(
                 run.train.params,
                 buffer,
                 step=run.step,
-                rollout=run.rollout,
+                updates=int(run.train.updates),
                 on_round=lambda count: job.steps.phase(
                     "sampling", f"{count} of {config.rl.prompts_per_rollout} groups"
                 ),
             )
             job.steps.phase("updating")
-            row = learn(learner, job.guard, config, run, collected.groups, first_rollout)
+            row = learn(learner, job.guard, config, run, collected.groups)
             run.step, run.groups = run.step + 1, tuple(buffer.groups)
             row |= collected.metrics | job.validate_if_due()
             log_responses(job.tracker, config, run.step, collected)
@@ -171,7 +170,7 @@ def recipe(config: Config) -> Recipe:
         kind="rl",
         command="train",
         objective=policy_objective(config),
-        updates_per_step=rl.epochs_per_rollout * rl.prompts_per_rollout // rl.prompts_per_update,
+        updates_per_step=rl.updates_per_step,
         micro_batches=rl.micro_batches,
         packing=rl.packing,
         prompts_per_batch=config.sampler.batch_prompts or rl.prompts_per_rollout,
@@ -192,20 +191,13 @@ def learn(
     config: Config,
     run: RunState,
     groups: Sequence[Group],
-    first_rollout: int,
 ) -> dict[str, float]:
     """All optimiser steps on one rollout batch, which change `run`. Metrics are read once, at the end: nothing waits
-    for the device before.
-
-    Args:
-        first_rollout: see `make_experience`.
-    """
+    for the device before."""
     start = time.perf_counter()
     adapted = run.kl_coefficient if config.rl.kl_target is not None else None
     kl_coefficient = config.rl.kl_coefficient if adapted is None else adapted
-    experience = make_experience(
-        learner, config, run.train, groups, first_rollout=first_rollout, kl_coefficient=kl_coefficient
-    )
+    experience = make_experience(learner, config, run.train, groups, kl_coefficient)
     began = time.perf_counter()
     on_device: list[Metrics] = []
 

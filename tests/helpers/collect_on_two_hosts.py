@@ -61,13 +61,15 @@ def main(port, process, work_dir, *overrides):
         collector = Collector(
             config, loaded, processor, batches(), Rewards(), num_windows=0, vision_frozen=False
         )  # fmt: skip
-        collected, rollout = collector.collect(
-            loaded.load_params(), GroupBuffer(), step=0, rollout=0, on_round=lambda count: None
+        collected = collector.collect(
+            loaded.load_params(), GroupBuffer(), step=0, updates=0, on_round=lambda count: None
         )
 
-    assert rollout == 2 and [group.order for group in collected.groups] == list(range(16))
+    assert collected.metrics["filter/rounds"] == 2 and [group.order for group in collected.groups] == list(range(16))
     for group in collected.groups:
-        np.testing.assert_array_equal(group.tokens[: group.length], processor(problem(group.order)).tokens)
+        np.testing.assert_array_equal(
+            group.prompt.tokens[: group.prompt_length], processor(problem(group.order)).tokens
+        )
         texts = [processor.decode(row[:length]) for row, length in zip(group.responses, group.lengths, strict=True)]
         assert group.rewards.tolist() == [checksum(text) for text in texts], group.order
     rewards = np.concatenate([group.rewards for group in collected.groups])

@@ -25,7 +25,7 @@ def make_group(rng, *, prompt=5, response=4, windows=2, merged=None, padding=3):
 
     within = np.arange(response) < lengths[:, None]
     return Group(
-        rollout_index=int(rng.integers(100)),
+        sampled_by=int(rng.integers(100)),
         order=int(rng.integers(10_000)),
         prompt=Prompt(
             tokens=padded(rng.integers(1, 99, prompt).astype(np.int32), 0),

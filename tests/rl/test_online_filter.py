@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 
 from mmeureka_jax.config.schema import FilterConfig
-from mmeureka_jax.rl.online_filter import GroupBuffer, classify
+from mmeureka_jax.rl.online_filter import GroupBuffer, classify, staleness
 
 
 @dataclass(frozen=True)
 class Waiting:
-    rollout_index: int
+    sampled_by: int
     order: int
 
 
@@ -57,7 +57,7 @@ def test_a_filter_that_is_off_keeps_everything():
 
 
 def test_the_buffer_is_first_in_first_out_whatever_the_order_of_delivery():
-    groups = [Waiting(rollout, order) for rollout in range(3) for order in range(rollout, rollout + 4)]
+    groups = [Waiting(updates, order) for updates in range(3) for order in range(updates, updates + 4)]
     shuffled = groups.copy()
     random.Random(0).shuffle(shuffled)
     buffer: GroupBuffer[Waiting] = GroupBuffer(shuffled[:5])
@@ -65,7 +65,7 @@ def test_the_buffer_is_first_in_first_out_whatever_the_order_of_delivery():
     assert buffer.groups == groups and len(buffer) == 12
 
     assert buffer.take(5) == groups[:5]
-    buffer.add([Waiting(3, 0)])  # a new epoch: a small order, but a later rollout
+    buffer.add([Waiting(3, 0)])  # other data: a small order, but later parameters
     assert buffer.take(0) == []
     assert buffer.take(8) == [*groups[5:], Waiting(3, 0)]
     assert len(buffer) == 0
@@ -94,6 +94,7 @@ def test_the_callers_list_is_not_kept():
     assert mine == [Waiting(0, 1), Waiting(0, 0)]
 
 
-def test_staleness_is_the_mean_age_in_rollouts():
-    assert GroupBuffer.staleness([Waiting(3, 0), Waiting(4, 1), Waiting(1, 7), Waiting(3, 2)], 3) == 0.5
-    assert GroupBuffer.staleness([], 3) == 0.0
+def test_staleness_is_the_mean_age_in_steps():
+    groups = [Waiting(12, 0), Waiting(12, 1), Waiting(4, 7), Waiting(8, 2)]
+    assert staleness(groups, updates=12, updates_per_step=4) == (0 + 0 + 2 + 1) / 4
+    assert staleness([], updates=12, updates_per_step=4) == 0.0

@@ -49,7 +49,7 @@ def abstract(state: TrainState) -> TrainState:
 def make_group(order: int, patches: int = 0, dtype: str = "float32") -> Group:
     noise = np.random.default_rng(order)
     return Group(
-        rollout_index=3, order=order,
+        sampled_by=3, order=order,
         prompt=Prompt(
             tokens=noise.integers(0, 9, 7).astype(np.int32), positions=np.ones((3, 7), np.int32),
             length=np.array(5, np.int32), next_position=np.array(6, np.int32), image_index=np.full(7, -1, np.int32),
@@ -67,7 +67,7 @@ def make_group(order: int, patches: int = 0, dtype: str = "float32") -> Group:
 
 def make_run(step: int, **fields) -> RunState:
     data = {"next_position": 10 * step, "seed": 0}
-    return RunState(make_state(step), step=step, rollout=step + 2, data=data, counters={"skipped": 1}, **fields)
+    return RunState(make_state(step), step=step, data=data, counters={"skipped": 1}, **fields)
 
 
 def assert_same_run(run: RunState, expected: RunState) -> None:

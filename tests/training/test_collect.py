@@ -60,10 +60,10 @@ def run(tmp_path_factory):
         with jax.set_mesh(loaded.mesh):
             processor = open_processor(loaded.checkpoint, config.data)
             collector = Collector(config, loaded, processor, batches(), rewards, num_windows=0, vision_frozen=True)
-            collected, rollout = collector.collect(
-                loaded.load_params(), GroupBuffer(), step=0, rollout=0, on_round=lambda count: None
+            collected = collector.collect(
+                loaded.load_params(), GroupBuffer(), step=0, updates=0, on_round=lambda count: None
             )
-        assert rollout == calls and collected.metrics["filter/rounds"] == calls
+        assert collected.metrics["filter/rounds"] == calls
         return collected, taken
 
     return run

@@ -37,6 +37,7 @@ class Learner:
 
 class State:
     params = None
+    updates = 2
 
 
 def make_config(**rl):
@@ -50,7 +51,7 @@ def make_config(**rl):
 def groups():
     """Six groups; the parameters of this step sampled the last four."""
     rng = np.random.default_rng(0)
-    return [replace(make_group(rng, response=4, padding=3), rollout_index=index) for index in range(GROUPS)]
+    return [replace(make_group(rng, response=4, padding=3), sampled_by=min(index, 2)) for index in range(GROUPS)]
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def near(log_probs, mask, seed):
 
 def experience_of(learner, groups, *, kl_coefficient=0.0, **rl):
     return make_experience(
-        learner, make_config(**rl), State(), groups, first_rollout=2, kl_coefficient=kl_coefficient
+        learner, make_config(**rl), State(), groups, kl_coefficient=kl_coefficient
     )  # fmt: skip
 
 
@@ -206,7 +207,7 @@ def batches(groups, sampled, mask):
     ]
     config = make_config(importance_cap=1.2, kl_coefficient=0.1, prompts_per_update=2, epochs_per_rollout=4)
     learner = Learner(old=near(sampled, mask, 1), reference=near(sampled, mask, 2))
-    experience = make_experience(learner, config, State(), groups, first_rollout=2, kl_coefficient=0.1)
+    experience = make_experience(learner, config, State(), groups, kl_coefficient=0.1)
     return experience, [list(group_batches(config, experience, step=step)) for step in (0, 0, 1)]
 
 
