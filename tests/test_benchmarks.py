@@ -81,7 +81,8 @@ def test_contests_give_both_sides_the_same_work(benchmark, name, given, script, 
     contest = module.contest(args, Path("DIR"))
     assert contest.ours.module == f"benchmarks.{script}" and contest.ours.figure in PROMISED_KEYS[script]
     parsed = benchmark(script).build_parser().parse_args(contest.ours.options)
-    peer, ours = side_options(contest.peer), side_options(contest.ours)
+    peer = side_options(contest.peer)
+    ours = side_options(contest.ours)
     assert {"--model", "--new", "--group"} <= peer.keys() & ours.keys()
     assert all(peer[option] == ours[option] for option in peer.keys() & ours.keys())
     assert peer["--steps"] == "4" == str(parsed.steps if script == "step" else parsed.repeats)
@@ -119,7 +120,8 @@ def fake_peer(folder: Path, result: dict, error: str = "") -> Path:
 
 
 def test_contest_takes_medians_of_runs_in_turn(benchmark, tmp_path, monkeypatch, capsys):
-    contest, seconds = benchmark("contest"), iter([2.0, 1.0, 3.0])
+    contest = benchmark("contest")
+    seconds = iter([2.0, 1.0, 3.0])
     run_side = contest.run_side
 
     def run(python: str, side) -> dict:
@@ -170,7 +172,8 @@ def test_contests_tell_a_mistake_in_one_line(benchmark, tmp_path, capsys):
 def test_byte_checkpoint(benchmark, tmp_path):
     """The checkpoint of the contests: ids of the tokenizer, a table of the asked length, a token a byte."""
     benchmark("contest").write_byte_checkpoint(tmp_path / "model", 512)
-    config, tokenizer = read_config(tmp_path / "model"), AutoTokenizer.from_pretrained(tmp_path / "model")
+    config = read_config(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"].shape == (512, 256)
     assert config.text.vocab_size == 512
     assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id
@@ -299,7 +302,8 @@ def test_benchmarks_use_a_device_for_each_core_that_has_prompts(benchmark, monke
 @pytest.mark.slow
 def test_random_weights_of_a_released_model(benchmark, monkeypatch, capsys):
     """`--config`, with sizes that fit here, on a mesh of eight devices."""
-    common, update = benchmark("common"), benchmark("update")
+    common = benchmark("common")
+    update = benchmark("update")
     small = {"hidden_size": 32, "intermediate_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
     monkeypatch.setitem(common._RELEASED, "3b", {**small, "vocab_size": 2048, "tie_word_embeddings": False})
     monkeypatch.setattr(common, "_RELEASED_TEXT", {"head_dim": 16, "mrope_section": (2, 3, 3)})

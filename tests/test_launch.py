@@ -96,7 +96,8 @@ class Machines:
     """A laptop with the checkout, and two hosts."""
 
     def __init__(self, folder: Path, checkout: Path):
-        self.folder, self.checkout = folder, checkout
+        self.folder = folder
+        self.checkout = checkout
         self.hosts = [folder / "hosts" / name for name in ("host0", "host1")]
         for path in (folder / "tmp", *self.hosts):
             path.mkdir(parents=True)

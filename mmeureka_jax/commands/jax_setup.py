@@ -30,7 +30,8 @@ def start_jax(args: argparse.Namespace | None = None, config: Config | None = No
                 "the coordinator by itself)"
             )
     if distributed and args is not None and config is not None:
-        limit, run_dir = config.mesh.heartbeat_seconds, config.run_dir
+        limit = config.mesh.heartbeat_seconds
+        run_dir = config.run_dir
         cluster.join(coordinator, args.num_processes, args.process_id, limit=limit, run_dir=run_dir)
     elif distributed:
         jax.distributed.initialize()

@@ -20,7 +20,8 @@ from mmeureka_jax.rewards.answers.verdicts import verdict
 
 MAX_WORDS = 12  # a longer gold answer is an explanation
 
-_OPENING, _CLOSING = "<answer>", "</answer>"
+_OPENING = "<answer>"
+_CLOSING = "</answer>"
 # What may open an answer and says nothing.
 _FILLER = re.compile(
     r"^(?:(?:therefore|thus|hence|so|then|finally|in conclusion),\s+"
@@ -71,7 +72,8 @@ def gold_problem(answer: str) -> str | None:
 def _agrees(text: str, gold: str) -> bool:
     if not text.strip() or len(text) > MAX_CHARACTERS:
         return False
-    gold, text = _spelled(gold), _spelled(text)
+    gold = _spelled(gold)
+    text = _spelled(text)
     if not text:
         return False
     if (choice := choices.gold_letters(gold)) is not None:
@@ -88,14 +90,16 @@ def _agrees(text: str, gold: str) -> bool:
 
 
 def _same(gold: str, text: str) -> bool:
-    golds, answers = reading.read(gold), reading.read(text)
+    golds = reading.read(gold)
+    answers = reading.read(text)
     return any(equality.same_answer(a, b) for a in golds for b in answers)
 
 
 def _untagged(text: str) -> str:
     """The inside of answer tags, if they are around the whole text."""
     inside = text.strip()
-    begins, ends = inside[: len(_OPENING)].lower() == _OPENING, inside[-len(_CLOSING) :].lower() == _CLOSING
+    begins = inside[: len(_OPENING)].lower() == _OPENING
+    ends = inside[-len(_CLOSING) :].lower() == _CLOSING
     if not (begins and ends and len(inside) >= len(_OPENING + _CLOSING)):
         return text
     return inside[len(_OPENING) : -len(_CLOSING)].strip()

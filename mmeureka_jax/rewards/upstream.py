@@ -99,11 +99,13 @@ def gold_problem(answer: str, form: UpstreamForm) -> str | None:
 
 def _last_box(text: str) -> str:
     ends = brace_ends(text, _BRACE)
-    box, box_end = "", 0
+    box = ""
+    box_end = 0
     for command in re.finditer(r"\\boxed\{", text):
         end = ends.get(command.end())
         if end is not None and command.start() >= box_end:
-            box, box_end = text[command.start() : end + 1], end + 1
+            box = text[command.start() : end + 1]
+            box_end = end + 1
     return box
 
 

@@ -79,7 +79,9 @@ def train_fails(checkpoint, tmp_path, capsys) -> Callable[..., str]:
     """Runs `mmeureka train`, which has to fail before step 0, and gives the message."""
 
     def run(rows: list[dict] | str, *overrides: str, config: str = "") -> str:
-        data, yaml, run_dir = tmp_path / "train.jsonl", tmp_path / "run.yaml", tmp_path / "run"
+        data = tmp_path / "train.jsonl"
+        yaml = tmp_path / "run.yaml"
+        run_dir = tmp_path / "run"
         if isinstance(rows, str):
             data.write_text(rows)
         else:
@@ -229,7 +231,8 @@ def test_image_outside_the_root(sample_fails, checkpoint, outside, tmp_path):
 @pytest.mark.slow
 def test_another_image_root_is_allowed_when_it_is_named(checkpoint, outside, tmp_path):
     rows = [prompt_row("relative", "?", "secret.png"), prompt_row("absolute", "?", str(outside / "secret.png"))]
-    prompts, output = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "o.jsonl"
+    prompts = write_rows(tmp_path / "p.jsonl", rows)
+    output = tmp_path / "o.jsonl"
     arguments = ["--image-root", outside, "--max-new-tokens", 2, "--temperature", 0]
     assert mmeureka("sample", "--model", checkpoint, "--input", prompts, "--output", output, *arguments) == 0
     relative, absolute = map(json.loads, output.read_text().splitlines())
@@ -350,7 +353,8 @@ def test_output_that_cannot_be_written_is_found_before_anything_is_sampled(check
 @pytest.mark.slow
 def test_disk_that_fills_while_sampling(checkpoint, rows, tmp_path, capsys):
     """The rows that an earlier command wrote there stay."""
-    prompts, output = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "samples" / "o.jsonl"
+    prompts = write_rows(tmp_path / "p.jsonl", rows)
+    output = tmp_path / "samples" / "o.jsonl"
     output.parent.mkdir()
     output.write_text("earlier")
     arguments = ["--output", output, "--n", 8, "--max-new-tokens", 32]
@@ -366,7 +370,8 @@ def test_disk_that_fills_while_training(checkpoint, rows, tmp_path):
     """On a real full disk where this process may mount one: the run ends with a message and what it had saved."""
     rows = [row | {"id": f"{row['id']} {i}"} for row in rows for i in range(4)]
     data = write_rows(tmp_path / "train.jsonl", rows)
-    disk, yaml = tmp_path / "disk", tmp_path / "run.yaml"
+    disk = tmp_path / "disk"
+    yaml = tmp_path / "run.yaml"
     disk.mkdir()
     config = Config(
         run_dir=str(disk / "run"),

@@ -14,7 +14,8 @@ from mmeureka_jax.data.shapes.problems import generate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = "sft train sample score eval export report demo data".split()
-MODEL, FILES = ["--model", "m"], ["--input", "p.jsonl", "--output", "o.jsonl"]
+MODEL = ["--model", "m"]
+FILES = ["--input", "p.jsonl", "--output", "o.jsonl"]
 
 
 def test_every_command_has_help(capsys):

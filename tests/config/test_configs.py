@@ -45,7 +45,8 @@ def test_smoke_exercises_every_part_of_the_loop():
 
 
 def test_demo_is_cpgd_on_the_imitated_policy():
-    imitation, rl = load_config(CONFIGS / "demo_sft.yaml"), load_config(CONFIGS / "demo_rl.yaml")
+    imitation = load_config(CONFIGS / "demo_sft.yaml")
+    rl = load_config(CONFIGS / "demo_rl.yaml")
     assert (rl.rl.advantage, rl.rl.loss) == ("cpgd", "cpgd")
     assert rl.model.random is None and rl.model.checkpoint is not None
     assert rl.data == imitation.data  # the same problems and the same prompts, or nothing carries over

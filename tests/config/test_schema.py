@@ -276,7 +276,8 @@ def values_of(annotation) -> st.SearchStrategy:
     """Values of one field's annotation."""
     if dataclasses.is_dataclass(annotation):
         return trees(annotation)
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is typing.Literal:
         return st.sampled_from(arguments)
     if origin is tuple:

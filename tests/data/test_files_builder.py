@@ -62,7 +62,8 @@ def test_rows_with_numbered_markers_read_back_equal_and_unread_columns_are_named
     (tmp_path / "q.jsonl").write_text(json.dumps(row | {"left_image": "1-0.png"}))
     build_dataset(str(tmp_path / "q.jsonl"), "marked", show_progress=False)
     assert "column 'left_image' looks like a picture and is not read (in 1 of" in caplog.text
-    (before,), (after,) = open_problems(str(tmp_path / "q.jsonl")), open_problems("tfds:marked@train")
+    (before,) = open_problems(str(tmp_path / "q.jsonl"))
+    (after,) = open_problems("tfds:marked@train")
     assert contents(after)[1:] == contents(before)[1:]
     assert before.question == " or ? image 2!" and before.images[0].path.name == "2-1.jpg"
 

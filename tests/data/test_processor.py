@@ -370,11 +370,13 @@ def test_threads_share_a_processor(processor):
 
 def test_collate_pads_on_the_right(processor):
     prompts = [processor(PROBLEMS[name]) for name in ("text only", "odd sizes", "one")]
-    length, windows = max(len(p.tokens) for p in prompts) + 3, max(p.images.num_windows for p in prompts) + 2
+    length = max(len(p.tokens) for p in prompts) + 3
+    windows = max(p.images.num_windows for p in prompts) + 2
     batch = collate(prompts, length, windows)
     assert batch.tokens.shape == (3, length) and batch.images.patches.shape == (3, windows, 64, 588)
     for row, prompt in enumerate(prompts):
-        used, filled = len(prompt.tokens), prompt.images.num_windows
+        used = len(prompt.tokens)
+        filled = prompt.images.num_windows
         assert batch.length[row] == prompt.length == used and batch.next_position[row] == prompt.next_position
         np.testing.assert_array_equal(batch.tokens[row, :used], prompt.tokens)
         np.testing.assert_array_equal(batch.positions[row, :, :used], prompt.positions)
@@ -390,7 +392,8 @@ def test_collate_pads_on_the_right(processor):
 
 
 def test_collate_without_pictures_and_what_does_not_fit(processor):
-    text, one = processor(PROBLEMS["text only"]), processor(PROBLEMS["one"])
+    text = processor(PROBLEMS["text only"])
+    one = processor(PROBLEMS["one"])
     batch = collate([text, text], 64, 0)
     assert batch.images.patches.shape == (2, 0, 64, 588) and batch.images.image_ids.shape == (2, 0)
     with pytest.raises(UserError, match="1 windows, over 0"):

@@ -116,7 +116,8 @@ class Rows(Table):
     name = "rows"
 
     def __init__(self, folder: Path, rows: list[dict]):
-        self.folder, self._rows = folder, rows
+        self.folder = folder
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)

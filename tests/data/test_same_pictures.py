@@ -22,7 +22,9 @@ from mmeureka_jax.runs.rollout_samples import RolloutSample
 from mmeureka_jax.runs.tracking import MAX_LOGGED_SIDE, Tracker
 
 GEOMETRY = VisionGeometry()
-WIDTH, HEIGHT = 84, 56  # neither training nor the pages resize it
+# neither training nor the pages resize it
+WIDTH = 84
+HEIGHT = 56
 
 
 def drawn() -> Image.Image:
@@ -145,7 +147,8 @@ def test_pictures_that_an_older_run_stored_with_transparency_are_white_in_its_re
 def test_pictures_that_pages_make_smaller_look_the_same(tmp_path):
     rows = []
     for number, (width, height) in enumerate([(1500, 900), (300, 1100), (640, 640)]):
-        x, y = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
+        x = np.linspace(0, 1, width)
+        y = np.linspace(0, 1, height)[:, None]
         waves = np.stack([np.sin(9 * x + 5 * y), np.cos(4 * x * y), np.sin(7 * y - 2 * x)], axis=-1)
         Image.fromarray((127 + 127 * waves).astype(np.uint8)).save(tmp_path / f"{number}.png")
         rows.append({"id": str(number), "question": "?", "answer": "3", "image": f"{number}.png"})

@@ -226,9 +226,11 @@ def inked(picture: np.ndarray, color: str = "blue") -> np.ndarray:
 
 def components(mask: np.ndarray) -> int:
     """Connected regions of True, by flood fill."""
-    left, count = {(int(y), int(x)) for y, x in np.argwhere(mask)}, 0
+    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+    count = 0
     while left:
-        count, edge = count + 1, [left.pop()]
+        count = count + 1
+        edge = [left.pop()]
         while edge:
             y, x = edge.pop()
             near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left

@@ -78,7 +78,8 @@ def test_pixels_equal_transformers_for_any_mode(folders, mode):
         image.putalpha(image.convert("L"))
     buffer = io.BytesIO()
     image.convert(mode).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
-    ref, pictures = ImageRef(data=buffer.getvalue()), open_processor(folders["native"]).pictures
+    ref = ImageRef(data=buffer.getvalue())
+    pictures = open_processor(folders["native"]).pictures
     expected = image_processor()(images=[Image.open(io.BytesIO(ref.data))], return_tensors="np")["pixel_values"]
     np.testing.assert_array_equal(as_pixels(pictures.patches(ref, pictures.grid(ref))), expected)
 
@@ -153,7 +154,8 @@ def test_a_token_that_begins_every_text_begins_prompts_too(folders, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|endoftext|>"}))
-    item, plain = problem("b", "how many dots ?", (90, 100)), open_processor(folders["native"])
+    item = problem("b", "how many dots ?", (90, 100))
+    plain = open_processor(folders["native"])
     np.testing.assert_array_equal(open_processor(folder)(item).tokens, [bos, *plain(item).tokens])
     np.testing.assert_array_equal(open_processor(folder).encode_response("4"), plain.encode_response("4"))
     template = (folder / "chat_template.jinja").read_text()
@@ -172,7 +174,8 @@ def test_the_original_layout_writes_the_prompt_of_its_chat(folders, tmp_path):
         return processor.tokenizer.backend_tokenizer.decode(processor(item).tokens.tolist(), skip_special_tokens=False)
 
     item = problem("c", "compare the two", (64, 64), (90, 300))
-    one, four = "<IMG_CONTEXT>" * 16, "<IMG_CONTEXT>" * 64
+    one = "<IMG_CONTEXT>" * 16
+    four = "<IMG_CONTEXT>" * 64
     user = f"<|im_start|>user\n<img>{one}</img>\ncompare the two<img>{four}</img>\n<|im_end|>\n<|im_start|>assistant\n"
     assert text(item) == f"<|im_start|>system\n{SYSTEM_MESSAGE}<|im_end|>\n{user}"
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}

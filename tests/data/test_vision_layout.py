@@ -113,7 +113,8 @@ def test_rotary_positions_are_hf(first_text, pictures):
     """Text before, between and after pictures; two pictures always have text (their markers) between them."""
     if first_text == 0 and not pictures:
         first_text = 1
-    kinds, starts = [0] * first_text, []
+    kinds = [0] * first_text
+    starts = []
     for grid, text in pictures:
         starts.append(len(kinds))
         kinds += [1] * (grid[0] * grid[1] // 4) + [0] * text

@@ -167,7 +167,8 @@ def test_the_tree_is_the_policys(tmp_path, tied):
     ],
 )
 def test_round_trip_is_bitwise(tmp_path, dtype, tied, shard, newer):
-    source, target = tmp_path / "source", tmp_path / "target"
+    source = tmp_path / "source"
+    target = tmp_path / "target"
     state = make_checkpoint(source, tied=tied, dtype=dtype, shard=shard)
     assert (source / "model.safetensors.index.json").is_file() == (shard != "1GB")
     if newer:
@@ -237,7 +238,8 @@ def last_two(mapping):
 def test_loads_onto_a_mesh_with_the_shardings_asked_for(saved, leaf_size):
     config = read_config(saved)
     shardings = requested_shardings(config, last_two)
-    whole, sharded = load_params(saved, config), load_params(saved, config, shardings)
+    whole = load_params(saved, config)
+    sharded = load_params(saved, config, shardings)
 
     def check(one, many, sharding):
         assert many.sharding == sharding
@@ -398,7 +400,8 @@ def test_pickles_are_refused_by_name(checkpoint):
 def test_broken_indices(tmp_path):
     folder = tmp_path / "checkpoint"
     make_checkpoint(folder, shard="50KB")
-    config, index_file = read_config(folder), folder / "model.safetensors.index.json"
+    config = read_config(folder)
+    index_file = folder / "model.safetensors.index.json"
     index = json.loads(index_file.read_text())
     name, shard = next(iter(index["weight_map"].items()))
 

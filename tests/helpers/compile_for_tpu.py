@@ -131,7 +131,8 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
 
 
 def describe(program: jax.stages.Compiled) -> dict[str, Any]:
-    memory, text = program.memory_analysis(), program.as_text()
+    memory = program.memory_analysis()
+    text = program.as_text()
     return {
         "arguments": memory.argument_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,

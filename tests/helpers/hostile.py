@@ -116,7 +116,8 @@ def _memory() -> list[str]:
 
 def _injection(canary: str) -> list[str]:
     """Code in Python, LaTeX, shell and data formats that would create the canary if anything ran it."""
-    path, shell = repr(canary), f"touch '{canary}'"
+    path = repr(canary)
+    shell = f"touch '{canary}'"
     calls = [
         f"open({path}, 'w')",
         f"open({path}, 'w').close()",

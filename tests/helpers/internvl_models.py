@@ -24,8 +24,10 @@ from mmeureka_jax.formats.hugging_face import added_tokens, load_params, read_co
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.setup.random_models import build_tokenizer_files
 
-TILE, MOST = 112, 4
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+TILE = 112
+MOST = 4
+MEAN = [0.485, 0.456, 0.406]
+STD = [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ class LivelyInternVL(Lively):
 
     def __init__(self, folder: Path, form: Form):
         folder.mkdir(parents=True, exist_ok=True)
-        self.form, self.folder = form, folder
+        self.form = form
+        self.folder = folder
         self.torch = write_checkpoint(folder, form)
         self.config = read_config(folder)
         self.policy = Policy(self.config, compute_dtype="float32", remat=True, logits_mb=0.05)

@@ -32,7 +32,8 @@ def random_logits(seed: int, actions: int = 6) -> tuple[jax.Array, jax.Array]:
 
 
 def kl(p_logits, q_logits):
-    p, q = jax.nn.log_softmax(p_logits), jax.nn.log_softmax(q_logits)
+    p = jax.nn.log_softmax(p_logits)
+    q = jax.nn.log_softmax(q_logits)
     return jnp.sum(jnp.exp(p) * (p - q))
 
 

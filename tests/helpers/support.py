@@ -127,7 +127,8 @@ class Lively:
     """One lively checkpoint in both frameworks: `torch` is transformers' model, `policy` and `params` are ours."""
 
     def __init__(self, folder: Path, *, tied: bool, **settings: int | str):
-        self.folder, self.torch = folder, make_checkpoint(folder, tied=tied, **settings)
+        self.folder = folder
+        self.torch = make_checkpoint(folder, tied=tied, **settings)
         self.config = read_config(folder)
         self.policy = Policy(self.config, compute_dtype="float32", remat=True, logits_mb=0.05)
         self.params = load_params(folder, self.config)

@@ -10,7 +10,9 @@ import pytest
 from mmeureka_jax.models import attention as module
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention
 
-H, K, HEAD = 4, 2, 8
+H = 4
+K = 2
+HEAD = 8
 
 
 def normal(seed, *shape):
@@ -21,7 +23,8 @@ def brute_force(query, key, value, mask):
     """query [T, H, h], key and value [K, S, h], mask [T, S]."""
     out = np.zeros(query.shape)
     for t, head in np.ndindex(*query.shape[:2]):
-        k, v = key[head // (H // K)], value[head // (H // K)]
+        k = key[head // (H // K)]
+        v = value[head // (H // K)]
         scores = k @ query[t, head] / np.sqrt(HEAD)
         weights = np.where(mask[t], np.exp(scores - scores[mask[t]].max()), 0)
         out[t, head] = weights @ v / weights.sum()
@@ -80,7 +83,8 @@ def test_gradients_equal_those_of_plain_softmax(name, scores, monkeypatch):
     mask = jnp.asarray(np.stack([visible(row, layout is not None) for row in segments]))
 
     def plain(query, key, value):
-        key, value = jnp.repeat(key, H // K, axis=1), jnp.repeat(value, H // K, axis=1)
+        key = jnp.repeat(key, H // K, axis=1)
+        value = jnp.repeat(value, H // K, axis=1)
         scores = jnp.where(mask[:, None], jnp.einsum("bhtd,bhsd->bhts", query, key) / HEAD**0.5, -jnp.inf)
         return jnp.sum(weight * jnp.einsum("bhts,bhsd->bthd", jax.nn.softmax(scores), value))
 
@@ -96,10 +100,12 @@ def test_gradients_equal_those_of_plain_softmax(name, scores, monkeypatch):
 def test_no_more_scores_exist_at_a_time_than_asked_for(monkeypatch):
     """Forward and backward, over 2,048 places: the largest array of the compiled program."""
     monkeypatch.setattr(module, "_scores_at_a_time", lambda: 2**17)
-    length, layout = 2048, RowLayout(1024, longest=256)
+    length = 2048
+    layout = RowLayout(1024, longest=256)
     segments = jnp.asarray(packed_row(1024, 1024, (256,) * 4, 1024))[None]
     query = normal(0, 1, length, H, HEAD)
-    key, value = normal(1, 1, K, length, HEAD), normal(2, 1, K, length, HEAD)
+    key = normal(1, 1, K, length, HEAD)
+    value = normal(2, 1, K, length, HEAD)
     step = jax.jit(jax.grad(lambda *x: attention(*x, segments, layout).sum(), argnums=(0, 1, 2)))
     memory = step.lower(query, key, value).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * (8 * 2**17 + 12 * query.size)  # the whole square: 4 * 2**24 bytes

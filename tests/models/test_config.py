@@ -184,7 +184,8 @@ def nested(flat: dict) -> dict:
 
 def test_reads_the_7b_file():
     config = Qwen2_5VLConfig.from_hf(QWEN_7B, GENERATION, "config.json")
-    text, vision = config.text, config.vision
+    text = config.text
+    vision = config.vision
     assert (text.vocab_size, text.hidden_size, text.intermediate_size) == (152064, 3584, 18944)
     assert (text.num_layers, text.num_heads, text.num_kv_heads, text.head_dim) == (28, 28, 4, 128)
     assert (text.rms_norm_eps, text.rope_theta, text.mrope_section) == (1e-6, 1e6, (16, 24, 24))
@@ -236,7 +237,8 @@ def test_transformers_reads_what_is_written(flat):
     theirs = transformers.Qwen2_5_VLConfig.from_dict(config.to_hf("bfloat16"))
     reference = transformers.Qwen2_5_VLConfig.from_dict(copy.deepcopy(flat))
     for part in ("text_config", "vision_config"):
-        ours, real = getattr(theirs, part).to_dict(), getattr(reference, part).to_dict()
+        ours = getattr(theirs, part).to_dict()
+        real = getattr(reference, part).to_dict()
         differing = {k for k in {*ours, *real} if ours.get(k) != real.get(k)}
         # padding comes from generation_config.json here; the last three are unused or other names of what is equal
         assert differing <= {"pad_token_id", "max_window_layers", "spatial_patch_size", "in_chans"}
@@ -307,7 +309,8 @@ def test_what_a_vision_config_leaves_out_is_as_in_transformers(family):
 @pytest.mark.parametrize("file", [QWEN2_5_HALF_B, QWEN2_VL_7B, QWEN_7B], ids=["text", "qwen2_vl", "qwen2_5_vl"])
 def test_the_end_of_a_turn_ends_responses_of_base_checkpoints_too(file):
     config = TextOnlyConfig if file is QWEN2_5_HALF_B else Qwen2_5VLConfig
-    base, beside = {"eos_token_id": 151643}, OtherFiles(lambda: {"<|im_end|>": 151645})
+    base = {"eos_token_id": 151643}
+    beside = OtherFiles(lambda: {"<|im_end|>": 151645})
     read = config.from_hf(file, base, "config.json", beside)
     assert (read.eos_token_ids, read.pad_token_id) == ((151645, 151643), 151643)
     assert config.from_hf(file, base, "config.json", OtherFiles()).eos_token_ids == (151643,)
@@ -327,7 +330,8 @@ def test_qwen2_vl_of_the_hub():
     reference = transformers.Qwen2VLConfig.from_dict(copy.deepcopy(QWEN2_VL_7B))
     assert Qwen2_5VLConfig.from_hf(reference.to_dict(), GENERATION, "config.json") == config
     ours = transformers.Qwen2VLConfig.from_dict(config.to_hf())
-    real, written = reference.vision_config.to_dict(), ours.vision_config.to_dict()
+    real = reference.vision_config.to_dict()
+    written = ours.vision_config.to_dict()
     assert {key: value for key, value in real.items() if key != "in_chans"}.items() <= written.items()
 
 

@@ -47,7 +47,8 @@ def model(request, tmp_path_factory):
 
 def test_log_probs_equal_transformers(model):
     items = list(PROBLEMS.values())
-    batch, responses = model.batch(items), responses_for(len(items), 2, 9)
+    batch = model.batch(items)
+    responses = responses_for(len(items), 2, 9)
     ours, entropy = encode_and_score(model.policy, model.params, batch, responses)
     assert [int((row.images.image_ids >= 0).sum()) for row in map(model.processor, items)] == [0, 1, 4, 3 + 1 + 4]
     for i, item in enumerate(items):
@@ -61,7 +62,8 @@ def test_log_probs_equal_transformers(model):
 @pytest.mark.slow
 def test_gradients_of_the_summed_log_prob_equal_transformers(model):
     item = PROBLEMS["several pictures"]
-    batch, responses = model.batch([item]), responses_for(1, 1, 7)
+    batch = model.batch([item])
+    responses = responses_for(1, 1, 7)
 
     def total(params):
         return encode_and_score(model.policy, params, batch, responses)[0].sum()
@@ -91,7 +93,8 @@ def test_round_trip_is_bitwise_and_keeps_the_layout(model, tmp_path):
         config.pop("dtype", None)
     assert before == after
     assert read_config(out).layout == model.config.layout
-    ours, theirs = load_file(out / "model.safetensors"), load_file(model.folder / "model.safetensors")
+    ours = load_file(out / "model.safetensors")
+    theirs = load_file(model.folder / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     if model.form.original:
@@ -166,7 +169,8 @@ def test_a_mesh_changes_nothing(tmp_path, name):
     """Log-probabilities of the update and greedy tokens of the sampler, on one device and on 2 x 2 x 2."""
     model = LivelyInternVL(tmp_path / "model", FORMS[name])
     items = list(PROBLEMS.values())
-    batch, responses = model.batch(items), responses_for(len(items), 2, 9)
+    batch = model.batch(items)
+    responses = responses_for(len(items), 2, 9)
     alone = encode_and_score(model.policy, model.params, batch, responses)[0]
     mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices())
     with jax.set_mesh(mesh):
@@ -180,7 +184,8 @@ def test_a_mesh_changes_nothing(tmp_path, name):
         settings = SamplingSettings(
             temperature=0.0, group_size=2, max_new_tokens=8, eos_token_ids=(), pad_token_id=model.config.pad_token_id
         )
-        sampler, ids = Sampler(model.policy, settings, "rollout"), [item.id for item in items]
+        sampler = Sampler(model.policy, settings, "rollout")
+        ids = [item.id for item in items]
         samples, _ = sampler.sample(params, Request.of(ids, batch, mesh))
     expected, _ = sampler.sample(model.params, Request.of(ids, batch))
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
@@ -246,7 +251,8 @@ def test_a_stored_head_decides_where_the_config_contradicts_itself(written, tmp_
     """transformers 5 writes tie_word_embeddings twice, and a model made with its defaults says true and false."""
     folder = shutil.copytree(written["native"], tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = True, False
+    config["tie_word_embeddings"] = True
+    config["text_config"]["tie_word_embeddings"] = False
     (folder / "config.json").write_text(json.dumps(config))
     if not stored:
         tensors = load_file(folder / "model.safetensors")

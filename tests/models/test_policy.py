@@ -82,7 +82,8 @@ def test_shared_prompt_equals_the_repeated_layout(tied, packed):
     (1e-5 relative)."""
     items = [PROBLEMS["one window"], PROBLEMS["several pictures"], PROBLEMS["text only"]]
     batch = tied.batch(items)
-    n, length = 4, 8
+    n = 4
+    length = 8
     responses = responses_for(len(items), n, length)
     lengths = np.array([[8, 1, 3, 0], [2, 2, 2, 8], [0, 5, 8, 8]]) if packed else np.full((3, n), length)
     mask = np.arange(length) < lengths[..., None]
@@ -168,7 +169,8 @@ def test_gradients_of_bfloat16_add_up_in_float32_over_blocks():
         return jax.grad(total, argnums=(0, 1))(hidden, head)
 
     for mine, whole in zip(gradients(4), gradients(256), strict=True):
-        mine, whole = np.asarray(mine, np.float32), np.asarray(whole, np.float32)
+        mine = np.asarray(mine, np.float32)
+        whole = np.asarray(whole, np.float32)
         assert np.linalg.norm(mine - whole) < 2e-3 * np.linalg.norm(whole)
 
 

@@ -52,7 +52,8 @@ class LivelyQwen3(Lively):
             rope_parameters={"rope_type": "default", "rope_theta": 1e5}, pad_token_id=vocab["<|endoftext|>"],
         )  # fmt: skip
         config._attn_implementation = "eager"
-        self.folder, self.torch = folder, enlivened(Qwen3ForCausalLM(config))
+        self.folder = folder
+        self.torch = enlivened(Qwen3ForCausalLM(config))
         self.torch.save_pretrained(folder)
         self.config = read_config(folder)
         self.policy = Policy(self.config, compute_dtype="float32", remat=True, logits_mb=0.05)
@@ -75,7 +76,8 @@ def problems(model):
 
 def test_log_probs_equal_transformers(model):
     items = problems(model)
-    batch, responses = model.batch(items), responses_for(len(items), 2, 9)
+    batch = model.batch(items)
+    responses = responses_for(len(items), 2, 9)
     ours, entropy = encode_and_score(model.policy, model.params, batch, responses)
     for i, item in enumerate(items):
         for j in range(2):
@@ -88,7 +90,8 @@ def test_log_probs_equal_transformers(model):
 @pytest.mark.slow
 def test_gradients_of_the_summed_log_prob_equal_transformers(model):
     item = problems(model)[-1]
-    batch, responses = model.batch([item]), responses_for(1, 2, 7)
+    batch = model.batch([item])
+    responses = responses_for(1, 2, 7)
 
     def total(params):
         return encode_and_score(model.policy, params, batch, responses)[0].sum()
@@ -109,7 +112,8 @@ def test_round_trip_is_bitwise(model, tmp_path):
     """And transformers loads every tensor of what is written."""
     out = tmp_path / "out"
     save_params(model.params, model.config, out, source=model.folder)
-    ours, theirs = load_file(out / "model.safetensors"), load_file(model.folder / "model.safetensors")
+    ours = load_file(out / "model.safetensors")
+    theirs = load_file(model.folder / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert read_config(out).text == model.config.text
     assert json.loads((out / "config.json").read_text())["architectures"] == [type(model.torch).__name__]
@@ -141,7 +145,8 @@ def test_transformers_finds_every_tensor_in_a_random_checkpoint(model):
 def test_a_mesh_changes_nothing(model):
     """Log-probabilities on one device and on 2 x 2 x 2."""
     items = (problems(model) * 2)[:4]
-    batch, responses = model.batch(items), responses_for(len(items), 2, 9)
+    batch = model.batch(items)
+    responses = responses_for(len(items), 2, 9)
     alone = encode_and_score(model.policy, model.params, batch, responses)[0]
     mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices())
     with jax.set_mesh(mesh):

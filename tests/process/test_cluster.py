@@ -96,7 +96,8 @@ def assert_last_line(said: str, pattern: str) -> None:
 )
 def test_a_process_that_ends_by_itself_says_so_to_the_other(tmp_path, which, what, code, says):
     two = Two(tmp_path, *("work", "work")[:which], what, *("work", "work")[which + 1 :])
-    (own, said), (other, heard) = two.end_of(which), two.end_of(1 - which)
+    own, said = two.end_of(which)
+    other, heard = two.end_of(1 - which)
     assert own == other == code and says in said
     assert_last_line(heard, f"mmeureka: process {which} of 2 has ended, and this one ends with it: {says}")
     assert "Traceback" not in heard
@@ -112,7 +113,8 @@ def test_processes_that_are_done_wait_for_each_other(tmp_path):
 def test_a_broken_connection_to_a_living_process_is_an_error_of_its_own(tmp_path):
     """JAX's exception is shown when no process turns out to be lost."""
     two = Two(tmp_path, "broken", "work")
-    (own, said), (other, heard) = two.end_of(0), two.end_of(1)
+    own, said = two.end_of(0)
+    other, heard = two.end_of(1)
     assert own == other == 1 and "RuntimeError: Gloo all-reduce failed" in said
     assert_last_line(heard, "mmeureka: process 0 of 2 has ended, and this one ends with it: RuntimeError: Gloo .*")
 

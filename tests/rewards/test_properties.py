@@ -38,7 +38,8 @@ def scores(texts, gold):
 def spellings(value: Fraction) -> list[str]:
     """Exact ways to write a number."""
     sign = "-" if value < 0 else ""
-    above, below = abs(value.numerator), value.denominator
+    above = abs(value.numerator)
+    below = value.denominator
     found = [rf"{sign}\frac{{{above * k}}}{{{below * k}}}" for k in (1, 3)]
     found += [f"{value.numerator}/{below}", rf"{sign}\dfrac{{{above}}}{{{below}}}", rf"{sign}{{{above} \over {below}}}"]
     if below == 1:
@@ -204,8 +205,10 @@ ends = st.lists(st.integers(-30, 30), min_size=2, max_size=2, unique=True).map(s
 @given(ends, st.booleans(), st.booleans())
 def test_an_interval_is_its_inequality_in_both_directions(interval, left_open, right_open):
     low, high = interval
-    opening, closing = "[("[left_open], "])"[right_open]
-    left, right = (r"\leq", "<")[left_open], (r"\leq", "<")[right_open]
+    opening = "[("[left_open]
+    closing = "])"[right_open]
+    left = (r"\leq", "<")[left_open]
+    right = (r"\leq", "<")[right_open]
     bounds = rf"{opening}{low}, {high}{closing}"
     backwards = {r"\leq": r"\geq", "<": ">"}
     ways = [

@@ -42,7 +42,8 @@ def brute_force(rewards, config: RLConfig) -> np.ndarray:
     useful = sum(len(set(row)) > 1 for row in rows)
     result = []
     for row in rows:
-        n, name = len(row), config.advantage
+        n = len(row)
+        name = config.advantage
         if name == "reinforce_pp":
             result.append(row)
         elif len(set(row)) == 1:
@@ -50,7 +51,8 @@ def brute_force(rewards, config: RLConfig) -> np.ndarray:
         elif name == "rloo":
             result.append([row[i] - statistics.mean(row[:i] + row[i + 1 :]) for i in range(n)])
         else:
-            mean, std = statistics.mean(row), statistics.stdev(row)
+            mean = statistics.mean(row)
+            std = statistics.stdev(row)
             if name == "grpo":
                 factor = 1 / (std + 1e-9)
             elif name == "cpgd" and config.cpgd_weight == "std":
@@ -117,7 +119,8 @@ def test_a_group_of_one_has_nothing_to_be_compared_with():
 
 
 def test_clip_filter_weight_counts_the_rows_given_and_is_capped():
-    useful, useless = [1.0, 0.0], [1.0, 1.0]
+    useful = [1.0, 0.0]
+    useless = [1.0, 1.0]
     rewards = np.array([useful, useless, useful, useless], np.float32)
 
     def first(rows, cap):
@@ -178,7 +181,8 @@ def brute_force_tokens(outcomes: Outcomes, config: RLConfig, length: int, kl=Non
 @pytest.mark.parametrize("with_kl", [False, True])
 def test_advantages_of_tokens_equal_brute_force(config, whiten, with_kl):
     config = RLConfig(advantage=config.advantage, cpgd_weight=config.cpgd_weight, cpgd_weight_cap=1.5, whiten=whiten)
-    outcomes, length = make_outcomes(), 9
+    outcomes = make_outcomes()
+    length = 9
     kl = np.random.default_rng(1).normal(size=(4, 5, length)) if with_kl else None
     advantages = compute_advantages(outcomes, config, length, kl)
     assert advantages.dtype == np.float32 and (advantages[~outcomes.mask(length)] == 0).all()
@@ -189,9 +193,11 @@ def test_advantages_of_tokens_equal_brute_force(config, whiten, with_kl):
 def test_neither_order_nor_padding_nor_garbage_matters(config):
     """Of prompts, of responses; however long the arrays; whatever the penalties are after a response's end."""
     config = RLConfig(advantage=config.advantage, cpgd_weight=config.cpgd_weight)
-    outcomes, kl = make_outcomes(), np.random.default_rng(1).normal(size=(4, 5, 7))
+    outcomes = make_outcomes()
+    kl = np.random.default_rng(1).normal(size=(4, 5, 7))
     expected = compute_advantages(outcomes, config, 7, kl)
-    rows, columns = np.array([2, 0, 3, 1]), np.array([4, 1, 0, 3, 2])
+    rows = np.array([2, 0, 3, 1])
+    columns = np.array([4, 1, 0, 3, 2])
     moved = Outcomes(
         **{name: getattr(outcomes, name)[rows][:, columns] for name in ("rewards", "accuracies", "lengths", "finished")}
     )
@@ -207,7 +213,8 @@ def test_what_a_response_is_given_is_limited_as_upstream_does(name, adora):
     """Upstream's order, in plain Python: baseline, weight of the prompt, limit of ±10, penalties, sums to the end."""
     n = 120  # a group so large that even (R - mean) / std can pass 10
     rewards = np.zeros((2, n))
-    rewards[0, :4], rewards[1, 7] = [50.0, -30.0, 9.0, 4.0], 2.0
+    rewards[0, :4] = [50.0, -30.0, 9.0, 4.0]
+    rewards[1, 7] = 2.0
     lengths = np.tile([3, 1, 2], (2, n // 3))
     outcomes = Outcomes(rewards, rewards > 0.5, lengths, np.ones((2, n), bool))
     kl = np.random.default_rng(0).normal(size=(2, n, 3))
@@ -216,7 +223,8 @@ def test_what_a_response_is_given_is_limited_as_upstream_does(name, adora):
     limited = 0
     for p in range(2):
         weight = 1.0 if adora is None else adora_weights(outcomes, adora)[p].item()
-        mean, std = statistics.mean(rewards[p]), statistics.stdev(rewards[p])
+        mean = statistics.mean(rewards[p])
+        std = statistics.stdev(rewards[p])
         for i in range(n):
             given = {
                 "grpo": (rewards[p, i] - mean) / (std + 1e-9),

@@ -74,7 +74,8 @@ def test_a_batch_holds_every_group_at_the_sizes_asked_for():
     assert batch.prompts.tokens.shape == (3, 8) and batch.responses.shape == (3, N, 6)
     assert batch.prompts.images.patches.shape == (3, 3, PLACES, NUMBERS) and batch.image_features is None
     for row, group in enumerate(groups):
-        length, prompt = group.prompt_length, group.prompt
+        length = group.prompt_length
+        prompt = group.prompt
         np.testing.assert_array_equal(batch.prompts.tokens[row, :length], prompt.tokens[:length])
         np.testing.assert_array_equal(batch.prompts.positions[row, :, :length], prompt.positions[:, :length])
         assert (batch.prompts.tokens[row, length:] == 0).all() and (batch.prompts.image_index[row, length:] == -1).all()

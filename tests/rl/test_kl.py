@@ -30,7 +30,8 @@ def test_kl_estimators_equal_their_formulas():
 
 
 def test_k3_of_a_token_that_became_impossible_is_finite():
-    log_probs, reference = np.full((1, 1, 1), -300.0, np.float32), np.zeros((1, 1, 1), np.float32)
+    log_probs = np.full((1, 1, 1), -300.0, np.float32)
+    reference = np.zeros((1, 1, 1), np.float32)
     assert np.isfinite(kl_penalty(log_probs, reference, "k3")).all()
     assert np.isfinite(gradient_of_sum(lambda x: kl_penalty(x, reference, "k3"), log_probs)).all()
 

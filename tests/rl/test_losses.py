@@ -37,7 +37,8 @@ CONFIGS = {
     "cispo": RLConfig(loss="cispo"),
     "cispo_two_bounds": RLConfig(loss="cispo", clip_epsilon_low=0.2, clip_epsilon_high=0.3),
 }
-NO_CLIP, WITH_DRIFT = ("pg", "pg_drift"), ("cpgd", "pg_drift", "ppo_clip_drift")
+NO_CLIP = ("pg", "pg_drift")
+WITH_DRIFT = ("cpgd", "pg_drift", "ppo_clip_drift")
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
@@ -54,14 +55,17 @@ def setting(config: RLConfig, name: str) -> float:
 def brute_force_response(config: RLConfig, l, old, advantages):  # noqa: E741
     """For each token of a response: policy addend, drift addend, the policy addend's gradient summed over the response,
     clipped low, clipped high; from the formulas as the papers write them."""
-    loss, length = config.loss, len(l)
+    loss = config.loss
+    length = len(l)
     tokens = [{"drift": 0.0, "drift_gradient": 0.0, "low": False, "high": False} for _ in l]
     mean = sum(l[t] - old[t] for t in range(length)) / max(length, 1)
     for t, token in enumerate(tokens):
-        advantage, d = advantages[t], l[t] - old[t]
+        advantage = advantages[t]
+        d = l[t] - old[t]
         ratio = math.exp(mean if loss == "gspo" else d)
         if loss in ("ppo_clip", "ppo_clip_drift", "gspo"):
-            low, high = 1 - setting(config, "clip_epsilon_low"), 1 + setting(config, "clip_epsilon_high")
+            low = 1 - setting(config, "clip_epsilon_low")
+            high = 1 + setting(config, "clip_epsilon_high")
             cap = config.ratio_cap if loss != "gspo" and config.ratio_cap else math.inf
             r = min(ratio, cap)
             token["policy"] = -min(r * advantage, clip(r, low, high) * advantage)
@@ -70,22 +74,27 @@ def brute_force_response(config: RLConfig, l, old, advantages):  # noqa: E741
             token["gradient"] = 0.0 if token["low"] or token["high"] else -ratio * advantage
         elif loss == "cispo":
             weight = clip(ratio, 1 - setting(config, "clip_epsilon_low"), 1 + setting(config, "clip_epsilon_high"))
-            token["policy"], token["gradient"] = -weight * advantage * l[t], -weight * advantage
-            token["low"], token["high"] = advantage != 0 and ratio < weight, advantage != 0 and ratio > weight
+            token["policy"] = -weight * advantage * l[t]
+            token["gradient"] = -weight * advantage
+            token["low"] = advantage != 0 and ratio < weight
+            token["high"] = advantage != 0 and ratio > weight
         elif loss in NO_CLIP:
-            token["policy"], token["gradient"] = -advantage * l[t], -advantage
+            token["policy"] = -advantage * l[t]
+            token["gradient"] = -advantage
         else:
             share = config.clip_start + (1 - config.clip_start) * (t + 1) / length
             lo = math.log(1 - share * setting(config, "clip_epsilon_low"))
             hi = math.log(1 + share * setting(config, "clip_epsilon_high"))
             surrogate = advantage * min(d, hi) if advantage > 0 else advantage * max(d, lo)
             assert surrogate == pytest.approx(min(d * advantage, clip(d, lo, hi) * advantage), abs=1e-12)
-            token["low"], token["high"] = advantage < 0 and d < lo, advantage > 0 and d > hi
+            token["low"] = advantage < 0 and d < lo
+            token["high"] = advantage > 0 and d > hi
             token["policy"] = -surrogate
             token["gradient"] = 0.0 if token["low"] or token["high"] else -advantage
         if loss in WITH_DRIFT:
             slope = config.drift_coefficient * min(math.exp(d) - 1, config.drift_cap)
-            token["drift"], token["drift_gradient"] = slope * l[t], slope
+            token["drift"] = slope * l[t]
+            token["drift_gradient"] = slope
     if loss == "gspo":  # every token moves the ratio of all
         together = sum(token["gradient"] for token in tokens) / max(length, 1)
         for token in tokens:
@@ -191,8 +200,10 @@ def test_drift_has_the_gradient_of_k3_below_the_cap_and_no_more_than_the_cap_abo
 
 def test_the_boundary_itself_is_not_clipped():
     """At a tie, min() would give half the gradient."""
-    zeros, advantages = jnp.zeros((1, 2, 1)), np.array([[[1.0], [-1.0]]], np.float32)
-    mask, epsilons = np.ones(zeros.shape, bool), {"clip_epsilon_low": 0.0, "clip_epsilon_high": 0.0}
+    zeros = jnp.zeros((1, 2, 1))
+    advantages = np.array([[[1.0], [-1.0]]], np.float32)
+    mask = np.ones(zeros.shape, bool)
+    epsilons = {"clip_epsilon_low": 0.0, "clip_epsilon_high": 0.0}
     for loss in (ppo_clip, cpg, cpgd):
         gradient = gradient_of_sum(lambda x, loss=loss: loss(x, zeros, advantages, mask, **epsilons).loss, zeros)
         np.testing.assert_array_equal(gradient.ravel(), [-1.0, 1.0])
@@ -201,7 +212,9 @@ def test_the_boundary_itself_is_not_clipped():
 def test_gradient_weights_of_a_bad_token_that_became_likely():
     """A < 0, r >> 1: r |A| for PPO-clip (unbounded), |A| for CPG, 0 with the ratio cap; CPGD adds at most alpha * c."""
     d = np.array([0.0, 2.0, 10.0, 50.0], np.float32)[None, None]
-    mask, old, advantage = np.ones(d.shape, bool), np.full(d.shape, -55.0, np.float32), np.full_like(d, -0.5)
+    mask = np.ones(d.shape, bool)
+    old = np.full(d.shape, -55.0, np.float32)
+    advantage = np.full_like(d, -0.5)
 
     def weight(**kwargs):
         loss = make_policy_loss(RLConfig(**kwargs))
@@ -273,7 +286,8 @@ def test_inputs_are_left_alone_and_jit_changes_nothing(config):
     batch = random_batch()
     copies = [x.copy() for x in batch]
     loss = make_policy_loss(config)
-    eager, compiled = loss(*batch), jax.jit(loss)(*batch)
+    eager = loss(*batch)
+    compiled = jax.jit(loss)(*batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), eager, compiled)
     for x, copy in zip(batch, copies, strict=True):
         np.testing.assert_array_equal(x, copy)
@@ -307,7 +321,8 @@ def test_a_loss_from_a_file(tmp_path):
     (tmp_path / "own_loss.py").write_text(OWN_LOSS)
     config = load_config(None, [f"rl.loss={tmp_path}/own_loss.py:scaled", "rl.drift_cap=0.5"]).rl
     batch = random_batch()
-    own, plain = make_policy_loss(config)(*batch), make_policy_loss(RLConfig(loss="pg"))(*batch)
+    own = make_policy_loss(config)(*batch)
+    plain = make_policy_loss(RLConfig(loss="pg"))(*batch)
     np.testing.assert_allclose(own.loss, 1.5 * plain.loss, rtol=1e-6)
 
 
@@ -371,7 +386,8 @@ def test_expected_drift_gradient_is_the_gradient_of_the_kl(seed):
         old = jax.nn.log_softmax(old_logits)
 
         def expected_drift(logits):
-            now, none = one_token(jax.nn.log_softmax(logits)), jnp.zeros((1, 6, 1))
+            now = one_token(jax.nn.log_softmax(logits))
+            none = jnp.zeros((1, 6, 1))
             result = cpgd(now, one_token(old), none, none == 0, drift_coefficient=1.0, drift_cap=math.inf)
             return jnp.sum(one_token(jnp.exp(old)) * result.loss)
 
@@ -413,7 +429,8 @@ def test_one_ppo_step_against_one_cpg_step_at_the_clip_boundary(advantage, ratio
 
 def test_an_exact_cpgd_step_never_lowers_the_expected_reward():
     """Minimising the expected CPGD loss from pi_old gains at least alpha * KL(pi_old || pi), over many bandits."""
-    bandits, actions = 200, 5
+    bandits = 200
+    actions = 5
     rng = np.random.default_rng(0)
     start = jnp.asarray(rng.normal(0, 1.5, (bandits, actions)), jnp.float32)
     rewards = np.where(

@@ -97,7 +97,8 @@ def test_equals_torch_adamw(weight_decay):
     )
     total = 8
     params = policy_like_params()
-    optimizer, schedule = make_optimizer(config, total), make_schedule(config, total)
+    optimizer = make_optimizer(config, total)
+    schedule = make_schedule(config, total)
     state = optimizer.init(params)
 
     twins = {name: torch.nn.Parameter(torch.tensor(np.asarray(leaf))) for name, leaf in paths(params).items()}

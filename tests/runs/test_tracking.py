@@ -37,7 +37,8 @@ def events_of(run_dir) -> list[list]:
 
     files = []
     for path in sorted((run_dir / "tensorboard").iterdir(), key=lambda path: int(path.name.rsplit(".")[-1])):
-        data, events = path.read_bytes(), []
+        data = path.read_bytes()
+        events = []
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             events.append(Event.FromString(data[12 : 12 + length]))
@@ -120,7 +121,8 @@ def test_a_broken_row_in_the_middle_is_named(tmp_path):
 
 
 def test_rollout_samples_and_their_pictures(tmp_path):
-    red, large = picture("red"), picture("blue", (3000, 1500), "JPEG")
+    red = picture("red")
+    large = picture("blue", (3000, 1500), "JPEG")
     tracker = Tracker(tmp_path, TrackingConfig())
     tracker.log_rollouts(5, [sample("a", [red]), sample("b", [red, large], text="lone \ud800 surrogate, é")])
     tracker.close()

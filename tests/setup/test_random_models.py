@@ -159,7 +159,8 @@ def test_transformers_loads_every_tensor(tmp_path, tied):
     model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, output_loading_info=True)
     assert not any(info.values()), info
     assert model.config.tie_word_embeddings == tied
-    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    table = model.get_input_embeddings().weight
     assert (head.data_ptr() == table.data_ptr()) == tied
     assert model.generation_config.eos_token_id == read_config(path).eos_token_ids[0]
     ours = load_params(path, read_config(path))

@@ -43,7 +43,8 @@ def folder(tmp_path):
 
 @pytest.mark.slow
 def test_a_text_only_policy_trains_and_is_written_back(folder):
-    run_dir, out = folder / "run", folder / "out"
+    run_dir = folder / "run"
+    out = folder / "out"
     data = [f"data.train={folder / 'train.jsonl'}", f"data.validation={folder / 'test.jsonl'}"]
     model = f"model.checkpoint={folder / 'model'}"
     assert mmeureka("train", CONFIG, f"run_dir={run_dir}", model, *data, *OVERRIDES) == 0

@@ -159,5 +159,6 @@ def test_termination_saves_and_resumes(make_job, uninterrupted):
     assert (job.run_dir / "checkpoints" / str(step)).is_dir()
     job.finish()
     assert job.rows() == uninterrupted.rows()
-    arrays, expected = job.checkpoint(9)[0], uninterrupted.checkpoint(9)[0]
+    arrays = job.checkpoint(9)[0]
+    expected = uninterrupted.checkpoint(9)[0]
     assert all(x.tobytes() == expected[name].tobytes() for name, x in arrays.items())

@@ -14,7 +14,8 @@ from mmeureka_jax.rewards.base import RewardResult, kind_of_failure
 from mmeureka_jax.training.reward_failures import FailureWatch, check_custom
 
 OWN = RewardConfig(custom="rule.py:f", custom_weight=1.0)
-ALL, NONE = np.ones((2, 4), bool), np.zeros((2, 4), bool)
+ALL = np.ones((2, 4), bool)
+NONE = np.zeros((2, 4), bool)
 MOST = ~np.eye(2, 4, dtype=bool)
 
 

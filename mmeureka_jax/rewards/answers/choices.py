@@ -101,7 +101,8 @@ def _read_letters(text: str) -> tuple[list[str], int]:
     first = _LETTER.match(text)
     if first is None:
         return [], 0
-    letters, end = [first[1]], first.end()
+    letters = [first[1]]
+    end = first.end()
     while joint := _JOINT.match(text, end):
         following = _LETTER.match(text, joint.end())
         if following is None or not following[1].isupper():

@@ -50,7 +50,8 @@ _PARTS_OF_A_DEGREE = {DEGREE: 1, ARC_MINUTE: 60, ARC_SECOND: 3600}
 
 def same_answer(gold: Answer, answer: Answer) -> bool:
     """Whether an answer states what the gold answer does."""
-    gold, answer = _without_domain(gold), _without_domain(answer)
+    gold = _without_domain(gold)
+    answer = _without_domain(answer)
     if len(gold.parts) == 1 and len(answer.parts) > 1:
         answer = _without_steps(answer)
     if len(gold.parts) == len(answer.parts):
@@ -125,7 +126,8 @@ def _same_coordinates(gold: Answer, answer: Answer) -> bool:
 
 def _same_unions(gold: Answer, answer: Answer) -> bool:
     r"""`(-\infty, 1) \cup (2, \infty)` is `(-\infty, 1)` and `(2, \infty)`: where a function increases."""
-    union, other = _as_union(gold), _as_union(answer)
+    union = _as_union(gold)
+    other = _as_union(answer)
     return union is not None and other is not None and _same_sets(union, other)
 
 
@@ -255,17 +257,21 @@ def _same_expressions(gold: Part, answer: Part) -> bool:
         return False  # no products of their letters
     if is_formula_of_elements(gold.body.text):
         return False
-    a, b = mathematics.parse(gold.body.text), mathematics.parse(answer.body.text)
+    a = mathematics.parse(gold.body.text)
+    b = mathematics.parse(answer.body.text)
     if a is None or b is None:
         return False
     tolerance = precision(gold.body.text) * Rational(abs(gold.body.scale))
     is_plain = gold.body.scale == answer.body.scale == 1 and not _is_percent(gold) and not _is_percent(answer)
     if not is_plain and not (isinstance(a, Expr | MatrixBase) and isinstance(b, Expr | MatrixBase)):
         return False
-    a, b = _scaled(a, gold.body.scale), _scaled(b, answer.body.scale)
-    gold_percent, percent = _is_percent(gold), _is_percent(answer)
+    a = _scaled(a, gold.body.scale)
+    b = _scaled(b, answer.body.scale)
+    gold_percent = _is_percent(gold)
+    percent = _is_percent(answer)
     if gold_percent != percent:
-        worth, other = a * _share(gold_percent), b * _share(percent)
+        worth = a * _share(gold_percent)
+        other = b * _share(percent)
         if mathematics.same(worth, other, tolerance * _share(gold_percent)):
             return True
         # The sign of a gold answer may be missing where nobody can take its number for a proportion.
@@ -388,7 +394,8 @@ def _several_symbols(relation: Relation) -> bool:
 def _same_relations(gold: Relation, answer: Relation) -> bool:
     if gold.sign != answer.sign or ("'" in gold.left) != ("'" in answer.left):
         return False
-    sides, others = (gold.left, gold.right), (answer.left, answer.right)
+    sides = (gold.left, gold.right)
+    others = (answer.left, answer.right)
     if gold.sign in (r"\cong", r"\sim"):  # vertices correspond
         keys, other_keys = ([text_key(side) for side in pair] for pair in (sides, others))
         return keys in (other_keys, other_keys[::-1])
@@ -399,7 +406,8 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
     a, b, c, d = (mathematics.parse_expression(side) for side in (*sides, *others))
     if a is None or b is None or c is None or d is None:
         return False
-    left, right = a - b, c - d
+    left = a - b
+    right = c - d
     if gold.sign == "=":  # y = 6/x is xy = 6
         left, right = (fraction(together(difference))[0] for difference in (left, right))
     if left.free_symbols != right.free_symbols or not left.free_symbols:

@@ -163,7 +163,8 @@ def proportional(gold: Expr, value: Expr) -> int:
     """The sign of k where `value` is k times `gold` with a constant k that is no zero; 0 if it is not."""
     ratios = []
     for point in range(len(_POINTS)):
-        above, below = _at_point(value, gold, point), _at_point(gold, value, point)
+        above = _at_point(value, gold, point)
+        below = _at_point(gold, value, point)
         if above is None or below is None:
             continue
         if abs(below) < _NEGLIGIBLE or abs(above) < _NEGLIGIBLE:
@@ -185,7 +186,8 @@ def _same_at_points(gold: Expr, value: Expr, tolerance: Rational) -> bool:
     symbols = gold.free_symbols | value.free_symbols
     tried = 0
     for point in range(len(_POINTS) if symbols else 1):
-        a, b = _at_point(gold, value, point), _at_point(value, gold, point)
+        a = _at_point(gold, value, point)
+        b = _at_point(value, gold, point)
         if a is None or b is None:
             continue
         if abs(a - b) > max(abs(a), abs(b)) * _NEGLIGIBLE + tolerance:

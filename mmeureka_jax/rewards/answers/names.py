@@ -49,7 +49,8 @@ def same_name(gold: str, answer: str) -> bool:
     other = re.fullmatch(r"(\\(?:angle|triangle)|)\s*([A-Za-z]{2,8})", answer.strip())
     if match is None or other is None or match[1] != other[1]:
         return False
-    a, b = match[2], other[2]
+    a = match[2]
+    b = other[2]
     if match[1] == r"\triangle":
         return sorted(a) == sorted(b)
     if match[1] == r"\angle":

@@ -50,7 +50,8 @@ def _split_list(text: str) -> tuple[list[str], list[str]]:
     """The pieces between commas, `and`, `or`, 和, 或 outside brackets, and these joints. 12,000 has no joint."""
     parts: list[str] = []
     joints: list[str] = []
-    depth, start = 0, 0
+    depth = 0
+    start = 0
     for match in re.finditer(r"\\?[(\[{]|\\?[)\]}]|,|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[和或与且]", text):
         token = match[0][-1]
         if token in "([{":
@@ -74,7 +75,9 @@ def _is_thousands(text: str, comma: int) -> bool:
 
 def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[str]]:
     """The pieces of a text between separators outside brackets, and the separators."""
-    pieces, found, start = [], [], 0
+    pieces = []
+    found = []
+    start = 0
     around = depths(text)
     for match in separators.finditer(text):
         if around[match.start()] == 0:
@@ -86,7 +89,8 @@ def split_top(text: str, separators: re.Pattern[str]) -> tuple[list[str], list[s
 
 def depths(text: str) -> list[int]:
     """How many brackets are open around each character; the brackets themselves are outside."""
-    found, depth = [], 0
+    found = []
+    depth = 0
     for character in text:
         if character in ")]}":
             depth = max(depth - 1, 0)

@@ -178,7 +178,8 @@ def _read_chain(sides: list[str], signs: list[str]) -> list[Part]:
     r"""`x = 6 \cdot 7 = 42`: a name, and the last side as its value. What is claimed to be equal must be."""
     if not all(sides) or not _chain_holds(sides, signs) or sides[0].lower() in ("true", "false", "yes", "no"):
         return []
-    first, last = sides[0], sides[-1]
+    first = sides[0]
+    last = sides[-1]
     if re.fullmatch(r"\([a-zA-Z](?:, ?[a-zA-Z])+\)", first):  # (x, y) = (1, 2)
         return _read_value(last, False) if len(sides) == 2 else []
     if is_name(last) and not is_name(first):  # 7 = x
@@ -222,11 +223,13 @@ def _chain_holds(sides: list[str], signs: list[str]) -> bool:
     for left, sign, right in zip(sides, signs, sides[1:], strict=False):
         if re.sub(r"\s", "", left) == re.sub(r"\s", "", right):
             return False
-        a, b = _number_of(left), _number_of(right)
+        a = _number_of(left)
+        b = _number_of(right)
         if a is None or b is None:
             continue
         if sign == r"\approx":
-            x, y = mathematics.numeric(a), mathematics.numeric(b)
+            x = mathematics.numeric(a)
+            y = mathematics.numeric(b)
             if x is None or y is None or abs(x - y) > 0.05 * max(abs(x), abs(y)):
                 return False
         elif not mathematics.same(a, b):
@@ -235,7 +238,8 @@ def _chain_holds(sides: list[str], signs: list[str]) -> bool:
 
 
 def _is_identity(left: str, right: str) -> bool:
-    a, b = mathematics.parse(left), mathematics.parse(right)
+    a = mathematics.parse(left)
+    b = mathematics.parse(right)
     return a is not None and b is not None and mathematics.same(a, b)
 
 
@@ -385,7 +389,9 @@ def _read_brackets(text: str) -> list[Part] | None:
     match = re.fullmatch(r"(\\\{|[(\[{])(.*?)(\\\}|[)\]}])", inner, re.DOTALL)
     if match is None or not _closes_at_end(inner):
         return None
-    left, content, right = match[1][-1], match[2].strip(), match[3][-1]
+    left = match[1][-1]
+    content = match[2].strip()
+    right = match[3][-1]
     items, commas = split_top(content, re.compile(","))
     if len(items) > MAX_PARTS:
         return []
