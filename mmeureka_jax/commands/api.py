@@ -11,7 +11,7 @@ from typing import Any
 from mmeureka_jax.commands.arguments import check_numbers
 from mmeureka_jax.commands.jax_setup import start_jax
 from mmeureka_jax.config.load import load_config
-from mmeureka_jax.config.schema import Config, PromptStyle
+from mmeureka_jax.config.schema import Config, PromptStyle, SamplerConfig
 from mmeureka_jax.errors import UserError
 
 __all__ = ["evaluate", "load_config", "sample", "train"]
@@ -105,7 +105,8 @@ def sample(
     check_numbers(numbers | {"seed": seed, "batch_size": batch_size})
     start_jax()
     from mmeureka_jax.evaluation.options import ModelOptions
-    from mmeureka_jax.evaluation.prompt_files import PromptOptions, sample_file
+    from mmeureka_jax.evaluation.prompt_files import PromptOptions
+    from mmeureka_jax.evaluation.sample import sample_file
 
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(prompts, str | Path):
@@ -121,10 +122,7 @@ def sample(
             PromptOptions(file, _text(image_root), prompt_style, batch_size=batch_size),
             result,
             n=n,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
+            sampler=SamplerConfig(temperature, top_k, top_p, max_new_tokens),
             seed=seed,
         )
         return [json.loads(line) for line in result.read_text(encoding="utf-8").split("\n") if line]

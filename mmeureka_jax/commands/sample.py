@@ -36,17 +36,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     refuse_too_many(args)
     start_jax()
-    from mmeureka_jax.evaluation.prompt_files import sample_file
+    from mmeureka_jax.config.schema import SamplerConfig
+    from mmeureka_jax.evaluation.sample import sample_file
 
-    sample_file(
-        model_options(args),
-        prompt_options(args),
-        args.output,
-        n=args.n,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-    )
+    sampler = SamplerConfig(args.temperature, args.top_k, args.top_p, args.max_new_tokens)
+    sample_file(model_options(args), prompt_options(args), args.output, n=args.n, sampler=sampler, seed=args.seed)
     return 0

@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     start_jax()
-    from mmeureka_jax.evaluation.prompt_files import score_file
+    from mmeureka_jax.evaluation.score import score_file
 
     score_file(model_options(args), prompt_options(args), args.output, temperature=args.temperature)
     return 0

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmeureka_jax.data.record import Problem
-from mmeureka_jax.evaluation import prompt_files
+from mmeureka_jax.evaluation import score
 from mmeureka_jax.models.batch import length_buckets
 from mmeureka_jax.sampling.sampler import Sampler
 
@@ -134,7 +134,7 @@ def test_a_sample_does_not_depend_on_the_other_rows(folder, tmp_path):
     ("command", "options", "owner", "name"),
     [
         ("sample", ["--n", 2, "--max-new-tokens", 4], Sampler, "sample"),
-        ("score", [], prompt_files, "_score"),
+        ("score", [], score, "_score"),
     ],
 )
 def test_an_interrupted_command_continues_with_the_same_rows(
