@@ -5,7 +5,6 @@ import datetime
 import io
 import json
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmeureka_jax.data import problems, readers
+from mmeureka_jax.data import problems
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.data.record import ImageRef, Problem, RowError
 from mmeureka_jax.errors import UserError
@@ -404,36 +403,6 @@ def test_a_missing_picture_is_named_when_it_is_read(tmp_path):
     problem = the_only(write_jsonl(tmp_path / "p.jsonl", [bad_row(images=["gone.png"])]))
     with pytest.raises(UserError, match=r"gone\.png: cannot be read \(No such file"):
         problem.images[0].read_bytes()
-
-
-# Random access.
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    for shard in range(3):
-        rows = [{"id": f"{shard}-{i}", "question": f"q{i}", "answer": f"{i}"} for i in range(5)]
-        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / f"train-{shard}.parquet", row_group_size=2)
-    return tmp_path
-
-
-def test_folders_and_globs_concatenate_files_in_order(shards):
-    everything = [f"{shard}-{i}" for shard in range(3) for i in range(5)]
-    assert [problem.id for problem in open_problems(str(shards))] == everything
-    assert [problem.id for problem in open_problems(str(shards / "train-[12].parquet"))] == everything[5:]
-    with pytest.raises(IndexError):
-        open_problems(str(shards))[15]
-
-
-def test_sources_are_picklable_and_read_from_threads(shards, monkeypatch):
-    cache = readers._RowGroupCache(max_bytes=1)  # every read evicts the group before
-    monkeypatch.setattr(readers, "_row_groups", cache)
-    source = pickle.loads(pickle.dumps(open_problems(str(shards))))
-    order = [i * 7 % 15 for i in range(15)] * 4
-    with ThreadPoolExecutor(4) as pool:
-        ids = list(pool.map(lambda i: source[i].id, order))
-    assert ids == [f"{i // 5}-{i % 5}" for i in order]
-    assert len(cache._groups) == 1
 
 
 def test_jsonl_rows_are_read_at_their_offsets(tmp_path):

@@ -1,11 +1,8 @@
 """Checkpoints: every leaf against torch, bitwise round trips, placement on a mesh, and broken files of every kind."""
 
 import json
-import os
 import resource
-import shutil
 import socket
-import struct
 import subprocess
 import sys
 
@@ -15,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import environment
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.torch_checkpoints import make_checkpoint, read_state, rename_to_newer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmeureka_jax.errors import UserError
@@ -26,94 +22,6 @@ from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
 from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Policy
-
-
-def make_checkpoint(folder, *, tied=True, dtype="float32", shard="1GB"):
-    """A random checkpoint saved by transformers itself, no tensor left at 0 or 1; returns its state dict as saved."""
-    import transformers
-
-    torch.manual_seed(0)
-    ids = dict(image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=dict(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=96,
-            rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]},
-            tie_word_embeddings=tied,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=1,
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=32,
-            intermediate_size=40,
-            num_heads=2,
-            out_hidden_size=32,
-            fullatt_block_indexes=[1],
-        ),
-        tie_word_embeddings=tied,
-        **ids,
-    )
-    model = transformers.Qwen2_5_VLForConditionalGeneration(config).to(getattr(torch, dtype))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_()
-    model.save_pretrained(folder, max_shard_size=shard)
-    return read_state(folder)
-
-
-def read_state(folder):
-    """Every stored tensor, read by the safetensors library."""
-    from safetensors.torch import load_file
-
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
-def rename_to_newer(folder):
-    """Rewrites the one file of a checkpoint with the tensor names of newer saves."""
-    from safetensors.torch import save_file
-
-    def rename(name):
-        if name.startswith("visual."):
-            return f"model.{name}"
-        return name.replace("model.", "model.language_model.", 1)
-
-    save_file({rename(k): v for k, v in read_state(folder).items()}, folder / "model.safetensors")
-
-
-def rewrite(folder, change):
-    """Applies `change` to the state dict of a one-file checkpoint."""
-    from safetensors.torch import save_file
-
-    state = read_state(folder)
-    change(state)
-    save_file(state, folder / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    make_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture
-def checkpoint(saved, tmp_path):
-    """A copy that a test may break."""
-    return shutil.copytree(saved, tmp_path / "checkpoint")
-
-
-@pytest.fixture(params=["small", "large"])
-def leaf_size(request, monkeypatch):
-    """Small leaves are put together on the host, large ones on the devices. Here all are small, or none counts so."""
-    if request.param == "large":
-        monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", 0)
-    return request.param
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -287,146 +195,6 @@ def test_each_device_reads_its_slice_only(saved, monkeypatch):
 def test_parameters_take_the_dtype_asked_for(saved, leaf_size):
     params = load_params(saved, read_config(saved), dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
-
-
-def test_all_tensor_problems_are_listed_at_once(checkpoint):
-    def damage(state):
-        del state["model.layers.1.self_attn.k_proj.bias"]
-        state["visual.merger.mlp.2.weight"] = torch.zeros(7, 5)
-        state["model.norm.weight"] = torch.zeros(32, dtype=torch.int8)
-        state["model.layers.3.mlp.up_proj.weight"] = torch.zeros(48, 32)
-        state["model.language_model.embed_tokens.weight"] = torch.zeros(96, 32)
-
-    rewrite(checkpoint, damage)
-    with pytest.raises(UserError) as error:
-        load_params(checkpoint, read_config(checkpoint))
-    message = str(error.value)
-    assert "5 tensors" in message and str(checkpoint) in message
-    assert "model.layers.1.self_attn.k_proj.bias: missing (expected shape [16])" in message
-    assert "visual.merger.mlp.2.weight: shape [7, 5], expected [32, 128]" in message
-    assert "model.norm.weight: stored as I8" in message
-    assert "model.layers.3.mlp.up_proj.weight: unexpected" in message
-    assert "embed_tokens.weight: stored twice" in message
-
-
-def test_harmless_extras_are_accepted(checkpoint):
-    def extend(state):
-        state["model.rotary_emb.inv_freq"] = torch.zeros(4)
-        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
-
-    rewrite(checkpoint, extend)
-    params = load_params(checkpoint, read_config(checkpoint))
-    assert "lm_head" not in params["language"]
-
-
-@pytest.mark.parametrize("part_bytes", [2**24, 64], ids=["at once", "in parts"])
-@pytest.mark.parametrize(
-    "head", [lambda e: e * 1.01, lambda e: e[:-1], lambda e: e.int(), lambda e: e.index_fill(0, torch.tensor([-1]), 7)]
-)
-def test_a_tied_head_of_its_own_is_refused(checkpoint, monkeypatch, head, part_bytes):
-    monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", part_bytes)
-    config = read_config(checkpoint)
-    rewrite(
-        checkpoint, lambda state: state.update({"lm_head.weight": head(state["model.embed_tokens.weight"]).clone()})
-    )
-    with pytest.raises(
-        UserError, match="lm_head.weight is stored and is not .*Set tie_word_embeddings to false to use"
-    ):
-        load_params(checkpoint, config)
-
-
-def test_an_untied_config_needs_a_head(checkpoint):
-    config = json.loads((checkpoint / "config.json").read_text())
-    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"lm_head\.weight: missing"):
-        load_params(checkpoint, read_config(checkpoint))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.floats(0, 1, exclude_max=True))
-def test_a_truncated_file_is_named(saved, tmp_path_factory, fraction):
-    folder = shutil.copytree(saved, tmp_path_factory.mktemp("cut") / "checkpoint")
-    file = folder / "model.safetensors"
-    os.truncate(file, int(fraction * file.stat().st_size))
-    with pytest.raises(UserError, match=f"{file}: .*again"):
-        load_params(folder, read_config(folder))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x00" * 64,
-        struct.pack("<Q", 2**63) + b"{}",
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 16) + b'{"a": {"dtype":1',
-        *(
-            struct.pack("<Q", len(header)) + header + b"\x00" * 8
-            for header in (
-                b'{"a": 3}',
-                b'{"a": {"dtype": "F32", "shape": [2]}}',
-                b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}',
-                b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}',
-                b'{"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}',
-                b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',  # bytes too many
-                b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
-                b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',  # overlap
-                b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
-                b'"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
-                b'{"a": {"dtype": "I64", "shape": [1], "data_offsets": [8, 0]}}',
-                b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}',
-                b'{"a": {"dtype": [], "shape": [2], "data_offsets": [0, 8]}}',
-                b'{"a": ' + b"[" * 100_000,
-            )
-        ),
-    ],
-)
-def test_a_broken_file_is_named(checkpoint, content):
-    (checkpoint / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"model\.safetensors: .*again"):
-        load_params(checkpoint, read_config(checkpoint))
-
-
-def test_pickles_are_refused_by_name(checkpoint):
-    config = read_config(checkpoint)
-    (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no weights"):
-        load_params(checkpoint, config)
-    (checkpoint / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model\.bin\)"):
-        load_params(checkpoint, config)
-
-
-def test_broken_indices(tmp_path):
-    folder = tmp_path / "checkpoint"
-    make_checkpoint(folder, shard="50KB")
-    config = read_config(folder)
-    index_file = folder / "model.safetensors.index.json"
-    index = json.loads(index_file.read_text())
-    name, shard = next(iter(index["weight_map"].items()))
-
-    def expect(message):
-        with pytest.raises(UserError, match=message):
-            load_params(folder, config)
-
-    def write(weight_map):
-        index_file.write_text(json.dumps({"weight_map": weight_map}))
-
-    for content, message in {
-        "{": "cannot be read as JSON", "[]": "holds a list, expected a JSON object", "[" * 10_000: "nested too deeply",
-        "{}": "not a safetensors index", '{"weight_map": 3}': "'weight_map' holds a number, expected an object",
-        '{"weight_map": {"a": 3}}': "no plain name", '{"weight_map": {"a": "a\\u0000.safetensors"}}': "no plain name",
-    }.items():  # fmt: skip
-        index_file.write_text(content)
-        expect(rf"index\.json: .*{message}")
-    write({**index["weight_map"], name: "../elsewhere.safetensors"})
-    expect("plain name")
-    write({**index["weight_map"], name: "lost.safetensors"})
-    expect(r"files that are not there: lost\.safetensors")
-    write({**index["weight_map"], "model.extra": shard})
-    expect("model.extra")
-    index_file.unlink()
-    expect("copy the index file too")
 
 
 def test_checkpoints_that_are_not_there(tmp_path, monkeypatch):

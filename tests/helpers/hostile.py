@@ -116,8 +116,12 @@ def _memory() -> list[str]:
 
 def _injection(canary: str) -> list[str]:
     """Code in Python, LaTeX, shell and data formats that would create the canary if anything ran it."""
-    path = repr(canary)
     shell = f"touch '{canary}'"
+    return _python_injection(canary, shell) + _latex_injection(canary, shell) + _foreign_injection(canary, shell)
+
+
+def _python_injection(canary: str, shell: str) -> list[str]:
+    path = repr(canary)
     calls = [
         f"open({path}, 'w')",
         f"open({path}, 'w').close()",
@@ -177,6 +181,12 @@ def _injection(canary: str) -> list[str]:
         f"{{{{7*7}}}} {{{{ cycler.__init__.__globals__.os.system({shell!r}) }}}}",
         f"{{% import os %}}{{{{ os.system({shell!r}) }}}}",
         f"<%= {code} %>",
+    ]
+    return texts
+
+
+def _latex_injection(canary: str, shell: str) -> list[str]:
+    return [
         f"\\input{{|{shell}}}",
         f'\\input{{|"{shell}"}}',
         f"\\immediate\\write18{{{shell}}}",
@@ -189,6 +199,14 @@ def _injection(canary: str) -> list[str]:
         "\\loop\\iftrue\\repeat",
         "\\newcommand{\\x}{\\x 7}\\x",
         "\\csname end\\endcsname 7",
+    ]
+
+
+def _foreign_injection(canary: str, shell: str) -> list[str]:
+    """Shells, data formats, other languages, paths and control characters."""
+    path = repr(canary)
+    code = f"open({path}, 'w')"
+    return [
         f"$({shell})",
         f"`{shell}`",
         f"7; {shell}",
@@ -214,7 +232,6 @@ def _injection(canary: str) -> list[str]:
         "\x00\x01\x02\x7f\x1b]0;7\x07",
         "\ud800",
     ]
-    return texts
 
 
 def _depth() -> list[str]:
