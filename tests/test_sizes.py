@@ -107,13 +107,10 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "mmeureka_jax/training/",
     ),
     "assignments": (
-        "mmeureka_jax/commands/",
         "mmeureka_jax/config/",
-        "mmeureka_jax/evaluation/",
         "mmeureka_jax/rewards/",
         "mmeureka_jax/rl/",
         "mmeureka_jax/sampling/",
-        "mmeureka_jax/setup/",
         "mmeureka_jax/training/",
         "tests/",
     ),

@@ -67,7 +67,9 @@ class PartialRows:
     """
 
     def __init__(self, output: Path, path: Path, file: io.FileIO) -> None:
-        self.output, self._path, self._file = output, path, file
+        self.output = output
+        self._path = path
+        self._file = file
         self._first = 0  # where the rows start
         self._count = 0
         self._per_batch = 1
@@ -90,7 +92,8 @@ class PartialRows:
         """
         settings: dict[str, Any] = json.loads(json.dumps(made_with))
         self._per_batch = per_batch
-        kept, end = 0, 0
+        kept = 0
+        end = 0
         with self._path.open("rb") as lines:
             before = _object(lines.readline()).get("made_with")
             if before == settings:
@@ -100,7 +103,8 @@ class PartialRows:
                         break
                     position += len(line)
                     if number % per_batch == 0 or number == len(ids):
-                        kept, end = number, position
+                        kept = number
+                        end = position
             elif isinstance(before, dict):
                 left = sum(1 for _ in lines)
                 differences = [key for key in settings | before if settings.get(key) != before.get(key)]

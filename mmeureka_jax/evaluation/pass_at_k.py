@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 
 def pass_at_k(right: np.ndarray) -> dict[int, np.ndarray]:
@@ -18,6 +14,7 @@ def pass_at_k(right: np.ndarray) -> dict[int, np.ndarray]:
 
     Source: Chen et al. (arXiv 2107.03374), equation 1.
     """
-    n, wrong = right.shape[1], (~right).sum(axis=1)
+    n = right.shape[1]
+    wrong = (~right).sum(axis=1)
     sizes = [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
     return {k: np.asarray([1 - math.comb(int(count), k) / math.comb(n, k) for count in wrong]) for k in sizes}
