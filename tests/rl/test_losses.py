@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.loss_cases import gradient_of_sum, kl, one_token, random_batch, random_logits
+from helpers.loss_oracles import ORACLES
 
 from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.rl.averaging import token_weights
@@ -40,74 +41,14 @@ WITH_DRIFT = ("cpgd", "pg_drift", "ppo_clip_drift")
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
-def clip(x: float, low: float, high: float) -> float:
-    return max(low, min(x, high))
-
-
-def setting(config: RLConfig, name: str) -> float:
-    """The config's value, or the loss's own where that is null."""
-    value = getattr(config, name)
-    return settings_of(LOSSES[config.loss].function)[name] if value is None else value
-
-
-def brute_force_response(config: RLConfig, l, old, advantages):  # noqa: E741
-    """For each token of a response: policy addend, drift addend, the policy addend's gradient summed over the response,
-    clipped low, clipped high; from the formulas as the papers write them."""
-    loss = config.loss
-    length = len(l)
-    tokens = [{"drift": 0.0, "drift_gradient": 0.0, "low": False, "high": False} for _ in l]
-    mean = sum(l[t] - old[t] for t in range(length)) / max(length, 1)
-    for t, token in enumerate(tokens):
-        advantage = advantages[t]
-        d = l[t] - old[t]
-        ratio = math.exp(mean if loss == "gspo" else d)
-        if loss in ("ppo_clip", "ppo_clip_drift", "gspo"):
-            low = 1 - setting(config, "clip_epsilon_low")
-            high = 1 + setting(config, "clip_epsilon_high")
-            cap = config.ratio_cap if loss != "gspo" and config.ratio_cap else math.inf
-            r = min(ratio, cap)
-            token["policy"] = -min(r * advantage, clip(r, low, high) * advantage)
-            token["low"] = advantage < 0 and r < low
-            token["high"] = (advantage > 0 and r > high) or (advantage != 0 and ratio > cap)
-            token["gradient"] = 0.0 if token["low"] or token["high"] else -ratio * advantage
-        elif loss == "cispo":
-            weight = clip(ratio, 1 - setting(config, "clip_epsilon_low"), 1 + setting(config, "clip_epsilon_high"))
-            token["policy"] = -weight * advantage * l[t]
-            token["gradient"] = -weight * advantage
-            token["low"] = advantage != 0 and ratio < weight
-            token["high"] = advantage != 0 and ratio > weight
-        elif loss in NO_CLIP:
-            token["policy"] = -advantage * l[t]
-            token["gradient"] = -advantage
-        else:
-            share = config.clip_start + (1 - config.clip_start) * (t + 1) / length
-            lo = math.log(1 - share * setting(config, "clip_epsilon_low"))
-            hi = math.log(1 + share * setting(config, "clip_epsilon_high"))
-            surrogate = advantage * min(d, hi) if advantage > 0 else advantage * max(d, lo)
-            assert surrogate == pytest.approx(min(d * advantage, clip(d, lo, hi) * advantage), abs=1e-12)
-            token["low"] = advantage < 0 and d < lo
-            token["high"] = advantage > 0 and d > hi
-            token["policy"] = -surrogate
-            token["gradient"] = 0.0 if token["low"] or token["high"] else -advantage
-        if loss in WITH_DRIFT:
-            slope = config.drift_coefficient * min(math.exp(d) - 1, config.drift_cap)
-            token["drift"] = slope * l[t]
-            token["drift_gradient"] = slope
-    if loss == "gspo":  # every token moves the ratio of all
-        together = sum(token["gradient"] for token in tokens) / max(length, 1)
-        for token in tokens:
-            token["gradient"] = together
-    return tokens
-
-
 def brute_force(config: RLConfig, log_probs, old, advantages, mask) -> dict[str, np.ndarray]:
-    """The same for all responses, as arrays that are 0 behind the mask."""
+    """What the loss's oracle says of all responses, as arrays that are 0 behind the mask."""
     result: dict[str, np.ndarray] = {}
     for index in np.ndindex(mask.shape[:2]):
         length = int(mask[index].sum())
         rows = ([float(x) for x in array[index][:length]] for array in (log_probs, old, advantages))
-        for t, token in enumerate(brute_force_response(config, *rows)):
-            for name, value in token.items():
+        for t, said in enumerate(ORACLES[config.loss](config, *rows)):
+            for name, value in said.items():
                 result.setdefault(name, np.zeros(mask.shape))[(*index, t)] = value
     return result
 
@@ -116,18 +57,26 @@ def brute_force(config: RLConfig, log_probs, old, advantages, mask) -> dict[str,
 
 
 @each_config
-@pytest.mark.parametrize("spread", [0.05, 0.4, 3.0])
-def test_value_and_gradient_equal_brute_force(config, spread):
-    log_probs, old, advantages, mask = random_batch(spread=spread)
+def test_value_and_gradient_equal_brute_force(config):
     loss = make_policy_loss(config)
-    result = loss(log_probs, old, advantages, mask)
-    gradient = gradient_of_sum(lambda x: loss(x, old, advantages, mask).loss, log_probs)
-    expected = brute_force(config, log_probs, old, advantages, mask)
-    np.testing.assert_allclose(result.parts["policy"], expected["policy"], rtol=3e-6, atol=2e-6)
-    np.testing.assert_allclose(result.loss, expected["policy"] + expected["drift"], rtol=3e-6, atol=2e-6)
-    np.testing.assert_allclose(sum(result.parts.values()), result.loss, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(gradient, expected["gradient"] + expected["drift_gradient"], rtol=3e-6, atol=2e-6)
-    assert ("drift" in result.parts) == (config.loss in WITH_DRIFT)
+
+    @jax.jit
+    def gradient_and_result(log_probs, old, advantages, mask):
+        def summed(log_probs):
+            result = loss(log_probs, old, advantages, mask)
+            return jnp.sum(result.loss), result
+
+        return jax.grad(summed, has_aux=True)(log_probs)
+
+    for spread in (0.05, 0.4, 3.0):
+        batch = random_batch(spread=spread)
+        gradient, result = gradient_and_result(*batch)
+        expected = brute_force(config, *batch)
+        np.testing.assert_allclose(result.parts["policy"], expected["policy"], rtol=3e-6, atol=2e-6)
+        np.testing.assert_allclose(result.loss, expected["policy"] + expected["drift"], rtol=3e-6, atol=2e-6)
+        np.testing.assert_allclose(sum(result.parts.values()), result.loss, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(gradient, expected["gradient"] + expected["drift_gradient"], rtol=3e-6, atol=2e-6)
+        assert ("drift" in result.parts) == (config.loss in WITH_DRIFT)
 
 
 @each_config
@@ -301,34 +250,32 @@ def test_settings_are_keys_of_the_config_and_have_its_defaults(name):
 # --- micro-batches
 
 
-@pytest.mark.parametrize("averaging", get_args(get_type_hints(RLConfig)["token_averaging"]))
-@pytest.mark.parametrize("name", CONFIGS)
-def test_micro_batches_add_up_to_the_full_batch(averaging, name):
-    """Loss and gradient of a shared parameter, for micro-batches of 1, 2 and 4 prompts, with empty responses."""
-    log_probs, old, advantages, mask = random_batch(seed=7, shape=(8, 3, 11))
-    features = np.random.default_rng(8).normal(0, 0.1, (*mask.shape, 5)).astype(np.float32)
-    weights = token_weights(mask, averaging, max_length=16)
-    loss = make_policy_loss(CONFIGS[name])
+@each_config
+def test_micro_batches_add_up_to_the_full_batch(config):
+    """Loss and gradient of a shared parameter, for micro-batches of 1 and 4 prompts, with empty responses."""
+    log_probs, old, advantages, mask = map(jnp.asarray, random_batch(seed=7, shape=(8, 3, 11)))
+    features = jnp.asarray(np.random.default_rng(8).normal(0, 0.1, (*mask.shape, 5)), jnp.float32)
+    loss = make_policy_loss(config)
 
     @jax.jit
-    def value_and_gradient(theta, rows):
+    def value_and_gradient(theta, weights, rows):
         def total(theta):
             current = log_probs[rows] + features[rows] @ theta
             penalty = kl_penalty(current, old[rows], "k2", response_mask=mask[rows])
-            return jnp.sum(
-                weights[rows] * (loss(current, old[rows], advantages[rows], mask[rows]).loss + 0.1 * penalty)
-            )
+            losses = loss(current, old[rows], advantages[rows], mask[rows]).loss
+            return jnp.sum(weights[rows] * (losses + 0.1 * penalty))
 
         return jax.value_and_grad(total)(theta)
 
-    log_probs, old, advantages, mask, features = map(jnp.asarray, (log_probs, old, advantages, mask, features))
     theta = jnp.linspace(-0.5, 0.5, 5)
-    value, gradient = value_and_gradient(theta, np.arange(8))
-    for size in (1, 2, 4):
-        parts = [value_and_gradient(theta, rows) for rows in np.arange(8).reshape(size, -1).T]
-        assert float(sum(part[0] for part in parts)) == pytest.approx(float(value), rel=1e-6)
-        error = np.linalg.norm(sum(part[1] for part in parts) - gradient) / np.linalg.norm(gradient)
-        assert error < 1e-6
+    for averaging in get_args(get_type_hints(RLConfig)["token_averaging"]):
+        weights = token_weights(mask, averaging, max_length=16)
+        value, gradient = value_and_gradient(theta, weights, np.arange(8))
+        for size in (1, 4):
+            parts = [value_and_gradient(theta, weights, rows) for rows in np.arange(8).reshape(size, -1).T]
+            assert float(sum(part[0] for part in parts)) == pytest.approx(float(value), rel=1e-6)
+            error = np.linalg.norm(sum(part[1] for part in parts) - gradient) / np.linalg.norm(gradient)
+            assert error < 1e-6
 
 
 # --- a softmax bandit, where every expectation is an exact sum over the actions
