@@ -90,8 +90,8 @@ FAULTS = [
           "the importance weight inverted"),
     Fault("training/learner.py", "[config.seed, step, epoch]", "[config.seed, step]", LEARNER,
           "the same order in every epoch"),
-    Fault("training/rl.py", "updates_per_step=rl.epochs_per_rollout * rl.prompts_per_rollout",
-          "updates_per_step=rl.prompts_per_rollout", LEARNER, "the schedule's length without the epochs"),
+    Fault("config/schema.py", "return self.epochs_per_rollout * self.prompts_per_rollout //",
+          "return self.prompts_per_rollout //", LEARNER, "the schedule's length without the epochs"),
     Fault("rl/update.py", " & jnp.isfinite(critic_norm)", "", SUMS, "a critic's gradient may be NaN"),
     # The optimiser and the critic.
     Fault("rl/optimizer.py", "(count + 1) / max(warmup, 1)", "count / max(warmup, 1)", OPTIMIZER,
@@ -168,13 +168,13 @@ FAULTS = [
     Fault("rewards/base.py", "sum(weights[rule] * part for", "sum(part for", "tests/rewards/test_workers.py",
           "rules without their weights"),
     Fault("evaluation/pass_at_k.py", "math.comb(int(count), k) / math.comb(n, k)", "(int(count) / n) ** k",
-          "tests/evaluation/test_evaluate.py", "pass@k with replacement"),
+          "tests/evaluation/test_accuracy.py", "pass@k with replacement"),
     # Checkpoints and files.
     Fault("runs/checkpoint.py", "        verify_arrays(state, progress[\"arrays\"])\n", "", CHECKPOINT,
           "flipped bits are read"),
     Fault("runs/checkpoint.py", "ranked[::-1][: self.best]", "ranked[: self.best]", CHECKPOINT, "the worst are kept"),
-    Fault("runs/checkpoint.py", 'rollout=progress["rollout"]', 'rollout=progress["step"]', CHECKPOINT,
-          "the count of sampler calls is lost"),
+    Fault("runs/checkpoint.py", 'counters=progress["counters"]', "counters={}", CHECKPOINT,
+          "counts over steps begin again"),
     Fault("formats/checksums.py", "words * (2 * place + 1)", "words", CHECKPOINT, "numbers may change places"),
     Fault("formats/peft.py", "np.float32).T", "np.float32)", LORA, "adapters are written untransposed"),
 ]
