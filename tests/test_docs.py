@@ -100,6 +100,17 @@ def test_files_of_the_architecture_exist():
     assert [name for name in mentioned if not any((folder / name).exists() for folder in known)] == []
 
 
+def test_no_walk_of_the_architecture_returns_to_a_file():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (section,) = re.findall(r"^## Walks$(.*?)^## ", text, re.M | re.S)
+    walks = [re.findall(r"^\d+\. `([\w/]+\.py)` ", walk, re.M) for walk in section.split("\n### ")[1:]]
+    assert len(walks) == 3
+    for walk in walks:
+        assert len(walk) > 10
+        assert [name for name in walk if not (ROOT / "mmeureka_jax" / name).exists()] == []
+        assert len(set(walk)) == len(walk)
+
+
 @page
 def test_mentioned_make_targets_exist(path: Path):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
