@@ -25,9 +25,9 @@ from typing import Any
 
 from mmeureka_jax.errors import Terminated, UserError
 
-IMPORT_LIMIT = 60.0  # seconds in which a file has to be imported
-NOTICE = 5.0  # seconds after which the terminal says what is waited for
-_REASON_LENGTH = 300  # characters of what a function of the user's raised
+IMPORT_LIMIT = 60.0  # seconds that the import of a file may take
+NOTICE = 5.0  # seconds after which the terminal says what the command waits for
+_REASON_LENGTH = 300  # characters of the message of an exception that the user's function raised
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +115,11 @@ def reason(error: BaseException, file: Path, place: str = "") -> str:
     """What was raised, in one line, and where: `KeyError: 'x' (rule.py:5)`.
 
     Args:
-        place: where, if no line of the user's file was on the way there.
+        place: what to call the place if the traceback has no line of the user's file.
     """
     try:
         text = " ".join(str(error).split())
-    except Exception:  # a message of the user's own class
+    except Exception:  # from the `__str__` of the user's own exception
         text = ""
     if len(text) > _REASON_LENGTH:
         text = text[:_REASON_LENGTH] + "…"
@@ -131,7 +131,7 @@ def reason(error: BaseException, file: Path, place: str = "") -> str:
 
 def _import_file(key: str, file: Path, limit: float) -> Any:
     if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # at the end: a random.py there is not to be everybody's
+        sys.path.append(str(file.parent))  # at the end: a random.py there must not replace the standard one
     name = f"_user_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # a .py file always has a loader
@@ -157,7 +157,7 @@ def _no_exit() -> Iterator[None]:
     leave = os._exit
 
     def refuse(status: int) -> None:
-        # A child that the file has forked may end so, and another thread may end the command.
+        # A child process that the file has forked may end this way, and another thread may end the command.
         if os.getpid() != process or threading.get_ident() != thread:
             leave(status)
         raise SystemExit(f"os._exit({status})")
@@ -171,7 +171,8 @@ def _no_exit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_limit(key: str, file: Path, limit: float) -> Iterator[None]:
-    """Raises TimeoutError in what runs too long, and says so after a while. Only the main thread can be interrupted."""
+    """Raises TimeoutError if the block takes longer than `limit`, and says after a while what it waits for. Only the
+    main thread can be interrupted: in others it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -192,13 +193,13 @@ def _time_limit(key: str, file: Path, limit: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if signal.getsignal(signal.SIGALRM) is look:  # and not one that the file has set
+        if signal.getsignal(signal.SIGALRM) is look:  # the file may have set another handler
             signal.signal(signal.SIGALRM, previous)
 
 
 @contextlib.contextmanager
 def _noting_ctrl_c(interrupted: threading.Event) -> Iterator[None]:
-    """Tells a Ctrl-C of the user's from a KeyboardInterrupt that the file raises."""
+    """Sets `interrupted` at a Ctrl-C of the user, which is not a KeyboardInterrupt that the file raises."""
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield

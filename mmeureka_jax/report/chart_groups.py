@@ -24,7 +24,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of one panel, or of two above each other with the steps in common."""
+    """A figure of one panel, or of two above each other that share the steps."""
 
     title: str
     panels: tuple[Panel, ...]

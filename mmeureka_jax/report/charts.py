@@ -20,7 +20,7 @@ from mmeureka_jax.report.chart_groups import CHART_GROUPS, Chart, Panel
 Rows = Sequence[Mapping[str, Any]]
 
 COLORS = ("#2f6db3", "#d1812c", "#3f8f5f", "#a8485b", "#6f5aa8", "#6b7785")
-# What the page draws in shades of its own, light or dark (template.html).
+# Colours for which the page has its own shades, light and dark (template.html).
 THEMED = {"#b8c0ca": "axis", "#52606d": "soft", "#e7ebf0": "grid", "#1f2933": "ink"} | {
     color: f"line-{number}" for number, color in enumerate(COLORS, start=1)
 }
@@ -53,7 +53,7 @@ def draw_charts(rows: Rows, off: frozenset[str] = frozenset()) -> dict[str, list
     """Group title -> an HTML figure for each chart that the rows have data for.
 
     Args:
-        off: metrics of parts that the run does without: a line of theirs that never moves is left out.
+        off: metrics of parts that the run does not use: their lines are left out unless they move.
     """
     groups = {}
     for group, charts in CHART_GROUPS.items():
@@ -89,8 +89,8 @@ def _draw(chart: Chart, rows: Rows, off: frozenset[str]) -> str | None:
             if metric not in off or len(xy[1]) and np.ptp(xy[1]) > 0
         }
         data = {label: (steps, values * panel.scale) for label, (steps, values) in data.items() if len(steps)}
-        # A part that is off all through the run (a rule of weight 0, a filter that is not used) is not worth a line,
-        # unless it stands for itself.
+        # A metric that is 0 all through the run (a rule of weight 0, an unused filter) is not worth a line, unless it
+        # is the only one of the panel.
         used = {label: xy for label, xy in data.items() if np.any(xy[1])}
         if not used and len(panel.series) == 1 and panel.kind not in ("area", "count"):
             used = data
@@ -160,7 +160,7 @@ def _draw_areas(axes: Axes, panel: Panel, data: dict[str, tuple[np.ndarray, np.n
     edges = np.concatenate([[centers[0] - width / 2], middles, [centers[-1] + width / 2]])
     bottom = np.zeros(len(centers))
     for (at, values), color in zip(data.values(), colors, strict=True):
-        whole = np.zeros(len(steps))  # a step without the entry spent nothing on it
+        whole = np.zeros(len(steps))  # in a step without the entry it is 0
         whole[np.searchsorted(steps, at)] = values
         top = bottom + thin(steps, whole)[1]
         axes.stairs(top, edges, baseline=bottom, fill=True, color=color, linewidth=0)
@@ -193,12 +193,12 @@ def _describe(label: str, steps: np.ndarray, values: np.ndarray, unit: str) -> s
 
 
 def themed(markup: str) -> str:
-    """With the page's colours by name, which it has in a light and a dark shade."""
+    """The markup with the page's colours by name, which have a light and a dark shade."""
     return re.sub("|".join(THEMED), lambda found: f"var(--{THEMED[found[0]]})", markup)
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element that fills its container, with ids of its own in the page."""
+    """The figure as an `<svg>` element that fills its container; its ids are unique in the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -207,6 +207,6 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     prefix = re.sub(r"\W+", "-", name.lower())
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    # A hundredth of a point is enough; numbers outside the tags are those of the axes.
+    # A hundredth of a point is enough. Only inside tags: the other numbers are the labels of the axes.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), svg)
     return themed(svg).replace("<svg ", '<svg aria-hidden="true" ', 1)

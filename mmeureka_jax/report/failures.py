@@ -10,7 +10,7 @@ from mmeureka_jax.rewards.base import kind_of_failure
 
 
 def draw_failures(rollouts: Iterable[tuple[int, Sequence[Mapping[str, Any]]]]) -> str:
-    """A row for each reason in the logged rollouts: rule, an example of the reason, share, first step."""
+    """A table with a row for each reason in the logged rollouts: rule, an example, share of the answers, first step."""
     answers = 0
     counts: dict[tuple[str, str], int] = {}
     firsts: dict[tuple[str, str], tuple[int, str]] = {}

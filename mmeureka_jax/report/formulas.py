@@ -1,7 +1,7 @@
 r"""LaTeX formulas within a text as MathML, which browsers draw by themselves: no script, no font, no network.
 
-What a model writes is not trusted. Of the converter's tree only known elements and attributes with harmless values are
-kept, everything is escaped, and a formula that is too long, or that the converter does not know, stays as it is
+What a model writes is not trusted: only known elements of the converter's tree, and attributes with harmless values,
+are kept, and everything is escaped. A formula that is too long, or that the converter does not know, stays as it is
 written.
 """
 
@@ -38,27 +38,27 @@ _BODY = rf"(?:\\.|[^$\\]){{1,{MAX_LENGTH}}}?"
 _IN_BRACES = r"{(?:[^{}$]|{(?:[^{}$]|{[^{}$]*})*})+}"  # with braces in it, and braces in those
 _FORMULA = re.compile(
     rf"(?<![\\$])\$\$(?P<display>{_BODY})\$\$"
-    # As Pandoc reads it: no space within the dollars and no digit after them, so that sums of money are none.
+    # Pandoc's rule: no space just inside the dollars and no digit after them, so that sums of money are not formulas.
     rf"|(?<![\\$])\$(?![\s$])(?P<inline>{_BODY})(?<![\s\\])\$(?!\d)"
-    # Several models write spaces within the dollars; then there must be a command or a power.
+    # Some models write spaces inside the dollars; there must then be a command or a power.
     rf"|(?<![\\$])\$(?=\s[^$]{{0,{MAX_LENGTH}}}(?:\\[a-zA-Z]{{2}}|\^))(?P<spaced>{_BODY})(?<=\s)\$(?!\d)"
     rf"|\\\[(?P<brackets>[^$]{{1,{MAX_LENGTH}}}?)\\\]"
     rf"|\\\((?P<parentheses>[^$]{{1,{MAX_LENGTH}}}?)\\\)"
-    # Without any sign around them.
+    # Without any signs around them.
     rf"|(?P<box>\\boxed{_IN_BRACES})"
     rf"|(?P<environment>\\begin{{(?P<name>(?:align(?:ed)?|equation|gather(?:ed)?|cases|[pbvV]?matrix)\*?)}}"
     rf"[^$]{{1,{MAX_LENGTH}}}?\\end{{(?P=name)}})",
     re.DOTALL,
 )
-# A command, or one sign above or below another: 2^10 and snake_case are no LaTeX, which would draw the 0 on the line.
+# A command, or one sign raised or lowered: 2^10 and snake_case are not LaTeX, which would raise only the 1.
 _LOOKS_LIKE_LATEX = re.compile(r"\\(?:[a-zA-Z]{2}|%)|[\^_](?:{|[^\s{}](?![a-zA-Z\d]))")
-# Words outside of commands and braces, between which the spaces would be lost; "cm" is none.
+# Words outside of commands and braces: the spaces between them would be lost. Three letters or more, so not "cm".
 _WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z][a-z]{2}")
 
 
 def text_to_html(text: str) -> str:
-    """Escaped, with the formulas drawn that are between `$`, `$$`, `\\(` or `\\[`, or in a box or environment of
-    LaTeX's. Their source is the title of each."""
+    """The escaped text, in which formulas between `$`, `$$`, `\\(` or `\\[`, or in a box or environment of LaTeX, are
+    drawn. The title of each is its source."""
     parts = []
     end = 0
     for found in itertools.islice(_FORMULA.finditer(text), MAX_PER_TEXT):
@@ -67,7 +67,7 @@ def text_to_html(text: str) -> str:
         before = text[end : found.start()]
         drawn = _draw(body, display)
         end = found.end()
-        if display and drawn is not None:  # on a line of its own anyway
+        if display and drawn is not None:  # it has a line of its own anyway
             before = before.removesuffix("\n")
             end += text.startswith("\n", end)
         parts += [escape(before), escape(found[0]) if drawn is None else drawn]
@@ -89,10 +89,10 @@ def _draw(latex: str, display: bool) -> str | None:
     if not latex or len(latex) > MAX_LENGTH or braces.count("{") != braces.count("}"):
         return None
     try:
-        # The converter does not know `aligned`, which looks like `align*`, and `align` has numbers that nobody names.
+        # The converter does not know `aligned`, which looks like `align*`; the numbers of `align` are not referred to.
         tree = convert_to_element(re.sub(r"\\(begin|end)\{align(?:ed)?\}", r"\\\1{align*}", latex))
         markup = "".join(_serialise(tree))
-    except Exception:  # whatever the text made the converter stumble over
+    except Exception:  # the text can make the converter raise anything
         return None
     kind = "formula display" if display else "formula"
     return f'<span class="{kind}" title="{escape(latex)}">{markup}</span>'

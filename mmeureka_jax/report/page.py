@@ -1,6 +1,6 @@
-"""`report.html` of a run: headline numbers, curves, rollouts and configuration in one file that needs nothing else.
+"""`report.html` of a run: headline numbers, curves, rollouts and configuration in one file that needs no other.
 
-All that a model, a data set or a config wrote is escaped, and the page's content policy allows no script at all.
+Everything that a model, a data set or a config wrote is escaped, and the page's content policy allows no scripts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OPENING = re.compile(r"<(think|answer)>")
 def write_report(run_dir: str | Path) -> Path:
     """Writes `report.html` into the folder of a run, finished or not, and returns its path.
 
-    Reads `metrics.jsonl`, and what there is of `config.yaml`, `metadata.json` and `rollouts/`.
+    Reads `metrics.jsonl`, and those of `config.yaml`, `metadata.json` and `rollouts/` that exist.
 
     Raises:
         UserError: no such run, no metrics in it, a file that cannot be read, or the report cannot be written.
@@ -122,7 +122,7 @@ def _tiles(rows: Rows) -> Iterable[str]:
     ):
         _, values = series_of(rows, metric)
         if len(values):
-            few = max(1, len(values) // 20)  # a single step is noise
+            few = max(1, len(values) // 20)  # the mean of a few steps: a single one is noise
             yield tile(name, change(_round(values[:few].mean()), _round(values[-few:].mean())), note)
     _, seconds = series_of(rows, "time/step")
     each = f"{format_number(_round(seconds.mean()))} s each" if len(seconds) else ""
@@ -166,7 +166,7 @@ def _curves(rows: Rows, config: Mapping[str, Any]) -> str:
 
 
 def _metrics_table(rows: Rows) -> str:
-    """First, last, lowest and highest value of everything that was logged."""
+    """First, last, lowest, highest and mean value of every metric that was logged."""
     body = []
     for name in dict.fromkeys(name for row in rows for name in row if name != "step"):
         values = np.array([row[name] for row in rows if name in row and isinstance(row[name], int | float)], float)
@@ -237,7 +237,7 @@ def _cell(value: Any) -> str:
 
 
 def _rollouts(run_dir: Path) -> str:
-    """The first and the last logged step side by side, some steps in between folded."""
+    """The first and the last logged step side by side, and some steps in between, folded."""
     steps = [(step, groups) for step, groups in read_rollouts(run_dir) if groups]
     if not steps:
         return ""
@@ -323,7 +323,7 @@ def _reason(finish_reason: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """A response cut at its thoughts and answers; in one pass, whatever a policy has learnt to repeat."""
+    """A response cut at its thoughts and answers, in one pass: a policy may have learnt to repeat tags without end."""
     parts = []
     position = 0
     unclosed = set()
@@ -356,7 +356,7 @@ def _block(text: str) -> str:
 
 
 def _picture(path: Path) -> str:
-    """The picture inline, scaled down; small ones are shown enlarged, pixel by pixel."""
+    """An inline picture, scaled down; a small one is shown enlarged, pixel by pixel."""
     try:
         with Image.open(path) as opened:
             picture = as_rgb(opened)
@@ -385,7 +385,7 @@ def _read_config(run_dir: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     tree = read_yaml(path)
-    # Not load_config: a report of a run that an earlier version wrote is still wanted.
+    # Not load_config: runs of earlier versions have reports too.
     known_part(Config, tree, f"{path}")
     return tree
 
