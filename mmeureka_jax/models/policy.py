@@ -58,7 +58,7 @@ class Policy:
         compute_dtype: dtype of activations; parameters are cast to it where they are used. Softmax, norms, rotary
             angles and log-probabilities are always float32.
         remat: recompute each layer's activations in the backward pass.
-        logits_mb: megabytes (2**20 bytes) of float32 logits that exist on a device at one time in `token_log_probs`.
+        logits_mb: megabytes (2**20 bytes) of float32 logits that exist on a device at one time.
         lora: adapters of some linear maps.
         dropping: inputs of adapters are dropped out (see `with_dropout`).
     """
@@ -426,10 +426,7 @@ def token_log_probs(
     responses: Int[Array, "P n Lr"],
     *,
     temperature: float = 1.0,
-    lengths: Int[Array, "P n"] | None = None,
-    width: int | None = None,
-    entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "P n Lr"], Float[Array, "P n Lr"]]:
-    """`log_probs_of_hidden` of `group_hidden`."""
-    states = group_hidden(policy, params, prompts, features, responses, lengths=lengths, width=width)
-    return log_probs_of_hidden(policy, params, states, temperature=temperature, entropy_gradient=entropy_gradient)
+    """`log_probs_of_hidden` of `group_hidden`, for responses that are padded."""
+    states = group_hidden(policy, params, prompts, features, responses)
+    return log_probs_of_hidden(policy, params, states, temperature=temperature)

@@ -68,7 +68,7 @@ def sampled_log_probs(groups: Sequence[Group], length: int) -> Float[np.ndarray,
 class UpdateBatch:
     """What one optimiser step reads, or a part of it. See models/batch.py for the dimension letters.
 
-    `width`: the places that the responses of a prompt are packed into (see `token_log_probs`); None: each is padded.
+    `width`: the places that the responses of a prompt are packed into (see `group_hidden`); None: each is padded.
     """
 
     prompts: Prompt

@@ -13,7 +13,7 @@ import torch
 from helpers.support import PROBLEMS, Lively, assert_gradients_equal, responses_for
 
 from mmeureka_jax.models.log_probs import log_probs_of
-from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
+from mmeureka_jax.models.policy import Policy, encode_images, group_hidden, log_probs_of_hidden, token_log_probs
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -92,7 +92,9 @@ def test_shared_prompt_equals_the_repeated_layout(tied, packed):
 
     def shared(params):
         embeds = encode_images(tied.policy, params, batch.images)
-        log_probs, entropy = token_log_probs(tied.policy, params, batch, embeds, responses, **layout)
+        log_probs, entropy = log_probs_of_hidden(
+            tied.policy, params, group_hidden(tied.policy, params, batch, embeds, responses, **layout)
+        )
         return (weights * log_probs).sum(), jnp.where(mask, entropy, 0.0)
 
     repeated_batch = jax.tree.map(lambda x: np.repeat(x, n, axis=0), batch)

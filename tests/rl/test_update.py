@@ -16,7 +16,7 @@ from helpers.support import PROBLEMS, Lively
 
 from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
 from mmeureka_jax.mesh import make_mesh
-from mmeureka_jax.models.policy import encode_images, token_log_probs
+from mmeureka_jax.models.policy import encode_images, group_hidden, log_probs_of_hidden, token_log_probs
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch
 from mmeureka_jax.rl.kl import KL_ESTIMATORS
 from mmeureka_jax.rl.losses import LOSSES
@@ -220,10 +220,10 @@ def test_entropy_bonus_and_importance_weights(model, batch):
     @jax.jit
     @jax.grad
     def expected(params):
-        log_probs, entropy = token_log_probs(
-            model.policy, params, batch.prompts, embeds, batch.responses,
-            temperature=TEMPERATURE, entropy_gradient=True,
-        )  # fmt: skip
+        states = group_hidden(model.policy, params, batch.prompts, embeds, batch.responses)
+        log_probs, entropy = log_probs_of_hidden(
+            model.policy, params, states, temperature=TEMPERATURE, entropy_gradient=True
+        )
         loss = -importance * batch.advantages * log_probs - 0.25 * entropy
         return jnp.where(batch.response_mask, loss, 0).sum() / tokens
 
