@@ -89,26 +89,13 @@ def badly_indented(docstring: str) -> list[str]:
 
 # Rooms and files that do not meet a rule yet.
 NOT_YET: dict[str, tuple[str, ...]] = {
-    "file": (
-        "mmeureka_jax/rl/update.py",
-        "tests/",
-    ),
-    "function": (
-        "mmeureka_jax/config/",
-        "mmeureka_jax/rl/",
-        "mmeureka_jax/sampling/",
-        "mmeureka_jax/training/",
-        "tests/",
-    ),
-    "parameters": (
-        "mmeureka_jax/models/policy.py",
-        "mmeureka_jax/rl/",
-        "mmeureka_jax/sampling/",
-        "mmeureka_jax/training/",
-    ),
+    "file": ("mmeureka_jax/rl/update.py", "tests/training/test_rl.py"),
+    "function": ("mmeureka_jax/rl/update.py", "mmeureka_jax/training/job.py", "tests/helpers/compile_for_tpu.py"),
+    "parameters": ("mmeureka_jax/rl/", "mmeureka_jax/training/"),
     "assignments": (
         "mmeureka_jax/config/",
-        "mmeureka_jax/rewards/",
+        "mmeureka_jax/evaluation/",
+        "mmeureka_jax/models/batch.py",
         "mmeureka_jax/rl/",
         "mmeureka_jax/sampling/",
         "mmeureka_jax/training/",
