@@ -32,8 +32,8 @@ from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.rewards import accuracy, upstream
 from mmeureka_jax.rewards.answers.extraction import answer_text
 from mmeureka_jax.rewards.base import RewardRequest, RewardResult
-from mmeureka_jax.rewards.format import follows_format
-from mmeureka_jax.rewards.repetition import repetition_penalty
+from mmeureka_jax.rewards.rules.format import follows_format
+from mmeureka_jax.rewards.rules.repetition import repetition_penalty
 from mmeureka_jax.rewards.workers import RewardWorkers
 
 # Gold answers and answers, right and wrong. `#n` and `#m` are numbers that differ from answer to answer; `#2n` is twice

@@ -12,7 +12,7 @@ from mmeureka_jax.data import forms
 from mmeureka_jax.report import page as report
 from mmeureka_jax.report.formulas import text_to_html
 from mmeureka_jax.rewards import accuracy
-from mmeureka_jax.rewards.format import follows_format
+from mmeureka_jax.rewards.rules.format import follows_format
 
 PIECES = (
     "<think>",
@@ -29,7 +29,7 @@ READERS = {
     "parts of a response": report._parts,
     "tagged solution": forms._tagged,
     "answer in tags": accuracy._untagged,
-    "format": lambda text: follows_format(text, "instruct"),
+    "format": lambda text: follows_format(text, style="instruct"),
     "picture markers": forms.MARKER.findall,
 }
 

@@ -23,7 +23,7 @@ from matplotlib.ticker import PercentFormatter
 from mmeureka_jax.data.shapes.problems import generate
 from mmeureka_jax.report.charts import STYLE
 from mmeureka_jax.rewards.accuracy import accuracy
-from mmeureka_jax.rewards.format import follows_format
+from mmeureka_jax.rewards.rules.format import follows_format
 from mmeureka_jax.rl.advantages import grpo
 
 FOLDER = Path(__file__).parent
@@ -42,7 +42,7 @@ def draw_group() -> Figure:
     guesses = [generate(index, split="train", mixture=mixture).hasty for index in (1, 2)]
     untagged = "glancing at it, maybe this. <answer>5</answer>"
     responses = [problem.careful, guesses[0], guesses[1], untagged]
-    scores = np.array([[accuracy(r, problem.answer, "instruct"), follows_format(r, "instruct")] for r in responses])
+    scores = np.array([[accuracy(r, problem.answer, "instruct"), follows_format(r)] for r in responses])
     rewards = scores @ [1.0, FORMAT_WEIGHT]
     advantages = grpo(rewards[None])[0]
 

@@ -22,6 +22,7 @@ from mmeureka_jax.config.yaml_text import (
     format_value,
     is_plain_text,
     merge,
+    plain,
     read_file,
     read_override,
     shown,
@@ -29,6 +30,7 @@ from mmeureka_jax.config.yaml_text import (
 from mmeureka_jax.errors import UserError
 
 T = TypeVar("T")
+Sections = NewType("Sections", dict)  # sections by names that the tree does not know: {name: {key: value}}
 Overlay = NewType("Overlay", dict)  # some keys of the tree itself, to be laid over it
 CustomFunction = NewType("CustomFunction", str)  # "path/to/file.py:function", a function of the user's own
 _MAX_PROBLEMS = 50  # listed in one message
@@ -100,7 +102,7 @@ def _nested(key: str) -> str:
 def expected(annotation: Any) -> str:
     """What a value of the type is, in words that complete "must be ..."."""
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-    names |= {CustomFunction: "path/to/file.py:function", Overlay: "sections"}
+    names |= {CustomFunction: "path/to/file.py:function", Overlay: "sections", Sections: "sections by names"}
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(annotation)))
     if typing.get_origin(annotation) is tuple:
@@ -127,6 +129,10 @@ def _convert(annotation: Any, value: Any) -> Any:
         return value
     if annotation is Overlay and isinstance(value, dict):
         return value
+    if annotation is Sections and isinstance(value, dict):
+        sections = {name: plain(section) for name, section in value.items()}
+        if all(isinstance(section, dict) for section in sections.values()):
+            return sections
     if isinstance(value, str) and not is_plain_text(value):
         raise _Mismatch
     if annotation is CustomFunction and isinstance(value, str) and is_custom_function(value):
@@ -265,12 +271,12 @@ def overlaid(tree: T, overlay: Mapping[str, Any], origin: str, overrides: Sequen
 def to_dict(config: Any) -> dict[str, Any]:
     """The tree as plain dicts, lists and scalars, every field present."""
 
-    def plain(value: Any) -> Any:
+    def unpacked(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+            return {k: unpacked(v) for k, v in value.items()}
+        return [unpacked(v) for v in value] if isinstance(value, tuple | list) else value
 
-    return plain(dataclasses.asdict(config))
+    return unpacked(dataclasses.asdict(config))
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

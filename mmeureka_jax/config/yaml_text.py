@@ -136,7 +136,7 @@ class _Reader:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
             raise UserError(f"{origin}: the tag {shown(tag)} is not read; write a plain value, list or section")
         if isinstance(node, yaml.SequenceNode):
-            return Located([_plain(self.read(item, depth + 1)) for item in node.value], origin)
+            return Located([plain(self.read(item, depth + 1)) for item in node.value], origin)
         if isinstance(node, yaml.ScalarNode):
             return Located(self._scalar(node), origin)
         values: dict[str, Located] = {}
@@ -158,8 +158,9 @@ class _Reader:
             raise UserError(f"{self.path}:{node.start_mark.line + 1}: {what}: {brief(error)}") from None
 
 
-def _plain(located: Located) -> Any:
-    return {key: _plain(value) for key, value in located.value.items()} if _is_section(located) else located.value
+def plain(located: Located) -> Any:
+    """A value without where it was written, and so all below it."""
+    return {key: plain(value) for key, value in located.value.items()} if _is_section(located) else located.value
 
 
 def _is_section(located: Located) -> bool:
@@ -172,7 +173,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
       UserError: a file that is missing or malformed, or a key that is given twice; with file and line.
     """
-    return _plain(read_file(path))
+    return plain(read_file(path))
 
 
 def _parse_yaml(text: str, path: Path) -> Located | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmeureka_jax.rewards.rules import RULES
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -47,6 +49,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                         "reward/repetition": "repetition",
                         "reward/overlong": "overlong",
                         "reward/custom": "custom",
+                        **{f"reward/{rule}": rule for rule in RULES if rule not in ("format", "repetition")},
                     },
                     from_zero=False,
                 ),

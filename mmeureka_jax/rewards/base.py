@@ -1,29 +1,28 @@
-"""What is scored, what comes out, and which rules there are."""
+"""What is scored, what a rule is, and what comes out.
+
+Each file of rewards/rules/ holds a rule, under `@register`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from mmeureka_jax.config.schema import RewardConfig
-
-# The rules, in the order they are logged. A part is present in every result of a run, also with weight 0, except
-# `custom`, which exists only where `reward.custom` names a function.
-RULES = ("accuracy", "format", "repetition", "custom")
-
-JUDGED = ("accuracy", "custom")  # those that run in the workers, and can fail
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
 class RewardRequest:
     """One response to one problem.
 
-    response: the sampled text, special tokens left out.
-    answer: the gold answer.
-    question: the text of the problem, for custom rules.
-    metadata: the problem's JSON-able metadata, for custom rules.
+    Attributes:
+        response: the sampled text, special tokens left out.
+        answer: the gold answer.
+        question: the text of the problem.
+        metadata: the problem's JSON-able metadata.
     """
 
     response: str
@@ -34,8 +33,13 @@ class RewardRequest:
 
 @dataclass(frozen=True)
 class RewardResult:
-    """total = sum of weight * part. `failures` says why a rule's part is 0 without having been computed, such as
-    `timeout after 5 s`. A failed part never hides the others."""
+    """What one response scored. A failed part never hides the others.
+
+    Attributes:
+        total: the sum of weight * part.
+        parts: what each rule gave, by its name.
+        failures: why a rule's part is 0 without having been computed, such as `timeout after 5 s`.
+    """
 
     total: float
     parts: dict[str, float]
@@ -47,20 +51,63 @@ class RewardResult:
         return "; ".join(f"{rule}: {reason}" for rule, reason in self.failures.items()) or None
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A rule that a run may score responses by.
+
+    Attributes:
+        function: its positional parameters are fields of `RewardRequest`, by their names; its keyword-only parameters
+            are its settings, each with a type and a default. Equal arguments give equal numbers.
+        meaning: what its mean over responses is, as a noun phrase; the reference of metrics has it.
+        weight: its weight where `reward.rules` names the rule and no weight.
+        may_hang: it runs in the reward workers, under `reward.time_limit`, and may fail. Otherwise it only reads
+            strings, in linear time, and runs in the training process.
+    """
+
+    function: Callable[..., float]
+    meaning: str
+    weight: float
+    may_hang: bool
+
+    def section(self) -> Any:
+        """Its weight and settings at their defaults: a dataclass, checked as a section of the config is."""
+        hints = typing.get_type_hints(self.function, include_extras=True)
+        settings = [
+            (name, hints[name], dataclasses.field(default=parameter.default))
+            for name, parameter in self._parameters().items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        weight = ("weight", float, dataclasses.field(default=self.weight))
+        return dataclasses.make_dataclass("Section", [weight, *settings], frozen=True)()
+
+    def arguments(self, request: RewardRequest) -> dict[str, Any]:
+        """What the function reads of a request, by name."""
+        return {name: getattr(request, name) for name, p in self._parameters().items() if p.kind is not p.KEYWORD_ONLY}
+
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.function).parameters
+
+
+RULES: dict[str, Rule] = {}  # filled by importing rewards/rules
+F = TypeVar("F", bound=Callable[..., float])
+
+
+def register(name: str, meaning: str, *, weight: float = 1.0, may_hang: bool = False) -> Callable[[F], F]:
+    """Enters a function in `RULES`, with the facts that `Rule` describes."""
+
+    def enter(function: F) -> F:
+        RULES[name] = Rule(function, meaning, weight, may_hang)
+        return function
+
+    return enter
+
+
 def kind_of_failure(reason: str) -> str:
     """What reasons have in common that differ only in a value: the exception and its line, or the words."""
     place = re.search(r" \([^()]+:\d+\)$", reason)
     if place:
         return reason.partition(":")[0] + place[0]
     return re.sub(r"\d+(\.\d+)?", "0", reason)
-
-
-def rule_weights(config: RewardConfig) -> dict[str, float]:
-    """The weight of every rule of this run."""
-    weights = {rule: getattr(config, f"{rule}_weight") for rule in RULES}
-    if config.custom is None:
-        del weights["custom"]
-    return weights
 
 
 def combine(parts: Mapping[str, float], weights: Mapping[str, float], failures: Mapping[str, str]) -> RewardResult:

@@ -27,6 +27,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import channel as channels
 from mmeureka_jax.rewards import custom  # here, not when a worker first needs it: that time would be an answer's
 from mmeureka_jax.rewards.descendants import adopt_orphans, children
+from mmeureka_jax.rewards.rules import RULES
 
 Job = dict[str, Any]
 Run = Callable[[Job], Any]
@@ -166,6 +167,8 @@ def load_rules(rule: str) -> Run:
                 if problem is None:  # a gold answer that parses may still hang every comparison: 9^{9^{9}}
                     compare(PROBE, job["answer"])
                 return problem
+            case "rule":
+                return custom.finite_number(RULES[job["rule"]].function(**job["arguments"]))
             case kind:
                 raise ValueError(f"unknown job {kind!r}")
 

@@ -26,9 +26,9 @@ from mmeureka_jax.process.console import say
 from mmeureka_jax.rewards import base, custom, upstream
 from mmeureka_jax.rewards.answers.extraction import answer_text
 from mmeureka_jax.rewards.base import RewardRequest, RewardResult
-from mmeureka_jax.rewards.format import follows_format
+from mmeureka_jax.rewards.chosen import fallible_rules, rule_problems, rule_weights, settings_of_rules
 from mmeureka_jax.rewards.processes import NOT_A_REPLY, TemplateProcess, WorkerProcess
-from mmeureka_jax.rewards.repetition import repetition_penalty
+from mmeureka_jax.rewards.rules import RULES
 from mmeureka_jax.user_code import NOTICE, parse_spec
 
 STARTUP_ATTEMPTS = 3  # failed starts in a row after which the machine is at fault and not bad luck
@@ -58,10 +58,16 @@ class RewardWorkers:
             raise UserError(f"reward.workers={config.workers} must be at least 1")
         if not config.time_limit > 0:
             raise UserError(f"reward.time_limit={config.time_limit} must be a positive number of seconds")
+        if problems := rule_problems(config):
+            raise UserError("\n".join(problems))
         self._custom_file = parse_spec(custom.KEY, config.custom)[0] if config.custom is not None else None
         self._custom_loaded = False
         self.config = config
-        self._weights = base.rule_weights(config)
+        self._weights = rule_weights(config)
+        self._settings = settings_of_rules(config)
+        # Those with jobs, in the order of the jobs, and those that are applied here.
+        self._judged = fallible_rules(config)
+        self._read_here = [name for name in self._weights if name not in self._judged]
         self._lock = threading.Lock()
         self._failed_starts = 0
         self._template = TemplateProcess(config)
@@ -100,11 +106,15 @@ class RewardWorkers:
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """The results, in the order of the requests. Answers that are equal to the rules are compared once."""
-        jobs = [self._accuracy_job(request) for request in requests]
-        if self.config.custom is not None:
-            jobs += [_custom_job(request) for request in requests]
-        replies = self._run(jobs)
+        replies = self._run([self._job(rule, request) for rule in self._judged for request in requests])
         return [self._result(request, replies[i :: len(requests)]) for i, request in enumerate(requests)]
+
+    def _job(self, rule: str, request: RewardRequest) -> dict[str, Any]:
+        if rule == "accuracy":
+            return self._accuracy_job(request)
+        if rule == "custom":
+            return _custom_job(request)
+        return {"kind": "rule", "rule": rule, "arguments": RULES[rule].arguments(request) | self._settings[rule]}
 
     def _accuracy_job(self, request: RewardRequest) -> dict[str, Any]:
         rule = self.config.accuracy
@@ -128,11 +138,11 @@ class RewardWorkers:
 
     def _result(self, request: RewardRequest, replies: Sequence[dict[str, Any]]) -> RewardResult:
         parts = {
-            "format": follows_format(request.response, self.config.format),
-            "repetition": repetition_penalty(request.response, self.config.repetition_ngram),
+            name: RULES[name].function(**RULES[name].arguments(request), **self._settings[name])
+            for name in self._read_here
         }
         failures = {}
-        for rule, reply in zip(base.JUDGED, replies, strict=False):
+        for rule, reply in zip(self._judged, replies, strict=True):
             parts[rule] = reply.get("value", 0.0)
             if "error" in reply:
                 failures[rule] = reply["error"]
@@ -307,4 +317,5 @@ def _custom_job(request: RewardRequest) -> dict[str, Any]:
 def _skeleton(job: bytes) -> str:
     """The text of a job without its numbers: answers that hang are often many of one form."""
     fields = json.loads(job)
-    return re.sub(r"\d+", "0", fields.get("text") or fields["answer"])
+    text = json.dumps(fields["arguments"]) if fields["kind"] == "rule" else fields.get("text") or fields["answer"]
+    return re.sub(r"\d+", "0", text)

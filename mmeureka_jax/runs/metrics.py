@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mmeureka_jax.rewards.rules import RULES
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -32,8 +34,7 @@ class Metric:
 METRICS = (
     Metric("reward/total", "reward", "mean reward of a response: the sum of weight times rule"),
     Metric("reward/accuracy", "reward", "mean of the accuracy rule: the share of right answers"),
-    Metric("reward/format", "reward", "mean of the format rule: the share of responses in the form asked for"),
-    Metric("reward/repetition", "reward", "mean of the repetition rule, 0 to -1"),
+    *(Metric(f"reward/{name}", "reward", f"mean of the {name} rule: {rule.meaning}") for name, rule in RULES.items()),
     Metric("reward/custom", "reward", "mean of your own rule; only with `reward.custom`"),
     Metric("reward/overlong", "reward", "mean penalty for length, 0 to -1; only with `reward.overlong_buffer`"),
     Metric("reward/failures", "share", "responses of which a rule failed, such as by its time limit"),

@@ -9,6 +9,7 @@ from mmeureka_jax.config.limits import out_of_range
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.rewards.chosen import rule_problems
 from mmeureka_jax.rl.checks import rl_problems
 
 
@@ -23,7 +24,7 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
         return
     problems = out_of_range(config)  # the other checks calculate with these numbers
     if not problems:
-        problems = config_problems(config, command=command)
+        problems = config_problems(config, command=command) + rule_problems(config.reward)
         if command == "train":
             problems += rl_problems(config)
     if problems:

@@ -26,7 +26,7 @@ from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.batch import ImageFeatures, Prompt, pick_bucket, take_row
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural, progress
-from mmeureka_jax.rewards.base import JUDGED
+from mmeureka_jax.rewards.chosen import fallible_rules
 from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify, staleness
@@ -263,7 +263,8 @@ class Collector:
         tally.seconds["reward"] += time.perf_counter() - start
         self._failures.note((score for row in scores for score in row), step + 1)
         names = sorted(scores[0][0].parts)
-        failed = {rule: np.asarray([[rule in s.failures for s in row] for row in scores]) for rule in JUDGED}
+        fallible = fallible_rules(self._config.reward)
+        failed = {rule: np.asarray([[rule in s.failures for s in row] for row in scores]) for rule in fallible}
         own = {
             "orders": np.asarray([item.order for item in sampled.loaded]),
             "total": np.asarray([[s.total for s in row] for row in scores], np.float32),
@@ -276,8 +277,8 @@ class Collector:
         tally.rounds += 1
         for name in ("total", *names, "failures"):
             tally.add(f"reward/{name}", everyone[name])
-        for rule in JUDGED:
-            tally.failed[rule].append(everyone["failed"][rule])
+        for rule, of_all in everyone["failed"].items():
+            tally.failed[rule].append(of_all)
         for k, rates in pass_at_k(everyone["accuracy"] > 0.5).items():
             tally.add(f"reward/pass_at_{k}", rates)
         tally.add("response/length", full.lengths)

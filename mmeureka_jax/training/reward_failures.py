@@ -16,7 +16,8 @@ import numpy as np
 
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import RunStopped
-from mmeureka_jax.rewards.base import RewardRequest, RewardResult, kind_of_failure, rule_weights
+from mmeureka_jax.rewards.base import RewardRequest, RewardResult, kind_of_failure
+from mmeureka_jax.rewards.chosen import rule_weights, weight_key
 from mmeureka_jax.rewards.custom import quoted
 
 if TYPE_CHECKING:
@@ -85,5 +86,5 @@ class FailureWatch:
                 why = f", the last time for this reason: {self._last[rule]}" if rule in self._last else ""
                 raise RunStopped(
                     f"step {step}: the {rule} rule failed on every answer of {self._limit} steps in a row{why}. "
-                    f"Correct it, set reward.{rule}_weight to 0, or raise reward.max_failed_steps (0: no limit)"
+                    f"Correct it, set {weight_key(rule)} to 0, or raise reward.max_failed_steps (0: no limit)"
                 )

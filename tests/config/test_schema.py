@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmeureka_jax.config.load import load_config, save_config
-from mmeureka_jax.config.reading import CustomFunction, Overlay, config_diff, dotted_keys, to_dict
+from mmeureka_jax.config.reading import CustomFunction, Overlay, Sections, config_diff, dotted_keys, to_dict
 from mmeureka_jax.config.schema import Config, RandomModelConfig
 from mmeureka_jax.config.yaml_text import dump_yaml
 from mmeureka_jax.errors import UserError
@@ -291,6 +291,9 @@ def values_of(annotation) -> st.SearchStrategy:
         | st.sampled_from(["1e-5", "null", "~", "yes", "0x10", "a: b", "- a", "1_0", ".inf", "é #"]),
         type(None): st.none(),
         CustomFunction: st.sampled_from(["a.py:f", "é/b c.py:g"]),
+        Sections: st.dictionaries(
+            st.sampled_from(["a", "b c"]), st.dictionaries(st.just("weight"), st.integers()), max_size=2
+        ),
         Overlay: st.dictionaries(st.sampled_from(["steps", "rl"]), st.integers() | st.just({"loss": "pg"}), max_size=2),
     }[annotation]
 

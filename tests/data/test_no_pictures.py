@@ -16,7 +16,7 @@ from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.data.record import Problem, RowError
-from mmeureka_jax.rewards.format import follows_format
+from mmeureka_jax.rewards.rules.format import follows_format
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 # As that of Qwen2.5 does: contents are texts, and a system turn is made up.
@@ -60,7 +60,7 @@ def test_what_the_template_writes_of_a_response_is_known(folder, tmp_path):
     (thinking / "chat_template.jinja").write_text(TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"))
     processor = make(thinking)
     assert processor.response_prefix == "<think>\n"
-    assert follows_format(processor.response_prefix + "so 2\n</think>\n<answer> $2$ </answer>", "instruct") == 1
+    assert follows_format(processor.response_prefix + "so 2\n</think>\n<answer> $2$ </answer>", style="instruct") == 1
     assert pickle.loads(pickle.dumps(processor)).response_prefix == "<think>\n"
 
 

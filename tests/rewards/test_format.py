@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmeureka_jax.rewards.format import MIN_ZERO_THOUGHT, follows_format
+from mmeureka_jax.rewards.rules.format import MIN_ZERO_THOUGHT, follows_format
 
 LONG = "x" * MIN_ZERO_THOUGHT
 
@@ -29,5 +29,5 @@ LONG = "x" * MIN_ZERO_THOUGHT
     ],
 )
 def test_format(response, instruct, zero):
-    assert follows_format(response, "instruct") == instruct
-    assert follows_format(response, "zero") == zero
+    assert follows_format(response, style="instruct") == instruct
+    assert follows_format(response, style="zero") == zero

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mmeureka_jax.rewards.repetition import repetition_penalty
+from mmeureka_jax.rewards.rules.repetition import repetition_penalty
 
 
 def brute_force(words, n):
@@ -21,13 +21,13 @@ def test_equals_the_share_of_repeated_ngrams():
     for length in (0, 1, 3, 9, 10, 40, 200):
         for n in (1, 2, 10):
             words = [generator.choice("abc") for _ in range(length)]
-            assert repetition_penalty(" ".join(words), n) == pytest.approx(brute_force(words, n))
+            assert repetition_penalty(" ".join(words), ngram=n) == pytest.approx(brute_force(words, n))
 
 
 def test_a_loop_costs_almost_one_and_distinct_words_nothing():
-    assert repetition_penalty("let me see again " * 500, 10) < -0.99
-    assert repetition_penalty(" ".join(map(str, range(500))), 10) == 0.0
+    assert repetition_penalty("let me see again " * 500, ngram=10) < -0.99
+    assert repetition_penalty(" ".join(map(str, range(500))), ngram=10) == 0.0
 
 
 def test_chinese_has_no_spaces():
-    assert repetition_penalty("我们再看一次" * 50, 10) < -0.9
+    assert repetition_penalty("我们再看一次" * 50, ngram=10) < -0.9

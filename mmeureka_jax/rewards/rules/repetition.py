@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 
+from mmeureka_jax.rewards.base import register
+
 # Words, single signs, and single Chinese characters, which have no spaces between words.
 _WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s]")
 
 
-def repetition_penalty(response: str, ngram: int) -> float:
+@register("repetition", "the penalty for repeated words, 0 to -1")
+def repetition_penalty(response: str, *, ngram: int = 10) -> float:
     """Minus the share of n-grams of words that occurred before: 0.0 if all are distinct, towards -1.0 for a loop."""
     words = _WORD.findall(response)
     count = len(words) - ngram + 1

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from mmeureka_jax.rewards.base import register
+
 FormatStyle = Literal["instruct", "zero"]
 
 MIN_ZERO_THOUGHT = 300  # characters
@@ -18,7 +20,8 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BLOCKS = re.compile(r"<think>(?P<thought>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>", re.DOTALL)
 
 
-def follows_format(response: str, style: FormatStyle) -> float:
+@register("format", "the share of responses in the form asked for")
+def follows_format(response: str, *, style: FormatStyle = "instruct") -> float:
     """1.0 if `response` has the form of `style`, else 0.0."""
     if any(response.count(tag) != 1 for tag in _TAGS):
         return 0.0
