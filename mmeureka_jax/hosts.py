@@ -43,6 +43,7 @@ def every_host(value: Any) -> np.ndarray:
 
 
 def barrier(name: str) -> None:
+    """Waits until all hosts have come to the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 

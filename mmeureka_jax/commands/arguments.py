@@ -7,6 +7,7 @@ import argparse
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from mmeureka_jax.config.schema import PROMPT_STYLES
 from mmeureka_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from mmeureka_jax.evaluation.options import ModelOptions
+    from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions
     from mmeureka_jax.evaluation.prompt_files import PromptOptions
 
 
@@ -210,6 +211,15 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
     from mmeureka_jax.evaluation.options import ModelOptions
 
     return ModelOptions(args.model, args.adapters, args.compute_dtype, MeshConfig(*args.mesh))
+
+
+def eval_options(args: argparse.Namespace, data: str) -> EvalOptions:
+    """The arguments that are called as an option is; the command leaves the other options as they are by default."""
+    from mmeureka_jax.evaluation.options import EvalOptions
+
+    given = vars(args)
+    names = [field.name for field in fields(EvalOptions) if field.name != "data"]
+    return EvalOptions(data, **{name: given[name] for name in names if name in given})
 
 
 def prompt_options(args: argparse.Namespace) -> PromptOptions:

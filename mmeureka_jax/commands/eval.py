@@ -11,6 +11,7 @@ from mmeureka_jax.commands.arguments import (
     add_pixel_arguments,
     add_root_arguments,
     add_sampling_arguments,
+    eval_options,
     model_options,
     positive_int,
     refuse_too_many,
@@ -55,27 +56,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_too_many(args)
     start_jax()
     from mmeureka_jax.evaluation.accuracy import RESULTS_FILE, measure_accuracy
-    from mmeureka_jax.evaluation.options import EvalOptions
 
-    options = EvalOptions(
-        data=args.data,
-        root=args.root,
-        allow_outside_root=args.allow_outside_root,
-        limit=args.limit,
-        prompt_style=args.prompt_style,
-        min_pixels=args.min_pixels,
-        max_pixels=args.max_pixels,
-        max_prompt_tokens=args.max_prompt_tokens,
-        accuracy=args.accuracy,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        n=args.n,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
-    results = measure_accuracy(model_options(args), options, args.output)
+    results = measure_accuracy(model_options(args), eval_options(args, args.data), args.output)
     counted = f"{results['answers']} answers to " if args.n > 1 else ""
     problems = plural(results["problems"], "problem")
     print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {counted}{problems})")

@@ -47,12 +47,14 @@ class ModelOptions:
         """Finds the policy, checks it, and says what `command` runs on."""
         if jax.process_count() > 1:
             raise UserError("this command runs in one process; start it on one host, without MMEUREKA_DISTRIBUTED")
+        checkpoint = resolve_checkpoint(self.checkpoint, weights=False)
         lora = None
-        if self.adapters is not None:  # next to the base as their run had it
-            trained_in = read_provenance(resolve_checkpoint(self.adapters)).get("lora_base_dtype")
-            lora = lora_of_adapters(self.adapters, self.checkpoint, trained_in or "float32")
-        model = ModelConfig(checkpoint=self.checkpoint, lora=lora, compute_dtype=self.compute_dtype, remat="none")
-        opened = open_policy(resolve_checkpoint(self.checkpoint, weights=False), model, self.mesh)
+        if self.adapters is not None:
+            adapters = resolve_checkpoint(self.adapters)
+            trained_in = read_provenance(adapters).get("lora_base_dtype")  # the base is next to them as it was then
+            lora = lora_of_adapters(adapters, checkpoint, trained_in or "float32")
+        model = ModelConfig(lora=lora, compute_dtype=self.compute_dtype, remat="none")
+        opened = open_policy(checkpoint, model, self.mesh)
         say_header(command, opened, self.checkpoint)
         return opened
 

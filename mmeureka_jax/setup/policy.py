@@ -71,6 +71,11 @@ class OpenedPolicy:
             return load_params(self.checkpoint, self.policy.config, self.shardings(), dtype)
 
     def shardings(self) -> Params:
+        """How each parameter is spread over the mesh.
+
+        Raises:
+            UserError: the mesh does not divide one of them.
+        """
         return tree_shardings(self.mesh, self.policy.abstract_params(), self.policy.param_axes())
 
 
@@ -131,7 +136,7 @@ def open_policy(
         lora=lora_of(config, seed),
     )
     opened = OpenedPolicy(policy, device_mesh, checkpoint, _open_adapters(config.lora, policy))
-    opened.shardings()  # raises if the mesh does not divide a parameter
+    opened.shardings()  # raises where the mesh does not divide them
     return opened
 
 
@@ -144,17 +149,17 @@ def lora_of(config: ModelConfig, seed: int) -> Lora | None:
 
 
 def lora_of_adapters(
-    adapters: str, checkpoint: str, base_dtype: Literal["bfloat16", "float32"] = "float32"
+    adapters: Path, checkpoint: Path, base_dtype: Literal["bfloat16", "float32"] = "float32"
 ) -> LoraConfig:
-    """The settings that adapters of a checkpoint (both folders or hub ids) were trained with."""
-    stored = open_adapters(resolve_checkpoint(adapters), read_config(resolve_checkpoint(checkpoint, weights=False)))
+    """The settings that the adapters in a folder were trained with, next to a base of `base_dtype`."""
+    stored = open_adapters(adapters, read_config(checkpoint))
     return LoraConfig(
         rank=stored.rank,
         alpha=stored.alpha,
         dropout=stored.dropout,
         targets=stored.targets,
         base_dtype=base_dtype,
-        adapters=adapters,
+        adapters=str(adapters),
     )
 
 

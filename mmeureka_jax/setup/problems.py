@@ -32,6 +32,7 @@ _ROWS_SHOWN = 20  # rows that cannot be used, in messages
 
 
 def open_processor(checkpoint: Path, data: DataConfig) -> Processor:
+    """The checkpoint's processor, for prompts as the config asks for them."""
     from mmeureka_jax.data.processor import Processor
 
     return Processor.from_checkpoint(
@@ -57,6 +58,7 @@ class CheckedProblems:
 
     @property
     def indices(self) -> list[int]:
+        """The rows that can be used, in order."""
         return self.report.usable
 
     def describe(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmeureka_jax.commands.arguments import (
     add_source_arguments,
+    eval_options,
     pixels,
     positive,
     positive_int,
@@ -46,15 +47,9 @@ def run(args: argparse.Namespace) -> int:
     refuse_too_many(args)
     start_jax()
     from mmeureka_jax.evaluation.difficulty import measure_difficulty
-    from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions
+    from mmeureka_jax.evaluation.options import ModelOptions
 
-    options = EvalOptions(
-        data=args.spec, root=args.root, allow_outside_root=args.allow_outside_root, limit=args.limit,
-        prompt_style=args.prompt_style, min_pixels=args.min_pixels, max_pixels=args.max_pixels,
-        max_prompt_tokens=args.max_prompt_tokens, accuracy=args.accuracy, max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size, n=args.n, temperature=args.temperature, seed=args.seed,
-    )  # fmt: skip
-    rows = measure_difficulty(ModelOptions(args.model, args.adapters), options, args.output)
+    rows = measure_difficulty(ModelOptions(args.model, args.adapters), eval_options(args, args.spec), args.output)
     counts = Counter(round(row["accuracy"] * args.n) for row in rows)
     for right in range(args.n + 1):
         print(f"{right} of {args.n} right: {plural(counts[right], 'problem')}")
