@@ -12,7 +12,8 @@ def test_every_fault_changes_one_place_of_the_code():
     texts = {fault.path: (ROOT / fault.path).read_text() for fault in FAULTS}
     assert [fault for fault in FAULTS if texts[fault.path].count(fault.old) != 1] == []
     for fault in FAULTS:
-        before, after = texts[fault.path], fault.applied(texts[fault.path])
+        before = texts[fault.path]
+        after = fault.applied(texts[fault.path])
         assert ast.dump(ast.parse(after)) != ast.dump(ast.parse(before)), fault.why
 
 

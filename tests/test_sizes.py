@@ -20,6 +20,8 @@ FILES = sorted(
 MAIN_ROAD = re.compile(
     r"mmeureka_jax/(data/(loader|processor)\.py|models/(policy|log_probs|decoder|attention)\.py|(sampling|training|rl)/)"
 )
+# Their keyword-only arguments are the settings of a formula, one for each key of the config.
+FORMULAS = ("mmeureka_jax/rl/advantages.py", "mmeureka_jax/rl/losses.py")
 SECTIONS = re.compile(r"(?:Args|Attributes|Raises|Returns|Yields):$")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -38,9 +40,9 @@ def lines_of(function: Function) -> int:
     return (function.end_lineno or 0) - function.lineno + 1
 
 
-def parameters_of(function: Function) -> list[str]:
+def parameters_of(function: Function, file: str) -> list[str]:
     given = function.args
-    every = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    every = [*given.posonlyargs, *given.args, *(() if file in FORMULAS else given.kwonlyargs)]
     return [argument.arg for argument in every if argument.arg not in ("self", "cls")]
 
 
@@ -91,7 +93,7 @@ def badly_indented(docstring: str) -> list[str]:
 NOT_YET: dict[str, tuple[str, ...]] = {
     "file": ("mmeureka_jax/rl/update.py", "tests/training/test_rl.py"),
     "function": ("mmeureka_jax/rl/update.py", "mmeureka_jax/training/job.py", "tests/helpers/compile_for_tpu.py"),
-    "parameters": ("mmeureka_jax/rl/", "mmeureka_jax/training/"),
+    "parameters": ("mmeureka_jax/rl/update.py", "mmeureka_jax/training/learner.py"),
     "assignments": (
         "mmeureka_jax/config/",
         "mmeureka_jax/evaluation/",
@@ -117,7 +119,7 @@ def test_sizes(file):
     for function in functions(file):
         most_lines = 60 if on_the_road else 80
         assert lines_of(function) <= most_lines or not_yet("function", file), function.name
-        parameters = parameters_of(function)
+        parameters = parameters_of(function, file)
         assert not on_the_road or len(parameters) <= 7 or not_yet("parameters", file), (function.name, parameters)
 
 

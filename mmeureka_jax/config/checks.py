@@ -21,7 +21,9 @@ _LONGEST_NAME = 255
 
 def _check_products(config: Config, command: str) -> list[str]:
     """Numbers that are possible one by one and not together: positions and updates are counted in 32 bits too."""
-    rl, sft, tracking = config.rl, config.sft, config.tracking
+    rl = config.rl
+    sft = config.sft
+    tracking = config.tracking
     longest = config.data.max_prompt_tokens + config.sampler.max_new_tokens
     tokens = "(data.max_prompt_tokens + sampler.max_new_tokens)"
     products = {f"tracking.validation_batch x {tokens}": tracking.validation_batch * longest}
@@ -151,7 +153,7 @@ def check_stored(config: Config) -> None:
     """Checks of a config that a run's folder holds what anything is made by; its version may have allowed the rest.
 
     Raises:
-      UserError: every problem, one a line.
+        UserError: every problem, one a line.
     """
     problems = out_of_range(config)
     if config.model.lora is not None:

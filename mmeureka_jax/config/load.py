@@ -18,7 +18,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     `path=None` starts from the defaults.
 
     Raises:
-      UserError: a missing or malformed file, unknown keys, values of the wrong type; each with its file and line.
+        UserError: a missing or malformed file, unknown keys, values of the wrong type; each with its file and line.
     """
     return load_tree(Config, path, overrides)
 
@@ -27,6 +27,6 @@ def save_config(config: Config, path: str | Path) -> None:
     """Writes the resolved tree, every field present, as YAML that `load_config` reads back to an equal config.
 
     Raises:
-      UserError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     write_atomic(Path(path), dump_yaml(to_dict(config)).encode())

@@ -20,7 +20,7 @@ def stage_configs(config: Config) -> list[Config]:
     starts from, and its reference.
 
     Raises:
-      UserError: a stage with an unknown key or a value of the wrong type.
+        UserError: a stage with an unknown key or a value of the wrong type.
     """
     if not config.stages:
         return [config]

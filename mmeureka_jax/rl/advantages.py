@@ -265,7 +265,8 @@ def compute_advantages(
         length: T.
         kl_penalties: what `rl.kl_place: reward` takes off the reward at each token.
     """
-    mask, rewards = outcomes.mask(length), np.asarray(outcomes.rewards, np.float64)
+    mask = outcomes.mask(length)
+    rewards = np.asarray(outcomes.rewards, np.float64)
     returned = make_estimator(config)(rewards)
     try:
         per_response = np.asarray(returned, np.float64)
@@ -314,7 +315,8 @@ def gae(
     rewards, values = (np.where(mask, np.asarray(x, np.float64), 0.0) for x in (rewards, values))
     following = np.concatenate([values[..., 1:], np.zeros_like(values[..., :1])], axis=-1)
     deltas = rewards + gamma * following - values
-    advantages, ahead = np.zeros_like(deltas), np.zeros(deltas.shape[:-1])
+    advantages = np.zeros_like(deltas)
+    ahead = np.zeros(deltas.shape[:-1])
     for place in reversed(range(deltas.shape[-1])):
         advantages[..., place] = ahead = deltas[..., place] + gamma * gae_lambda * ahead
     return np.where(mask, advantages, 0.0)
@@ -332,9 +334,11 @@ def gae_advantages(
     The reward of a response is that of its last token; see `compute_advantages` for the KL penalty.
     """
     mask = outcomes.mask(values.shape[-1])
-    scores, rewards = np.asarray(outcomes.rewards, np.float64), np.zeros(values.shape)
+    scores = np.asarray(outcomes.rewards, np.float64)
+    rewards = np.zeros(values.shape)
     if kl_penalties is not None:
-        scores, rewards = _limited(scores), -np.where(mask, kl_penalties, 0.0)
+        scores = _limited(scores)
+        rewards = -np.where(mask, kl_penalties, 0.0)
     rewards += np.where(np.arange(values.shape[-1]) == outcomes.lengths[..., None] - 1, scores[..., None], 0.0)
     advantages = gae(rewards, values, mask, **chosen_settings(gae, config.critic))
     returns = np.where(mask, advantages + values, 0.0)

@@ -132,7 +132,8 @@ def _kl(rl: RLConfig) -> Iterator[str]:
 
 
 def _filter(rl: RLConfig, estimator: Estimator | None) -> Iterator[str]:
-    lower, upper = rl.filter.lower, rl.filter.upper
+    lower = rl.filter.lower
+    upper = rl.filter.upper
     if not 0 <= lower <= upper <= 1:
         yield f"rl.filter needs 0 <= lower <= upper <= 1; got lower {lower:g}, upper {upper:g}"
         return

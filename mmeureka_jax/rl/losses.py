@@ -98,7 +98,8 @@ def _clipped(x: Array, advantages: Array, low: Array | float, high: Array | floa
 
     Bounds are set by where(), not by min() and clip(), whose derivative at a tie is not that of the unclipped branch.
     """
-    clipped_low, clipped_high = (advantages < 0) & (x < low), (advantages > 0) & (x > high)
+    clipped_low = (advantages < 0) & (x < low)
+    clipped_high = (advantages > 0) & (x > high)
     return jnp.where(clipped_low, low, jnp.where(clipped_high, high, x)), clipped_low, clipped_high
 
 
@@ -237,7 +238,8 @@ def cpg(
     lengths = jnp.sum(response_mask, axis=-1, keepdims=True)
     through = jnp.minimum((1 + jnp.arange(log_probs.shape[-1])) / jnp.maximum(lengths, 1), 1.0)
     share = clip_start + (1 - clip_start) * through
-    low, high = jnp.log1p(-clip_epsilon_low * share), jnp.log1p(clip_epsilon_high * share)
+    low = jnp.log1p(-clip_epsilon_low * share)
+    high = jnp.log1p(clip_epsilon_high * share)
     log_ratio, clipped_low, clipped_high = _clipped(log_probs - old_log_probs, advantages, low, high)
     return _result(-advantages * log_ratio, clipped_low, clipped_high)
 

@@ -17,7 +17,9 @@ from jaxtyping import Float, Shaped
 
 from mmeureka_jax.config.schema import FilterConfig
 
-KEPT, TOO_EASY, TOO_HARD = "kept", "too_easy", "too_hard"
+KEPT = "kept"
+TOO_EASY = "too_easy"
+TOO_HARD = "too_hard"
 
 
 def classify(accuracies: Float[np.ndarray, "P n"], config: FilterConfig, step: int) -> Shaped[np.ndarray, "P"]:
@@ -73,7 +75,8 @@ class GroupBuffer(Generic[G]):
         """
         if not 0 <= count <= len(self.groups):
             raise ValueError(f"cannot take {count} groups from a buffer of {len(self.groups)}")
-        taken, self.groups = self.groups[:count], self.groups[count:]
+        taken = self.groups[:count]
+        self.groups = self.groups[count:]
         return taken
 
     def clear(self) -> None:

@@ -165,7 +165,8 @@ def draw(
         place, _ = _invert(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 1])
         tokens = part * _VOCAB_PART + place
     else:
-        kept, total = scores, jnp.exp(scores - peak).sum(axis=-1)
+        kept = scores
+        total = jnp.exp(scores - peak).sum(axis=-1)
         tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     if settings.temperature > 0 and (settings.top_k or settings.top_p < 1.0):
         normaliser = jax.nn.logsumexp(logits, axis=-1)

@@ -44,7 +44,8 @@ def demo(output: Path, overrides: Sequence[str] = (), *, started: float | None =
     from mmeureka_jax.training.sft import fine_tune
 
     output = output.resolve()
-    imitated, trained = output / "sft" / "export", output / "export"
+    imitated = output / "sft" / "export"
+    trained = output / "export"
     sft = replace(load_config(CONFIGS / "demo_sft.yaml", overrides), run_dir=str(output / "sft"))
     rl = replace(load_config(CONFIGS / "demo_rl.yaml", overrides), run_dir=str(output / "rl"))
     rl = replace(rl, model=replace(rl.model, checkpoint=str(imitated), random=None))

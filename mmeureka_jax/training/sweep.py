@@ -51,9 +51,12 @@ from mmeureka_jax.runs.provenance import read_provenance
 from mmeureka_jax.runs.tracking import METRICS_FILE, read_metrics
 from mmeureka_jax.setup.checks import validate_config
 
-CONFIG_FILE, LOG_FILE, STOPPED_FILE = "run.yaml", "log.txt", "stopped.json"
+CONFIG_FILE = "run.yaml"
+LOG_FILE = "log.txt"
+STOPPED_FILE = "stopped.json"
 IMITATION_FOLDER = "imitation"
-_MAX_KINDS, _MAX_NAME = 1000, 200  # kinds of run, and bytes of a folder's name
+_MAX_KINDS = 1000  # kinds of run
+_MAX_NAME = 200  # bytes of a folder's name
 _KEYS = ("config", "folder", "imitation", "overrides", "variants", "grid", "seeds", "metrics", "summary")
 
 
@@ -116,7 +119,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
     shared: dict[str, Any] = _settings(path, "overrides", _get(path, tree, "overrides", dict, {}))
     _settings(path, "the command line", {text.partition("=")[0].strip(): None for text in overrides})
-    imitation, start = None, {}
+    imitation = None
+    start = {}
     if "imitation" in tree:
         imitation = load_config(path.parent / _get(path, tree, "imitation", str))
         imitation = replace(imitation, run_dir=str(folder / IMITATION_FOLDER))
@@ -205,7 +209,8 @@ def state(member: Member) -> str:
     Raises:
         UserError: what is in its folder was made with another config.
     """
-    metadata, stopped = read_metadata(member.folder), member.folder / STOPPED_FILE
+    metadata = read_metadata(member.folder)
+    stopped = member.folder / STOPPED_FILE
     if metadata is None:
         return "not begun"
     differences = config_changes(metadata, member.config)
@@ -289,7 +294,8 @@ def write_comparison(sweep: Sweep) -> Path:
 def _imitate(sweep: Sweep, config: Config, processes: _Processes) -> None:
     """The supervised run that all others start from, and its export, unless they are there."""
     folder = Path(config.run_dir)
-    metadata, exported = read_metadata(folder), read_provenance(folder / EXPORT_FOLDER)
+    metadata = read_metadata(folder)
+    exported = read_provenance(folder / EXPORT_FOLDER)
     differences = config_changes(metadata, config) if metadata else []
     if differences:
         raise UserError(
@@ -360,7 +366,8 @@ class _Processes:
         if command != "export":
             with exclusive(folder, wait=True):  # a run that outlived the sweep it was started by ends first
                 pass
-        target, log = folder if command == "export" else folder / CONFIG_FILE, folder / LOG_FILE
+        target = folder if command == "export" else folder / CONFIG_FILE
+        log = folder / LOG_FILE
         with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             save_config(config, folder / CONFIG_FILE)
@@ -378,7 +385,8 @@ class _Processes:
                     self._current.send_signal(self._received)
                 code = self._current.wait()
             finally:
-                self._running, self._current = False, None
+                self._running = False
+                self._current = None
         if self._received == signal.SIGTERM:
             raise Terminated(f"stopped by SIGTERM during {folder}; the same command continues from there")
         if self._received is not None:

@@ -81,7 +81,8 @@ def test_a_row_for_every_problem_and_a_count_of_those_left_out(tmp_path: Path, c
     rows = [prompt_row(f"p{i}", f"what is {i} + 1 ?", answer=str(i + 1), kind="sum", n=i) for i in range(5)]
     rows.insert(2, prompt_row("broken", "what is this ?", "gone.png", answer="1", kind="sum"))
     rows.insert(3, prompt_row("no gold", "why ?", answer="$\\frac{1$", kind="sum"))
-    data, output = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "results"
+    data = write_rows(tmp_path / "p.jsonl", rows)
+    output = tmp_path / "results"
     arguments = ["--model", tmp_path / "model", "--data", data, "--output", output, "--max-new-tokens", 4, "--limit", 4]
     assert mmeureka("eval", *arguments) == 0
     printed = capsys.readouterr().out
@@ -145,7 +146,8 @@ def in_session(session: int) -> list[str]:
 
 @pytest.mark.slow
 def test_a_killed_eval_ends_with_the_files_of_one_that_was_not(asked, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
     assert subprocess.run([sys.executable, "-m", "mmeureka_jax.cli", *asked, "--output", whole], env=environment(),
                           stdout=subprocess.DEVNULL).returncode == 0  # fmt: skip
     partial = killed / "rows.jsonl.partial"

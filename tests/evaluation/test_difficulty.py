@@ -51,7 +51,8 @@ def test_an_interrupted_measurement_goes_on(tmp_path, capsys):
     options = ["--max-new-tokens", 6, "--batch-size", 4, "--prompt-style", "plain", "--max-pixels", 12544]
     assert mmeureka(*command, *options) == 0
     shown = capsys.readouterr().out.splitlines()
-    rows, text = read_rows(output), output.read_text()
+    rows = read_rows(output)
+    text = output.read_text()
     assert [row["id"] for row in rows] == [open_problems(SPEC)[i].id for i in range(6)]
     counts = Counter(round(row["accuracy"] * 4) for row in rows)
     assert shown[:5] == [f"{right} of 4 right: {plural(counts[right], 'problem')}" for right in range(5)]

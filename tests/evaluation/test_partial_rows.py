@@ -110,7 +110,9 @@ def test_a_row_that_cannot_be_written_leaves_whole_rows(tmp_path, monkeypatch):
 
     class Full:
         def __init__(self, file):
-            self._file, self.fileno, self.truncate = file, file.fileno, file.truncate
+            self._file = file
+            self.fileno = file.fileno
+            self.truncate = file.truncate
 
         def write(self, data):
             self._file.write(data[:5])

@@ -40,7 +40,8 @@ def folder(lively) -> Path:
 
 def row_of(problem: Problem, folder: Path, **more) -> dict:
     """The problem as an input row, its pictures as files beside the input."""
-    pictures, content = iter(range(len(problem.images))), []
+    pictures = iter(range(len(problem.images)))
+    content = []
     for part in problem.messages[0]["content"]:
         if part["type"] == "image":
             number = next(pictures)
@@ -74,7 +75,8 @@ def test_score_takes_ids_that_repeat_an_empty_text_and_an_end_token(lively, fold
     end = lively.processor.tokenizer.eos_token
     texts = ["", "3", f"3{end}", "3"]
     rows = [prompt_row("same", "what is 1 + 2 ?", response=text) for text in texts]
-    prompts, output = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "o.jsonl"
+    prompts = write_rows(tmp_path / "p.jsonl", rows)
+    output = tmp_path / "o.jsonl"
     assert mmeureka("score", "--model", folder, "--input", prompts, "--output", output, "--temperature", 0.7) == 0
     empty, three, ended, again = read_rows(output)
     assert empty["tokens"] == [] and empty["log_probs"] == []
@@ -118,7 +120,8 @@ def test_a_sample_does_not_depend_on_the_other_rows(folder, tmp_path):
     rows = [prompt_row(name, f"what is {name} + 1 ?") for name in "12345"]
 
     def sample(rows: list[dict], name: str, seed: int = 0) -> list[dict]:
-        prompts, output = write_rows(tmp_path / f"{name}.jsonl", rows), tmp_path / f"{name}_samples.jsonl"
+        prompts = write_rows(tmp_path / f"{name}.jsonl", rows)
+        output = tmp_path / f"{name}_samples.jsonl"
         settings = f"--n 3 --temperature 1.0 --top-k 50 --top-p 0.9 --max-new-tokens 6 --batch-size 8 --seed {seed}"
         assert mmeureka("sample", "--model", folder, "--input", prompts, "--output", output, *settings.split()) == 0
         return [{key: row[key] for key in ("id", "sample", "tokens")} for row in read_rows(output)]
@@ -144,7 +147,8 @@ def test_an_interrupted_command_continues_with_the_same_rows(
     prompts = write_rows(tmp_path / "p.jsonl", rows)
     arguments = [command, "--model", folder, "--input", prompts, "--batch-size", 8, *options]
     assert mmeureka(*arguments, "--output", tmp_path / "whole.jsonl") == 0
-    calls, function = [], getattr(owner, name)
+    calls = []
+    function = getattr(owner, name)
 
     def interrupted(*args, **kwargs):
         calls.append(args)

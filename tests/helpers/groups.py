@@ -7,7 +7,10 @@ import numpy as np
 from mmeureka_jax.models.batch import ImageFeatures, Images, Prompt
 from mmeureka_jax.rl.groups import Group
 
-N, PLACES, NUMBERS, WIDTH = 3, 4, 6, 8
+N = 3
+PLACES = 4
+NUMBERS = 6
+WIDTH = 8
 
 
 def make_group(rng, *, prompt=5, response=4, windows=2, merged=None, padding=3):

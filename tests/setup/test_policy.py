@@ -59,7 +59,8 @@ def test_solutions_are_checked_before_the_first_step(tmp_path, caplog):
     def check(rows):
         data = str(write_rows(tmp_path / "train.jsonl", rows))
         config = Config(data=DataConfig(train=data), sft=SFTConfig(max_response_tokens=16))
-        report_file, also_check = tmp_path / "report.json", recipe(config).also_check
+        report_file = tmp_path / "report.json"
+        also_check = recipe(config).also_check
         return open_checked(
             data,
             config.data,
@@ -116,7 +117,10 @@ def test_too_few_image_windows_are_refused():
 def test_accuracy_before_training_is_not_that_of_a_checkpoint():
     class Watched(Job):
         def __init__(self):
-            self.rows, self.examiner, self.tracker, self._stopping = {}, self, self, False
+            self.rows = {}
+            self.examiner = self
+            self.tracker = self
+            self._stopping = False
             self.run = type("Run", (), {"step": 0})()
 
         def _validate(self):
