@@ -5,75 +5,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import json
 import logging
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from helpers.commands import mmeureka
-from helpers.guessing import write_guessing_checkpoint
+from helpers.small_runs import OVERRIDES, SMOKE, progress_of, state_of, use_devices, without_times
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.reading import to_dict
-from mmeureka_jax.config.schema import Config
-from mmeureka_jax.errors import EXIT_STOPPED, UserError
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import make_mesh
-from mmeureka_jax.rl.groups import UpdateBatch
 from mmeureka_jax.runs.folder import begin_run, config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.metrics import metric_of
 from mmeureka_jax.runs.tracking import read_metrics, read_rollouts
-from mmeureka_jax.setup.policy import open_policy
-from mmeureka_jax.training import job
 from mmeureka_jax.training import rl as trainer
 from mmeureka_jax.training.job import restore_position
 from mmeureka_jax.training.rl import train
 from mmeureka_jax.training.sft import fine_tune
-from mmeureka_jax.training.watchers import NonFiniteGuard
 
-pytestmark = pytest.mark.usefixtures("shared_reward_workers")
-
-SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
-
-# The guessing policy answers a few of these problems right now and then, so that the filter has something to decide.
-OVERRIDES = """
-    steps=3 model.random=null sampler.max_new_tokens=6 sampler.batch_prompts=8
-    rl.group_size=4 rl.prompts_per_rollout=4 rl.prompts_per_update=2 rl.micro_batches=1 rl.packing=0
-    rl.filter.lower=0.1 rl.filter.upper=0.9 rl.filter.max_empty_rounds=20
-    data.train=tfds:shapes/dots@train[:20] data.validation=tfds:shapes/dots@test[:4]
-    checkpoint.keep=3 tracking.validate_every=2 tracking.progress=false tracking.tensorboard=false reward.workers=1
-    optimizer.learning_rate=1e-4
-""".split()
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("policy") / "model"
-    write_guessing_checkpoint(folder, layers=1)
-    return folder
-
-
-def use_devices(monkeypatch, count: int) -> None:
-    monkeypatch.setattr(job, "open_policy", functools.partial(open_policy, devices=jax.devices()[:count]))
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    use_devices(monkeypatch, 1)
-
-
-@pytest.fixture
-def make_config(policy, tmp_path):
-    def make(*overrides: str) -> Config:
-        return load_config(SMOKE, [f"run_dir={tmp_path / 'run'}", f"model.checkpoint={policy}", *OVERRIDES, *overrides])
-
-    return make
+pytestmark = pytest.mark.usefixtures("shared_reward_workers", "one_device")
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +45,6 @@ def copied(finished, tmp_path):
     """A copy of it where `make_config` looks."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
-
-
-def without_times(run_dir: Path) -> list[dict[str, float]]:
-    return [{name: x for name, x in row.items() if not name.startswith("time/")} for row in read_metrics(run_dir)]
-
-
-def progress_of(run_dir: Path, step: int) -> dict:
-    return json.loads((run_dir / "checkpoints" / str(step) / "progress" / "metadata").read_text())
-
-
-def state_of(run_dir: Path, step: int) -> dict:
-    return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(run_dir / "checkpoints" / str(step) / "state"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,7 +227,7 @@ def test_another_config_and_other_data_are_taken_when_told(make_config, copied, 
 
 def test_waiting_groups_that_no_longer_fit_are_left_out(make_config, caplog):
     def group(responses=4, prompt=20, longest=6):
-        return SimpleNamespace(lengths=np.asarray([1] * (responses - 1) + [longest]), length=prompt)
+        return SimpleNamespace(lengths=np.asarray([1] * (responses - 1) + [longest]), prompt_length=prompt)
 
     config = make_config()
     fits = [group(), group(prompt=config.data.max_prompt_tokens)]
@@ -441,94 +383,3 @@ def test_a_position_in_other_data_is_refused(make_config, caplog):
     restore_position(Loader(), {"next_position": 3}, make_config("checkpoint.allow_config_change=true"))
     assert "other rows" in caplog.text
     restore_position(Loader(), None, make_config())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Losses and gradients that are not finite.
-
-
-@pytest.mark.slow
-def test_a_run_that_only_skips_updates_stops(make_config, tmp_path, capsys):
-    """A learning rate of 1e30: the first update is applied, and nothing after it is finite."""
-    make_config()  # the folder and the policy
-    overrides = [*OVERRIDES, f"run_dir={tmp_path / 'run'}", f"model.checkpoint={make_config().model.checkpoint}"]
-    overrides += ["optimizer.learning_rate=1e30", "optimizer.max_nonfinite_updates=2", "optimizer.warmup_fraction=0"]
-    overrides += ["rl.filter.enabled=false", "tracking.validate_every=0"]
-    assert mmeureka("train", SMOKE, *overrides) == EXIT_STOPPED
-    error = capsys.readouterr().err
-    assert "updates in a row had a loss or gradient that is not finite" in error and "Traceback" not in error
-    rows = read_metrics(tmp_path / "run")
-    skipped = int(sum(row["optimizer/skipped"] for row in rows))
-    assert skipped >= 2
-    files = sorted((tmp_path / "run" / "nonfinite").iterdir())
-    assert len(files) == skipped
-    state = state_of(tmp_path / "run", rows[-1]["step"])
-    assert state["updates"] == 2 * len(rows) - skipped
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["trainable"]))
-    assert progress_of(tmp_path / "run", rows[-1]["step"])["counters"]["skipped"] == skipped
-
-
-@pytest.mark.slow
-def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
-    """The loss is NaN for batches that hold the prompts of even sums of tokens: the others continue."""
-    objective = trainer.policy_objective
-
-    def poisoned(config):
-        original = objective(config)
-
-        def token_loss(log_probs, batch):
-            result = original.token_loss(log_probs, batch)
-            bad = jnp.sum(batch.prompts.tokens) % 2 == 0
-            return dataclasses.replace(result, loss=jnp.where(bad, jnp.nan, result.loss))
-
-        return dataclasses.replace(original, token_loss=token_loss)
-
-    monkeypatch.setattr(trainer, "policy_objective", poisoned)
-    config = make_config("steps=4", "optimizer.max_nonfinite_updates=100", "rl.filter.enabled=false")
-    run_dir = train(config)
-    skipped = [int(row["optimizer/skipped"]) for row in read_metrics(run_dir)[1:]]
-    assert 0 < sum(skipped) < 8, "the test needs batches of both kinds"
-    files = sorted((run_dir / "nonfinite").iterdir())
-    assert len(files) == sum(skipped)
-    assert {int(path.name.split("_")[1]) for path in files} == {step for step, n in enumerate(skipped, 1) if n}
-    for path in files:
-        batch = np.load(path)
-        assert batch["prompts.tokens"].sum() % 2 == 0
-        assert batch["responses"].shape == (2, 4, 6) and np.isfinite(batch["advantages"]).all()
-    state = state_of(run_dir, 4)
-    assert state["updates"] == 8 - sum(skipped)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
-    assert progress_of(run_dir, 4)["counters"]["skipped"] == sum(skipped)
-
-
-def test_skipped_updates_in_a_row_are_counted_over_steps(tmp_path):
-    guard = NonFiniteGuard(tmp_path, limit=3, counters={})
-    batch = UpdateBatch(*(np.zeros(2, jnp.bfloat16) for _ in range(7)))
-
-    def step(number: int, *skipped: float) -> None:
-        rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in skipped]
-        guard.check(rows, lambda number: batch, number)
-
-    step(1, 0, 1)
-    step(2, 1, 0)
-    step(3, 0, 1)
-    step(4, 1)
-    guard.stop_if_too_many()
-    assert guard.counters == {"skipped_in_row": 2, "skipped": 4}
-    restarted = NonFiniteGuard(tmp_path, limit=3, counters=guard.counters)
-    guard = restarted
-    step(5, 1)
-    with pytest.raises(UserError, match="3 updates in a row"):
-        guard.stop_if_too_many()
-    files = {path.name for path in (tmp_path / "nonfinite").iterdir()}
-    assert "step_000005_update_0.npz" in files and len(files) == 5
-    assert np.load(tmp_path / "nonfinite" / "step_000005_update_0.npz")["responses"].dtype == np.float32
-
-
-def test_too_many_skipped_updates_within_one_step_stop_the_run_though_the_last_one_was_fine(tmp_path):
-    guard = NonFiniteGuard(tmp_path, limit=3, counters={})
-    batch = UpdateBatch(*(np.zeros(2, np.float32) for _ in range(7)))
-    rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in (1, 1, 1, 0)]
-    guard.check(rows, lambda number: batch, 1)
-    with pytest.raises(UserError, match="3 updates in a row"):
-        guard.stop_if_too_many()
