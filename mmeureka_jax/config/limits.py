@@ -1,4 +1,4 @@
-"""What a number of the config may be, declared beside its key: `steps: Annotated[int, POSITIVE] = 100`."""
+"""What a number of the config may be, declared next to its key: `steps: Annotated[int, POSITIVE] = 100`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOT_NEGATIVE = Limit("0 or more", lambda x: x >= 0)
 FRACTION = Limit("between 0 and 1", lambda x: 0 <= x <= 1)
 BELOW_ONE = Limit("0 or more and below 1", lambda x: 0 <= x < 1)
 PROCESSES = AtMost(1024)
-COUNT = AtMost(2**20)  # of prompts, responses, tokens, devices
+COUNT = AtMost(2**20)  # prompts, responses, tokens or devices
 PIXELS = AtMost(2**28)
 
 

@@ -148,7 +148,7 @@ class RewardConfig:
     # limit); 0: none
     overlong_buffer: Annotated[int, NOT_NEGATIVE] = 0
     overlong_weight: float = 1.0  # weight of that penalty
-    # further rules, each with its weight and settings, such as {brevity: {weight: 0.5}}
+    # further rules of rewards/rules by name, each with its weight and settings, such as {NAME: {weight: 0.5}}
     rules: Sections = field(default_factory=lambda: Sections({}), hash=False)
     workers: Annotated[int, POSITIVE, PROCESSES] = 2  # processes per host that score responses
     # seconds for one response in the accuracy rule, and in your own; a rule that takes longer gives 0, counts as

@@ -110,7 +110,7 @@ class Located:
     value: Any
     origin: str  # "configs/x.yaml:12" or "override 'rl.loss=cpgd'"
     text: str | None = None  # an override's own text, for fields that hold text
-    covered: Located | None = None  # of a section: what it was put over that is none
+    covered: Located | None = None  # for a section: the value under it that is not a section
 
 
 _PLAIN_TAGS = {

@@ -35,7 +35,7 @@ class KeptConfig:
     bos_token_id: int | None
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """The dictionary of `config.json`: as it was read, but for `dtype`, that of the weights next to it."""
+        """The dictionary of `config.json`: as it was read, except for `dtype`, that of the weights next to it."""
         config = json.loads(self.stored)
         config.pop("dtype", None)
         return {**config, "torch_dtype": dtype}

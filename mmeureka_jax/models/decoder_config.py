@@ -24,7 +24,7 @@ class TextConfig:
     mrope_section: tuple[int, int, int]  # rotary frequencies that follow (time, row, column); sum = head_dim / 2
     tie_word_embeddings: bool
     max_position_embeddings: int = 128000  # that it was trained on; the policy itself has no limit
-    attention_bias: bool = True  # of queries, keys and values (Qwen2; not Llama, Qwen3 and InternLM2)
+    attention_bias: bool = True  # for queries, keys and values (Qwen2; not Llama, Qwen3 and InternLM2)
     qk_norm: bool = False  # each head's queries and keys are normalised (Qwen3)
     fused_qkv: bool = False  # queries, keys and values come from one matrix (InternLM2)
     dynamic_rope: bool = False  # angles change beyond max_position_embeddings, which the policy does not do

@@ -24,7 +24,7 @@ from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_met
 
 logger = logging.getLogger(__name__)
 
-# Keys that a resumed run may change freely: they change none of its results, but for the mesh, which changes roundings.
+# Keys that a resumed run may change freely: they change none of its results, except the mesh, which changes roundings.
 _MAY_DIFFER = """
     run_dir data.workers data.prefetch reward.workers reward.custom_trial reward.custom_import_limit
     reward.max_failed_steps sampler.compile_ahead mesh checkpoint tracking

@@ -14,7 +14,7 @@ from mmeureka_jax.rl.checks import rl_problems
 
 
 def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
-    """Checks what one field alone cannot tell and what needs no devices or files; `sft` leaves the RL sections out.
+    """Checks what no single field can tell and what needs no devices or files; `sft` leaves the RL sections out.
 
     Raises:
         UserError: every problem, one a line.
