@@ -23,10 +23,9 @@ def _check_products(config: Config, command: str) -> list[str]:
     """Numbers that are possible one by one and not together: positions and updates are counted in 32 bits too."""
     rl = config.rl
     sft = config.sft
-    tracking = config.tracking
     longest = config.data.max_prompt_tokens + config.sampler.max_new_tokens
     tokens = "(data.max_prompt_tokens + sampler.max_new_tokens)"
-    products = {f"tracking.validation_batch x {tokens}": tracking.validation_batch * longest}
+    products = {f"tracking.validation_batch x {tokens}": config.tracking.validation_batch * longest}
     if command == "train":
         updates = rl.epochs_per_rollout * (rl.prompts_per_rollout // max(rl.prompts_per_update, 1))
         products |= {

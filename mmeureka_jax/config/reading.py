@@ -208,7 +208,7 @@ def load_tree(cls: type[T], path: str | Path | None, overrides: Sequence[str] = 
     """Reads `path` (and the files that its `base:` names) and dotted overrides into the dataclass tree `cls`.
 
     Raises:
-      UserError: a file that is missing or not YAML, an unknown key, a value of the wrong type; one line each.
+        UserError: a file that is missing or not YAML, an unknown key, a value of the wrong type; one line each.
     """
     located = Located({}, "defaults") if path is None else read_file(Path(path))
     for override in overrides:
@@ -237,7 +237,7 @@ def known_part(cls: type[T], tree: Mapping[str, Any], origin: str) -> T:
     """What a plain tree of another version of `cls` says of this one: keys that are not known are left out.
 
     Raises:
-      UserError: a known key has a value of the wrong type; one line each, that begins with `origin`.
+        UserError: a known key has a value of the wrong type; one line each, that begins with `origin`.
     """
     problems: list[str] = []
     built = _build(cls, _located(tree, origin), "", None, problems)
@@ -250,7 +250,7 @@ def overlaid(tree: T, overlay: Mapping[str, Any], origin: str, overrides: Sequen
     """`tree` with what `overlay` says over it, and `overrides` over that. Keys of the overlay may be dotted.
 
     Raises:
-      UserError: an unknown key, or a value of the wrong type; one line each, that begins with `origin`.
+        UserError: an unknown key, or a value of the wrong type; one line each, that begins with `origin`.
     """
 
     whole = merge(_located(to_dict(tree), "config"), _located(overlay, origin))

@@ -171,7 +171,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of `key: value` lines, over the chain of files that its `base:` names, as plain dicts and lists.
 
     Raises:
-      UserError: a file that is missing or malformed, or a key that is given twice; with file and line.
+        UserError: a file that is missing or malformed, or a key that is given twice; with file and line.
     """
     return plain(read_file(path))
 

@@ -22,7 +22,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send_job(channel: socket.socket, number: int, job: bytes) -> None:
-    """Raises OSError if the other side does not take it."""
+    """Sends a job with its number.
+
+    Raises:
+        OSError: the other side does not take it.
+    """
     channel.settimeout(SEND_LIMIT)
     channel.send(json.dumps({"job": number, "bytes": len(job)}).encode())
     for start in range(0, len(job), PACKET):
@@ -30,7 +34,7 @@ def send_job(channel: socket.socket, number: int, job: bytes) -> None:
 
 
 def receive_job(channel: socket.socket) -> tuple[int, dict[str, Any]] | None:
-    """The number and the job; None at the end."""
+    """The number and the job; None once the other side has closed."""
     head = channel.recv(PACKET)
     if not head:
         return None

@@ -30,8 +30,11 @@ class RuleFailed(Exception):
 
 
 def load_rule(spec: str, import_limit: float) -> CustomRule:
-    """Imports the file and returns its function. Raises UserError if the file does not import, or has no such function,
-    or the function does not take the four arguments."""
+    """Imports the file and returns its function.
+
+    Raises:
+        UserError: the file does not import, has no such function, or the function does not take the four arguments.
+    """
     return load_function(KEY, spec, SIGNATURE, import_limit=import_limit)
 
 
@@ -42,7 +45,11 @@ def quoted(answer: str, accuracy: AccuracyRule) -> str:
 
 
 def apply_rule(spec: str, rule: CustomRule, response: str, answer: str, question: str, metadata: dict) -> float:
-    """The rule's number. Raises RuleFailed if it raises something, `sys.exit` included, or returns no finite number."""
+    """The rule's number.
+
+    Raises:
+        RuleFailed: it raises something, `sys.exit` included, or does not return a finite number.
+    """
     try:
         return finite_number(rule(response, answer, question, metadata))
     except BaseException as error:
@@ -53,7 +60,11 @@ def apply_rule(spec: str, rule: CustomRule, response: str, answer: str, question
 
 
 def finite_number(value: Any) -> float:
-    """A number of Python, NumPy or JAX, or an array of one. Raises TypeError or ValueError for anything else."""
+    """A finite number from one of Python, NumPy or JAX, or from an array of one.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
     shown = reprlib.repr(value) if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
     refusal = f"the rule returned {shown}, expected one finite number"
     if callable(getattr(value, "item", None)) and hasattr(value, "shape"):  # an array, or a scalar of its library

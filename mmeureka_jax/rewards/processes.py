@@ -153,8 +153,11 @@ class WorkerProcess:
         return bool(wait([self.channel], max(seconds, 0.0)))
 
     def wait_until_ready(self) -> str | None:
-        """Returns None once the process has loaded its rules, or what went wrong. Raises UserError if the custom rule
-        does not load, which another attempt would not change."""
+        """What went wrong, or None once the process has loaded its rules.
+
+        Raises:
+            UserError: the custom rule does not load, which another attempt would not change.
+        """
         if not self.speaks_within(self.deadline - time.monotonic()):
             return f"the process of one was not ready after {self._startup_limit:g} s"
         try:
@@ -169,7 +172,11 @@ class WorkerProcess:
         return None
 
     def send(self, job: bytes, cpu_slice: float) -> None:
-        """Raises OSError if the process is gone, or has said something that nobody asked for."""
+        """Gives the process a job.
+
+        Raises:
+            OSError: the process is gone, or has said something that nobody asked for.
+        """
         self.job = job
         self.start = time.monotonic()  # the worker is idle, so it begins now
         self.deadline = self.start + self._time_limit

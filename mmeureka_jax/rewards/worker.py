@@ -120,8 +120,9 @@ def prepare_for_custom(channel: socket.socket) -> None:
 
 
 class Remains:
-    """What a custom rule leaves in its worker from one answer to the next: processes, threads, memory. They would pile
-    up until every answer failed.
+    """What a custom rule leaves in its worker from one answer to the next: processes, threads, memory.
+
+    These would pile up until every answer failed.
 
     What the import and the first answer leave is taken for what all answers use, such as a pool of any size.
     """
@@ -151,7 +152,7 @@ def _address_space() -> int:
 
 
 def load_rules(rule: str) -> Run:
-    """The jobs that need no file of the user's, ready to run."""
+    """A function that runs every job but those of a custom rule."""
     compare, gold_problem = _load_accuracy(rule)
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
     logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)
@@ -186,6 +187,10 @@ def _load_accuracy(rule: str) -> tuple[Callable[[str, str], float], Callable[[st
 
 
 def load_custom(spec: str, import_limit: float) -> Run:
-    """The jobs of the custom rule. Raises UserError if it does not load."""
+    """A function that runs the jobs of the custom rule.
+
+    Raises:
+        UserError: the rule does not load.
+    """
     rule = custom.load_rule(spec, import_limit)
     return lambda job: custom.apply_rule(spec, rule, job["response"], job["answer"], job["question"], job["metadata"])

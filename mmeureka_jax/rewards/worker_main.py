@@ -173,7 +173,7 @@ class Template:
             self._printed.forward()
 
     def _exit_code(self, worker: int) -> int | None:
-        """What a worker that closed its socket ended with, negative for a signal; None if it runs on."""
+        """What a worker that closed its socket ended with, negative for a signal; None if it still runs."""
         pid = self._pids.get(worker)
         deadline = time.monotonic() + EXIT_WAIT
         while pid is not None and time.monotonic() < deadline:

@@ -50,7 +50,10 @@ class RewardWorkers:
     is ready when another has to be replaced. They are forked from a template process that has imported the rules.
     A custom rule has as many workers of its own, as each loads it; its jobs never move to the slow lane. The processes
     import neither JAX nor the caller's main script, ignore Ctrl-C, and end by themselves when this process ends in
-    whatever way. Calls from several threads take turns. Raises UserError for settings that cannot work.
+    any way. Calls from several threads take turns.
+
+    Raises:
+        UserError: settings that cannot work.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -65,7 +68,7 @@ class RewardWorkers:
         self.config = config
         self._weights = rule_weights(config)
         self._settings = settings_of_rules(config)
-        # Those with jobs, in the order of the jobs, and those that are applied here.
+        # Rules that have jobs, in the order of the jobs; and rules that are applied in this process.
         self._judged = fallible_rules(config)
         self._read_here = [name for name in self._weights if name not in self._judged]
         self._lock = threading.Lock()
@@ -78,8 +81,11 @@ class RewardWorkers:
             self._workers += [self._start(runs_custom) for _ in range(config.workers + 1)]
 
     def validate(self) -> None:
-        """Waits until the workers are ready. Raises UserError if the custom rule does not load, or a worker does not
-        start: call it before the first step."""
+        """Waits until the workers are ready; call it before the first step.
+
+        Raises:
+            UserError: the custom rule does not load, or a worker does not start.
+        """
         with self._lock:
             self._check_template()
             noticed = set()
@@ -92,10 +98,13 @@ class RewardWorkers:
                 self._get_ready(worker)
 
     def try_custom(self, request: RewardRequest, name: str) -> None:
-        """Raises UserError if the custom rule fails on a request, so that the reason is known before a run begins.
+        """Applies the custom rule to a request, so that the reason of a failure is known before a run begins.
 
         Args:
-            name: of the request, for the message.
+            name: what the message calls the request.
+
+        Raises:
+            UserError: the rule fails.
         """
         [reply] = self._run([_custom_job(request)])
         if "error" in reply:
@@ -125,8 +134,8 @@ class RewardWorkers:
         return {"kind": "accuracy", "text": text, "answer": request.answer}
 
     def check_golds(self, answers: Sequence[str]) -> list[str | None]:
-        """For every gold answer None if the accuracy rule can compare with it, else the reason (a phrase that follows
-        "the gold answer")."""
+        """Why the accuracy rule cannot compare with each gold answer, as a phrase that follows "the gold answer"; None
+        where it can."""
         replies = self._run([{"kind": "gold", "answer": answer} for answer in answers])
         for i, reply in enumerate(replies):
             if "error" in reply:  # once more, by itself: a busy machine is no reason to drop a row for good
@@ -187,15 +196,18 @@ class RewardWorkers:
                     self._drop(worker)
 
     def _collect(self, replies: dict[bytes, dict[str, Any]], some_wait: bool) -> None:
-        """Waits for the next thing that happens: a reply, a worker that is ready, a crash, or a time limit. While some
-        jobs wait, those in their way move to the slow lane after their slice."""
+        """Waits for the next event: a reply, a worker that is ready, a crash, or a time limit.
+
+        Args:
+            some_wait: jobs wait for a worker, so those that run move to the slow lane after their slice.
+        """
         waiting = self._slow + [worker for worker in self._workers if worker.job is not None or not worker.ready]
         movable = set(self._workers) if some_wait else set()
         slices = [worker.slice_check for worker in waiting if worker in movable]
         timeout = min(slices + [worker.deadline for worker in waiting]) - time.monotonic()
         readable = wait([worker.channel for worker in waiting], max(timeout, 0.0))
         for worker in waiting:
-            if worker.channel.fileno() < 0:  # it has been dropped for another's sake
+            if worker.channel.fileno() < 0:  # it was dropped to make room for another
                 continue
             now = time.monotonic()
             if not worker.ready and (worker.channel in readable or now >= worker.deadline):
@@ -232,8 +244,10 @@ class RewardWorkers:
         self._drop(worker)
 
     def _move(self, worker: WorkerProcess, replies: dict[bytes, dict[str, Any]]) -> None:
-        """Lets a worker continue in the slow lane and puts another in its place. The newest there have a part of the
-        processor for certain, the others what nobody else wants."""
+        """Lets a worker continue in the slow lane and puts another in its place.
+
+        The newest workers there are sure of a share of the processor; the others get what nobody else wants.
+        """
         assert worker.job is not None
         if len(self._slow) >= SLOW_LIMIT:
             oldest = self._oldest_of_the_commonest_form()
@@ -260,7 +274,7 @@ class RewardWorkers:
             self._custom_loaded |= worker.runs_custom
         elif not self._check_template():
             self._drop(worker)
-            if worker.runs_custom and not self._custom_loaded:  # another attempt would not mend that
+            if worker.runs_custom and not self._custom_loaded:  # another attempt would not change that
                 raise UserError(f"{custom.KEY}: {self._custom_file} could not be imported: {problem}")
             self._count_failed_start(problem)
 
