@@ -52,8 +52,9 @@ def export_run(
 
     - the tokenizer and processor files of the checkpoint that the run started from, with the run's own sampling and
       sizes of pictures (settings.py),
-    - `mmeureka_jax.json`: where the policy comes from and how its run asked (`mmeureka eval` then asks alike),
-    - a README.md that says the same to people, with the validation's results (model_card.py).
+    - `mmeureka_jax.json`: where the policy comes from, and the prompts and limits of its run (the defaults of
+      `mmeureka eval` for it),
+    - a README.md that says the same in words, with the validation's results (model_card.py).
 
     Args:
         step: a step, the newest checkpoint, or the one of the best validation accuracy.
@@ -96,7 +97,7 @@ def export_run(
     with waiting(f"writing {output}"):
         if adapters:
             assert policy.lora is not None
-            base = config["model"]["checkpoint"]  # that of model.random is nobody else's
+            base = config["model"]["checkpoint"]  # None for model.random, whose checkpoint is only in the run
             save_adapters(params, model, policy.lora, output, base=base, files=files)
         else:
             if policy.lora is not None:

@@ -198,7 +198,7 @@ def save_params(
         except UserError as error:
             message = str(error)
     if jax.process_count() > 1:
-        for _ in tensors:  # fetching is collective: take part in it, or (process 0, after an error) see it through
+        for _ in tensors:  # fetching is collective: all take part until the end, process 0 also after an error
             pass
     raise_together(message)
 

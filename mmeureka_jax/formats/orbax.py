@@ -93,7 +93,7 @@ def load_orbax(
     }
     tree = unflatten_dict(target, sep="/")
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
-    # What Orbax may read ahead at a time; less than the largest array would be an error.
+    # The bytes that Orbax may read at a time: less than the largest array would be an error.
     largest = max(leaf.size * leaf.dtype.itemsize for leaf in target.values())
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + largest // 2**30)
     try:
@@ -102,8 +102,8 @@ def load_orbax(
         for name, leaf in flatten_dict(params, sep="/").items():
             verify_arrays({name: leaf}, arrays)
     except jax.errors.JaxRuntimeError:
-        raise  # a device's memory, for one
-    except Exception as error:  # whatever the damaged file made the readers stumble over
+        raise  # for example, a device's memory is full
+    except Exception as error:  # a damaged file can make its readers raise anything
         raise UserError(f"{folder}: damaged ({brief(error)}); copy it or convert the checkpoint again") from error
     if dtype is None:
         return params

@@ -36,14 +36,14 @@ _NAME = "adapter_model"
 _PREFIX = "base_model.model."
 _MATRICES = {LORA_A: ".lora_A.weight", LORA_B: ".lora_B.weight"}
 
-# What adapters may have besides two matrices, with the values that mean that they do not.
+# Features that adapters may have besides two matrices, with the values that mean that they do not have them.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None), "use_rslora": (False, None), "fan_in_fan_out": (False, None), "bias": ("none", None),
     "lora_bias": (False, None), "modules_to_save": (None, []), "rank_pattern": (None, {}), "alpha_pattern": (None, {}),
     "trainable_token_indices": (None,), "target_parameters": (None, []), "layer_replication": (None, []),
     "use_qalora": (False, None), "use_bdlora": (False, None), "alora_invocation_tokens": (None,),
     "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
-    # The others change the base too (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), and belong to what they made of it.
+    # The other values also change the base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), and fit only the base that they made.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ def save_adapters(
     """Writes the adapters of `params`, float32, to the new folder `path`; for one process.
 
     Args:
-        base: the checkpoint that they belong to, a folder or hub id; None if nobody else has it.
+        base: the checkpoint that they belong to, a folder or hub id; None if it exists only in the run.
         files: more files for the folder, by name.
 
     Raises:
@@ -140,7 +140,7 @@ class StoredAdapters:
     alpha: float
     dropout: float
     tensors: dict[tuple[str, str, int | None], StoredTensor]  # by path of the map, lora_a or lora_b, layer
-    places: dict[str, _Place]  # one of each map, by path
+    places: dict[str, _Place]  # a place of each map (of one of its layers), by path
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ class StoredAdapters:
 
 
 def open_adapters(folder: Path, config: PolicyConfig) -> StoredAdapters:
-    """What a folder holds, from its config and the header of its tensors.
+    """The adapters of a folder, from its config and the header of its tensors.
 
     Raises:
         UserError: not such a folder (pickled adapters are refused by name), a broken file, adapters of a kind that is

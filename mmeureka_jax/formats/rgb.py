@@ -20,7 +20,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """The picture as a policy sees it; no colour profile or other metadata is left in it.
 
     Raises:
-        ValueError: values that none of the scales above holds. Broken files make Pillow raise what it likes.
+        ValueError: values that fit none of the scales above. For broken files Pillow may raise anything.
     """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in DEEP_MODES:
@@ -50,6 +50,6 @@ def _scaled(image: Image.Image) -> Image.Image:
         scale = 1.0 if image.mode == "I" and high <= 255 and image.format != "PPM" else 1 / 257
     levels = np.rint(values * scale).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # the one value that is
+    if isinstance(transparent, int):  # the one value that is transparent
         levels[values == transparent] = 255
     return Image.fromarray(levels)

@@ -1,9 +1,9 @@
 """Reading and writing checkpoint folders of safetensors files, one slice or tensor at a time.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes with the length of a JSON header, the header with each
-tensor's dtype, shape and byte range, and the data. It is simple enough to read by itself, which gives what a loader
-onto a mesh needs: bfloat16 in NumPy, slices that never touch the rest of the file, nothing mapped longer than needed,
-and a message for every way in which a file can be broken.
+tensor's dtype, shape and byte range, and the data. It is simple enough to be read here without its library, which gives
+what a loader onto a mesh needs: bfloat16 in NumPy, slices that never touch the rest of the file, nothing mapped longer
+than needed, and a message for every way in which a file can be broken.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StoredTensor:
     dtype: np.dtype | None  # None if it is not a floating-point type that is read here
 
     def read(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A copy of `tensor[index]`. The file is mapped only meanwhile, so its pages do not count as held memory."""
+        """A copy of `tensor[index]`. The file is mapped only while it is copied: its pages do not count as memory."""
         if self.dtype is None:
             raise TypeError(f"{self.file}: {self.dtype_name} tensors are not read")
         mapped = np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape)
@@ -79,7 +79,7 @@ def open_checkpoint(folder: Path, name: str = "model") -> dict[str, StoredTensor
 
 
 def indexed_tensors(folder: Path, name: str = "model") -> list[str] | None:
-    """The names of the tensors of a folder whose index is there, be its files or not; None without an index."""
+    """The names of a folder's tensors, from its index, whether or not the files are there; None without an index."""
     single_file, index_file = _file_names(name)
     if (folder / single_file).is_file() or not (folder / index_file).is_file():
         return None
@@ -87,7 +87,7 @@ def indexed_tensors(folder: Path, name: str = "model") -> list[str] | None:
 
 
 def has_weights(folder: Path, name: str = "model") -> bool:
-    """Whether the files are there that a folder's tensors lie in."""
+    """Whether the files with a folder's tensors are there."""
     single_file, index_file = _file_names(name)
     if not (folder / index_file).is_file():
         return (folder / single_file).is_file()
@@ -137,7 +137,7 @@ def write_checkpoint_files(
 
 
 def _file_names(name: str) -> tuple[str, str]:
-    """Of the file that holds everything, and of the index of several files."""
+    """The names of the file that holds everything, and of the index of several files."""
     return f"{name}.safetensors", f"{name}.safetensors.index.json"
 
 

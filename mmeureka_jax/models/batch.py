@@ -81,7 +81,7 @@ class Prompt:
         positions: multimodal rotary positions (time, row, column); 0 for padding.
         length: tokens that are not padding.
         next_position: rotary position of the first response token.
-        image_index: which of the prompt's M image tokens stands here; -1 for text and padding.
+        image_index: which of the prompt's M image tokens is here; -1 for text and padding.
     """
 
     tokens: Int[Array, "*P Lp"] = field(metadata=pad("Lp"))

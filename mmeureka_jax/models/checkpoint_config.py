@@ -55,8 +55,8 @@ def read_end_tokens(
 ) -> tuple[tuple[int, ...], int, int | None]:
     """The tokens that end a response (`generation_config.json` decides, then the config), that pad, and that begin.
 
-    The end of a turn always is one, whatever the files say, where the tokenizer has it: chat templates write it, and
-    base checkpoints name only the end of a text.
+    The end of a turn is always among them if the tokenizer has it: chat templates write it, and base checkpoints name
+    only the end of a text.
 
     Raises:
         UserError: none is named, or one is no token id.

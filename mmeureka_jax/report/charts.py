@@ -117,16 +117,24 @@ def _draw(chart: Chart, rows: Rows, off: frozenset[str]) -> str | None:
             for (label, (steps, values)), shade in zip(data.items(), colors, strict=True):
                 number = format_number(values.sum() if panel.kind == "count" else values[-1])
                 unit = "&thinsp;%" if panel.unit.startswith("%") else " in all" if panel.kind == "count" else ""
-                legends.append(
-                    f'<span class="key"><i style="background:{themed(shade)}"></i>{label} <b>{number}{unit}</b></span>'
-                )
+                legends.append(legend(shade, label, f"{number}{unit}"))
                 descriptions.append(_describe(label, steps, values, panel.unit))
         grid[-1, 0].set_xlabel("step")
         grid[-1, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         svg = to_svg(figure, chart.title)
-    alternative = html.escape(f"Chart of {chart.title} by step. " + " ".join(descriptions), quote=True)
+    return chart_to_html(chart.title, svg, legends, descriptions)
+
+
+def legend(color: str, label: str, value: str) -> str:
+    """An entry of a chart's legend; `label` and `value` are markup."""
+    return f'<span class="key"><i style="background:{themed(color)}"></i>{label} <b>{value}</b></span>'
+
+
+def chart_to_html(title: str, svg: str, legends: Sequence[str], descriptions: Sequence[str]) -> str:
+    """A chart as an HTML figure. `descriptions` are its text alternative, a sentence for each line."""
+    alternative = html.escape(f"Chart of {title} by step. " + " ".join(descriptions), quote=True)
     return (
-        f'<figure class="chart"><h4>{html.escape(chart.title)}</h4>'
+        f'<figure class="chart"><h4>{html.escape(title)}</h4>'
         f'<div role="img" aria-label="{alternative}">{svg}</div>'
         f"<figcaption>{''.join(legends)}</figcaption></figure>"
     )

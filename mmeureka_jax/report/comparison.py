@@ -26,7 +26,17 @@ from matplotlib.ticker import MaxNLocator
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.process.console import plural
-from mmeureka_jax.report.charts import STYLE, Rows, format_number, series_of, smooth, themed, thin, to_svg
+from mmeureka_jax.report.charts import (
+    STYLE,
+    Rows,
+    chart_to_html,
+    format_number,
+    legend,
+    series_of,
+    smooth,
+    thin,
+    to_svg,
+)
 from mmeureka_jax.runs.metadata import read_metadata
 
 PAGE_FILE = "comparison.html"
@@ -68,11 +78,11 @@ class Run:
     """A run to be compared.
 
     Attributes:
-        kind: what it is a repetition of; runs of one kind are averaged.
-        name: what tells it from the others of its kind, such as its seed.
+        kind: the name of the settings that it repeats; runs of one kind are averaged.
+        name: what distinguishes it from others of its kind, such as its seed.
         rows: its metrics.
         state: "done", or what stopped it.
-        settings: in what the kind differs from others, for the tables.
+        settings: the settings in which the kind differs from others, for the tables.
     """
 
     kind: str
@@ -240,7 +250,7 @@ def mean_and_spread(runs: Sequence[Rows], metric: str) -> Curve:
 
 
 def _curves(kinds: Mapping[str, Sequence[Run]], metric: str) -> dict[str, Curve]:
-    """Of the kinds that have this metric."""
+    """The curve of each kind that has this metric."""
     curves = {kind: mean_and_spread([run.rows for run in members], metric) for kind, members in kinds.items()}
     return {kind: curve for kind, curve in curves.items() if len(curve[0])}
 
@@ -251,7 +261,7 @@ def _style(number: int) -> tuple[str, Any]:
 
 
 def _plot(axes: Axes, curves: Mapping[str, Curve], kinds: Sequence[str]) -> None:
-    """A line for each kind, and a band of one standard deviation (on a logarithmic axis down by the same factor)."""
+    """A line for each kind, in a band of one standard deviation; on a logarithmic axis the band is as wide below."""
     everything = []
     bands = []
     for kind, (steps, mean, spread) in curves.items():
@@ -277,26 +287,24 @@ def _plot(axes: Axes, curves: Mapping[str, Curve], kinds: Sequence[str]) -> None
 
 
 def draw(names: Sequence[str], metric: str, curves: Mapping[str, Curve]) -> str:
-    """An HTML figure of one metric. `names`: of all kinds, which give them their colours."""
+    """An HTML figure of one metric.
+
+    Args:
+        names: those of all kinds; a kind's place among them decides its colour.
+    """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": metric}):
         figure = Figure(figsize=(4.3, 2.6), layout="constrained")
         _plot(figure.subplots(), curves, names)
         svg = to_svg(figure, f"compare {metric}")
     legends = [
-        f'<span class="key"><i style="background:{themed(_style(names.index(kind))[0])}"></i>{html.escape(kind)} '
-        f"<b>{format_number(mean[-1])}</b></span>"
+        legend(_style(names.index(kind))[0], html.escape(kind), format_number(mean[-1]))
         for kind, (_, mean, _) in curves.items()
     ]
     descriptions = [
         f"{kind}: first {format_number(mean[0])}, last {format_number(mean[-1])} (step {steps[-1]:.0f})."
         for kind, (steps, mean, _) in curves.items()
     ]
-    alternative = html.escape(f"Chart of {metric} by step. " + " ".join(descriptions), quote=True)
-    return (
-        f'<figure class="chart"><h4>{html.escape(metric)}</h4>'
-        f'<div role="img" aria-label="{alternative}">{svg}</div>'
-        f"<figcaption>{''.join(legends)}</figcaption></figure>"
-    )
+    return chart_to_html(metric, svg, legends, descriptions)
 
 
 def draw_all(names: Sequence[str], metrics: Mapping[str, Mapping[str, Curve]]) -> bytes:
@@ -312,7 +320,7 @@ def draw_all(names: Sequence[str], metrics: Mapping[str, Mapping[str, Curve]]) -
         for axes in grid[len(metrics) :]:
             axes.set_axis_off()
         lines = [Line2D([], [], color=_style(number)[0], linestyle=_style(number)[1]) for number in range(len(names))]
-        labels = [name.replace("$", r"\$") for name in names]  # no formulas
+        labels = [name.replace("$", r"\$") for name in names]  # matplotlib would read formulas
         figure.legend(lines, labels, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
