@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +25,54 @@ Prompt style `{prompt_style}`, {pictures}at most {max_new_tokens} new tokens; `m
 """
 
 
+@dataclass(frozen=True)
+class Exported:
+    """Which parameters of a run are exported.
+
+    Attributes:
+        step: that of the checkpoint.
+        average: their average over the updates instead of the last ones.
+        adapters: only the adapters.
+    """
+
+    step: int
+    average: bool = False
+    adapters: bool = False
+
+
 def model_card(
     name: str,
     metadata: Mapping[str, Any],
-    step: int,
-    average: bool,
+    exported: Exported,
     metrics: Sequence[Mapping[str, Any]],
     *,
     text_only: bool = False,
-    adapters: bool = False,
     changed_settings: Sequence[str] = (),
 ) -> bytes:
     """Markdown with the front matter that Hugging Face's hub reads.
 
     Args:
         metadata: the run's (`metadata.json`).
-        step: the checkpoint's.
-        average: whether the parameters are the average over the updates.
         metrics: the run's rows (`metrics.jsonl`); those with validation results become a table.
         text_only: the model reads no pictures.
-        adapters: the folder holds only adapters.
         changed_settings: how its settings files differ from those of the checkpoint that the run started from.
     """
     config = metadata["config"]
     base = config["model"]["checkpoint"]
     front: dict[str, Any] = {
-        "library_name": "peft" if adapters else "transformers",
+        "library_name": "peft" if exported.adapters else "transformers",
         "pipeline_tag": "text-generation" if text_only else "image-text-to-text",
     }
     if base and "snapshots" in Path(metadata["checkpoint"]).parts:  # it came from the hub, into the hub's cache
         front["base_model"] = base
     front["tags"] = ["reinforcement-learning" if metadata["kind"] == "rl" else "sft", "mmeureka_jax"]
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", *_summary(metadata)]
-    held = "adapters" if adapters else "parameters"
-    lines += [f"These are the {held} after step {step}" + (", averaged over the updates." if average else "."), ""]
+    held = "adapters" if exported.adapters else "parameters"
+    averaged = ", averaged over the updates" if exported.average else ""
+    lines += [f"These are the {held} after step {exported.step}{averaged}.", ""]
     if (lora := config["model"].get("lora")) is not None:
-        lines += [_ADAPTED.format(**lora) + ("" if adapters else " They are merged into the base."), ""]
-    lines += _results(config, step, "before averaging" if average else "these parameters", metrics)
+        lines += [_ADAPTED.format(**lora) + ("" if exported.adapters else " They are merged into the base."), ""]
+    lines += _results(config, exported, metrics)
     pictures = "" if text_only else f"pictures of at most {config['data']['max_pixels']:,} pixels (`data.max_pixels`), "
     lines += ["## How it was asked", "", _ASKED.format(pictures=pictures, **config["data"] | config["sampler"])]
     if changed_settings:
@@ -87,13 +99,15 @@ def _summary(metadata: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _results(config: Mapping[str, Any], step: int, exported: str, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+def _results(config: Mapping[str, Any], exported: Exported, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table of the validations at the start, at the best step and at the exported one."""
     rows = {row["step"]: row for row in metrics if "validation/accuracy" in row}
     if not rows:
         return []
     best = max(rows, key=lambda at: rows[at]["validation/accuracy"])
-    last = max((at for at in rows if at <= step), default=None)
-    named = {0: "the start", best: "the best", last: exported if last == step else "the last before"}
+    last = max((at for at in rows if at <= exported.step), default=None)
+    these = "before averaging" if exported.average else "these parameters"
+    named = {0: "the start", best: "the best", last: these if last == exported.step else "the last before"}
     if best == last:
         named[best] += ", the best"
     lines = ["## Results", "", f"Greedy, on `{config['data']['validation']}`, by the run's own rules:", ""]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mmeureka_jax.config.reading import overlaid
 from mmeureka_jax.config.schema import ModelConfig
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.export.model_card import model_card
+from mmeureka_jax.export.model_card import Exported, model_card
 from mmeureka_jax.export.settings import settings_files
 from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
 from mmeureka_jax.formats.peft import save_adapters
@@ -68,32 +68,22 @@ def export_run(
             is taken or cannot be written (nothing is then left there).
     """
     check_is_new(output)
-    metadata = read_metadata(run_dir) if run_dir.is_dir() else None
-    if metadata is None:
-        raise UserError(f"{run_dir}: no metadata.json in it; give the folder of a run (`run_dir` of its config)")
+    metadata = _read_run(run_dir)
     saved = SavedParams(run_dir)
-    step = saved.step(step)
+    exported = Exported(saved.step(step), average, adapters)
     source = _find_source(run_dir, metadata, source)
     model = read_config(source)
     config = metadata["config"]
     policy = Policy(model, lora=lora_of(overlaid(ModelConfig(), config["model"], METADATA_FILE), config["seed"]))
-    _check_asked(run_dir, config, average, adapters, dtype)
+    _check_asked(run_dir, config, exported, dtype)
     dtype = dtype or "float32"
-    with waiting(f"reading checkpoint {step} of {run_dir}"):
-        params = _restore(saved, step, policy, source, tuple(config["optimizer"]["frozen"]), average, adapters)
-    text_only = model.image_token_id is None
+    with waiting(f"reading checkpoint {exported.step} of {run_dir}"):
+        params = _restore(saved, policy, source, tuple(config["optimizer"]["frozen"]), exported)
     settings, changed = ({}, []) if adapters else settings_files(source, model, metadata)
-    card = model_card(
-        output.name,
-        metadata,
-        step,
-        average,
-        _metrics(run_dir),
-        text_only=text_only,
-        adapters=adapters,
-        changed_settings=changed,
-    )
-    files = {PROVENANCE_FILE: _provenance(metadata, step, average), CARD_FILE: card} | settings
+    text_only = model.image_token_id is None
+    metrics = _metrics(run_dir)
+    card = model_card(output.name, metadata, exported, metrics, text_only=text_only, changed_settings=changed)
+    files = {PROVENANCE_FILE: _provenance(metadata, exported), CARD_FILE: card} | settings
     with waiting(f"writing {output}"):
         if adapters:
             assert policy.lora is not None
@@ -103,18 +93,26 @@ def export_run(
             if policy.lora is not None:
                 params = merged(params, policy.lora, dtype)
             save_params(params, model, output, source=source, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files)
-    return step
+    return exported.step
 
 
-def _check_asked(run_dir: Path, config: Mapping[str, Any], average: bool, adapters: bool, dtype: str | None) -> None:
+def _read_run(run_dir: Path) -> dict[str, Any]:
+    """The metadata of a run. Raises a UserError if the folder is not that of one."""
+    metadata = read_metadata(run_dir) if run_dir.is_dir() else None
+    if metadata is None:
+        raise UserError(f"{run_dir}: no metadata.json in it; give the folder of a run (`run_dir` of its config)")
+    return metadata
+
+
+def _check_asked(run_dir: Path, config: Mapping[str, Any], exported: Exported, dtype: str | None) -> None:
     """Raises a UserError for what a run of this config does not have."""
-    if average and config["optimizer"].get("ema_decay") is None:
+    if exported.average and config["optimizer"].get("ema_decay") is None:
         raise UserError(
             f"{run_dir}: the run kept no average of its parameters; train with optimizer.ema_decay=0.99 or so"
         )
-    if adapters and config["model"].get("lora") is None:
+    if exported.adapters and config["model"].get("lora") is None:
         raise UserError(f"{run_dir}: the run trained no adapters; export it without --adapters")
-    if adapters and dtype is not None:
+    if exported.adapters and dtype is not None:
         raise UserError("--dtype is of merged weights; adapters are written as they were trained, in float32")
 
 
@@ -127,12 +125,13 @@ def _metrics(run_dir: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _provenance(metadata: dict[str, Any], step: int, average: bool) -> bytes:
+def _provenance(metadata: dict[str, Any], exported: Exported) -> bytes:
+    """Where the policy comes from and how its run asked; `runs.provenance` reads it."""
     config = metadata["config"]
     content = {
         "kind": metadata["kind"],
-        "step": step,
-        "average": average,
+        "step": exported.step,
+        "average": exported.average,
         "data": config["data"]["train"],
         "data_fingerprint": metadata["data_fingerprint"],
         "prompt_style": config["data"]["prompt_style"],
@@ -158,29 +157,21 @@ def _find_source(run_dir: Path, metadata: dict[str, Any], given: Path | None) ->
     )
 
 
-def _restore(
-    saved: SavedParams,
-    step: int,
-    policy: Policy,
-    source: Path,
-    frozen: tuple[str, ...],
-    average: bool,
-    adapters: bool,
-) -> Params:
-    """The parameters of a step; of a policy with adapters only those, or with the base of `source`."""
+def _restore(saved: SavedParams, policy: Policy, source: Path, frozen: tuple[str, ...], exported: Exported) -> Params:
+    """The exported parameters; of a policy with adapters only those, or with the base of `source`."""
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
-    names = ("average" if average else "trainable", "frozen")
+    names = ("average" if exported.average else "trainable", "frozen")
     parts = dict(zip(names, split_frozen(policy.abstract_params(), policy.frozen(frozen)), strict=True))
     base = parts.pop("frozen") if policy.lora is not None else None
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parts)
-    restored = saved.restore(step, target)
-    if adapters:
+    restored = saved.restore(exported.step, target)
+    if exported.adapters:
         return restored[names[0]]
     if base is not None:
         assert policy.lora is not None
         placed = jax.tree.map(lambda _: sharding, base)
         restored["frozen"] = load_params(source, policy.config, placed, jnp.dtype(policy.lora.base_dtype))
-        saved.verify_base(step, restored["frozen"])
+        saved.verify_base(exported.step, restored["frozen"])
     return merge_params(*(restored[name] for name in names))
 
 

@@ -31,7 +31,7 @@ from mmeureka_jax.config.schema import (
 )
 from mmeureka_jax.data.processor import Processor, collate
 from mmeureka_jax.evaluation.options import EvalOptions, questions
-from mmeureka_jax.export.model_card import model_card
+from mmeureka_jax.export.model_card import Exported, model_card
 from mmeureka_jax.export.policy import export_run
 from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.mesh import make_mesh
@@ -128,9 +128,9 @@ def test_the_model_card_says_what_was_trained_and_how_well(run, tmp_path):
     assert "Results" not in (tmp_path / "plain" / "README.md").read_text()
     metadata = json.loads((run / "metadata.json").read_text())
     metadata["config"]["model"]["checkpoint"] = "Qwen/Qwen2.5-VL-3B-Instruct"
-    assert b"base_model" not in model_card("x", metadata, 3, False, [])  # a folder of that name
+    assert b"base_model" not in model_card("x", metadata, Exported(3), [])  # a folder of that name
     metadata["checkpoint"] = "/cache/hub/models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/0123"
-    card = model_card("x", metadata | {"kind": "sft"}, 3, True, rows[:2]).decode()
+    card = model_card("x", metadata | {"kind": "sft"}, Exported(3, average=True), rows[:2]).decode()
     assert "base_model: Qwen/Qwen2.5-VL-3B-Instruct" in card and "by imitation" in card and "averaged" in card
     assert "| 1 | the last before, the best | 25.0% | 31 |" in card
 
