@@ -58,7 +58,9 @@ def floors(benchmark):
 
 def layer_products(text: TextConfig, tokens: int) -> int:
     """Operations of one decoder layer's products with its kernels, shape by shape."""
-    size, query, key = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    size = text.hidden_size
+    query = text.num_heads * text.head_dim
+    key = text.num_kv_heads * text.head_dim
     shapes = [(size, query), (size, key), (size, key), (query, size)]
     shapes += [(size, text.intermediate_size)] * 2 + [(text.intermediate_size, size)]
     return sum(2 * tokens * rows * columns for rows, columns in shapes)
@@ -81,7 +83,8 @@ def traced_flops(function, *arguments, branch: int = 0) -> int:
     def count(jaxpr) -> int:
         total = 0
         for equation in jaxpr.eqns:
-            name, settings = equation.primitive.name, equation.params
+            name = equation.primitive.name
+            settings = equation.params
             if name == "dot_general":
                 (contracted, _), _ = settings["dimension_numbers"]
                 inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
@@ -159,7 +162,9 @@ def test_optimiser_traffic_is_that_of_the_state(floors, frozen):
 @pytest.mark.parametrize(("prompts", "group", "prompt", "new"), [(1, 1, 1, 1), (2, 3, 7, 5)])
 def test_passes_against_a_loop_over_products(floors, config, prompts, group, prompt, new):
     text = config.text
-    heads, layers, vocab = (text.num_heads, text.head_dim), text.num_layers, text.vocab_size
+    heads = (text.num_heads, text.head_dim)
+    layers = text.num_layers
+    vocab = text.vocab_size
     causal = np.tril(np.ones((prompt, prompt), bool))
     expected = prompts * layers * (layer_products(text, prompt) + attention_products(*heads, causal))
     assert floors.prefill(config, prompts, prompt, 4).flops == expected
@@ -179,7 +184,8 @@ def test_passes_against_a_loop_over_products(floors, config, prompts, group, pro
     # Of three windows each: two blocks see one of them, one block sees all.
 
     per_pair = attention_products(*heads, np.ones((1, 1), bool))
-    both, update = steps + floors.prefill(config, prompts, prompt, 4), floors.update(config, batch)["gradients"]
+    both = steps + floors.prefill(config, prompts, prompt, 4)
+    update = floors.update(config, batch)["gradients"]
     pairs = prompts * layers * int(seen.sum())
     assert both.exponentials == update.exponentials == pairs * text.num_heads
     assert both.attention + both.cached_flops == update.attention / 3 == pairs * per_pair
@@ -193,7 +199,8 @@ def test_prefill_against_the_program(floors, prompts, length):
     policy = Policy(UNTIED)
     given = abstract_prompts(UNTIED, prompts, length), None
     counted = traced_flops(lambda *a: prefill(policy, *a), policy.abstract_params(), *given)
-    text, masked = UNTIED.text, length**2 - floors.causal_pairs(length)
+    text = UNTIED.text
+    masked = length**2 - floors.causal_pairs(length)
     most = floors.layers_flops(text, 0, prompts * masked)  # all that the program may add: pairs that are masked
     floor = floors.prefill(UNTIED, prompts, length, 4).flops
     assert floor <= counted <= floor + most
@@ -204,7 +211,8 @@ def test_prefill_against_the_program(floors, prompts, length):
 @pytest.mark.parametrize(("group", "prompt", "new"), [(1, 1, 1), (3, 7, 5)])
 def test_update_against_the_program(floors, remat, windows, group, prompt, new):
     """Gradients of the real policy: no product is forgotten and none is counted that is not there."""
-    policy, batch = Policy(CONFIG, remat=remat), floors.Batch(2, group, prompt, new, windows)
+    policy = Policy(CONFIG, remat=remat)
+    batch = floors.Batch(2, group, prompt, new, windows)
     prompts = abstract_prompts(CONFIG, 2, prompt, windows)
     responses = struct((2, group, new), jnp.int32)
 
@@ -215,7 +223,8 @@ def test_update_against_the_program(floors, remat, windows, group, prompt, new):
     arguments = policy.abstract_params(), prompts, responses
     # Blocks of window attention and of full attention stand in two branches of one loop.
     window, full = (traced_flops(jax.grad(loss), *arguments, branch=branch) for branch in (0, 1))
-    depth, number = VISION.depth, len(VISION.full_attention_blocks)
+    depth = VISION.depth
+    number = len(VISION.full_attention_blocks)
     counted = (window * (depth - number) + full * number) / depth
     floor = floors.update(CONFIG, batch, remat=remat, train_vision=True)["gradients"].flops
     # What the program may add: pairs of a query and a key that are masked, and scores and logits computed again.
@@ -246,7 +255,10 @@ def test_decode_step_against_xla(floors):
         TEXT, num_layers=1, hidden_size=128, intermediate_size=256, vocab_size=512, head_dim=32, mrope_section=(6, 5, 5)
     )  # one layer: a loop's body is counted once
     config = replace(CONFIG, text=text, vision=replace(VISION, out_hidden_size=128))
-    policy, prompts, group, length = Policy(config, remat=False), 2, 24, 8
+    policy = Policy(config, remat=False)
+    prompts = 2
+    group = 24
+    length = 8
     arguments = policy.abstract_params(), abstract_prompts(config, prompts, length)
     responses = struct((prompts, group, 1), jnp.int32)
     program = jax.jit(lambda *a: token_log_probs(policy, *a)).lower(*arguments, None, responses).compile()
@@ -258,7 +270,11 @@ def test_decode_step_against_xla(floors):
 
 
 def test_decode_step_reads_every_parameter_and_both_caches(floors):
-    policy, prompts, group, length, own = Policy(CONFIG), 2, 4, 16, 7
+    policy = Policy(CONFIG)
+    prompts = 2
+    group = 4
+    length = 16
+    own = 7
 
     def cache(rows: int, length: int):
         arguments = policy.abstract_params(), abstract_prompts(CONFIG, rows, length)

@@ -42,7 +42,9 @@ from mmeureka_jax.training.rl import recipe
 
 MESHES = [(2, 2, 2), (1, 4, 1)]  # (data, fsdp, tensor)
 PACKING = {(1, 4, 1): 0.0}  # rows of padded responses alone; elsewhere of packed ones too
-ROWS, GROUP, LENGTH = 16, 2, 12
+ROWS = 16
+GROUP = 2
+LENGTH = 12
 
 
 def mesh_of(*sizes):
@@ -116,8 +118,10 @@ def by_path(tree):
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_the_update_equals_one_device(on_mesh, sizes):
     """Parameters, both Adam moments and metrics, 1e-4 relative per tensor."""
-    alone, spread = on_mesh(1, 1, 1), on_mesh(*sizes)
-    expected, result = by_path(gather_rows(alone.state)), by_path(gather_rows(spread.state))
+    alone = on_mesh(1, 1, 1)
+    spread = on_mesh(*sizes)
+    expected = by_path(gather_rows(alone.state))
+    result = by_path(gather_rows(spread.state))
     assert expected.keys() == result.keys() and len(result) > 3 * 30
     for name, value in expected.items():
         assert np.linalg.norm(result[name] - value) <= 1e-4 * np.linalg.norm(value), name
@@ -181,7 +185,8 @@ def test_a_number_of_cpu_devices_that_is_none():
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_sampled_tokens_equal_one_device(on_mesh, sizes):
-    alone, spread = on_mesh(1, 1, 1).samples, on_mesh(*sizes).samples
+    alone = on_mesh(1, 1, 1).samples
+    spread = on_mesh(*sizes).samples
     np.testing.assert_array_equal(spread.tokens, alone.tokens)
     np.testing.assert_array_equal(spread.lengths, alone.lengths)
     np.testing.assert_allclose(spread.log_probs, alone.log_probs, atol=1e-4)
@@ -193,14 +198,14 @@ def test_sampled_tokens_equal_one_device(on_mesh, sizes):
 def test_parameters_and_moments_are_really_sharded(model, on_mesh, sizes):
     """The sizes of the pieces that devices hold after an update, against sizes written down here by hand."""
     _, fsdp, tensor = sizes
-    text, vision = model.config.text, model.config.vision
-    width, layers, vocabulary, heads = (
-        text.hidden_size,
-        text.num_layers,
-        text.vocab_size,
-        text.num_heads * text.head_dim,
-    )
-    keys, inner = text.num_kv_heads * text.head_dim, text.intermediate_size
+    text = model.config.text
+    vision = model.config.vision
+    width = text.hidden_size
+    layers = text.num_layers
+    vocabulary = text.vocab_size
+    heads = text.num_heads * text.head_dim
+    keys = text.num_kv_heads * text.head_dim
+    inner = text.intermediate_size
     expected = {
         "['language']['embed_tokens']['embedding']": (vocabulary // tensor, width // fsdp),
         "['language']['lm_head']['kernel']": (width // fsdp, vocabulary // tensor),
@@ -233,7 +238,8 @@ def test_parameters_and_moments_are_really_sharded(model, on_mesh, sizes):
 
 
 def test_every_parameter_has_a_rule_for_each_dimension(model):
-    shapes, axes = model.policy.abstract_params(), by_axes(model.policy.param_axes())
+    shapes = model.policy.abstract_params()
+    axes = by_axes(model.policy.param_axes())
     for (path, shape), names in zip(jax.tree_util.tree_leaves_with_path(shapes), axes, strict=True):
         assert len(shape.shape) == len(names), path
         assert all(name is None or name in AXIS_RULES for name in names), path

@@ -151,7 +151,8 @@ def test_transformers_loads_it_and_gives_the_same_log_probs(run, tmp_path):
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     assert model.dtype == torch.float32
     processor = Processor.from_checkpoint(tmp_path / "out", prompt_style="plain", max_prompt_tokens=4096, **PIXELS)
-    problem, response = PROBLEMS["several pictures"], np.array([5, 9, 300, 12])
+    problem = PROBLEMS["several pictures"]
+    response = np.array([5, 9, 300, 12])
     here = SimpleNamespace(processor=processor, config=processor.config)
     inputs, start = Lively.torch_inputs(here, problem, response)
     with torch.no_grad():

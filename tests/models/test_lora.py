@@ -107,7 +107,8 @@ def test_gradients_are_those_of_a_dense_run_projected(model, policy, params, bat
     """d/dA = s G B^T and d/dB = s A^T G, where G is the dense gradient of the kernel at W + s A B."""
     ours = flatten_dict(jax.grad(lambda p: score(policy, p, batch).sum())(params), sep="/")
     dense = jax.grad(lambda p: score(model.policy, p, batch).sum())(merged(params, LORA))
-    dense, values = flatten_dict(dense, sep="/"), flatten_dict(params, sep="/")
+    dense = flatten_dict(dense, sep="/")
+    values = flatten_dict(params, sep="/")
     for path in LORA.paths(model.config):
         of_kernel = np.asarray(dense[f"{path}/kernel"])
         expected = {
@@ -143,8 +144,12 @@ def test_dropout_drops_inputs_of_adapters_alone():
         for i, shape in enumerate([(50, 40), (40, 30), (40, 4), (4, 30)])
     )
     key = jax.random.key(3)
-    linear.kernel, linear.lora_a, linear.lora_b, linear.lora_scale = kernel, lora_a, lora_b, 0.5
-    linear.dropout, linear.dropout_key = 0.25, jax.random.key_data(key)
+    linear.kernel = kernel
+    linear.lora_a = lora_a
+    linear.lora_b = lora_b
+    linear.lora_scale = 0.5
+    linear.dropout = 0.25
+    linear.dropout_key = jax.random.key_data(key)
     kept = np.asarray(jax.random.bernoulli(key, 0.75, x.shape))
     expected = x @ kernel + 0.5 * (np.where(kept, x, 0) / 0.75) @ lora_a @ lora_b
     np.testing.assert_allclose(linear(x), expected, rtol=1e-4, atol=1e-4)

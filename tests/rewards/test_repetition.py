@@ -8,7 +8,8 @@ from mmeureka_jax.rewards.rules.repetition import repetition_penalty
 
 
 def brute_force(words, n):
-    seen, repeated = set(), 0
+    seen = set()
+    repeated = 0
     grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
     for gram in grams:
         repeated += gram in seen

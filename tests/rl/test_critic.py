@@ -23,7 +23,10 @@ from mmeureka_jax.rl.update import CompiledUpdate, Training, batch_values, make_
 
 KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the gradient that it was given, bit for bit
 ITEMS = [PROBLEMS[name] for name in ("text only", "one window")] * 2
-GROUP, LENGTH, CLIP, SHARE = 2, 6, 0.3, 0.25
+GROUP = 2
+LENGTH = 6
+CLIP = 0.3
+SHARE = 0.25
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -48,8 +51,10 @@ def gae_by_definition(rewards, values, gamma, lam):
 def test_advantages_and_returns_are_those_of_a_loop(seed, discounts, with_kl):
     gamma, lam = discounts
     rng = np.random.default_rng(seed)
-    outcomes, shape = make_outcomes(rng), (3, 4, 9)
-    values, kl = rng.normal(size=shape).astype(np.float32), rng.normal(scale=0.1, size=shape)
+    outcomes = make_outcomes(rng)
+    shape = (3, 4, 9)
+    values = rng.normal(size=shape).astype(np.float32)
+    kl = rng.normal(scale=0.1, size=shape)
     critic = CriticConfig(kind="head", gamma=gamma, gae_lambda=lam)
     config = RLConfig(advantage="gae", critic=critic, whiten="off")
     advantages, returns = gae_advantages(outcomes, config, values, kl if with_kl else None)
@@ -70,7 +75,8 @@ def test_advantages_and_returns_are_those_of_a_loop(seed, discounts, with_kl):
 
 def test_gae_does_not_look_beyond_a_response_nor_at_the_others():
     rng = np.random.default_rng(0)
-    rewards, values = rng.normal(size=(2, 3, 5)), rng.normal(size=(2, 3, 5))
+    rewards = rng.normal(size=(2, 3, 5))
+    values = rng.normal(size=(2, 3, 5))
     mask = np.arange(5) < rng.integers(0, 6, (2, 3))[..., None]
     mask[0, 0] = False  # an empty response
     expected = gae(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
@@ -159,7 +165,8 @@ def of_torch(model, head, batch):
     """The value loss, by loops over responses; its gradients of the model and of the head; the share clipped."""
     kernel, bias = (torch.tensor(head[name], requires_grad=True) for name in ("kernel", "bias"))
     model.torch.zero_grad()
-    loss, clipped = 0.0, []
+    loss = 0.0
+    clipped = []
     for row, item in enumerate(ITEMS):
         for j in range(GROUP):
             length = int(batch.response_mask[row, j].sum())

@@ -29,7 +29,8 @@ from mmeureka_jax.rl.update import (
 )
 
 ITEMS = [PROBLEMS[name] for name in ("text only", "one window", "odd sizes", "several pictures")]
-GROUP, LENGTH = 2, 6
+GROUP = 2
+LENGTH = 6
 KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the gradient that it was given, bit for bit
 TEMPERATURE = 0.8
 
@@ -117,7 +118,8 @@ def by_path(tree):
 
 
 def assert_gradients_close(ours, expected, tolerance):
-    ours, expected = by_path(ours), by_path(expected)
+    ours = by_path(ours)
+    expected = by_path(expected)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert np.linalg.norm(ours[name] - value) <= tolerance * np.linalg.norm(value), name
@@ -156,7 +158,9 @@ def assert_updates_equal(model, batch, ways):
 @pytest.mark.slow
 def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
     """Loss and gradient of clipped ratios and the k3 penalty, written as loops over responses and tokens."""
-    low, high, coefficient = 0.2, 0.3, 0.5
+    low = 0.2
+    high = 0.3
+    coefficient = 0.5
     reference = batch.old_log_probs + np.random.default_rng(9).normal(scale=0.3, size=batch.old_log_probs.shape)
     reference = reference.astype(np.float32)
     config = config_for(
@@ -167,12 +171,20 @@ def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
     )  # fmt: skip
 
     model.torch.zero_grad()
-    loss, penalty, clipped, ratios, drift, gaps, tokens = 0.0, 0.0, [0, 0], [], [], [], 0
+    loss = 0.0
+    penalty = 0.0
+    clipped = [0, 0]
+    ratios = []
+    drift = []
+    gaps = []
+    tokens = 0
     for row, item in enumerate(ITEMS):
         for j in range(GROUP):
-            length, advantage = int(batch.response_mask[row, j].sum()), float(batch.advantages[row, j, 0])
+            length = int(batch.response_mask[row, j].sum())
+            advantage = float(batch.advantages[row, j, 0])
             _, table = model.torch_log_probs(item, batch.responses[row, j, :length], temperature=TEMPERATURE)
-            of_response, of_penalty = 0.0, 0.0
+            of_response = 0.0
+            of_penalty = 0.0
             for t in range(length):
                 now = table[t, batch.responses[row, j, t]]
                 ratio = torch.exp(now - float(batch.old_log_probs[row, j, t]))
@@ -240,7 +252,8 @@ def test_imitation_equals_cross_entropy_in_torch(model, batch):
     """Over all tokens of the batch, as the mean of transformers' `labels` loss is over those of one row."""
     gradients, metrics, _ = gradient_of(model, imitation_objective(), batch)
     model.torch.zero_grad()
-    total, tokens = 0.0, 0
+    total = 0.0
+    tokens = 0
     for row, item in enumerate(ITEMS):
         for j in range(GROUP):
             response = batch.responses[row, j, : int(batch.response_mask[row, j].sum())]
@@ -325,7 +338,8 @@ def test_the_state_is_donated(compiled, text_batch):
 
 
 def test_updates_follow_the_schedule_and_reduce_the_loss(compiled, text_batch):
-    state, losses = compiled.state(), []
+    state = compiled.state()
+    losses = []
     for count in range(12):
         state, metrics = compiled.step(state, text_batch)
         np.testing.assert_allclose(metrics["optimizer/learning_rate"], compiled.training.schedule(count), rtol=1e-6)

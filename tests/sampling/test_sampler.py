@@ -98,7 +98,8 @@ def test_greedy_equals_transformers_token_for_token(model):
 
 def test_log_probs_are_those_of_the_update(model):
     """The sampler/trainer gap is rounding: two computations on one set of parameters."""
-    settings, batch = settings_for(model), model.batch(MIXED)
+    settings = settings_for(model)
+    batch = model.batch(MIXED)
     samples = roll(model, MIXED, settings, batch=batch)
 
     @jax.jit
@@ -192,7 +193,8 @@ def test_without_stop_tokens_every_response_has_full_length(model):
 @pytest.fixture
 def decode_rows(monkeypatch):
     """The rows of every decode step that is run from here on (programs that are compiled already do not count)."""
-    rows, plain = [], decode.decode_step
+    rows = []
+    plain = decode.decode_step
 
     def counted(policy, params, weights, tokens, *arguments):
         jax.debug.callback(lambda: rows.append(len(tokens)))
@@ -270,7 +272,8 @@ def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch):
     names = [item.id for item in MIXED]
     with jax.set_mesh(mesh), CompileCounter() as compiles:
         params = jax.device_put(model.params, tree_shardings(mesh, model.params, model.policy.param_axes()))
-        subject, batch = Sampler(model.policy, settings, "rollout"), model.batch(MIXED)
+        subject = Sampler(model.policy, settings, "rollout")
+        batch = model.batch(MIXED)
         done = []
         subject.compile_ahead(params, Request.of([], batch, mesh), lambda: done.append(1))
         assert len(done) == subject.program_count(len(MIXED)) >= 4
@@ -305,11 +308,13 @@ def brute_force_filter(logits, top_k, top_p):
     if top_p < 1:
         order = [i for i in np.argsort(-logits, kind="stable") if kept[i]]
         probabilities = scipy.special.softmax(logits[order].astype(np.float64))
-        total, last = 0.0, None
+        total = 0.0
+        last = None
         for index, probability in zip(order, probabilities, strict=True):
             if total >= top_p:
                 break
-            total, last = total + probability, logits[index]
+            total = total + probability
+            last = logits[index]
         kept &= logits >= last
     return kept
 
@@ -348,7 +353,9 @@ def test_filter_logits_equals_transformers(top_k, top_p):
 )
 def test_tokens_are_drawn_from_the_filtered_softmax(model, temperature, top_k, top_p):
     """A chi-square test of 40,000 draws against probabilities computed in float64."""
-    vocabulary, count, forbidden = 12, 40_000, [3, 4]
+    vocabulary = 12
+    count = 40_000
+    forbidden = [3, 4]
     logits = np.random.default_rng(5).normal(scale=1.0, size=vocabulary).astype(np.float32)
     logits[forbidden] = logits.max() + 1
     config = replace(model.config, image_token_id=forbidden[0], video_token_id=forbidden[1])

@@ -26,7 +26,8 @@ class Rewards:
     """A response's reward is its length; `before` is called first, with the number of the call."""
 
     def __init__(self, before=lambda call: None):
-        self.before, self.calls = before, 0
+        self.before = before
+        self.calls = 0
 
     def score(self, requests):
         self.calls += 1
@@ -49,7 +50,8 @@ def run(tmp_path_factory):
             ],
         )
         checkpoint = find_checkpoint(config.model, tmp_path_factory.mktemp("run"))
-        loaded, taken = open_policy(checkpoint, config.model, config.mesh), []
+        loaded = open_policy(checkpoint, config.model, config.mesh)
+        taken = []
 
         def batches():
             for start in range(0, 1000, PROMPTS):
@@ -71,7 +73,8 @@ def run(tmp_path_factory):
 
 def test_rewards_of_one_call_overlap_with_the_next(run, monkeypatch):
     expected, _ = run(3, Rewards())
-    sampled, began = Sampler.sample, [threading.Event() for _ in range(4)]
+    sampled = Sampler.sample
+    began = [threading.Event() for _ in range(4)]
 
     def sample(*args):
         next(event for event in began if not event.is_set()).set()

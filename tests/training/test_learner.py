@@ -13,7 +13,8 @@ from mmeureka_jax.config.schema import Config, CriticConfig, RLConfig, SamplerCo
 from mmeureka_jax.training.learner import group_batches, make_experience, summarise_updates
 from mmeureka_jax.training.rl import recipe
 
-GROUPS, LENGTH = 6, 7
+GROUPS = 6
+LENGTH = 7
 KL = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: math.exp(-d) - 1 + d}
 
 

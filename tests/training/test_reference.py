@@ -16,7 +16,8 @@ from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.rl import recipe
 
-LENGTH, TEMPERATURE = 6, 0.7
+LENGTH = 6
+TEMPERATURE = 0.7
 OVERRIDES = """
     model.random.family=qwen2 model.random.num_layers=1 rl.packing=0 rl.kl_coefficient=0.1 rl.micro_batches=1
     rl.prompts_per_rollout=2 rl.prompts_per_update=2 data.max_prompt_tokens=8

@@ -163,7 +163,8 @@ def test_imitation(make_config, caplog):
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows if "validation/accuracy" in row] == [2, 3]
     assert rows[0]["sft/loss"] > rows[2]["sft/loss"] > 0
-    whole, state = without_times(run_dir), state_of(run_dir, 3)
+    whole = without_times(run_dir)
+    state = state_of(run_dir, 3)
     shutil.rmtree(run_dir / "checkpoints" / "3")
     assert without_times(fine_tune(make_config(*settings))) == whole
     jax.tree.map(np.testing.assert_array_equal, state_of(run_dir, 3), state)
@@ -187,7 +188,9 @@ def test_a_finished_run_is_left_as_it_is(make_config, copied):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what Orbax leaves behind
 def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(make_config, copied, caplog):
-    before, state, progress = without_times(copied), state_of(copied, 3), progress_of(copied, 3)
+    before = without_times(copied)
+    state = state_of(copied, 3)
+    progress = progress_of(copied, 3)
     largest = max((copied / "checkpoints" / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     with caplog.at_level(logging.WARNING):
@@ -254,8 +257,10 @@ def test_a_run_continues_on_another_mesh(make_config, monkeypatch, tmp_path, cap
         "tracking.validate_every=0",
     )
     train(make_config(*sizes))
-    run, expected = tmp_path / "run", without_times(tmp_path / "run")
-    start, one = state_of(run, 2), state_of(run, 3)
+    run = tmp_path / "run"
+    expected = without_times(tmp_path / "run")
+    start = state_of(run, 2)
+    one = state_of(run, 3)
     shutil.rmtree(run / "checkpoints" / "3")
     use_devices(monkeypatch, 8)
     train(make_config(*sizes, "mesh.data=4", "mesh.tensor=2"))
@@ -300,12 +305,14 @@ def test_stages_go_on_from_wherever_they_stopped(make_config, tmp_path):
         "stages=[{steps: 2}, {steps: 2, data: {train: 'tfds:shapes/dots@train[20:40]'}, "
         "rl: {kl_coefficient: 0.1}, optimizer: {learning_rate: 1.0e-4}}]",
     )  # fmt: skip
-    first, second = tmp_path / "run" / "stage1", tmp_path / "run" / "stage2"
+    first = tmp_path / "run" / "stage1"
+    second = tmp_path / "run" / "stage2"
     assert train(config) == second
     assert [row["step"] for row in read_metrics(first)] == [1, 2] == [row["step"] for row in read_metrics(second)]
     assert "policy/kl_reference" not in read_metrics(first)[0]
     assert read_metrics(second)[0]["policy/kl_reference"] == pytest.approx(0, abs=1e-3)  # to its own start
-    metrics, state = [without_times(folder) for folder in (first, second)], state_of(second, 2)
+    metrics = [without_times(folder) for folder in (first, second)]
+    state = state_of(second, 2)
     for lost in (
         ["stage1/export", "stage2"],
         ["stage2/checkpoints/2"],
@@ -329,7 +336,8 @@ def test_a_critic_learns_beside_the_policy_and_comes_back(make_config, tmp_path,
         "checkpoint.every_steps=2",
     )  # fmt: skip
     run = train(config)
-    rows, state = without_times(run), state_of(run, 3)
+    rows = without_times(run)
+    state = state_of(run, 3)
     assert rows[0]["critic/value_mean"] == 0 and rows[-1]["critic/value_mean"] != 0
     assert rows[0]["critic/return_mean"] == pytest.approx(rows[0]["reward/total"], rel=0.2)
     assert all({"loss/value", "critic/grad_norm", "critic/clip_fraction"} <= row.keys() for row in rows)
