@@ -35,7 +35,7 @@ _MAX_THREADS = 16
 _MAX_REWARD_WORKERS = 8
 _GOLDS_AT_ONCE = 256
 _WINDOW = 1024  # rows in flight
-_TOKEN = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>")  # special ones of tokenizers, which decoding leaves out
+_TOKEN = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>")  # special tokens, which decoding leaves out
 _TOKENIZATION_FILES = (
     "tokenizer*",
     "chat_template*",
@@ -150,7 +150,7 @@ def check_problems(
 
 @dataclass(frozen=True)
 class _CheckedRow:
-    """What one row is like, seen by itself."""
+    """What the check knows of a row before it is compared with other rows."""
 
     row: int
     id: str | None
@@ -182,7 +182,8 @@ def _check_rows(
             num_tokens, num_windows = processor.measure(problem) if processor is not None else (0, 0)
         except RowError as error:
             return checked(rejected=_rejected(row, error))
-        except Exception as error:  # one row must not end the check; the name tells it from a fault of this project
+        # One row must not end the check. The exception's name shows whether the fault is in the row or in this package.
+        except Exception as error:
             logger.debug("row %d cannot be checked", row, exc_info=True)
             reason = f"{source.where(row)}: problem {problem.id!r}: cannot be checked ({type(error).__name__}: {error})"
             return checked(rejected=Rejected(problem.id, row, "failed check", printable(reason)))
@@ -210,7 +211,7 @@ def _check_image(ref: ImageRef, problem_id: str, decode: bool) -> None:
         else:
             picture_size(ref)
     except UserError as error:
-        missing = ref.path is not None and not os.path.exists(ref.path)  # it raises nothing
+        missing = ref.path is not None and not os.path.exists(ref.path)
         raise RowError(
             f"problem {problem_id!r}: {error}", "missing image" if missing else "broken image", problem_id
         ) from None

@@ -28,13 +28,13 @@ _INLINE = re.compile(
     r"|!\[[^\]]{0,500}\]\([^()\s]{1,2000}\)|\\includegraphics\b|data:image/[a-z+.-]{1,20};base64,",
     re.IGNORECASE,
 )
-# Columns that other data sets have for answers, but also for other things: named, not read.
+# Columns in which some data sets have answers and others have other things: messages name them, nothing reads them.
 _LIKE_ANSWERS = {
     *("answer", "answers", "ground_truth", "groundtruth", "gold", "gold_answer", "gt", "gt_answer", "label", "labels"),
     *("target", "output", "outputs", "response", "correct_answer", "reference", "reference_answer", "reward_model"),
     *("final_answer", "answer_key", "correct_option", "completion", "chosen"),
 }
-_LONGEST_BARE_ANSWER = 200  # characters of a solution that is nothing but the answer
+_LONGEST_BARE_ANSWER = 200  # characters of a solution that is only the answer
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class TakenApart:
 
 
 def take_apart(row: Mapping[str, Any], form: Form, *, needs_answer: bool) -> TakenApart:
-    """Raises RowError for what cannot be understood; other exceptions for types that nobody expected."""
+    """Raises RowError for what cannot be understood; other exceptions for unexpected types."""
     turns = _turns(row, form)
     reply = _pop_reply(turns)
     if form.keys == ("query",) and reply is None and isinstance(row.get("response"), str):
@@ -164,7 +164,7 @@ def _turns(row: Mapping[str, Any], form: Form) -> list[dict[str, Any]]:
 
 
 def parsed(value: Any, what: str) -> Any:
-    """A value, or what it says if it is JSON text (as MM-EUREKA's `message` and TFDS rows hold structures)."""
+    """A value, parsed if it is JSON text (MM-EUREKA's `message` and TFDS rows hold structures as text)."""
     if not isinstance(value, str):
         return value
     try:
@@ -250,8 +250,8 @@ def _pop_reply(turns: list[dict[str, Any]]) -> str | None:
 def _with_pictures(
     turns: Sequence[Mapping[str, Any]], waiting: Sequence[Any], called: Sequence[int] | None
 ) -> tuple[tuple[dict[str, Any], ...], list[Any], bool]:
-    """Messages, the picture values in the order of their parts, and whether the chat names all its pictures itself,
-    so that those of the columns are the same ones again."""
+    """Messages, the picture values in the order of their parts, and whether the chat itself names all its pictures, so
+    that the columns only repeat them."""
     first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), 0)
     contents, values, named = _placed([turn["content"] for turn in turns], waiting, first, called)
     messages = tuple({"role": turn["role"], "content": content} for turn, content in zip(turns, contents, strict=True))
@@ -368,7 +368,7 @@ def _answer(row: Mapping[str, Any], reply: str | None, needed: bool) -> tuple[st
             texts = [*texts, marked_in] if marked_in is not None else texts
             break
     else:
-        # If there are a solution and a response, the solution; a short text without marks is nothing but the answer.
+        # The solution, if there are a solution and a response; a short text without marks is only the answer.
         found = (_marked(text) or (text.strip() if _is_bare(text) else None) for text in texts)
         answer = next(filter(None, found), None)
     if answer is None and needed:
@@ -397,13 +397,13 @@ def _plain_answer(value: Any) -> tuple[str, str | None]:
 
 
 def _last_line(text: str) -> str | None:
-    """What follows `#### ` in the last line of a solution, as in GSM8K."""
+    """The text after `#### ` in the last line of a solution, as in GSM8K."""
     _, mark, last = text.rstrip().rpartition("\n####")
     return last.strip() if mark and last.strip() and "\n" not in last else None
 
 
 def _tagged(text: str) -> str | None:
-    """What is in the last <answer> tags."""
+    """The text in the last <answer> tags."""
     start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
     if start < 0:
         return None

@@ -26,7 +26,7 @@ from mmeureka_jax.errors import UserError, printable
 __all__ = ["ImageRef", "Problem", "ProblemSource", "RowError", "open_problems"]
 
 _DEEPEST = 64  # levels of lists and objects in metadata
-_FORM_SOUGHT_IN = 100  # rows, at the start of a file
+_FORM_SOUGHT_IN = 100  # the first rows of a file, in which its form is looked for
 
 
 def _check_form(table: Table) -> None:
@@ -71,7 +71,8 @@ def _make_problem(row: Mapping[str, Any], finder: ImageFinder, problem_id: str, 
 
 
 def _own_metadata(value: Any) -> Mapping[str, Any]:
-    """A column `metadata`: an object, or one as JSON text (TFDS's rows); anything else is a value like others."""
+    """The column `metadata` if it is an object, or one as JSON text (in TFDS rows); anything else is an ordinary
+    value."""
     try:
         value = {} if is_absent(value) else parsed(value, "metadata")
     except RowError:  # a text
@@ -80,7 +81,7 @@ def _own_metadata(value: Any) -> Mapping[str, Any]:
 
 
 def _refuse_surrogates(problem: Problem) -> None:
-    """Raises RowError for texts that are not valid: neither tokenizers nor files take half a character."""
+    """Raises RowError for texts that are not valid Unicode: neither tokenizers nor files take half a character."""
     fields = {"id": problem.id, "messages": problem.messages, "answer": problem.answer, "metadata": problem.metadata}
     with suppress(UnicodeEncodeError):  # all at once, since nearly every row passes
         json.dumps(fields, ensure_ascii=False).encode()
@@ -98,7 +99,7 @@ def _refuse_surrogates(problem: Problem) -> None:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A value as JSON can hold it; bytes (pictures that are not the problem's) are left out."""
+    """A value as JSON can hold it; bytes (pictures that are not the problem's own) are left out."""
     if type(value) in (str, int, float, bool, type(None)):
         return value
     if depth > _DEEPEST:
@@ -154,7 +155,8 @@ class ProblemSource:
             raise RowError(f"{where}: problem {problem_id!r}: {error}", error.kind, problem_id) from None
         except UserError as error:  # the table's: already names the place
             raise RowError(str(error)) from None
-        except Exception as error:  # rows can hold anything; the exception's name tells such a row from a fault here
+        # Rows can hold anything. The exception's name shows whether the fault is in the row or in this package.
+        except Exception as error:
             raise RowError(
                 f"{where}: problem {problem_id!r}: cannot be read ({type(error).__name__}: {error})",
                 problem_id=problem_id,

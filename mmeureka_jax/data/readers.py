@@ -55,7 +55,7 @@ class Table(ABC):
 
 
 class JsonLinesTable(Table):
-    """One JSON object per line; blank lines are skipped. Holds the offset of each line, and no line."""
+    """One JSON object per line; blank lines are skipped. Only the offset of each line is held in memory."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -79,7 +79,7 @@ class JsonLinesTable(Table):
         return len(self._starts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        with _readable(self.path) as file:  # opened for each row: nothing to share between threads and processes
+        with _readable(self.path) as file:  # opened for each row: threads and processes share nothing
             file.seek(int(self._starts[index]))
             line = file.read(int(self._lengths[index]))
         return _parse_object(line, self._encoding, self.where(index))
@@ -101,7 +101,7 @@ class JsonTable(Table):
         with _readable(path) as file:
             encoding = _encoding(file)
             content = file.read()
-        try:  # bytes that are no text make their row unusable, not the file
+        try:  # bytes that are not text make only their row unusable
             text = content.decode(encoding, "surrogateescape").removeprefix(_BOM)
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not text in {encoding.upper()} ({error}); save it as UTF-8") from None
@@ -350,8 +350,8 @@ def _readable(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _encoding(file: IO[bytes]) -> str:
-    """The encoding of a JSON text: UTF-8, or UTF-16 or UTF-32 as its byte order mark or its zeros say. Leaves the file
-    at its start."""
+    """The encoding of a JSON text: UTF-8, or UTF-16 or UTF-32 if its byte order mark or its zeros say so. Afterwards
+    the file is at its start."""
     file.seek(0)
     head = file.read(4)
     file.seek(0)

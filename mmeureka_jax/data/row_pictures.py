@@ -22,7 +22,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from mmeureka_jax.data.record import ImageRef, RowError, shortened
 
-# Nouns by rank. A value under the first two is a picture whatever it looks like; under the others, if it looks so.
+# Nouns by rank. A value under a noun of the first two ranks is a picture; under the others only if it looks like one.
 _NOUNS = (("image", "img"), ("picture",), ("photo", "pic"), ("figure", "fig", "diagram", "visual", "illustration"))
 _RANKS = {noun: rank for rank, nouns in enumerate(_NOUNS) for noun in nouns} | {"screenshot": 3, "media": 3}
 _SURE_RANKS = 2
@@ -69,7 +69,7 @@ _STRUCT_KEYS = (
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a cell says nothing: null, NaN (which pandas writes for null), or nothing in it."""
+    """Whether a cell holds nothing: null, NaN (which pandas writes for null), or an empty value."""
     if value is None or isinstance(value, str | bytes | list | tuple):
         return not value
     if isinstance(value, float):
@@ -87,7 +87,7 @@ def present(values: Any) -> list[Any]:
 def listed(values: Any) -> list[Any] | tuple[Any, ...]:
     """The items of a cell; a cell that is no list is one item."""
     values = values.tolist() if hasattr(values, "tolist") else values  # an array
-    if isinstance(values, str) and values.lstrip().startswith("["):  # a list that a table of texts holds
+    if isinstance(values, str) and values.lstrip().startswith("["):  # a list as text, in a table of texts
         with suppress(ValueError, RecursionError):
             values = json.loads(values)
     return values if isinstance(values, list | tuple) else [values]
@@ -104,7 +104,7 @@ class _Column:
     variant: str  # columns of one variant are one series: `image_1` and `image_2`
     number: int  # -1 without
     rank: int
-    sure: bool  # a picture whatever it looks like
+    sure: bool  # its values are pictures, also if they do not look like one
 
 
 @lru_cache(maxsize=4096)
@@ -135,7 +135,7 @@ def _column(key: str) -> _Column | None:
 
 
 def _says_no_picture(cell: Any) -> bool:
-    """Whether a cell of most columns can be passed over without a closer look."""
+    """Whether a cell can be skipped without a closer look, as most can."""
     if isinstance(cell, str):
         return len(cell) < _SHORTEST_BASE64 and "." not in cell and not cell.startswith(("data:", "[", "{"))
     return cell is None or isinstance(cell, int | float)
@@ -223,7 +223,7 @@ def _numbers(row: Mapping[str, Any], columns: list[_Filled]) -> tuple[int, ...] 
         cell = listed(row[columns[0].key])
         numbers = [number for number, value in enumerate(cell, 1) if not is_absent(value)]
     elif all(len(filled.values) == 1 for filled in columns):
-        numbers = [abs(filled.column.number) for filled in columns]  # one without a number is the first
+        numbers = [abs(filled.column.number) for filled in columns]  # a column without a number (-1) is the first
     else:
         return None
     start = numbers[0] if numbers else 0
@@ -291,7 +291,7 @@ def _is_embedded(value: Any) -> bool:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a text without any address begins as a picture in base64 does."""
+    """Whether a text that is not an address begins as a picture in base64 does."""
     if len(text) < _SHORTEST_BASE64:
         return False
     start = re.sub(r"\s", "", text[:_SHORTEST_BASE64])
@@ -301,7 +301,8 @@ def _is_base64(text: str) -> bool:
 
 
 def _decoded(text: str) -> bytes:
-    """What base64 says, of either alphabet, in lines or not, padded or not. Raises binascii.Error, a ValueError."""
+    """Decodes base64 of either alphabet, with or without line breaks and padding. Raises binascii.Error, a
+    ValueError."""
     text = re.sub(r"[\s=]+", "", text).translate(str.maketrans("-_", "+/"))
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
@@ -311,7 +312,7 @@ class ImageFinder:
     """Makes image values of rows into `ImageRef`s, refusing paths that leave the root (symbolic links followed)."""
 
     folder: Path | None  # what relative paths start from
-    root: Path | None  # what all paths must lie in; resolved
+    root: Path | None  # resolved; all paths must be inside it
     allow_outside: bool
 
     def find(self, value: Any) -> ImageRef:
@@ -332,7 +333,8 @@ class ImageFinder:
             if _is_base64(value):
                 return ImageRef(data=_decoded(value))
             return ImageRef(path=self._resolve(value))
-        except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a NUL, broken base64
+        # Too long a name, a loop of links, a NUL, broken base64.
+        except (OSError, RuntimeError, ValueError) as error:
             if isinstance(error, RowError):
                 raise
             reason = getattr(error, "strerror", None) or error
@@ -349,7 +351,7 @@ class ImageFinder:
                 "image that is not a file",
             )
         if path != text and "%" in path and not Path(path).exists():
-            path = unquote(path)  # MM-EUREKA writes paths as they are, others quote them as URLs
+            path = unquote(path)  # MM-EUREKA does not quote paths as in URLs; others do
         if self.folder is None and not Path(path).is_absolute():
             raise RowError(f"image {shortened(text)}: a relative path, but this data set has no folder; set data.root")
         resolved = (self.folder or Path()).joinpath(path).resolve()
