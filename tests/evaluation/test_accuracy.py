@@ -23,6 +23,7 @@ from mmeureka_jax.evaluation.accuracy import row_of, summarise
 from mmeureka_jax.evaluation.examiner import Graded
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.sampling.answers import Response
+from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 
@@ -76,7 +77,10 @@ def test_several_greedy_answers_are_refused_before_anything_is_opened(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_row_for_every_problem_and_a_count_of_those_left_out(tmp_path: Path, capsys):
+def test_a_row_for_every_problem_and_a_count_of_those_left_out(tmp_path: Path, capsys, monkeypatch):
+    streams = []
+    sample = Sampler.sample
+    monkeypatch.setattr(Sampler, "sample", lambda self, *given: streams.append(self.stream) or sample(self, *given))
     write_tiny_checkpoint(tmp_path / "model", TINY)
     rows = [prompt_row(f"p{i}", f"what is {i} + 1 ?", answer=str(i + 1), kind="sum", n=i) for i in range(5)]
     rows.insert(2, prompt_row("broken", "what is this ?", "gone.png", answer="1", kind="sum"))
@@ -98,6 +102,7 @@ def test_a_row_for_every_problem_and_a_count_of_those_left_out(tmp_path: Path, c
     check = json.loads((output / "data_check.json").read_text())
     assert [rejected["id"] for rejected in check["rejected"]] == ["broken", "no gold"]
     assert sorted(path.name for path in output.iterdir()) == ["data_check.json", "results.json", "rows.jsonl"]
+    assert set(streams) == {"validation"}
 
 
 @pytest.fixture(scope="module")
