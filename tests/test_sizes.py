@@ -126,6 +126,11 @@ def test_no_function_on_the_road_has_many_parameters():
         assert not found or not_yet("parameters", file), file
 
 
+def test_names_of_tests_are_short():
+    names = [function.name for file in FILES for function in functions(file)]
+    assert [name for name in names if name.startswith("test_") and len(name) >= 70] == []
+
+
 def test_one_statement_per_line():
     for file in FILES:
         found = [ast.unparse(node) for node in ast.walk(tree(file)) if is_tuple_assignment(node)]

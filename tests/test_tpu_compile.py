@@ -46,7 +46,7 @@ def test_repacking_moves_nothing_between_chips(programs):
 
 
 @pytest.mark.slow
-def test_a_chip_holds_its_share_of_the_state_and_the_update_works_in_place(programs):
+def test_a_chip_holds_its_share_of_the_state_and_updates_in_place(programs):
     share = programs["state_bytes"] / 4
     update = programs["optimiser"]
     # Tiles of 8 x 128 pad the narrow tensors of this model, and the vision tower is split over fsdp = 2 alone.

@@ -341,7 +341,7 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_output_that_cannot_be_written_is_found_before_anything_is_sampled(checkpoint, rows, tmp_path, capsys):
+def test_output_that_cannot_be_written_is_found_before_sampling(checkpoint, rows, tmp_path, capsys):
     prompts = write_rows(tmp_path / "p.jsonl", rows)
     (tmp_path / "file").write_text("")
     for output, reason in ((tmp_path, "it is a folder"), (tmp_path / "file" / "o.jsonl", "cannot write")):

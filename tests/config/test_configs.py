@@ -29,7 +29,7 @@ def test_runs_do_not_share_a_folder(path: Path):
     assert [stem for stem, folder in folders.items() if folder == folders[path.stem]] == [path.stem]
 
 
-def test_the_32b_recipe_has_two_stages_and_a_kl_to_the_start_of_the_second():
+def test_the_32b_recipe_has_a_kl_to_the_start_of_its_second_stage():
     first, second = stage_configs(load_config(CONFIGS / "mm_eureka_qwen_32b.yaml"))
     assert (first.rl.kl_coefficient, second.rl.kl_coefficient) == (0.0, 1e-3)
     assert "MMK12" in first.data.train and "geometry3k" in second.data.train

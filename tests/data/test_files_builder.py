@@ -56,7 +56,7 @@ def test_problems_read_back_equal_and_in_order(tmp_path, data_dir):
     assert [path.name for path in data_dir.iterdir()] == ["mine"]
 
 
-def test_rows_with_numbered_markers_read_back_equal_and_unread_columns_are_named(tmp_path, data_dir, caplog):
+def test_rows_with_numbered_markers_read_back_equal(tmp_path, data_dir, caplog):
     write_problems(tmp_path)
     row = {"question": "<image_2> or <image_1>? <image_2>!", "image_1": "2-0.png", "image_2": "2-1.jpg", "answer": "2"}
     (tmp_path / "q.jsonl").write_text(json.dumps(row | {"left_image": "1-0.png"}))

@@ -174,7 +174,7 @@ def test_sizes_come_from_headers_alone(monkeypatch, file_format):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_that_cannot_be_used_is_a_user_error_that_names_its_file(tmp_path, pair, monkeypatch):
+def test_a_picture_that_cannot_be_used_is_an_error_with_its_file(tmp_path, pair, monkeypatch):
     preprocessor, _ = pair
     whole = encoded(noise(300, 300), "JPEG")
 

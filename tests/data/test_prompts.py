@@ -36,7 +36,7 @@ def test_instruct_asks_in_the_user_turn_before_the_question():
     assert "boxed" not in prompt
 
 
-def test_zero_asks_for_tags_in_the_system_turn_and_for_a_box_in_the_user_turn():
+def test_zero_asks_for_tags_in_the_system_turn_and_a_box_in_the_user_s():
     system, turn = apply_prompt_style([user(IMAGE, text("Q?"))], "zero")
     assert system["role"] == "system" and "User" in system["content"][0]["text"]
     assert "<think>" in system["content"][0]["text"] and "</answer>" in system["content"][0]["text"]

@@ -136,7 +136,7 @@ def test_transparency_is_white_and_deep_grey_keeps_its_shades():
         np.testing.assert_allclose(np.asarray(read_picture(ImageRef(data=KINDS[name])))[0, :, 0], ramp, atol=1)
 
 
-def test_pictures_that_an_older_run_stored_with_transparency_are_white_in_its_report(tmp_path):
+def test_pictures_that_were_stored_with_transparency_are_shown_white(tmp_path):
     reported([KINDS["RGB"]], tmp_path)
     (stored,) = (tmp_path / "rollouts" / "images").iterdir()
     stored.write_bytes(KINDS["RGBA"])

@@ -54,7 +54,7 @@ def test_figures_are_those_of_all_and_of_each_kind():
     assert "by_difficulty" not in results
 
 
-def test_pass_at_k_is_the_share_of_draws_of_k_answers_that_hold_a_right_one():
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer():
     answers = [[1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]]
     results = summarise([graded(float(right), 1, kind=str(i)) for i, row in enumerate(answers) for right in row], n=6)
     assert (results["problems"], results["answers"], results["correct"]) == (4, 24, 9)

@@ -119,7 +119,7 @@ def test_adapters_ask_as_their_run_did_and_are_recorded(adapters, tmp_path, caps
     assert output.read_bytes() == rows
 
 
-def test_rows_of_whole_batches_are_kept_where_a_measurement_is_interrupted(adapters, tmp_path, monkeypatch, capsys):
+def test_whole_batches_are_kept_where_a_measurement_is_interrupted(adapters, tmp_path, monkeypatch, capsys):
     assert measure(adapters, tmp_path / "whole.jsonl") == 0
     calls = []
     sample = Sampler.sample

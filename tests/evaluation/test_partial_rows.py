@@ -81,7 +81,7 @@ def test_what_is_no_such_file_is_written_anew(tmp_path):
         assert complete(output) == 0
 
 
-def test_an_error_before_the_first_batch_leaves_nothing_and_what_was_there_stays(tmp_path):
+def test_an_error_before_the_first_batch_leaves_all_as_it_was(tmp_path):
     output = tmp_path / "o.jsonl"
     interrupt(output, 1)
     assert list(tmp_path.iterdir()) == []

@@ -229,7 +229,7 @@ def test_a_policy_that_was_taught_by_imitation_is_greedy(run, tmp_path):
     assert generation["do_sample"] is False and "temperature" not in generation
 
 
-def test_the_random_checkpoint_moves_with_its_run_and_another_one_is_asked_for(run, tmp_path, capsys):
+def test_the_random_checkpoint_moves_with_its_run(run, tmp_path, capsys):
     moved = shutil.copytree(run, tmp_path / "moved")
     metadata = json.loads((moved / "metadata.json").read_text()) | {"checkpoint": str(tmp_path / "gone")}
     (moved / "metadata.json").write_text(json.dumps(metadata))

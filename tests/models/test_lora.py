@@ -120,7 +120,7 @@ def test_gradients_are_those_of_a_dense_run_projected(model, policy, params, bat
             assert error <= 1e-3 * np.linalg.norm(value) and np.linalg.norm(value) > 0, (path, leaf)
 
 
-def test_first_values_are_those_of_the_formula_and_depend_on_path_and_seed_alone(policy):
+def test_first_values_are_those_of_the_formula_by_path_and_seed(policy):
     shapes = policy.abstract_params()
     first, again, other = (initial_adapters(shapes, seed) for seed in (1, 1, 2))
     for path, value in first.items():
@@ -174,7 +174,7 @@ def test_each_draw_layer_and_map_drops_out_anew(model, policy, params, batch):
 
 
 @pytest.mark.parametrize("rank", [1, 4])
-def test_trained_are_adapters_alone_and_the_optimiser_s_state_is_proportional_to_them(model, policy, rank):
+def test_adapters_alone_are_trained_and_have_an_optimiser_s_state(model, policy, rank):
     lora = dataclasses.replace(LORA, rank=rank, base_dtype="bfloat16")
     shapes = dataclasses.replace(policy, lora=lora)
     state = make_training(Config(optimizer=OptimizerConfig(frozen=())), 10).abstract_state(shapes)
@@ -261,7 +261,7 @@ def test_adapters_go_to_peft_and_come_back(family, tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters_that_peft_made_are_read_and_those_of_some_layers_add_nothing_to_the_others(tmp_path):
+def test_adapters_of_some_layers_that_peft_made_are_read(tmp_path):
     model = make("qwen2_5_vl", tmp_path / "model")
     settings = peft.LoraConfig(
         r=4,

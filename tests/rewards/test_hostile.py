@@ -12,7 +12,7 @@ LIMIT = 5.0  # seconds
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["instruct", "boxed"])
-def test_hostile_answers_score_nothing_run_nothing_and_cost_at_most_their_limit(tmp_path, form):
+def test_hostile_answers_score_and_run_nothing_within_their_limit(tmp_path, form):
     canary = tmp_path / "canary"
     answers = hostile_answers(str(canary))
     assert len({text for _, text in answers}) >= 254

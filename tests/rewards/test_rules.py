@@ -36,7 +36,7 @@ def test_the_rules_are_found_and_described():
     assert all(metric_of(f"reward/{name}") is not None for name in RULES)
 
 
-def test_a_rule_has_its_own_weight_and_settings_unless_the_config_says_others(with_brevity):
+def test_a_rule_has_its_own_settings_unless_the_config_has_others(with_brevity):
     assert chosen.rule_weights(config_of("rules={brevity: {}}"))["brevity"] == 0.5
     config = config_of("rules={brevity: {weight: 2, words: 3}}", "rules.brevity.penalty=7")
     assert chosen.rule_weights(config) == {"accuracy": 1.0, "format": 0.5, "repetition": 0.0, "brevity": 2.0}

@@ -221,7 +221,7 @@ def test_a_head_on_the_policy_has_the_gradients_of_torch(model, head, batch, of_
 
 
 @pytest.mark.slow
-def test_a_model_of_its_own_has_the_gradients_of_torch_and_the_policy_none(model, head, batch, of_torch):
+def test_a_model_of_its_own_has_the_gradients_of_torch(model, head, batch, of_torch):
     """With a frozen tower, which both share; in micro-batches of packed rows; on a mesh of two devices."""
     loss, of_model, of_head, _ = of_torch
     expected = {"head": of_head, "trunk": {"language": of_model["language"]}}
@@ -233,7 +233,7 @@ def test_a_model_of_its_own_has_the_gradients_of_torch_and_the_policy_none(model
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_of_its_own_starts_as_the_policy_and_keeps_no_output_projection(model, head, batch, tied):
+def test_a_model_of_its_own_starts_as_the_policy_without_its_projection(model, head, batch, tied):
     training = make_training(Config(), 10, Critic("model", optax.adam(1e-3)))
     config = replace(model.config, text=replace(model.config.text, tie_word_embeddings=tied))
     policy = replace(model.policy, config=config)

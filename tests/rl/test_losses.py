@@ -124,7 +124,7 @@ def test_policy_gradient_equals_finite_differences(config):
             assert gradient[index] == pytest.approx(difference, rel=1e-6, abs=1e-8), index
 
 
-def test_drift_has_the_gradient_of_k3_below_the_cap_and_no_more_than_the_cap_above():
+def test_drift_has_the_gradient_of_k3_up_to_the_cap():
     with jax.enable_x64(True):
         d = np.array([-3.0, -0.5, -1e-3, 0.0, 1e-3, 0.5, 1.0, 1.2, 5.0])[None, None]
         old = np.full_like(d, -2.0)

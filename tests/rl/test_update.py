@@ -268,7 +268,7 @@ def test_imitation_equals_cross_entropy_in_torch(model, batch):
 
 
 @pytest.mark.slow
-def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures_all_the_same(model, batch):
+def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures(model, batch):
     """Both give the decoder the gradients it has when all is trained, and leave the tower as it is, bit for bit."""
     objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
     trained, of_trained, _ = gradient_of(model, objective, batch)

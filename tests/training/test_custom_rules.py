@@ -51,7 +51,7 @@ def test_the_trial_says_why_before_step_0(train, capsys, body, reason):
     assert "step 1" not in error
 
 
-def test_a_rule_that_always_fails_is_said_in_the_first_step_and_stops_the_run(train, tmp_path, capsys, caplog):
+def test_a_rule_that_always_fails_stops_the_run_in_the_first_step(train, tmp_path, capsys, caplog):
     assert train("return response[10 ** 6]", "reward.custom_trial=false", "reward.max_failed_steps=2") == EXIT_STOPPED
     reason = "IndexError: string index out of range (rule.py:2)"
     said = f"step 1: the custom rule failed on 16 of 16 answers (100%), which get 0 from it: {reason}"

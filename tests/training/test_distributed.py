@@ -141,7 +141,7 @@ def test_a_killed_process_ends_the_other_and_the_run_continues(runs, together):
 
 
 @pytest.mark.slow
-def test_rewards_stay_with_their_responses_when_hosts_alternate_in_the_mesh(tmp_path):
+def test_rewards_stay_with_their_responses_on_alternating_hosts(tmp_path):
     port = free_port()
     command = ["tests.helpers.collect_on_two_hosts", port]
     run_together([[*command, index, tmp_path / "work", *ONE_LAYER] for index in range(2)], 2, tmp_path)

@@ -103,7 +103,7 @@ def test_a_base_that_is_no_longer_the_same_is_refused(finished, base, tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters_are_exported_by_themselves_or_merged_and_others_start_from_them(finished, base, tmp_path, capsys):
+def test_adapters_are_exported_alone_or_merged_and_runs_start_from_them(finished, base, tmp_path, capsys):
     assert mmeureka("export", finished, "--output", tmp_path / "adapters", "--adapters") == 0
     assert mmeureka("export", finished, "--output", tmp_path / "merged") == 0
     assert mmeureka("export", finished, "--output", tmp_path / "half", "--dtype", "bfloat16") == 0

@@ -99,7 +99,7 @@ def test_skipped_updates_in_a_row_are_counted_over_steps(tmp_path):
     assert np.load(tmp_path / "nonfinite" / "step_000005_update_0.npz")["responses"].dtype == np.float32
 
 
-def test_too_many_skipped_updates_within_one_step_stop_the_run_though_the_last_one_was_fine(tmp_path):
+def test_too_many_skipped_updates_within_one_step_stop_the_run(tmp_path):
     guard = NonFiniteGuard(tmp_path, limit=3, counters={})
     batch = UpdateBatch(*(np.zeros(2, np.float32) for _ in range(7)))
     rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in (1, 1, 1, 0)]

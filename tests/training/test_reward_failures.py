@@ -75,7 +75,7 @@ def test_a_run_goes_on(config, steps):
     end_steps(config, *({"custom": failed} for failed in steps))
 
 
-def test_a_rule_without_a_weight_is_said_not_to_count_and_the_first_row_is_tried(caplog):
+def test_a_rule_without_a_weight_is_said_not_to_count(caplog):
     problem = SimpleNamespace(id="p7", answer="3", question="how many?", metadata={"kind": "dots"})
     tried = []
     rewards = SimpleNamespace(try_custom=lambda request, name: tried.append((request, name)))

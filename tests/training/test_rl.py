@@ -78,7 +78,7 @@ def test_each_metric_that_a_run_logs_is_described(finished):
     assert sorted(name for name in logged if metric_of(name) is None) == []
 
 
-def test_a_run_is_validated_before_the_first_step_on_schedule_and_at_the_end(finished):
+def test_a_run_is_validated_before_it_begins_on_schedule_and_at_the_end(finished):
     rows = read_metrics(finished)
     assert [row["step"] for row in rows if "validation/accuracy" in row] == [0, 2, 3]
     assert rows[0].keys() == {
