@@ -92,15 +92,8 @@ NOT_YET: dict[str, tuple[str, ...]] = {
     "file": ("mmeureka_jax/rl/update.py",),
     "function": ("mmeureka_jax/rl/update.py", "mmeureka_jax/training/job.py", "tests/helpers/compile_for_tpu.py"),
     "parameters": ("mmeureka_jax/rl/update.py", "mmeureka_jax/training/learner.py"),
-    "assignments": (
-        "mmeureka_jax/config/",
-        "mmeureka_jax/evaluation/",
-        "mmeureka_jax/models/batch.py",
-        "mmeureka_jax/rl/",
-        "mmeureka_jax/sampling/",
-        "mmeureka_jax/training/",
-    ),
-    "docstrings": ("mmeureka_jax/config/",),
+    "assignments": ("mmeureka_jax/rl/groups.py", "mmeureka_jax/rl/update.py", "mmeureka_jax/training/"),
+    "docstrings": (),
 }
 
 

@@ -283,7 +283,8 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """What changed between two trees of `to_dict`, one line a key: `rl.loss: ppo_clip -> cpgd`."""
     lines: list[str] = []
     for name in [*old, *(name for name in new if name not in old)]:
-        before, after = old.get(name), new.get(name)
+        before = old.get(name)
+        after = new.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += config_diff(before, after, f"{prefix}{name}.")
         elif name not in old or name not in new:
