@@ -103,6 +103,7 @@ def read_prompts(opened: OpenedPolicy, options: PromptOptions, *, unique_ids: bo
 
 
 def _with_place(reason: str, place: str) -> str:
+    """A reason that names the row's place, if it does not already."""
     return reason if place in reason else f"{place}: {reason}"
 
 

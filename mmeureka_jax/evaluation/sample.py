@@ -79,6 +79,7 @@ def sample_file(
 
 
 def _row_of(problem: Problem, number: int, response: Response) -> dict[str, Any]:
+    """The row of a response in the output."""
     return {
         "id": problem.id,
         "sample": number,

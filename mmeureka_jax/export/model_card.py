@@ -86,6 +86,7 @@ def model_card(
 
 
 def _summary(metadata: Mapping[str, Any]) -> list[str]:
+    """What the policy was made of, and how."""
     config = metadata["config"]
     base = config["model"]["checkpoint"]
     start = f"`{base}`" if base else "random weights"

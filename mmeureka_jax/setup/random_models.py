@@ -175,6 +175,11 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
 
 
 def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConfig:
+    """The sizes of a policy, in the configuration of its family.
+
+    Raises:
+        UserError: they do not fit together.
+    """
     if min(config.num_heads, config.num_kv_heads, config.vision_num_heads) < 1:
         raise UserError("model.random: every number of heads must be at least 1")
     if config.hidden_size % config.num_heads:
@@ -228,6 +233,7 @@ def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConf
 
 
 def _table_size(vocab: Mapping[str, int]) -> int:
+    """The rows of the embedding for a vocabulary."""
     return -(-len(vocab) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
@@ -254,7 +260,7 @@ def _qwen2_text(config: RandomModelConfig, vocab: Mapping[str, int]) -> dict[str
 
 
 def _internvl_config(config: RandomModelConfig, vocab: Mapping[str, int]) -> InternVLConfig:
-    """Of the native layout, with a Qwen2 decoder and the towers' settings of InternVL2.5-8B."""
+    """InternVL in transformers' own layout, with a Qwen2 decoder and the settings of InternVL2.5-8B's vision tower."""
     vision = {
         "model_type": "internvl_vision",
         "hidden_size": config.vision_hidden_size,
@@ -334,6 +340,7 @@ def _corpus() -> list[str]:
 
 
 def _train_tokenizer(corpus: list[str]) -> Tokenizer:
+    """A byte-level BPE tokenizer of the pieces of text, with `SPECIAL_TOKENS` and `TAG_TOKENS`."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _parse_rows(text: str, length: int) -> range:
+    """The rows of `--rows`. Raises a UserError for what is no range, or an empty one."""
     match = re.fullmatch(r"(\d+)|(\d*):(\d*)", text)
     if not match:
         raise UserError(f"--rows {text}: expected A:B, such as 0:4, or one row number")
@@ -75,6 +76,7 @@ def _problem_or_error(source: ProblemSource, row: int) -> Problem | UserError:
 
 
 def _text(row: int, problem: Problem | UserError) -> str:
+    """A row as text."""
     if isinstance(problem, UserError):
         return f"row {row}: cannot be used: {problem}"
     pictures = iter(problem.images)
@@ -89,6 +91,7 @@ def _text(row: int, problem: Problem | UserError) -> str:
 
 
 def _describe(ref: ImageRef) -> str:
+    """A picture's name and size, or why it cannot be read."""
     try:
         height, width = picture_size(ref)
     except UserError as error:
@@ -97,6 +100,7 @@ def _describe(ref: ImageRef) -> str:
 
 
 def _article(row: int, problem: Problem | UserError) -> str:
+    """A row as HTML."""
     if isinstance(problem, UserError):
         return f'<article><h2>row {row}</h2><p class="error">{html.escape(str(problem))}</p></article>'
     pictures = iter(problem.images)
@@ -115,6 +119,7 @@ def _article(row: int, problem: Problem | UserError) -> str:
 
 
 def _picture(ref: ImageRef) -> str:
+    """A picture, in the page itself, or why it cannot be read."""
     try:
         image = read_picture(ref)
     except UserError as error:
