@@ -14,6 +14,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -125,6 +126,12 @@ def gathered(*names: str | None) -> tuple[str | None, ...]:
     return tuple(None if name is None or AXIS_RULES[name] == "fsdp" else name for name in names)
 
 
+def platform() -> str:
+    """The platform of the devices under `jax.set_mesh`, which may be those of a described topology; outside, JAX's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def batch_shards() -> int:
     """Number of shards of the batch dimension under `jax.set_mesh`; 1 outside."""
     return shard_count("batch")
@@ -150,6 +157,35 @@ def take_in_shards(x: jax.Array, index: jax.Array, *names: str | None) -> jax.Ar
     parts = constrain(x.reshape(shards, -1, *x.shape[1:]), "batch", None, *names)
     taken = jax.vmap(lambda rows, chosen: jnp.take(rows, chosen, axis=0, mode="clip"))(parts, index.reshape(shards, -1))
     return constrain(taken, "batch", None, *names).reshape(-1, *x.shape[1:])
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function, and arguments of the shapes that it is compiled for.
+
+    Attributes:
+        name: what it does and for which sizes; no other program of a run has this name.
+        function: what `jax.jit` returned.
+        arguments: its arguments. Of arrays only shapes and shardings count: they may be `jax.ShapeDtypeStruct`.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program for the compiler, under `jax.set_mesh`. What is compiled here, a later call does not compile."""
+        return self.function.lower(*self.arguments)
+
+    def outputs(self) -> Any:
+        """Shapes of what the function returns, without shardings."""
+        return self.function.eval_shape(*self.arguments)
+
+
+def abstract(x: Any, *names: str | None) -> jax.ShapeDtypeStruct:
+    """The shape of an array that `constrain` lays out, under `jax.set_mesh`."""
+    mesh = jax.sharding.get_mesh()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=None if mesh.empty else sharding(mesh, *names))
 
 
 def batch_divisor(mesh: Mesh) -> int:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.mesh import constrain, shard_count
+from mmeureka_jax.mesh import constrain, platform, shard_count
 from mmeureka_jax.models.batch import Array
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
@@ -83,7 +83,7 @@ def attention(
 
 def _scores_at_a_time() -> int:
     """How many scores exist at a time on a device, in all rows and heads. On a CPU, as many as its cache holds."""
-    return 2**20 if jax.default_backend() == "cpu" else 2**26
+    return 2**20 if platform() == "cpu" else 2**26
 
 
 @dataclass(frozen=True)

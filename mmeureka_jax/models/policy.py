@@ -24,12 +24,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.mesh import batch_shards, constrain, gathered
+from mmeureka_jax.mesh import batch_shards, constrain
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageFeatures, Images, Prompt
+from mmeureka_jax.models.decoding import DecoderWeights, PromptCache
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
 from mmeureka_jax.models.log_probs import log_probs_of
@@ -179,51 +180,19 @@ def prefill(
     return model.language.norm(last_token(x, prompts)), cache
 
 
-@flax.struct.dataclass
-class DecoderWeights:
-    """The decoder as single-token decoding reads it: embedding, a tree for each layer, and output projection, in the
-    compute dtype.
-
-    XLA does not hoist slices of stacked weights out of a loop, so they are cut once before it. What is sharded over
-    `fsdp` is gathered: each device holds these weights whole while it decodes, but for what `tensor` splits.
-    """
-
-    embedding: Float[Array, "V D"]
-    layers: list[Params]
-    head: Float[Array, "D V"]
-
-
 def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
-    dtype = jnp.dtype(policy.compute_dtype)
+    """The weights that single-token decoding reads, of a parameter tree."""
     language = params["language"]
-    axes = policy.param_axes()["language"]
-
-    def whole(leaf: Array, names: tuple[str | None, ...]) -> Array:
-        return constrain(leaf.astype(dtype), *gathered(*names))
-
-    def layer(number: int) -> Params:
-        return jax.tree.map(lambda leaf, names: whole(leaf[number], names[1:]), language["layers"], axes["layers"])
-
-    return DecoderWeights(
-        embedding=whole(language["embed_tokens"]["embedding"], axes["embed_tokens"]["embedding"]),
-        layers=[layer(number) for number in range(policy.config.text.num_layers)],
-        head=constrain(policy.module(params).language.head_kernel().astype(dtype), None, "act_vocab"),
+    weights = DecoderWeights(
+        embedding=language["embed_tokens"]["embedding"],
+        layers=[
+            jax.tree.map(lambda leaf, number=number: leaf[number], language["layers"])
+            for number in range(policy.config.text.num_layers)
+        ],
+        head=policy.module(params).language.head_kernel(),
     )
-
-
-@flax.struct.dataclass
-class PromptCache:
-    """What decoding reads of P prompts: each layer's keys (transposed) and values, one copy for all responses."""
-
-    lengths: Int[Array, "P"]
-    next_position: Int[Array, "P"]
-    keys: list[Float[Array, "P K h Lp"]]
-    values: list[Float[Array, "P K Lp h"]]
-
-    @property
-    def mask(self) -> Bool[Array, "P Lp"]:
-        """False for padding."""
-        return jnp.arange(self.keys[0].shape[-1]) < self.lengths[:, None]
+    dtype = jnp.dtype(policy.compute_dtype)
+    return weights.with_axes(policy.param_axes(), lambda leaf, names: constrain(leaf.astype(dtype), *names))
 
 
 def prompt_cache(prompts: Prompt, cache: tuple[Array, Array]) -> PromptCache:

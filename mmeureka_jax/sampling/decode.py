@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.models.attention import decode_attention
 from mmeureka_jax.models.batch import Array, ImageFeatures
+from mmeureka_jax.models.decoding import DecoderWeights
 from mmeureka_jax.models.layers import Rotary
 from mmeureka_jax.models.policy import (
-    DecoderWeights,
     Params,
     Policy,
     decode_step,
@@ -27,8 +27,8 @@ from mmeureka_jax.sampling.decode_state import (
     DecodeState,
     draw_next,
     first_state,
+    lay_out,
     most_running,
-    spread_caches,
     take_rows,
 )
 from mmeureka_jax.sampling.repack import BLOCK
@@ -69,7 +69,7 @@ def start(
     state = first_state(policy, settings, capacity, request, keys, prompt_cache(prompts, cache))
     noise = token_noise(keys, jnp.arange(1))[0]
     state = draw_next(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), weights.head)
-    return state, weights, features
+    return lay_out(state), weights, features
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="state")
@@ -88,7 +88,8 @@ def decode(
         The state, and the number of responses left in the shard that has most (of a few tokens ago).
     """
     loop = _Decoding(policy, settings, params, weights, _Grouping.of(state), _next_positions(state), stop_at)
-    return jax.lax.while_loop(loop.has_room, loop.block, (state, most_running(state)))
+    state, running = jax.lax.while_loop(loop.has_room, loop.block, (state, most_running(state)))
+    return lay_out(state), running
 
 
 def _next_positions(state: DecodeState) -> Int[Array, "R"]:
@@ -161,7 +162,7 @@ class _Decoding:
         past_mask = jnp.arange(state.capacity) < state.filled
         step = _BlockStep(self, state, past_mask, *self._noise_and_rotary(state))
         empty = jnp.zeros((rows, kv_heads, head_dim, BLOCK), state.past_keys[0].dtype)
-        recent = [(spread_caches(empty), spread_caches(jnp.swapaxes(empty, 2, 3))) for _ in state.past_keys]
+        recent = lay_out([(empty, jnp.swapaxes(empty, 2, 3)) for _ in state.past_keys])
         light = dataclasses.replace(state, past_keys=[], past_values=[])
         number, light, running, recent = jax.lax.while_loop(
             step.is_within_block, step, (jnp.int32(0), light, running, recent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -12,9 +13,12 @@ from jaxtyping import Bool, Float, Int, Key
 
 from mmeureka_jax.mesh import batch_shards, constrain, take_in_shards
 from mmeureka_jax.models.batch import Array
-from mmeureka_jax.models.policy import Policy, PromptCache
+from mmeureka_jax.models.decoding import PromptCache
+from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.token_draws import SamplingSettings, draw
+
+T = TypeVar("T")
 
 
 @flax.struct.dataclass
@@ -71,19 +75,22 @@ class DecodeState:
         return len(self.done) // batch_shards()
 
 
-def spread_rows(x: Array) -> Array:
-    """`x` [R, ...] with rows spread over the batch shards."""
-    return constrain(x, "batch", *(None,) * (x.ndim - 1))
+def axes_of(x: Array | jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
+    """Logical axes (see mesh.RULES) of an array of the state. One of four dimensions is a cache, whose second is
+    heads."""
+    if x.ndim == 0:
+        return ()
+    return ("batch", "act_heads", None, None) if x.ndim == 4 else ("batch", *(None,) * (x.ndim - 1))
 
 
-def spread_caches(x: Array) -> Array:
-    """A cache [R, K, ., .] with rows spread over the batch shards, and heads over devices."""
-    return constrain(x, "batch", "act_heads", None, None)
+def lay_out(tree: T) -> T:
+    """The arrays of a state, or a part of them, laid out over the mesh."""
+    return jax.tree.map(lambda x: constrain(x, *axes_of(x)), tree)
 
 
 def take_rows(x: Array, index: Int[Array, "m"]) -> Array:
-    """Rows of each shard, by their place in it; an array of four dimensions is a cache, whose second is heads."""
-    return take_in_shards(x, index, *(("act_heads", None, None) if x.ndim == 4 else (None,) * (x.ndim - 1)))
+    """Rows of each shard, by their place in it."""
+    return take_in_shards(x, index, *axes_of(x)[1:])
 
 
 def first_state(
@@ -103,24 +110,25 @@ def first_state(
     in_shard = jnp.arange(count // batch_shards(), dtype=jnp.int32)
     limits = jnp.full(count, limit, jnp.int32) if request.limits is None else request.limits.reshape(-1)
     past = (count, text.num_kv_heads, text.head_dim, capacity)
-    return DecodeState(
+    state = DecodeState(
         position=jnp.int32(0),
         filled=jnp.int32(0),
-        tokens=spread_rows(jnp.full((count, limit), settings.pad_token_id, jnp.int32)),
-        log_probs=spread_rows(jnp.zeros((count, limit), jnp.float32)),
-        lengths=spread_rows(jnp.zeros(count, jnp.int32)),
-        finished=spread_rows(jnp.zeros(count, bool)),
-        done=spread_rows(jnp.repeat(~request.active, n)),
-        last=spread_rows(jnp.zeros(count, jnp.int32)),
+        tokens=jnp.full((count, limit), settings.pad_token_id, jnp.int32),
+        log_probs=jnp.zeros((count, limit), jnp.float32),
+        lengths=jnp.zeros(count, jnp.int32),
+        finished=jnp.zeros(count, bool),
+        done=jnp.repeat(~request.active, n),
+        last=jnp.zeros(count, jnp.int32),
         keys=keys,
-        limits=spread_rows(limits),
-        place=spread_rows(jnp.arange(count, dtype=jnp.int32)),
-        prompt=spread_rows(jnp.tile(in_shard // n, batch_shards())),
-        rows_of_prompt=spread_rows(jnp.tile(in_shard.reshape(-1, n), (batch_shards(), 1))),
+        limits=limits,
+        place=jnp.arange(count, dtype=jnp.int32),
+        prompt=jnp.tile(in_shard // n, batch_shards()),
+        rows_of_prompt=jnp.tile(in_shard.reshape(-1, n), (batch_shards(), 1)),
         prompts=cache,
-        past_keys=[spread_caches(jnp.zeros(past, dtype)) for _ in cache.keys],
-        past_values=[spread_caches(jnp.zeros((*past[:2], *past[:1:-1]), dtype)) for _ in cache.keys],
+        past_keys=[jnp.zeros(past, dtype) for _ in cache.keys],
+        past_values=[jnp.zeros((*past[:2], *past[:1:-1]), dtype) for _ in cache.keys],
     )
+    return lay_out(state)
 
 
 def draw_next(

@@ -12,8 +12,8 @@ from jaxtyping import Int
 
 from mmeureka_jax.mesh import batch_shards
 from mmeureka_jax.models.batch import Array
-from mmeureka_jax.models.policy import PromptCache
-from mmeureka_jax.sampling.decode_state import DecodeState, spread_caches, spread_rows, take_rows
+from mmeureka_jax.models.decoding import PromptCache
+from mmeureka_jax.sampling.decode_state import DecodeState, lay_out, take_rows
 
 BLOCK = 16  # tokens that a step of the outer loop of `decode` draws; caches have room for whole blocks
 _SMALLEST_CACHE = 32  # tokens
@@ -54,11 +54,12 @@ def repack(rows: int, capacity: int, state: DecodeState) -> DecodeState:
     if rows != state.rows_of_shard:
         state = _fewer_rows(rows, state)
     more = capacity - state.capacity
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state,
-        past_keys=[spread_caches(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))) for x in state.past_keys],
-        past_values=[spread_caches(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0)))) for x in state.past_values],
+        past_keys=[jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))) for x in state.past_keys],
+        past_values=[jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in state.past_values],
     )
+    return lay_out(state)
 
 
 def _fewer_rows(rows: int, state: DecodeState) -> DecodeState:
@@ -89,15 +90,11 @@ def _shared_prompts(rows: int, state: DecodeState, prompt: Int[Array, "shards m"
     rows_of_prompt = jax.vmap(lambda where: jnp.zeros(places, jnp.int32).at[where].set(jnp.arange(rows), mode="drop"))(
         target
     )
-    return dataclasses.replace(
-        state, prompt=spread_rows(prompt.reshape(-1)), rows_of_prompt=spread_rows(rows_of_prompt.reshape(-1, n))
-    )
+    return dataclasses.replace(state, prompt=prompt.reshape(-1), rows_of_prompt=rows_of_prompt.reshape(-1, n))
 
 
 def _own_prompts(rows: int, state: DecodeState, prompt: Int[Array, "shards m"]) -> DecodeState:
     """A copy of its prompt for each row, of which there are no more than there were prompts."""
     cache: PromptCache = jax.tree.map(lambda x: take_rows(x, prompt.reshape(-1)), state.prompts)
     own = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), prompt.shape)
-    return dataclasses.replace(
-        state, prompts=cache, prompt=spread_rows(own.reshape(-1)), rows_of_prompt=spread_rows(own.reshape(-1, 1))
-    )
+    return dataclasses.replace(state, prompts=cache, prompt=own.reshape(-1), rows_of_prompt=own.reshape(-1, 1))

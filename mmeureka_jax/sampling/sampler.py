@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
 from mmeureka_jax.hosts import local_rows
-from mmeureka_jax.mesh import batch_shards
+from mmeureka_jax.mesh import Program, abstract
 from mmeureka_jax.models.batch import ImageFeatures
-from mmeureka_jax.models.policy import DecoderWeights, Params, Policy
+from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.sampling.decode import decode, start
-from mmeureka_jax.sampling.decode_state import DecodeState
+from mmeureka_jax.sampling.decode_state import DecodeState, axes_of
 from mmeureka_jax.sampling.repack import BLOCK, cache_sizes, repack, row_sizes
 from mmeureka_jax.sampling.request import Request, Samples
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -59,7 +60,7 @@ class Sampler:
         settings = self.settings
         capacities = cache_sizes(settings.max_new_tokens)
         capacity = capacities[0]
-        state, weights, features = self._start(params, request)
+        state, weights, features = start(*self._arguments_of_start(params, request))
         sizes = row_sizes(state.rows_of_shard, settings.shrink)
         samples = _Assembly(state)
         while True:
@@ -78,38 +79,44 @@ class Sampler:
                 capacity = capacities[capacities.index(capacity) + 1]
                 state = repack(sizes[0], capacity, state)
 
-    def compile_ahead(self, params: Params, request: Request, on_program: Callable[[], object] = lambda: None) -> None:
-        """Compiles every program that `sample` may need for prompts of these shapes, by going through them with nothing
-        to do. All hosts call it together, under `jax.set_mesh`.
+    def programs(self, params: Params, request: Request) -> Iterator[Program]:
+        """Every program that `sample` may need for a request of these shapes, under `jax.set_mesh`.
 
         Args:
-            request: prompts none of which is active.
-            on_program: called after each of the `program_count` decoding programs.
+            params: parameters, or their shapes with shardings.
+            request: a request, or its shapes with shardings.
         """
-        capacities = cache_sizes(self.settings.max_new_tokens)
-        state, weights, _ = self._start(params, request)
-        sizes = row_sizes(state.rows_of_shard, self.settings.shrink)
+        policy = self.policy
+        settings = self.settings
+        capacities = cache_sizes(settings.max_new_tokens)
+        first = Program("start", start, self._arguments_of_start(params, request))
+        yield first
+        state, weights, _ = first.outputs()
+        state = _abstract(state)
+        weights = weights.with_axes(policy.param_axes(), lambda leaf, names: abstract(leaf, *names))
+        sizes = row_sizes(state.rows_of_shard, settings.shrink)
         for capacity, larger in itertools.pairwise([*capacities, None]):
             shrinking = state
-            grown = None
             for rows, fewer in itertools.pairwise([*sizes, None]):
-                shrinking, _ = decode(self.policy, self.settings, params, weights, shrinking, 0)
+                at = f"rows {rows}, cache {capacity}"
+                yield Program(f"decode, {at}", decode, (policy, settings, params, weights, shrinking, 0))
                 if larger is not None:
-                    grew = repack(rows, larger, shrinking)
-                    grown = grew if grown is None else grown
+                    growth = Program(f"repack, {at}, to cache {larger}", repack, (rows, larger, shrinking))
+                    state = _abstract(growth.outputs()) if rows == sizes[0] else state
+                    yield growth
                 if fewer is not None:
-                    shrinking = repack(fewer, capacity, shrinking)
-                on_program()
-            state = grown if grown is not None else state
+                    shrinkage = Program(f"repack, {at}, to rows {fewer}", repack, (fewer, capacity, shrinking))
+                    shrinking = _abstract(shrinkage.outputs())
+                    yield shrinkage
 
-    def program_count(self, prompts: int) -> int:
-        """How many decoding programs `sample` may come to need for so many prompts, under `jax.set_mesh`."""
-        rows = prompts * self.settings.group_size // batch_shards()
-        return len(row_sizes(rows, self.settings.shrink)) * len(cache_sizes(self.settings.max_new_tokens))
-
-    def _start(self, params: Params, request: Request) -> tuple[DecodeState, DecoderWeights, ImageFeatures | None]:
+    def _arguments_of_start(self, params: Params, request: Request) -> tuple[Any, ...]:
         capacity = cache_sizes(self.settings.max_new_tokens)[0]
-        return start(self.policy, self.settings, self.stream, capacity, params, request, self.seed)
+        return self.policy, self.settings, self.stream, capacity, params, request, self.seed
+
+
+def _abstract(state: DecodeState) -> DecodeState:
+    """The shapes of a state, laid out as `lay_out` does."""
+    return jax.tree.map(lambda leaf: abstract(leaf, *axes_of(leaf)), state)
 
 
 class _Assembly:

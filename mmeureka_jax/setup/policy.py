@@ -79,11 +79,11 @@ class OpenedPolicy:
         return tree_shardings(self.mesh, self.policy.abstract_params(), self.policy.param_axes())
 
 
-def compute_dtype(config: ModelConfig) -> str:
+def compute_dtype(config: ModelConfig, mesh: Mesh) -> str:
     """`auto` is bfloat16 on accelerators and float32 on CPU."""
     if config.compute_dtype != "auto":
         return config.compute_dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
 
 
 def find_checkpoint(config: ModelConfig, run_dir: Path) -> Path:
@@ -130,7 +130,7 @@ def open_policy(
             )
     policy = Policy(
         config=sizes,
-        compute_dtype=compute_dtype(config),
+        compute_dtype=compute_dtype(config, device_mesh),
         remat=config.remat == "full",
         logits_mb=config.logits_mb,
         lora=lora_of(config, seed),

@@ -274,10 +274,12 @@ def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch):
         params = jax.device_put(model.params, tree_shardings(mesh, model.params, model.policy.param_axes()))
         subject = Sampler(model.policy, settings, "rollout")
         batch = model.batch(MIXED)
-        done = []
-        subject.compile_ahead(params, Request.of([], batch, mesh), lambda: done.append(1))
-        assert len(done) == subject.program_count(len(MIXED)) >= 4
-        # The first has no decoding to do: it makes the first program anew, with limits, which only benchmarks have.
+        programs = list(subject.programs(params, Request.of([], batch, mesh)))
+        assert len({program.name for program in programs}) == len(programs) >= 8
+        for program in programs:
+            program.lower().compile()
+        assert compiles.since_last() >= len(programs)
+        # The first has no decoding to do: it compiles `start` anew, with limits, which only benchmarks have.
         for number, limits in enumerate(([1] * 16, [56] * 16, range(2, 50, 3), [3] * 8 + [56] * 8, [40] * 15 + [41])):
             limits = np.asarray(limits, np.int32).reshape(4, 4)
             stopped, _ = subject.sample(params, Request.of(names, batch, mesh, rollout=number, limits=limits))
