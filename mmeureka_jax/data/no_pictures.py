@@ -30,6 +30,11 @@ class TextPreprocessor:
         """Reads nothing. The sizes of pictures are not used."""
         return cls()
 
+    @classmethod
+    def geometry_of(cls, config: TextOnlyConfig) -> TileGeometry:
+        """The same for every model."""
+        return cls.geometry
+
     def grid(self, ref: ImageRef) -> NoReturn:
         """Raises RowError: a row with a picture cannot be used."""
         raise RowError(

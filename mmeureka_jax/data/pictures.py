@@ -151,11 +151,15 @@ class PicturePreprocessor:
         Raises:
             UserError: no such file, one that is not understood, or limits that no picture can meet.
         """
-        vision = config.vision
-        geometry = VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.window_size)
         source, settings = read_settings(path)
         with interpreting(source):
-            return cls._read(source, settings, geometry, min_pixels, max_pixels)
+            return cls._read(source, settings, cls.geometry_of(config), min_pixels, max_pixels)
+
+    @staticmethod
+    def geometry_of(config: Qwen2_5VLConfig) -> VisionGeometry:
+        """How pictures are cut for a model of these sizes."""
+        vision = config.vision
+        return VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.window_size)
 
     @classmethod
     def _read(

@@ -212,7 +212,7 @@ class Processor:
 
     def filler(self) -> Prompt:
         """A prompt of one token and no picture, for rows that only fill up a batch."""
-        return assemble_prompt(np.zeros(1, np.int32), (), (), None, self.pictures.geometry)
+        return filler(self.config)
 
     def measure(self, problem: Problem) -> tuple[int, int]:
         """(tokens, windows) that the prompt will have, from picture headers only. Raises RowError as a call does."""
@@ -314,6 +314,12 @@ class Processor:
         for token in self._special_tokens:
             if token in text:
                 raise UserError(f"its text contains the literal token {token}, a special one of the model; remove it")
+
+
+def filler(config: PolicyConfig) -> Prompt:
+    """A prompt of one token and no picture for a model of these sizes."""
+    geometry = PREPROCESSORS[type(config)].geometry_of(config)
+    return assemble_prompt(np.zeros(1, np.int32), (), (), None, geometry)
 
 
 def assemble_prompt(

@@ -161,6 +161,12 @@ class TilePreprocessor:
         with interpreting(source):
             return cls._read(source, settings, config, max_pixels)
 
+    @staticmethod
+    def geometry_of(config: InternVLConfig, thumbnail: bool = True) -> TileGeometry:
+        """How tiles are cut for a model of these sizes."""
+        vision = config.vision
+        return TileGeometry(vision.tile_size, vision.patch_size, vision.spatial_merge_size, thumbnail)
+
     @classmethod
     def _read(
         cls, source: Path, settings: Mapping[str, Any], config: InternVLConfig, max_pixels: int | None
@@ -188,7 +194,7 @@ class TilePreprocessor:
         if not 1 <= min(fewest, most) <= most:
             raise UserError(f"{source}: from {fewest} to {most} tiles; expected 1 <= fewest <= most")
         return cls(
-            geometry=TileGeometry(vision.tile_size, vision.patch_size, vision.spatial_merge_size, thumbnail),
+            geometry=cls.geometry_of(config, thumbnail),
             fewest=min(fewest, most),
             most=most,
             original=config.layout == "original",

@@ -31,10 +31,12 @@ from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify, staleness
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
+from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.request import Request, Samples
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
+from mmeureka_jax.training.programs import sampler_programs
 from mmeureka_jax.training.reward_failures import FailureWatch
 
 if TYPE_CHECKING:
@@ -161,15 +163,13 @@ class Collector:
 
     def compile_ahead(self, params: Params) -> None:
         """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
-        from mmeureka_jax.data.processor import collate
-
-        filler = [self._processor.filler()] * (self._prompts_per_call // jax.process_count())
-        programs = self._sampler.program_count(self._prompts_per_call)
+        sizes = PromptSizes(self._prompts_per_call, self._buckets, self._num_windows)
+        programs = list(sampler_programs(self._sampler, params, sizes))
         show = self._config.tracking.progress and is_main()
-        with progress(len(self._buckets) * programs, "compile the sampler", unit="program", enabled=show) as bar:
-            for bucket in self._buckets:
-                nothing = Request.of([], collate(filler, bucket, self._num_windows), self._mesh)
-                self._sampler.compile_ahead(params, nothing, bar.update)
+        with progress(len(programs), "compile the sampler", unit="program", enabled=show) as bar:
+            for program in programs:
+                program.lower().compile()
+                bar.update(1)
 
     def collect(
         self, params: Params, buffer: GroupBuffer, *, step: int, updates: int, on_round: Callable[[int], None]
