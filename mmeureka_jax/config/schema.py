@@ -120,6 +120,11 @@ class DataConfig:
     workers: Annotated[int, NOT_NEGATIVE, PROCESSES] = 0
     prefetch: Annotated[int, NOT_NEGATIVE, AtMost(1024)] = 2  # batches prepared ahead, each for one sampler call
 
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """Lengths in tokens, ascending, that prompts are padded to: one of `prompt_buckets`, or the longest."""
+        return self.prompt_buckets or (self.max_prompt_tokens,)
+
 
 @dataclass(frozen=True)
 class RewardConfig:

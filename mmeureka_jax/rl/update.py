@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from mmeureka_jax.config.schema import Config
-from mmeureka_jax.mesh import tree_shardings
+from mmeureka_jax.mesh import Program, abstract, constrain, tree_shardings
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import GroupHidden, Params, Policy, encode_images, group_hidden, log_probs_of_hidden
 from mmeureka_jax.rl.averaging import token_weights
@@ -381,7 +381,7 @@ class CompiledUpdate:
         replicated = NamedSharding(shardings.updates.mesh, PartitionSpec())
         everywhere: Any = replicated
         self._of_sums = Sums(shardings.trainable, shardings.critic, everywhere, everywhere, everywhere, everywhere)
-        self._start: Callable[[], Sums] | None = None
+        self._zeros: Callable[[], Sums] | None = None
 
         def token_weights_of(mask: Array) -> Array:
             return token_weights(mask, objective.averaging, max_length=objective.max_length)
@@ -405,7 +405,7 @@ class CompiledUpdate:
         def weigh(masks: list[Array]) -> list[Array]:
             together = jnp.stack(masks, axis=1)  # [P, parts, n, Lr]: rows stay on their devices
             weights = token_weights_of(together.reshape(-1, *together.shape[2:])).reshape(together.shape)
-            return [weights[:, number] for number in range(len(masks))]
+            return [constrain(weights[:, number], "batch", None, None) for number in range(len(masks))]
 
         self._sums_of = sums_of
         self._weigh = jax.jit(weigh)
@@ -424,35 +424,43 @@ class CompiledUpdate:
         if len(parts) == 1:
             return self._whole(state, parts[0], coefficient)
         weights = self._weigh([part.response_mask for part in parts])
-        sums = self._zeros(state, parts[0], weights[0], coefficient)
+        sums = self._make_zeros(state, parts[0], weights[0], coefficient)()
         for part, weight in zip(parts, weights, strict=True):
             sums = self._add(sums, state, part, weight, coefficient)
         return self._apply(state, sums)
 
-    def lower(self, state: TrainState, parts: Sequence[UpdateBatch]) -> dict[str, jax.stages.Lowered]:
-        """The programs of these (abstract) arguments, by name; parts of one shape share one."""
+    def programs(self, state: TrainState, parts: Mapping[str, UpdateBatch], count: int) -> Iterator[Program]:
+        """Every program for batches of `count` parts that each have one of these shapes, under `jax.set_mesh`.
+
+        Args:
+            state: its shapes with shardings.
+            parts: shapes with shardings of a part, by a name for its sizes.
+        """
         coefficient = jax.ShapeDtypeStruct((), jnp.float32)
-        if len(parts) == 1:
-            return {"update": self._whole.lower(state, parts[0], coefficient)}
-        weights = jax.eval_shape(self._weigh, [part.response_mask for part in parts])
-        zeros = jax.eval_shape(self._zeros, state, parts[0], weights[0], coefficient)
+        if count == 1:
+            for name, part in parts.items():
+                yield Program(f"update, {name}", self._whole, (state, part, coefficient))
+            return
+        some = next(iter(parts.values()))
+        weigh = Program("token weights", self._weigh, ([some.response_mask] * count,))
+        yield weigh
+        weights = abstract(weigh.outputs()[0], "batch", None, None)
+        zeros = Program("sums of no part", self._make_zeros(state, some, weights, coefficient), ())
+        yield zeros
+        shapes = zeros.outputs()
         sums = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            zeros,
-            jax.tree.broadcast(self._of_sums, zeros),
+            shapes,
+            jax.tree.broadcast(self._of_sums, shapes),
         )
-        shapes = {
-            str(jax.tree.map(jnp.shape, part)): (part, weight) for part, weight in zip(parts, weights, strict=True)
-        }
-        programs = {
-            f"gradients {number}": self._add.lower(sums, state, *arguments, coefficient)
-            for number, arguments in enumerate(shapes.values())
-        }
-        return programs | {"optimiser": self._apply.lower(state, sums)}
+        for name, part in parts.items():
+            yield Program(f"gradients, {name}", self._add, (sums, state, part, weights, coefficient))
+        yield Program("optimiser", self._apply, (state, sums))
 
-    def _zeros(self, state: TrainState, part: UpdateBatch, weights: Array, coefficient: Any) -> Sums:
-        if self._start is None:
+    def _make_zeros(self, state: TrainState, part: UpdateBatch, weights: Array, coefficient: Any) -> Callable[[], Sums]:
+        """What makes the sums of no part; the same for parts of all shapes."""
+        if self._zeros is None:
             shapes = jax.eval_shape(self._sums_of, state, part, weights, coefficient)
-            start = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            self._start = jax.jit(start, out_shardings=self._of_sums)
-        return self._start()
+            zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            self._zeros = jax.jit(zeros, out_shardings=self._of_sums)
+        return self._zeros

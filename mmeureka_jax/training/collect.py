@@ -154,7 +154,7 @@ class Collector:
         self._rewards = rewards
         self._num_windows = num_windows
         self._vision_frozen = vision_frozen
-        self._buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
+        self._buckets = config.data.prompt_lengths
         self._prompts_per_call = config.sampler.batch_prompts or config.rl.prompts_per_rollout
         self._failures = FailureWatch(config.reward)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")

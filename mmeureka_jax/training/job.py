@@ -234,7 +234,9 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         if rewards is not None and validated:
             limit = config.sampler.max_new_tokens
             examiner = open_validation(config.data, config.tracking, limit, loaded, processor, rewards)
-        learner = _make_learner(config, recipe, loaded)
+        learner = make_learner(config, recipe, loaded)
+        if recipe.with_reference:
+            learner.load_reference()
 
         # Where it stands: at the newest checkpoint, or at the beginning.
         load_base = loaded.load_base if loaded.policy.lora is not None else None
@@ -315,7 +317,8 @@ def _open_problems(
     return problems
 
 
-def _make_learner(config: Config, recipe: Recipe, loaded: OpenedPolicy) -> Learner:
+def make_learner(config: Config, recipe: Recipe, loaded: OpenedPolicy) -> Learner:
+    """The learner of a job. Reads no weights."""
     return Learner(
         config,
         loaded,
@@ -323,7 +326,6 @@ def _make_learner(config: Config, recipe: Recipe, loaded: OpenedPolicy) -> Learn
         total_updates=config.steps * recipe.updates_per_step,
         micro_batches=recipe.micro_batches,
         packing=recipe.packing,
-        with_reference=recipe.with_reference,
         with_critic=recipe.with_critic,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.hosts import gather_rows, max_over_hosts
-from mmeureka_jax.mesh import to_global
+from mmeureka_jax.mesh import Program, to_global
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
@@ -57,12 +58,10 @@ class Learner:
         total_updates: int,
         micro_batches: int,
         packing: float,
-        with_reference: bool = False,
         with_critic: bool = False,
     ):
         """
         Args:
-            with_reference: keep the parameters that the run started from, for `reference_log_probs`.
             with_critic: train the critic of `config.rl.critic`, if that has one.
         """
         self._loaded = loaded
@@ -75,17 +74,19 @@ class Learner:
         self.shardings = self._training.shardings(loaded.policy, loaded.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
         self.compiled = CompiledUpdate(loaded.policy, objective, self._training, self.shardings)
-        self._reference = _Reference.of(loaded) if with_reference else None
+        self._init = jax.jit(
+            lambda params: self._training.init(loaded.policy, params), out_shardings=self.shardings, donate_argnums=0
+        )
+        self._reference: _Reference | None = None
         self._programs: set[tuple[int, int]] = set()  # (prompt length, width) of the parts that it is compiled for
 
     def initial_state(self) -> TrainState:
         """The checkpoint's parameters and a fresh optimiser."""
-        start = jax.jit(
-            lambda params: self._training.init(self._loaded.policy, params),
-            out_shardings=self.shardings,
-            donate_argnums=0,
-        )
-        return start(self._loaded.load_params())
+        return self._init(self._loaded.load_params())
+
+    def load_reference(self) -> None:
+        """Loads the parameters that the run starts from, and keeps them for `reference_log_probs`."""
+        self._reference = _Reference.of(self._loaded)
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state, for restoring a checkpoint."""
@@ -95,6 +96,33 @@ class Learner:
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
         return jax.tree.map(leaf, shapes, self.shardings)
+
+    def programs(
+        self, parts: Mapping[str, UpdateBatch], *, with_log_probs: bool, with_reference: bool
+    ) -> Iterator[Program]:
+        """The programs of the initial state, of updates, and of what is computed for them, under `jax.set_mesh`.
+
+        Args:
+            parts: shapes with shardings of a part of a batch, by a name for its sizes.
+            with_log_probs: `log_probs` is called.
+            with_reference: `reference_log_probs` is called.
+        """
+        state = self.abstract_state()
+        policy = self._loaded.policy
+        temperature = self._objective.temperature
+        yield Program("initial state", self._init, (state.params,))
+        yield from self.compiled.programs(state, parts, self._micro_batches)
+        for name, part in parts.items():
+            inputs = dataclasses.replace(part, reference_log_probs=None, importance=None, values=None, returns=None)
+            if with_log_probs:
+                yield Program(f"log-probabilities, {name}", _log_probs, (policy, temperature, state.params, inputs))
+            reference = _Reference.policy_of(self._loaded)
+            if with_reference and not (with_log_probs and reference == policy):  # else it is the same program
+                params = state.params if reference == policy else state.frozen  # the frozen base, without adapters
+                arguments = (reference, temperature, params, inputs)
+                yield Program(f"reference log-probabilities, {name}", _log_probs, arguments)
+            if self._training.critic is not None:
+                yield Program(f"values, {name}", _values, (policy, self._training.critic, state, inputs))
 
     def update(self, state: TrainState, batch: UpdateBatch, kl_coefficient: float = 0.0) -> tuple[TrainState, Metrics]:
         """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
@@ -196,11 +224,15 @@ class _Reference:
 
     @classmethod
     def of(cls, loaded: OpenedPolicy) -> _Reference:
+        policy = cls.policy_of(loaded)
         if loaded.policy.lora is None:
-            return cls(loaded.policy, loaded.load_params("the reference policy"), on_base=False)
-        if loaded.adapters is None:
-            return cls(loaded.policy.base, {}, on_base=True)
-        return cls(loaded.policy, loaded.load_adapters(), on_base=True)
+            return cls(policy, loaded.load_params("the reference policy"), on_base=False)
+        return cls(policy, {} if loaded.adapters is None else loaded.load_adapters(), on_base=True)
+
+    @staticmethod
+    def policy_of(opened: OpenedPolicy) -> Policy:
+        """The static part: that of the trained policy, but without adapters if those are new."""
+        return opened.policy.base if opened.adapters is None else opened.policy
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -288,7 +320,7 @@ def _critic_metrics(values: Float[np.ndarray, "T"], returns: Float[np.ndarray, "
 def _batch_of(
     groups: Sequence[Group], config: Config, advantages: np.ndarray, fresh: np.ndarray, **others: np.ndarray | None
 ) -> UpdateBatch:
-    prompt_buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
+    prompt_buckets = config.data.prompt_lengths
     return make_update_batch(
         groups,
         advantages,

@@ -7,18 +7,88 @@ All of it is under `jax.set_mesh`. What a device keeps while a program runs, nex
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.mesh import Program, abstract
 from mmeureka_jax.models.batch import Prompt
 from mmeureka_jax.models.families import PolicyConfig
-from mmeureka_jax.models.policy import Params
+from mmeureka_jax.models.policy import Params, Policy, encode_images
+from mmeureka_jax.rl.groups import UpdateBatch, packed_widths
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
+from mmeureka_jax.setup.policy import OpenedPolicy
+from mmeureka_jax.training.job import Recipe
+from mmeureka_jax.training.learner import Learner
+
+
+def run_programs(
+    config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner, image_windows: int
+) -> list[Program]:
+    """Every program of a run but those of validation.
+
+    Args:
+        learner: the run's, or one of `make_learner`: programs belong to the learner that has them.
+        image_windows: vision windows of a prompt: `data.max_image_windows`, or where that is 0 the most that a problem
+            of the run has.
+    """
+    programs: list[Program] = []
+    if recipe.kind == "rl":
+        settings = SamplingSettings.of(opened.policy.config, config.sampler, config.rl.group_size)
+        sampler = Sampler(opened.policy, settings, "rollout", config.seed)
+        sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, image_windows)
+        programs += sampler_programs(sampler, learner.abstract_state().params, sizes)
+    parts = part_shapes(config, recipe, opened.policy, learner, image_windows)
+    programs += learner.programs(
+        parts,
+        with_log_probs=recipe.kind == "rl" and config.rl.importance_cap is not None,
+        with_reference=recipe.with_reference,
+    )
+    return programs
+
+
+def part_shapes(
+    config: Config, recipe: Recipe, policy: Policy, learner: Learner, image_windows: int
+) -> dict[str, UpdateBatch]:
+    """Shapes of the parts (micro-batches) of an optimiser step's batch, by names for their sizes: for every bucket of
+    prompts and every width of packed responses."""
+    is_rl = recipe.kind == "rl"
+    n = config.rl.group_size if is_rl else 1
+    longest = config.sampler.max_new_tokens if is_rl else config.sft.max_response_tokens
+    count = (config.rl.prompts_per_update if is_rl else config.sft.problems_per_step) // recipe.micro_batches
+    widths = packed_widths(n * longest, recipe.packing)
+    of_tokens = by_row(jax.ShapeDtypeStruct((count, n, longest), np.float32))
+    features = None
+    if is_rl and learner.vision_frozen:  # rollouts keep what the tower makes of pictures, and not the pictures
+        images = prompt_shapes(policy.config, count, 1, image_windows).images
+        params = learner.abstract_state().params
+        features = jax.tree.map(by_row, jax.eval_shape(functools.partial(encode_images, policy), params, images))
+        image_windows = 0
+    values = of_tokens if recipe.with_critic else None
+    return {
+        f"prompt {length}, width {width}": UpdateBatch(
+            prompts=prompt_shapes(policy.config, count, length, image_windows),
+            image_features=features,
+            responses=by_row(jax.ShapeDtypeStruct(of_tokens.shape, np.int32)),
+            response_mask=by_row(jax.ShapeDtypeStruct(of_tokens.shape, bool)),
+            old_log_probs=of_tokens,
+            advantages=of_tokens,
+            fresh=by_row(jax.ShapeDtypeStruct((count,), bool)),
+            reference_log_probs=of_tokens if recipe.with_reference else None,
+            importance=of_tokens if is_rl and config.rl.importance_cap is not None else None,
+            values=values,
+            returns=values,
+            width=width if width < widths[-1] else None,
+        )
+        for length in config.data.prompt_lengths
+        for width in widths
+    }
 
 
 def sampler_programs(sampler: Sampler, params: Params, sizes: PromptSizes) -> Iterator[Program]:

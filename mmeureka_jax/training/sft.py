@@ -90,7 +90,7 @@ class ImitationBatches:
         self._processor = processor
         self._num_windows = num_windows
         self._limit = config.sft.max_response_tokens
-        self._prompt_buckets = config.data.prompt_buckets or (config.data.max_prompt_tokens,)
+        self._prompt_buckets = config.data.prompt_lengths
 
     def make(self, loaded: Sequence[LoadedProblem]) -> UpdateBatch:
         from mmeureka_jax.data.processor import collate

@@ -34,9 +34,8 @@ def run(request, tmp_path_factory):
     loaded = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:1])
     with jax.set_mesh(loaded.mesh):
         made = recipe(config)
-        learner = Learner(
-            config, loaded, made.objective, total_updates=1, micro_batches=1, packing=0.0, with_reference=True
-        )  # fmt: skip
+        learner = Learner(config, loaded, made.objective, total_updates=1, micro_batches=1, packing=0.0)
+        learner.load_reference()
         yield config, loaded, learner
 
 
