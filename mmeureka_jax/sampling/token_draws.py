@@ -165,7 +165,6 @@ def draw(
         place, _ = _invert(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 1])
         tokens = part * _VOCAB_PART + place
     else:
-        kept = scores
         total = jnp.exp(scores - peak).sum(axis=-1)
         tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     if settings.temperature > 0 and (settings.top_k or settings.top_p < 1.0):

@@ -26,23 +26,13 @@ os.environ |= {
 }
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from mmeureka_jax.config.load import load_config  # noqa: E402
-from mmeureka_jax.data.processor import collate  # noqa: E402
-from mmeureka_jax.data.record import ImageRef, Problem  # noqa: E402
-from mmeureka_jax.data.shapes.problems import generate  # noqa: E402
-from mmeureka_jax.mesh import batch_divisor, sharding  # noqa: E402
-from mmeureka_jax.rl.groups import UpdateBatch, split_batch  # noqa: E402
-from mmeureka_jax.sampling.decode import decode, start  # noqa: E402
-from mmeureka_jax.sampling.repack import cache_sizes, repack  # noqa: E402
-from mmeureka_jax.sampling.request import Request  # noqa: E402
-from mmeureka_jax.sampling.token_draws import SamplingSettings  # noqa: E402
+from mmeureka_jax.mesh import Program  # noqa: E402
 from mmeureka_jax.setup.policy import find_checkpoint, open_policy  # noqa: E402
-from mmeureka_jax.setup.problems import open_processor  # noqa: E402
-from mmeureka_jax.training.job import check_batch_sizes  # noqa: E402
-from mmeureka_jax.training.learner import Learner  # noqa: E402
+from mmeureka_jax.training.job import check_batch_sizes, make_learner  # noqa: E402
+from mmeureka_jax.training.programs import run_programs  # noqa: E402
 from mmeureka_jax.training.rl import recipe  # noqa: E402
 
 
@@ -50,83 +40,34 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
     config = load_config(config_file, overrides)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
     checkpoint = find_checkpoint(config.model, Path(work_dir))
-    loaded = open_policy(checkpoint, config.model, config.mesh, seed=config.seed, devices=list(devices))
+    opened = open_policy(checkpoint, config.model, config.mesh, devices=list(devices))
     job = recipe(config)
-    check_batch_sizes(loaded.mesh, job.batch_sizes)
-    processor = open_processor(loaded.checkpoint, config.data)
-
-    shape = generate(0, split="train", mixture=[("dots", "easy")])
-    content = [{"type": "image"}, {"type": "text", "text": shape.question}]
-    prompt = processor(Problem("0", ({"role": "user", "content": content},), (ImageRef(data=shape.image),), None))
-
-    def rows(count: int) -> Any:
-        return collate([prompt] * count, config.data.max_prompt_tokens, prompt.images.num_windows)
-
-    def abstract(tree: Any) -> Any:
-        """Shapes of arrays [rows, ...] that are spread over the mesh as the trainer spreads them."""
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=sharding(loaded.mesh, "batch", *(None,) * (x.ndim - 1))
-            ),
-            tree,
-        )
-
-    learner = Learner(
-        config,
-        loaded,
-        job.objective,
-        total_updates=config.steps * job.updates_per_step,
-        micro_batches=job.micro_batches,
-        packing=job.packing,
-        with_critic=job.with_critic,
-    )
+    check_batch_sizes(opened.mesh, job.batch_sizes)
+    learner = make_learner(config, job, opened)
     state = learner.abstract_state()
-    sampler = config.sampler
-    settings = SamplingSettings.of(processor, sampler, config.rl.group_size)
-    count = job.prompts_per_batch
-    request = abstract(Request.of(["0"] * count, rows(count)).replace(rollout=None)).replace(rollout=0)
+    described: dict[str, Any] = {"state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))}
+    with jax.set_mesh(opened.mesh):  # nothing can be executed on devices that are not there
+        programs = run_programs(config, job, opened, learner, image_windows=1)
+        for name, program in some_of(programs).items():
+            described[name] = describe(program.lower().compile())
+    return described
 
-    count = config.rl.prompts_per_update
-    responses = np.zeros((count, config.rl.group_size, sampler.max_new_tokens), np.int32)
-    batch = UpdateBatch(
-        prompts=rows(count),
-        image_features=None,
-        responses=responses,
-        response_mask=responses == 0,
-        old_log_probs=responses.astype(np.float32),
-        advantages=responses.astype(np.float32),
-        fresh=np.ones(count, bool),
-        **(dict.fromkeys(("values", "returns"), responses.astype(np.float32)) if job.with_critic else {}),
-    )
-    with jax.set_mesh(loaded.mesh):  # around the lowering alone: nothing can be executed on devices that are not there
-        capacity = cache_sizes(settings.max_new_tokens)[0]
-        first = start.lower(
-            loaded.policy, settings, "rollout", capacity, state.params, request, config.seed
-        )  # fmt: skip
-        started = first.compile()
-        rows, weights, _ = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            first.out_info, started.output_shardings,
-        )  # fmt: skip
-        half = repack.lower(len(rows.done) // batch_divisor(loaded.mesh) // 2, capacity, rows)
-        halved = half.compile()
-        fewer = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            half.out_info, halved.output_shardings,
-        )  # fmt: skip
-        whole, later = (
-            decode.lower(loaded.policy, settings, state.params, weights, x, 0).compile() for x in (rows, fewer)
-        )
-        parts = abstract(split_batch(batch, job.micro_batches, job.packing))
-        gradients, optimiser = (x.compile() for x in learner.compiled.lower(state, parts).values())
+
+def some_of(programs: list[Program]) -> dict[str, Program]:
+    """A program of each kind; of decoding one with all rows and one with fewer."""
+
+    def first(kind: str) -> Program:
+        return next(program for program in programs if program.name.startswith(kind))
+
+    decode = [program for program in programs if program.name.startswith("decode, ")]
+    fewer = [program for program in decode if len(program.arguments[4].done) < len(decode[0].arguments[4].done)]
     return {
-        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
-        "start": describe(started),
-        "decode": describe(whole),
-        "repack": describe(halved),
-        "decode_half": describe(later),
-        "gradients": describe(gradients),
-        "optimiser": describe(optimiser),
+        "start": first("start"),
+        "decode": decode[0],
+        "decode_half": fewer[0],
+        "repack": next(program for program in programs if "to rows" in program.name),
+        "gradients": first("gradients"),
+        "optimiser": first("optimiser"),
     }
 
 

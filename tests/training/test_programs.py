@@ -15,8 +15,8 @@ from mmeureka_jax.training.programs import run_programs
 
 SIZES = """
     steps=2 sampler.max_new_tokens=64 sampler.batch_prompts=16 rl.group_size=4 rl.prompts_per_rollout=16
-    rl.prompts_per_update=16 rl.packing=0.3 rl.filter.enabled=false data.validation=null
-    sft.problems_per_step=8 sft.micro_batches=1 sft.packing=0.5 sft.max_response_tokens=64
+    rl.prompts_per_update=16 rl.packing=0.1 rl.filter.enabled=false data.validation=null
+    sft.problems_per_step=8 sft.micro_batches=1 sft.packing=0.3 sft.max_response_tokens=64
     data.train=tfds:shapes/dots@train[:64] checkpoint.every_steps=2 reward.workers=1
     tracking.progress=false tracking.tensorboard=false mesh.data=2 mesh.fsdp=2 mesh.tensor=2
 """.split()
@@ -26,11 +26,10 @@ RUNS = {
         rl,
         ["rl.micro_batches=2", "rl.kl_coefficient=0.01", 'optimizer.frozen=["vision"]', "data.prompt_buckets=[64,96]"],
     ),
-    "log-probabilities at the beginning of a step": (
-        rl, ["rl.micro_batches=2", "rl.importance_cap=2.0", "optimizer.frozen=[]"]
-    ),
-    "one part, with a critic": (
-        rl, ["rl.micro_batches=1", "rl.advantage=gae", "rl.loss=ppo_clip", "rl.critic.kind=head", "optimizer.frozen=[]"]
+    "one part, with a critic, and log-probabilities anew": (
+        rl,
+        ["rl.micro_batches=1", "rl.advantage=gae", "rl.loss=ppo_clip", "rl.critic.kind=head", "rl.importance_cap=2.0",
+         "optimizer.frozen=[]"],
     ),
     "imitation": (sft, ['optimizer.frozen=["vision"]']),
 }  # fmt: skip
