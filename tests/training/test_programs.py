@@ -54,7 +54,8 @@ def compiled_functions():
 def test_a_run_compiles_nothing_that_is_not_on_the_list(run, tmp_path, monkeypatch):
     module, overrides = RUNS[run]
     config = load_config("configs/smoke.yaml", [f"run_dir={tmp_path / 'run'}", *SIZES, *ONE_LAYER, *overrides])
-    names, after = [], []
+    names = []
+    after = []
 
     @contextlib.contextmanager
     def with_programs(config, recipe):
