@@ -66,7 +66,7 @@ def as_tokens(x: Any) -> Float[Array, "1 n 1"]:
 
 
 def gradient_weights(loss: PolicyLoss, advantage: float) -> np.ndarray:
-    """-dLoss/dl of a token for each of RATIOS: how hard it is pushed, and which way."""
+    """-dLoss/dl of a token for each of RATIOS: the size and direction of its push."""
 
     def total(log_probs: Array) -> Array:
         advantages = jnp.full(log_probs.shape, advantage)
@@ -215,7 +215,7 @@ def draw(path: Path) -> dict[str, Any]:
         axes.plot(ends, ends, color="#6b7785", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="drift weight · KL(old ‖ new)")
         axes.set_title("gain of an exact CPGD step", loc="left", fontsize=9)
-        moved = bound > 0  # where all rewards are equal, nothing does
+        moved = bound > 0  # where all rewards are equal, nothing moves
         numbers["improvement"] = {
             "bandits": int(moved.sum()),
             "smallest_margin": float(np.min(gain - bound)),

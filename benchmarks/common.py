@@ -146,7 +146,7 @@ def positive(text: str) -> int:
 
 @dataclass(frozen=True)
 class RandomPolicy(OpenedPolicy):
-    """A policy without weight files: parameters are drawn on the devices that are to hold them."""
+    """A policy without weight files: parameters are drawn at random on the devices that hold them."""
 
     param_dtype: str = "bfloat16"
 
@@ -278,12 +278,12 @@ class Timing:
 
 
 def time_calls(call: Callable[[], Any], repeats: int) -> Timing:
-    """Times `call` after `WARM_UP` calls. What it returns is waited for."""
+    """Times `call` after `WARM_UP` calls, each until its result is there."""
     return time_in_turn({"": call}, repeats)[""]
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Times several calls, each after `WARM_UP` others of it, in turn: what else the machine does hits all alike."""
+    """Times several calls in turn, each after `WARM_UP` of its own: other load on the machine affects all alike."""
     timings = {name: Timing([], 0) for name in calls}
     with CompileCounter() as compiles:
         for number in range(WARM_UP + repeats):
@@ -303,14 +303,15 @@ def significant(value: float, digits: int = 4) -> float:
 
 
 def peak_memory_mb() -> float:
-    """The most that one device has held, where the backend counts; else this process (on CPU), compiler included."""
+    """The most memory that one device has held, if the backend counts it; on CPU that of this process, compiler
+    included."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     device = max(entry.get("peak_bytes_in_use", 0) for entry in stats)
     return round((device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20, 1)
 
 
 def cpu_devices(args: argparse.Namespace) -> int:
-    """One for each core, or the most below whose number divides the prompts (of a micro-batch)."""
+    """As many as there are cores, or the next smaller number that divides the prompts (of a micro-batch)."""
     prompts = args.prompts if "prompts" in args else args.batch // args.group
     prompts //= getattr(args, "micro_batches", 1)
     return max(count for count in range(1, cores() + 1) if max(prompts, 1) % count == 0)

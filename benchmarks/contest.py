@@ -35,7 +35,7 @@ from mmeureka_jax.process.cpu import cores
 from mmeureka_jax.setup.random_models import SPECIAL_TOKENS, special_token_ids, write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
-BUSY = 0.3  # cores that others may use just before a run: threads wait for the slowest of them
+BUSY = 0.3  # cores that other programs may use just before a run, whose threads wait for the slowest
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def hold(contest: Contest, args: argparse.Namespace, model: Path) -> dict[str, A
     peers_python = find_peer(args.peers_python, contest)
     write_byte_checkpoint(model, contest.vocab_size)
     if "prompt" in args:
-        random_prompts(read_config(model), 1, args.prompt, getattr(args, "side", 0))  # raises what both sides would
+        # Raises the error that both sides would.
+        random_prompts(read_config(model), 1, args.prompt, getattr(args, "side", 0))
     busy: list[float] = []
     peer_runs: list[dict[str, Any]] = []
     our_runs: list[dict[str, Any]] = []
@@ -149,7 +150,7 @@ def find_peer(name: str, contest: Contest) -> str:
     python = shutil.which(name)
     if python is None:
         raise UserError(f"--peers-python {name}: no such program")
-    python = os.path.abspath(python)  # the link of a virtual environment stays one
+    python = os.path.abspath(python)  # not resolved: in a virtual environment it is a link
     done = run([python, "-c", f"import {contest.peer.module}"])
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

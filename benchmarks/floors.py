@@ -33,7 +33,7 @@ class Work:
     bytes: float = 0
     # The part of `flops` between queries and keys, or weights and values, for many queries at a time.
     attention: float = 0
-    exponentials: float = 0  # those of attention's softmax
+    exponentials: float = 0  # in attention's softmax
     # The part of `bytes` for keys and values that belong to one row and are read for its one new token.
     cached: float = 0
     cached_flops: float = 0  # the part of `flops` for that token's products with them
@@ -112,7 +112,7 @@ def head_parameters(text: TextConfig) -> int:
 
 
 def language_parameters(text: TextConfig) -> int:
-    """All of the decoder's, its embedding and output head (one table where they are tied) included."""
+    """All parameters of the decoder, with its embedding and output head (one table where they are tied)."""
     tables = 1 if text.tie_word_embeddings else 2
     return text.num_layers * layer_parameters(text) + text.hidden_size + tables * head_parameters(text)
 
@@ -162,7 +162,7 @@ def scores(text: TextConfig, pairs: int) -> int:
 
 
 def causal_pairs(length: int, before: int = 0) -> int:
-    """(query, key) pairs of a sequence that sees itself causally, and `before` tokens besides."""
+    """(query, key) pairs of a sequence that sees itself causally, and all of `before` earlier tokens."""
     return length * (length + 1) // 2 + length * before
 
 
@@ -216,7 +216,7 @@ def prefill(config: Qwen2_5VLConfig, prompts: int, length: int, width: int) -> W
 
 
 def first_token(config: Qwen2_5VLConfig, prompts: int, width: int) -> Work:
-    """Logits after the prompts: one row a prompt, whatever the group is."""
+    """Logits after the prompts: one row a prompt, for any group size."""
     head = head_parameters(config.text)
     return Work(2 * prompts * head, width * head)
 

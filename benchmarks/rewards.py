@@ -53,7 +53,7 @@ PAIRS = (
     (r"\log_{2} #n", r"$\log_2 #n$"), ("A", "A. #n"), ("B", "C. #n"), ("C", "The answer is C, #n"),
     ("trapezoid #n", "Trapezoid #n."), ("increasing", "decreasing by #n"),
 )  # fmt: skip
-# Expressions that SymPy does not come back from, for many reasons, since a guard may know some of them.
+# Expressions on which SymPy hangs, for many different reasons: a guard may know some of them.
 HANGING = (
     "9^{9^{9^{#n}}}",
     "(10^{9}+#n)!",
@@ -119,7 +119,7 @@ def time_one_by_one(count: int) -> dict[str, float]:
 
 
 def mixed_requests(count: int, hanging: int, first: int) -> tuple[list[RewardRequest], dict[int, str]]:
-    """`count` requests, and where the `hanging` ones among them are, with their kinds. They lie evenly spread."""
+    """`count` requests, and the places of the `hanging` ones, evenly spread among them, with their kinds."""
     requests = [as_request(gold, answer) for gold, answer in honest_pairs(count, first)]
     places = {}
     for i in range(hanging):
@@ -181,12 +181,12 @@ def readers() -> dict[str, Callable[[str], Any]]:
 
 
 def time_readers() -> dict[str, Any]:
-    """How much longer four times the text takes: of all readers and texts the worst."""
+    """How much longer four times the text takes, for the worst pair of reader and text."""
     rows = {}
     for name, read in readers().items():
         for kind, make in NASTY.items():
             short, long = (best_of_two(read, make(length)) for length in LENGTHS)
-            # Below a hundredth of a second, noise is what is measured.
+            # Less than a hundredth of a second is only noise.
             rows[f"{name}: {kind}"] = {"s": round(long, 4), "growth": round(max(long, 0.01) / max(short, 0.01), 2)}
     worst = max(rows, key=lambda row: rows[row]["growth"])
     slowest = max(rows, key=lambda row: rows[row]["s"])

@@ -43,7 +43,7 @@ def random_prompts(args: argparse.Namespace, config: Any, text_tokens: np.ndarra
 
 
 def complete(inputs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
-    """With what follows from the tokens."""
+    """The prompts with the inputs that follow from their tokens."""
     tokens = inputs["input_ids"]
     kinds = (tokens == config.image_token_id).int()
     return {**inputs, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": kinds}

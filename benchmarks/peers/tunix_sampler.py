@@ -34,7 +34,7 @@ class TokenIds:
         return " ".join(map(str, ids))
 
     def bos_id(self) -> None:
-        """None is put before a prompt."""
+        """No token is put before a prompt."""
 
     def eos_id(self) -> int:
         return self.config["eos_token_id"]
