@@ -334,7 +334,7 @@ class MeshConfig:
     # on a CPU: devices that a process makes of it, which share its cores; where that is as many as cores, matrix
     # products use one thread each. A small model is faster on a device for each core; batch sizes must divide by them.
     # XLA_FLAGS or JAX_NUM_CPU_DEVICES, where they say how many, take precedence
-    cpu_devices: Annotated[int, PROCESSES] = 1
+    cpu_devices: Annotated[int, POSITIVE, PROCESSES] = 1
     # in a run of several processes: one that has not been heard of for so long is lost, and the others end
     heartbeat_seconds: Annotated[float, POSITIVE] = 30.0
 

@@ -88,12 +88,19 @@ class Rule:
         return inspect.signature(self.function).parameters
 
 
+_OTHER_METRICS = r"accuracy|custom|overlong|total|failures|pass_at_\d+"
 RULES: dict[str, Rule] = {}  # filled by importing rewards/rules
 F = TypeVar("F", bound=Callable[..., float])
 
 
 def register(name: str, meaning: str, *, weight: float = 1.0, may_hang: bool = False) -> Callable[[F], F]:
-    """Enters a function in `RULES`, with the facts that `Rule` describes."""
+    """Enters a function in `RULES`, with the facts that `Rule` describes.
+
+    Raises:
+        ValueError: the name is that of another rule, or of another metric under `reward/`.
+    """
+    if name in RULES or re.fullmatch(_OTHER_METRICS, name):
+        raise ValueError(f"{name} is the name of another rule or metric")
 
     def enter(function: F) -> F:
         RULES[name] = Rule(function, meaning, weight, may_hang)

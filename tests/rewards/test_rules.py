@@ -4,12 +4,12 @@ from typing import Annotated
 
 import pytest
 
-from mmeureka_jax.config.limits import POSITIVE
+from mmeureka_jax.config.limits import POSITIVE, broken_limits, out_of_range
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import chosen
-from mmeureka_jax.rewards.base import RULES, RewardRequest, Rule
+from mmeureka_jax.rewards.base import RULES, RewardRequest, Rule, register
 from mmeureka_jax.rewards.rules.repetition import repetition_penalty
 from mmeureka_jax.rewards.worker import load_rules
 from mmeureka_jax.rewards.workers import RewardWorkers
@@ -31,9 +31,27 @@ def config_of(*overrides: str) -> RewardConfig:
     return load_config(None, [f"reward.{override}" for override in overrides]).reward
 
 
-def test_the_rules_are_found_and_described():
+def test_the_rules_are_found():
     assert {"format", "repetition"} <= RULES.keys()
-    assert all(metric_of(f"reward/{name}") is not None for name in RULES)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_well_made(name):
+    rule = RULES[name]
+    assert metric_of(f"reward/{name}").meaning.endswith(rule.meaning) and rule.meaning
+    assert not out_of_range(rule.section()) and not broken_limits(rule.section())
+    assert isinstance(rule.function(**rule.arguments(REQUEST)), float)
+
+
+def test_two_rules_of_one_name_are_refused(with_brevity):
+    with pytest.raises(ValueError, match="brevity"):
+        register("brevity", "the same again")(brevity)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "custom", "total", "pass_at_1"])
+def test_a_rule_whose_metric_is_another_s_is_refused(name):
+    with pytest.raises(ValueError, match=name):
+        register(name, "something else")(brevity)
 
 
 def test_a_rule_has_its_own_settings_unless_the_config_has_others(with_brevity):
