@@ -206,9 +206,10 @@ def test_prefill_against_the_program(floors, prompts, length):
     assert floor <= counted <= floor + most
 
 
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("windows", [0, 2])
-@pytest.mark.parametrize(("group", "prompt", "new"), [(1, 1, 1), (3, 7, 5)])
+@pytest.mark.parametrize(
+    ("remat", "windows", "group", "prompt", "new"),
+    [(False, 2, 3, 7, 5), (True, 2, 3, 7, 5), (False, 0, 3, 7, 5), (True, 0, 1, 1, 1)],
+)
 def test_update_against_the_program(floors, remat, windows, group, prompt, new):
     """Gradients of the real policy: no product is forgotten and none is counted that is not there."""
     policy = Policy(CONFIG, remat=remat)

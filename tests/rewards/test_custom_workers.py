@@ -159,6 +159,7 @@ def test_what_a_rule_may_do(workers, wish, value):
     assert values == (expected if value is None else [RIGHT, value, RIGHT + 2, value])
 
 
+@pytest.mark.slow
 def test_replies_never_shift(workers):
     """Each answer by a rule that forks in the middle of it, so that two processes come back from it."""
     count = 300
@@ -190,6 +191,7 @@ def test_what_a_rule_has_started_ends_with_its_worker(config, tmp_path):
     assert config.custom not in left
 
 
+@pytest.mark.slow
 def test_what_a_rule_has_started_ends_with_the_training_process(config, tmp_path):
     file = tmp_path / "pid"
     script = tmp_path / "script.py"
@@ -212,6 +214,7 @@ def test_processes_that_a_rule_leaves_do_not_pile_up(config):
         assert 0 < sum(alive(int(pid)) for pid in values) < 34
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wish", ["thread", "leak"])
 def test_threads_and_memory_that_a_rule_leaves_fail_no_later_answer(config, wish):
     with RewardWorkers(replace(config, workers=1)) as rewards:
@@ -220,6 +223,7 @@ def test_threads_and_memory_that_a_rule_leaves_fail_no_later_answer(config, wish
     assert values == [RIGHT + i for i in range(40)]
 
 
+@pytest.mark.slow
 def test_a_pool_of_any_size_that_a_rule_keeps_stays(config):
     with RewardWorkers(replace(config, workers=1)) as rewards:
         rewards.validate()
@@ -304,6 +308,7 @@ def score(response, answer, question, metadata):
 """
 
 
+@pytest.mark.slow
 def test_no_more_custom_jobs_than_workers_run_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(workers_module, "SLICE", 0.0)
     file = tmp_path / "rule.py"

@@ -110,6 +110,7 @@ def test_every_kind_of_hanging_answer_costs_the_limit_once(workers):
     assert [result.total for result in results] == [0.5, 1.5] * 3 * len(HANGING)
 
 
+@pytest.mark.slow
 def test_hanging_answers_wait_for_their_limits_together_beside_the_others(workers):
     workers.validate()
     before = family(workers)
@@ -138,6 +139,7 @@ def test_hanging_answers_wait_for_their_limits_together_beside_the_others(worker
     assert all(os.getpriority(os.PRIO_PROCESS, pid) == own for pid in now)
 
 
+@pytest.mark.slow
 def test_answers_that_continue_in_the_slow_lane_are_scored_as_any_other(monkeypatch):
     requests = [
         request(rf"$\frac{{{i}}}{{{i % 9 + 2}}}$", rf"\frac{{{2 * i}}}{{{2 * (i % 7 + 2)}}}") for i in range(1, 25)
@@ -156,6 +158,7 @@ def test_answers_that_continue_in_the_slow_lane_are_scored_as_any_other(monkeypa
     assert not any(map(alive, moved))
 
 
+@pytest.mark.slow
 def test_a_full_slow_lane_ends_the_oldest_answer(workers, monkeypatch):
     monkeypatch.setattr(workers_module, "SLOW_LIMIT", 2)
     monkeypatch.setattr(workers_module, "SLICE", 0.03)  # so that a busy machine comes to the last before the limit
@@ -175,6 +178,7 @@ def test_a_full_slow_lane_ends_the_oldest_answer(workers, monkeypatch):
     assert failures[-1] not in early
 
 
+@pytest.mark.slow
 def test_scores_depend_neither_on_order_nor_on_what_came_before(workers, monkeypatch):
     monkeypatch.setattr(workers_module, "SLICE", 1.0)  # the honest ones stay where a busy machine lets them finish
     monkeypatch.setattr(workers_module, "SUSPECT_SLICE", 1.0)
@@ -207,6 +211,7 @@ def test_an_idle_worker_that_died_is_replaced(workers):
     assert all(result.failure is None for result in results)
 
 
+@pytest.mark.slow
 def test_a_template_that_died_is_replaced(workers):
     workers.validate()
     before = family(workers)
@@ -217,6 +222,7 @@ def test_a_template_that_died_is_replaced(workers):
     assert len(family(workers)) == len(before)
 
 
+@pytest.mark.slow
 def test_answers_survive_the_death_of_the_template(workers):
     workers.validate()
     before = family(workers)
@@ -313,6 +319,7 @@ def start_script(folder, count):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "hanging"), [(signal.SIGKILL, 1), (signal.SIGINT, 1), (signal.SIGKILL, 0)], ids=str)
 def test_no_worker_outlives_its_parent(tmp_path, how, hanging):
     with start_script(tmp_path, hanging) as parent:
@@ -325,6 +332,7 @@ def test_no_worker_outlives_its_parent(tmp_path, how, hanging):
     assert wait_until_gone([template, *processes], LIMIT + 8.0)
 
 
+@pytest.mark.slow
 def test_workers_that_hang_end_at_once_with_their_parent(tmp_path):
     with start_script(tmp_path, 12) as parent:
         template, *_ = (int(pid) for pid in parent.stdout.readline().split())
@@ -335,6 +343,7 @@ def test_workers_that_hang_end_at_once_with_their_parent(tmp_path):
         assert wait_until_gone([template, *processes], 1.5)  # long before their limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hanging", [4, 0])
 def test_no_worker_outlives_parent_and_template(tmp_path, hanging):
     """A scheduler may kill all that it knows at once: then workers see to their end themselves."""
