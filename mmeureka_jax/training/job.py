@@ -213,44 +213,21 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         # What the job needs. Every mistake that can be known is found here, before step 0.
         if config.tracking.wandb:
             import_wandb()
-        checkpoint = find_checkpoint(config.model, run_dir)
-        loaded = open_policy(checkpoint, config.model, config.mesh, seed=config.seed)
-        say_header(
-            recipe.command,
-            loaded,
-            config.model.checkpoint,
-            frozen=config.optimizer.frozen,
-            run_dir=config.run_dir,
-        )
+        loaded = _open_policy(config, recipe)
         stack.enter_context(jax.set_mesh(loaded.mesh))
-        check_batch_sizes(loaded.mesh, recipe.batch_sizes)
-        response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
-        check_context(loaded.policy.config.text, config.data.max_prompt_tokens + response)
         processor = open_processor(loaded.checkpoint, config.data)
         validated = config.data.validation is not None and config.tracking.validate_every > 0
         rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
         problems = _open_problems(config, recipe, processor, rewards)
-        examiner = None
-        if rewards is not None and validated:
-            limit = config.sampler.max_new_tokens
-            examiner = open_validation(config.data, config.tracking, limit, loaded, processor, rewards)
+        examiner = _open_examiner(config, loaded, processor, rewards) if rewards is not None and validated else None
         learner = make_learner(config, recipe, loaded)
         if recipe.with_reference:
             learner.load_reference()
 
         # Where it stands: at the newest checkpoint, or at the beginning.
-        load_base = loaded.load_base if loaded.policy.lora is not None else None
-        checkpointer = Checkpointer(run_dir, config.checkpoint, load_base)
+        checkpointer = Checkpointer(run_dir, config.checkpoint, loaded.load_base if loaded.policy.lora else None)
         stack.callback(checkpointer.close)
-        begin_run(
-            config,
-            kind=recipe.kind,
-            fingerprint=problems.source.fingerprint(),
-            checkpoint=loaded.checkpoint,
-            resuming=bool(checkpointer.steps()),
-            mesh=loaded.mesh,
-            adapters=loaded.adapters.fingerprint() if loaded.adapters is not None else None,
-        )
+        _begin_run(config, recipe, loaded, problems, resuming=bool(checkpointer.steps()))
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         at_start = run.step
         say_start(at_start, config.steps, config.run_dir)
@@ -280,6 +257,42 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         if run.step > at_start:
             with waiting(f"finishing checkpoint {run.step} in {checkpointer.folder}"):
                 checkpointer.wait()
+
+
+def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
+    """The policy, after its header is written and its sizes have been checked against those of the job."""
+    checkpoint = find_checkpoint(config.model, Path(config.run_dir))
+    loaded = open_policy(checkpoint, config.model, config.mesh, seed=config.seed)
+    say_header(
+        recipe.command,
+        loaded,
+        config.model.checkpoint,
+        frozen=config.optimizer.frozen,
+        run_dir=config.run_dir,
+    )
+    check_batch_sizes(loaded.mesh, recipe.batch_sizes)
+    response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
+    check_context(loaded.policy.config.text, config.data.max_prompt_tokens + response)
+    return loaded
+
+
+def _open_examiner(config: Config, loaded: OpenedPolicy, processor: Processor, rewards: RewardWorkers) -> Examiner:
+    limit = config.sampler.max_new_tokens
+    return open_validation(config.data, config.tracking, limit, loaded, processor, rewards)
+
+
+def _begin_run(
+    config: Config, recipe: Recipe, loaded: OpenedPolicy, problems: CheckedProblems, *, resuming: bool
+) -> None:
+    begin_run(
+        config,
+        kind=recipe.kind,
+        fingerprint=problems.source.fingerprint(),
+        checkpoint=loaded.checkpoint,
+        resuming=resuming,
+        mesh=loaded.mesh,
+        adapters=loaded.adapters.fingerprint() if loaded.adapters is not None else None,
+    )
 
 
 @contextmanager
