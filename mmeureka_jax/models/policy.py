@@ -9,7 +9,7 @@
 
 All of them run the same layers on the same parameters, so what the sampler saw and what the update computes agree to
 rounding. The static part of a policy (sizes, dtypes) is the hashable `Policy`; parameters are a nested dict of
-arrays: float32 masters, but for the frozen base under adapters (lora.py).
+arrays: float32 masters, except for the frozen base under adapters (lora.py).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Policy:
         return max(128, int(self.logits_mb * 2**20 / (4 * -(-positions // batch_shards()))))
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of the parameter tree: float32 masters, but for the base of a policy with adapters."""
+        """Shapes and dtypes of the parameter tree: float32 masters, except for the base of a policy with adapters."""
         shapes = nnx.to_pure_dict(self._module()[1])
         return shapes if self.lora is None else in_base_dtype(shapes, self.lora)
 

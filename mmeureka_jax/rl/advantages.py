@@ -28,7 +28,7 @@ from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.settings import chosen_settings
 from mmeureka_jax.user_code import load_explained
 
-SIGNATURE = "function(rewards) -> advantages"  # of an estimator; both [P, n]
+SIGNATURE = "function(rewards) -> advantages"  # an estimator's; both [P, n]
 _REWARD_LIMIT = 10.0  # at most, what a response is given before a KL penalty is added
 _ADORA_CORRECT = 0.5  # accuracy above which an answer counts as right
 
@@ -194,7 +194,7 @@ class Outcomes:
 
     Attributes:
         rewards: of each response, all rules together.
-        accuracies: the accuracy rule alone, 0 to 1.
+        accuracies: only the accuracy rule's, 0 to 1.
         lengths: tokens, the end token included.
         finished: it ended by itself, before the length limit.
     """

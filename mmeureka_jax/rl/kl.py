@@ -38,7 +38,7 @@ def kl_penalty(
     - k3 gives (1 - e^-d) dl, on policy the exact gradient of the reverse, KL(pi_ref || pi).
 
     Args:
-        response_mask: where given, masked positions are 0, and whatever stands there cannot reach the gradient.
+        response_mask: where given, masked positions are 0, and whatever is there cannot reach the gradient.
 
     Source: Schulman, "Approximating KL divergence" (2020); k3 as a loss: DeepSeekMath (arXiv 2402.03300), equation 4.
     """

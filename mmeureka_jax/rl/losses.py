@@ -34,7 +34,7 @@ from mmeureka_jax.user_code import load_explained
 LARGEST_LOG_RATIO = 80.0
 
 
-SIGNATURE = "function(log_probs, old_log_probs, advantages, response_mask) -> TokenLoss"  # of a loss
+SIGNATURE = "function(log_probs, old_log_probs, advantages, response_mask) -> TokenLoss"  # a loss's
 
 
 @flax.struct.dataclass
@@ -328,7 +328,7 @@ def cispo(
 def make_policy_loss(config: RLConfig) -> PolicyLoss:
     """The loss that `rl.loss` names, as a function of (log_probs, old_log_probs, advantages, response_mask).
 
-    Whatever stands at masked positions (inf and NaN included) reaches neither the result, which is 0 there, nor the
+    Whatever is at masked positions (inf and NaN included) reaches neither the result, which is 0 there, nor the
     gradient. Log-probabilities of real tokens are taken as they are: a NaN there stays visible.
 
     Raises:

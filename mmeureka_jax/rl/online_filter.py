@@ -28,7 +28,7 @@ def classify(accuracies: Float[np.ndarray, "P n"], config: FilterConfig, step: i
     Both bounds are inclusive. Everything is kept where the filter is off, and while `step <= freeze_steps`.
 
     Args:
-        accuracies: the accuracy reward alone, 0 or 1 per response; neither weights nor other rewards.
+        accuracies: only the accuracy reward, 0 or 1 per response; neither weights nor other rewards.
         step: the training step that the groups are sampled for, counted from 0.
     """
     mean = np.asarray(accuracies, np.float64).mean(axis=1)

@@ -42,7 +42,7 @@ def make_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101), with weight decay on kernels, adapters and embeddings alone (neither biases nor norms).
+    """AdamW (arXiv 1711.05101), with weight decay only on kernels, adapters and embeddings (not on biases and norms).
 
     Gradients are expected clipped already (`clip_by_global_norm`), so that the update can report their norm.
     """

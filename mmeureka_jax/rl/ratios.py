@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.rl.losses import blank
 
-_LIMIT = 30.0  # of ln r: what is further off counts as this, so that squares and their sums stay finite
+_LIMIT = 30.0  # |ln r| above this counts as this, so that squares and their sums stay finite
 _SIDE = np.geomspace(1e-4, _LIMIT, 165)
-_EDGES = np.concatenate([-_SIDE[::-1], _SIDE])  # of ln r; the bin in the middle holds what is within 1e-4 of 0
+_EDGES = np.concatenate([-_SIDE[::-1], _SIDE])  # edges of ln r; the bin in the middle holds what is within 1e-4 of 0
 _CENTRES = np.concatenate([[-_LIMIT], (_EDGES[:-1] + _EDGES[1:]) / 2, [_LIMIT]])
 _PERCENTILES = {"p01": 0.01, "p99": 0.99, "p999": 0.999}
 _HISTOGRAM = "ratio_histogram"

@@ -135,7 +135,7 @@ class _Grouping:
 class _Decoding:
     """The loop of `decode`: an outer one over blocks of tokens, and an inner one over the tokens of a block.
 
-    A loop copies what it writes to in every turn. The inner one therefore leaves the own caches alone: it reads them,
+    A loop copies what it writes to in every turn. So the inner one does not touch the own caches: it only reads them,
     and writes to small caches of the block's own tokens, which the outer one then adds.
     """
 

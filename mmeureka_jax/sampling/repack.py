@@ -17,7 +17,7 @@ from mmeureka_jax.sampling.decode_state import DecodeState, lay_out, take_rows
 
 BLOCK = 16  # tokens that a step of the outer loop of `decode` draws; caches have room for whole blocks
 _SMALLEST_CACHE = 32  # tokens
-_ROW_MULTIPLE = 8  # of a shard, in a batch that has shrunk
+_ROW_MULTIPLE = 8  # rows of a shard, in a batch that has shrunk
 _PER_ROW = ("tokens", "log_probs", "lengths", "finished", "done", "last", "keys", "limits", "place")
 
 

@@ -44,7 +44,7 @@ class SamplingSettings:
         group_size: responses to each prompt.
         max_new_tokens: tokens of the longest response, the end token included.
         eos_token_ids: the tokens that end a response; none: every response gets `max_new_tokens`.
-        pad_token_id: what stands after a response's end.
+        pad_token_id: the token after a response's end.
         temperature: 0 is greedy.
         top_k: the number of likeliest tokens that are drawn from; 0: all.
         top_p: the probability of the likeliest tokens that are drawn from; 1: all.
