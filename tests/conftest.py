@@ -79,8 +79,9 @@ def pytest_terminal_summary(terminalreporter):
                 kind = "slow" if "slow" in report.keywords else "everyday"
                 seconds[kind] += report.duration
                 counts[kind] += report.when == "call"
-    parts = (f"{counts[kind]} {kind} tests take {seconds[kind]:.0f} s" for kind in seconds)
-    terminalreporter.write_line(f"{', '.join(parts)}, of all workers together")
+    if any(counts.values()):
+        parts = (f"{counts[kind]} {kind} tests take {seconds[kind]:.0f} s" for kind in seconds)
+        terminalreporter.write_line(f"{', '.join(parts)}, of all workers together")
 
 
 def pytest_collection_finish(session):
