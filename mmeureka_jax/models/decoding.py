@@ -1,4 +1,4 @@
-"""What the decoding of single tokens reads beside the tokens: weights, and the prompts' keys and values."""
+"""What decoding reads: weights, and the prompts' keys and values."""
 
 from __future__ import annotations
 

@@ -147,13 +147,13 @@ class _Decoding:
     next_positions: Int[Array, "R"]
     stop_at: Int[Array, ""]
 
-    def goes_on(self, position: Int[Array, ""], running: Int[Array, ""]) -> Bool[Array, ""]:
+    def continues(self, position: Int[Array, ""], running: Int[Array, ""]) -> Bool[Array, ""]:
         return (position < self.settings.max_new_tokens) & (running > self.stop_at)
 
     def has_room(self, carry: tuple[DecodeState, Int[Array, ""]]) -> Bool[Array, ""]:
         """Whether there is another block."""
         state, running = carry
-        return self.goes_on(state.position, running) & (state.filled + BLOCK <= state.capacity)
+        return self.continues(state.position, running) & (state.filled + BLOCK <= state.capacity)
 
     def block(self, carry: tuple[DecodeState, Int[Array, ""]]) -> tuple[DecodeState, Int[Array, ""]]:
         """Draws the tokens of a block, and adds their keys and values to the own caches."""
@@ -215,7 +215,7 @@ class _BlockStep:
 
     def is_within_block(self, carry: StepCarry) -> Bool[Array, ""]:
         number, now, running, _ = carry
-        return (number < BLOCK) & self.loop.goes_on(now.position, running)
+        return (number < BLOCK) & self.loop.continues(now.position, running)
 
     def __call__(self, carry: StepCarry) -> StepCarry:
         number, now, running, recent = carry

@@ -1,7 +1,7 @@
 """The programs that a run compiles, from its config and its mesh only: no weights, no data, and nothing is computed.
 
-All of it is under `jax.set_mesh`. What a device keeps while a program runs, next to the program's own arguments, is
-`Learner.abstract_state`.
+All functions here are called under `jax.set_mesh`. While a program runs, devices also hold what is not among its
+arguments: the rest of `Learner.abstract_state`, and the parameters of a reference policy.
 """
 
 from __future__ import annotations
