@@ -37,7 +37,9 @@ from mmeureka_jax.commands.arguments import count
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.lora import Lora
 from mmeureka_jax.rl.groups import split_batch
-from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
+from mmeureka_jax.rl.objective import policy_objective
+from mmeureka_jax.rl.train_state import make_training
+from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.setup.policy import OpenedPolicy
 
 

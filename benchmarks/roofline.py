@@ -52,7 +52,7 @@ from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.policy import Params, encode_images, prefill
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.process.console import progress
-from mmeureka_jax.rl.update import policy_objective
+from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -134,7 +134,7 @@ def update_call(loaded: OpenedPolicy, args: argparse.Namespace, calls: int) -> C
     def call() -> Any:
         nonlocal state
         state, metrics = learner.update(state, batch)
-        assert float(metrics["optimizer/skipped"]) == 0
+        assert float(metrics["optimizer/skipped"].compute()) == 0
         return state
 
     return call

@@ -38,8 +38,8 @@ from benchmarks.common import (
 from mmeureka_jax.data.loader import ProblemLoader, RowOrder
 from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.rewards.workers import RewardWorkers
+from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.online_filter import GroupBuffer
-from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.runs.checkpoint import RunState
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.setup.problems import open_processor

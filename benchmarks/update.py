@@ -38,7 +38,7 @@ from benchmarks.common import (
 from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.models.policy import Policy, encode_images
 from mmeureka_jax.rl.groups import UpdateBatch
-from mmeureka_jax.rl.update import policy_objective
+from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.training.job import check_batch_sizes
 from mmeureka_jax.training.learner import Learner
 
@@ -90,8 +90,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         def update() -> Any:
             nonlocal state, skipped, padding
             state, metrics = learner.update(state, batch)
-            skipped += float(metrics["optimizer/skipped"])
-            padding = metrics["update/padding"]
+            skipped += float(metrics["optimizer/skipped"].compute())
+            padding = metrics["update/padding"].compute()
             return state
 
         timing = time_calls(update, args.repeats)

@@ -103,10 +103,10 @@ FAULTS = [
           "tests/training/test_reference.py", "the reference has the trained policy's adapters"),
     Fault("training/collect.py", 'f"{item.order}/{item.problem.id}"', "item.problem.id",
           "tests/training/test_collect.py", "noise named by the problem alone"),
-    Fault("rl/update.py", "kl_coefficient * weighted(penalty)", "kl_coefficient * of_loss(penalty)", SUMS,
+    Fault("rl/objective.py", "_weighted(penalty, part, share)", "_weighted(important(penalty), part, share)", SUMS,
           "importance weighs the KL too"),
-    Fault("rl/update.py", "self._add(sums, state, part, weight, coefficient)",
-          "self._add(sums, state, part, self._weigh([part.response_mask])[0], coefficient)", SUMS,
+    Fault("rl/update.py", "self._add(sums, state, part, Share(weight, coefficient))",
+          "self._add(sums, state, part, Share(self._weigh([part.response_mask])[0], coefficient))", SUMS,
           "each micro-batch has its own weights"),
     Fault("rl/update.py", " & jnp.isfinite(critic_norm)", "", SUMS, "a critic's gradient may be NaN"),
     # The optimiser and the critic.

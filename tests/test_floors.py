@@ -22,7 +22,7 @@ from mmeureka_jax.models.batch import Images, Prompt
 from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.policy import Policy, encode_images, prefill, token_log_probs
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig, VisionConfig
-from mmeureka_jax.rl.update import make_training
+from mmeureka_jax.rl.train_state import make_training
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 TEXT = TextConfig(

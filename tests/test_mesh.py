@@ -34,7 +34,10 @@ from mmeureka_jax.mesh import (
 )
 from mmeureka_jax.process.cpu import NO_YNN, split_cpu, ynn_is_safe
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch
-from mmeureka_jax.rl.update import CompiledUpdate, make_training, policy_objective
+from mmeureka_jax.rl.metrics import computed
+from mmeureka_jax.rl.objective import policy_objective
+from mmeureka_jax.rl.train_state import make_training
+from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -102,7 +105,8 @@ class OnMesh:
             parts = to_global(mesh, split_batch(batch, 2, packing=packing))
             assert [part.width for part in parts] == [None, 16 if packing else None]
             self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
-            self.state, self.metrics = self.update()
+            self.state, metrics = self.update()
+            self.metrics = computed(gather_rows(metrics))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from mmeureka_jax.config.schema import DataConfig, SamplerConfig, TrackingConfig
 from mmeureka_jax.evaluation.examiner import Examiner, Graded
-from mmeureka_jax.hosts import sum_over_hosts
 from mmeureka_jax.process.console import say_facts
+from mmeureka_jax.rl.metrics import Mean, Sum, computed, over_hosts
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -51,15 +51,12 @@ def open_validation(
 
 def summarise(graded: Sequence[Graded]) -> dict[str, float]:
     """Accuracy and mean response length over all hosts' problems."""
-    correct, tokens, count = sum_over_hosts(
-        [
-            sum(item.score.parts["accuracy"] for item in graded),
-            sum(len(item.response.tokens) for item in graded),
-            len(graded),
-        ]
+    return computed(
+        over_hosts(
+            {
+                "validation/accuracy": Mean.of([item.score.parts["accuracy"] for item in graded]),
+                "validation/response_length": Mean.of([len(item.response.tokens) for item in graded]),
+                "validation/problems": Sum(len(graded)),
+            }
+        )
     )
-    return {
-        "validation/accuracy": correct / count,
-        "validation/response_length": tokens / count,
-        "validation/problems": count,
-    }

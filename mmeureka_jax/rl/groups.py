@@ -175,7 +175,8 @@ def padding(parts: Sequence[UpdateBatch]) -> float:
 
 def rows_of_host(batch: T) -> T:
     """This host's share of a batch (or any tree of arrays) that every host holds whole."""
-    hosts, index = jax.process_count(), jax.process_index()
+    hosts = jax.process_count()
+    index = jax.process_index()
     if hosts == 1:
         return batch
 

@@ -33,7 +33,7 @@ from mmeureka_jax.formats.checksums import ArrayDescriptions, Damaged, check_sam
 from mmeureka_jax.hosts import barrier, is_main
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.groups import Group
-from mmeureka_jax.rl.update import TrainState
+from mmeureka_jax.rl.train_state import TrainState
 from mmeureka_jax.runs.waiting_groups import arrays_of_groups, groups_of_arrays
 
 logger = logging.getLogger(__name__)

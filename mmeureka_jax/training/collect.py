@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -29,7 +29,8 @@ from mmeureka_jax.process.console import first_time, plural, progress
 from mmeureka_jax.rewards.chosen import fallible_rules
 from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.groups import Group
-from mmeureka_jax.rl.online_filter import KEPT, GroupBuffer, classify, staleness
+from mmeureka_jax.rl.metrics import Mean, Metrics, Sum, computed
+from mmeureka_jax.rl.online_filter import KEPT, TOO_EASY, TOO_HARD, GroupBuffer, classify, staleness
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.request import Request, Samples
@@ -58,36 +59,19 @@ class Collected:
 
 @dataclass
 class Tally:
-    """Sums over the rollouts of a step."""
+    """What the sampler calls of a step add up to."""
 
-    values: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    outcomes: Counter[str] = field(default_factory=Counter)
-    failed: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # for each rule
-    rounds: int = 0
-    kept_all: int = 0  # rounds whose groups were all kept because none had passed
+    metrics: dict[str, Any] = field(default_factory=dict)
+    lengths: list[np.ndarray] = field(default_factory=list)  # of responses, for each call
+    failed: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # for each rule and call
 
-    def add(self, name: str, values: np.ndarray) -> None:
-        self.values[name].append(np.asarray(values).ravel())
+    def add(self, metrics: Metrics) -> None:
+        for name, metric in metrics.items():
+            self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
 
-    def all(self, name: str) -> np.ndarray:
-        return np.concatenate(self.values[name]) if name in self.values else np.zeros(0)
-
-    def metrics(self) -> dict[str, float]:
-        """Means over the step's responses and groups. A step that needed no rollout has none."""
-        if not self.rounds:
-            return {"filter/rounds": 0.0}
-        means = {name: float(np.mean(self.all(name), dtype=np.float64)) for name in self.values}
-        groups = self.outcomes.total()
-        means |= {f"filter/{name}": self.outcomes[name] / groups for name in ("kept", "too_easy", "too_hard")}
-        tokens = float(np.sum(self.all("response/length")))
-        return means | {
-            "filter/rounds": float(self.rounds),
-            "filter/kept_all": float(self.kept_all),
-            "time/rollout": self.seconds["rollout"],
-            "time/reward": self.seconds["reward"],
-            "time/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
-        }
+    def row(self) -> dict[str, float]:
+        """The metrics of the step. A step that needed no sampler call has none."""
+        return computed(self.metrics) if self.metrics else {"filter/rounds": 0.0}
 
 
 def rollout_samples(
@@ -117,6 +101,41 @@ def rollout_samples(
     return samples
 
 
+def _nothing_kept(rounds: int, tally: Tally, step: int) -> RunStopped:
+    easy, hard = (tally.metrics[f"filter/{name}"].total for name in (TOO_EASY, TOO_HARD))
+    return RunStopped(
+        f"step {step + 1}: {rounds} rollouts in a row left no group between the filter's bounds "
+        f"({easy:.0f} groups too easy, {hard:.0f} too hard). Use easier or harder problems, widen rl.filter.lower "
+        "and rl.filter.upper, or raise rl.filter.max_empty_rounds"
+    )
+
+
+def _scored_rows(
+    loaded: Sequence[LoadedProblem], scores: Sequence[Sequence[RewardResult]], fallible: Iterable[str]
+) -> dict[str, Any]:
+    """What the rules say of this host's responses, as arrays [P, n]: the total, each rule's part, and which failed."""
+    failed = {rule: np.asarray([[rule in s.failures for s in row] for row in scores]) for rule in fallible}
+    names = sorted(scores[0][0].parts)
+    return {
+        "orders": np.asarray([item.order for item in loaded]),
+        "total": np.asarray([[s.total for s in row] for row in scores], np.float32),
+        "failures": np.any(list(failed.values()), axis=0).astype(np.float32),
+        "failed": failed,
+        "parts": {name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
+    }
+
+
+def _metrics_of_call(scored: Mapping[str, Any], samples: Samples) -> Metrics:
+    """The metrics of one sampler call's responses, of all hosts."""
+    rewards = {"total": scored["total"], **scored["parts"], "failures": scored["failures"]}
+    metrics = {f"reward/{name}": Mean.of(values) for name, values in rewards.items()}
+    for k, rates in pass_at_k(scored["parts"]["accuracy"] > 0.5).items():
+        metrics[f"reward/pass_at_{k}"] = Mean.of(rates)
+    metrics["response/length"] = Mean.of(samples.lengths)
+    metrics["response/truncated"] = Mean.of(~samples.finished)
+    return metrics
+
+
 @dataclass
 class _Round:
     """One sampler call, whose responses are being scored."""
@@ -126,6 +145,7 @@ class _Round:
     prompts: Prompt
     features: ImageFeatures | None  # of all hosts, where the tower is frozen
     samples: Samples
+    seconds: float  # that sampling took
     texts: list[list[str]]
     scores: Future[list[list[RewardResult]]]
 
@@ -185,42 +205,42 @@ class Collector:
             RunStopped: `filter.max_empty_rounds` sampler calls in a row gave no group that survives the filter; or see
             `FailureWatch`.
         """
-        wanted, empty, tally = self._config.rl.prompts_per_rollout, 0, Tally()
+        wanted = self._config.rl.prompts_per_rollout
+        empty = 0
+        tally = Tally()
         samples: list[RolloutSample] = []
         waiting: deque[_Round] = deque()
         while len(buffer) < wanted:
             # One call ahead of the scores, if even with all groups of the call before the buffer would not be full.
             while not waiting or (len(waiting) == 1 and len(buffer) + self._prompts_per_call < wanted):
-                waiting.append(self._sample(params, updates, tally))
+                waiting.append(self._sample(params, updates))
             groups, shown = self._scored(waiting.popleft(), tally, step, show=not samples)
             outcomes = classify(np.stack([group.accuracies for group in groups]), self._config.rl.filter, step)
-            tally.outcomes.update(outcomes.tolist())
+            tally.add({f"filter/{name}": Mean.of(outcomes == name) for name in (KEPT, TOO_EASY, TOO_HARD)})
             kept = [group for group, outcome in zip(groups, outcomes, strict=True) if outcome == KEPT]
-            if not kept and self._config.rl.filter.if_none_kept == "keep_all":
-                kept, tally.kept_all = groups, tally.kept_all + 1
+            keep_all = not kept and self._config.rl.filter.if_none_kept == "keep_all"
+            if keep_all:
+                kept = groups
+            tally.add({"filter/kept_all": Sum(int(keep_all))})
             buffer.add(kept)
             samples = samples or shown
             empty = 0 if kept else empty + 1
             if empty >= self._config.rl.filter.max_empty_rounds:
-                easy, hard = tally.outcomes["too_easy"], tally.outcomes["too_hard"]
-                raise RunStopped(
-                    f"step {step + 1}: {empty} rollouts in a row left no group between the filter's bounds "
-                    f"({easy} groups too easy, {hard} too hard). Use easier or harder problems, widen rl.filter.lower "
-                    "and rl.filter.upper, or raise rl.filter.max_empty_rounds"
-                )
+                raise _nothing_kept(empty, tally, step)
             on_round(min(len(buffer), wanted))
-        if tally.rounds:
+        if tally.failed:
             self._failures.end_step({rule: np.concatenate(failed) for rule, failed in tally.failed.items()}, step + 1)
         taken = buffer.take(wanted)
         if not self._config.rl.filter.keep_leftovers:
             buffer.clear()
-        metrics = tally.metrics() | {
+        metrics = tally.row() | {
             "filter/buffer": float(len(buffer)),
             "filter/staleness": staleness(taken, updates, self._config.rl.updates_per_step),
         }
-        return Collected(taken, metrics, tally.all("response/length"), samples)
+        lengths = np.concatenate(tally.lengths) if tally.lengths else np.zeros(0)
+        return Collected(taken, metrics, lengths, samples)
 
-    def _sample(self, params: Params, updates: int, tally: Tally) -> _Round:
+    def _sample(self, params: Params, updates: int) -> _Round:
         """One sampler call over all hosts; the scoring of this host's responses has begun."""
         from mmeureka_jax.data.processor import collate
 
@@ -242,11 +262,12 @@ class Collector:
         if self._vision_frozen:  # the update reads the features, so the pictures need not be gathered or kept
             count = len(loaded) * jax.process_count()
             none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
-            prompts, kept = gather_rows(prompts.replace(images=None)).replace(images=none), gather_rows(features)
+            prompts = gather_rows(prompts.replace(images=None)).replace(images=none)
+            kept = gather_rows(features)
         else:
-            prompts, kept = gather_rows(prompts), None
-        tally.seconds["rollout"] += time.perf_counter() - start
-        return _Round(updates, loaded, prompts, kept, samples, texts, scores)
+            prompts = gather_rows(prompts)
+            kept = None
+        return _Round(updates, loaded, prompts, kept, samples, time.perf_counter() - start, texts, scores)
 
     def _compiling(self, batch: Prompt) -> AbstractContextManager[None]:
         """Says so where a sampler call has to compile its programs."""
@@ -260,35 +281,25 @@ class Collector:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""
         start = time.perf_counter()
         scores = self._with_length_penalty(sampled.scores.result(), sampled.samples.lengths)
-        tally.seconds["reward"] += time.perf_counter() - start
+        seconds = time.perf_counter() - start
         self._failures.note((score for row in scores for score in row), step + 1)
-        names = sorted(scores[0][0].parts)
-        fallible = fallible_rules(self._config.reward)
-        failed = {rule: np.asarray([[rule in s.failures for s in row] for row in scores]) for rule in fallible}
-        own = {
-            "orders": np.asarray([item.order for item in sampled.loaded]),
-            "total": np.asarray([[s.total for s in row] for row in scores], np.float32),
-            "failures": np.any(list(failed.values()), axis=0).astype(np.float32),
-            "failed": failed,
-            **{name: np.asarray([[s.parts[name] for s in row] for row in scores], np.float32) for name in names},
-        }
         # Through the mesh, as the samples: its order of rows need not be the order of hosts.
+        own = _scored_rows(sampled.loaded, scores, fallible_rules(self._config.reward))
         everyone, full = gather_rows(to_global(self._mesh, (own, sampled.samples)))
-        tally.rounds += 1
-        for name in ("total", *names, "failures"):
-            tally.add(f"reward/{name}", everyone[name])
-        for rule, of_all in everyone["failed"].items():
-            tally.failed[rule].append(of_all)
-        for k, rates in pass_at_k(everyone["accuracy"] > 0.5).items():
-            tally.add(f"reward/pass_at_{k}", rates)
-        tally.add("response/length", full.lengths)
-        tally.add("response/truncated", ~full.finished)
+        tally.add(_metrics_of_call(everyone, full))
+        tally.add({"filter/rounds": Sum(1), "time/rollout": Sum(sampled.seconds), "time/reward": Sum(seconds)})
+        tally.add({"time/rollout_tokens_per_s": Mean(float(np.sum(full.lengths)), sampled.seconds)})
+        tally.lengths.append(full.lengths.ravel())
+        for rule, failed in everyone["failed"].items():
+            tally.failed[rule].append(failed.ravel())
         groups = _groups(sampled.sampled_by, everyone, sampled.prompts, sampled.features, full)
         if not (show and is_main() and self._config.tracking.rollouts_every):
             return groups, []
-        shown, samples = slice(0, self._config.tracking.rollouts_logged), sampled.samples
-        loaded, texts = sampled.loaded[shown], sampled.texts[shown]
-        return groups, rollout_samples(loaded, texts, scores[shown], samples.lengths, samples.finished)
+        shown = slice(0, self._config.tracking.rollouts_logged)
+        samples = sampled.samples
+        return groups, rollout_samples(
+            sampled.loaded[shown], sampled.texts[shown], scores[shown], samples.lengths, samples.finished
+        )
 
     def _with_length_penalty(self, scores: list[list[RewardResult]], lengths: np.ndarray) -> list[list[RewardResult]]:
         reward = self._config.reward
@@ -322,7 +333,7 @@ class Collector:
 
 
 def _groups(
-    sampled_by: int, scored: dict[str, np.ndarray], prompts: Prompt, features: ImageFeatures | None, samples: Samples
+    sampled_by: int, scored: dict[str, Any], prompts: Prompt, features: ImageFeatures | None, samples: Samples
 ) -> list[Group]:
     """All hosts' groups of one sampler call, in the order of the data stream."""
 
@@ -338,7 +349,7 @@ def _groups(
             lengths=sampled.lengths,
             finished=sampled.finished,
             rewards=np.array(scored["total"][row]),
-            accuracies=np.array(scored["accuracy"][row]),
+            accuracies=np.array(scored["parts"]["accuracy"][row]),
         )
 
     return [group(row) for row in np.argsort(scored["orders"])]

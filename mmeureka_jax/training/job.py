@@ -22,7 +22,7 @@ from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
 from mmeureka_jax.mesh import batch_divisor
 from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, say_facts, waiting
-from mmeureka_jax.rl.update import Objective
+from mmeureka_jax.rl.objective import Objective
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
@@ -159,7 +159,8 @@ class Job:
 
     def _bar_of_validation(self) -> Bar:
         assert self.examiner is not None
-        shown, total = self.config.tracking.progress and is_main(), self.examiner.count
+        shown = self.config.tracking.progress and is_main()
+        total = self.examiner.count
         return progress(total, "validate", unit="problem", enabled=shown, leave=False)
 
     def log(self, row: dict[str, float], shown: str) -> None:
@@ -184,9 +185,11 @@ class Job:
         regular = due(self.run.step, self.config.checkpoint.every_steps, self.at_end)
         if regular or self._save_at_once or self._stopping:
             self.steps.phase("saving a checkpoint")
-            self.run.data, self.run.counters = self.loader.get_state(), dict(self.guard.counters)
+            self.run.data = self.loader.get_state()
+            self.run.counters = dict(self.guard.counters)
             self.checkpointer.save(self.run, self._accuracy)
-        self._accuracy, self._save_at_once = None, False
+        self._accuracy = None
+        self._save_at_once = False
         self._seconds_saving = time.perf_counter() - start
         self.guard.stop_if_too_many()
 

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,18 +31,12 @@ from mmeureka_jax.rl.groups import (
     split_batch,
 )
 from mmeureka_jax.rl.kl import kl_penalty
+from mmeureka_jax.rl.metrics import Mean, Metrics
+from mmeureka_jax.rl.objective import Objective, batch_log_probs, batch_values
 from mmeureka_jax.rl.optimizer import merge_params
-from mmeureka_jax.rl.update import (
-    CompiledUpdate,
-    Objective,
-    TrainState,
-    batch_log_probs,
-    batch_values,
-    make_training,
-)
+from mmeureka_jax.rl.train_state import TrainState, make_training
+from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.setup.policy import OpenedPolicy
-
-Metrics = dict[str, Any]
 
 
 class Learner:
@@ -140,7 +133,7 @@ class Learner:
     ) -> tuple[TrainState, Metrics]:
         with self._compiling(parts):
             state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
-        return state, metrics | {"update/padding": padded}
+        return state, metrics | {"update/padding": Mean(padded)}
 
     @contextmanager
     def _compiling(self, parts: list[UpdateBatch]) -> Iterator[None]:
@@ -166,7 +159,8 @@ class Learner:
         As many prompts at a time as in a micro-batch.
         """
         shape = len(groups), len(groups[0].lengths), config.sampler.max_new_tokens
-        result, none = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        result = np.zeros(shape, np.float32)
+        none = np.zeros(shape, np.float32)
         order = np.argsort([-int(group.lengths.sum()) for group in groups], kind="stable")
         size = config.rl.prompts_per_update // self._micro_batches
         for start in range(0, len(groups), size):
@@ -283,13 +277,17 @@ def make_experience(
     Args:
         state: at the beginning of the step.
     """
-    rl, length = config.rl, config.sampler.max_new_tokens
+    rl = config.rl
+    length = config.sampler.max_new_tokens
     current = np.asarray([group.sampled_by for group in groups]) == int(state.updates)
     outcomes = Outcomes.of(groups)
     mask = outcomes.mask(length)
     sampled = sampled_log_probs(groups, length)
     reference = learner.reference_log_probs(state, config, groups)
-    old, importance, penalties, metrics = sampled, None, None, {}
+    old = sampled
+    importance = None
+    penalties = None
+    metrics: dict[str, float] = {}
     if rl.importance_cap is not None:
         old = learner.log_probs(state.params, config, groups)
         importance = np.where(mask, np.minimum(np.exp(old - sampled), rl.importance_cap), 0.0).astype(np.float32)
@@ -300,7 +298,8 @@ def make_experience(
             metrics = {"policy/sampler_gap_mean": float(gap.mean()), "policy/sampler_gap_max": float(gap.max())}
     if reference is not None and rl.kl_place == "reward":
         penalties = kl_coefficient * np.asarray(kl_penalty(old, reference, rl.kl_estimator), np.float64)
-    values, returns = learner.values(state, config, groups), None
+    values = learner.values(state, config, groups)
+    returns = None
     if values is None:
         advantages = compute_advantages(outcomes, rl, length, penalties)
     else:
@@ -338,7 +337,8 @@ def group_batches(config: Config, experience: Experience, *, step: int) -> Itera
     Only the first batch of the first pass meets the parameters that the step starts from, so only its groups that
     those parameters sampled are `fresh`.
     """
-    groups, size = experience.groups, config.rl.prompts_per_update
+    groups = experience.groups
+    size = config.rl.prompts_per_update
     for epoch in range(config.rl.epochs_per_rollout):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(len(groups))
         for start in range(0, len(groups), size):
@@ -354,25 +354,3 @@ def group_batches(config: Config, experience: Experience, *, step: int) -> Itera
                 experience.current[rows] & (epoch == 0 and start == 0),
                 **per_token,
             )
-
-
-def summarise_updates(rows: Sequence[Metrics]) -> dict[str, float]:
-    """One row of a step's optimiser metrics: means over its updates, maxima of maxima, the last learning rate.
-
-    The sampler gap comes from the first update, the only one whose parameters are the sampler's.
-    """
-    summary = {}
-    for name in rows[0]:
-        values = np.asarray([row[name] for row in rows], np.float64)
-        if name.startswith("policy/sampler_gap"):
-            if rows[0]["fresh_tokens"] > 0:
-                summary[name] = float(values[0])
-        elif name == "optimizer/learning_rate":
-            summary[name] = float(values[-1])
-        elif name == "optimizer/skipped":
-            summary[name] = float(values.sum())
-        elif name.endswith("_max"):
-            summary[name] = float(values.max())
-        elif name != "fresh_tokens":
-            summary[name] = float(values.mean())
-    return summary

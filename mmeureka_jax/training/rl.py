@@ -27,8 +27,9 @@ from mmeureka_jax.process.console import say, waiting
 from mmeureka_jax.rl.advantages import make_estimator, reads_critic
 from mmeureka_jax.rl.groups import Group, UpdateBatch
 from mmeureka_jax.rl.kl import next_kl_coefficient
+from mmeureka_jax.rl.metrics import Metrics, added_up, computed
+from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.online_filter import GroupBuffer
-from mmeureka_jax.rl.update import policy_objective
 from mmeureka_jax.runs.checkpoint import RunState
 from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
@@ -37,7 +38,7 @@ from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.collect import Collected, Collector
 from mmeureka_jax.training.job import Recipe, due, open_job
-from mmeureka_jax.training.learner import Learner, Metrics, group_batches, make_experience, summarise_updates
+from mmeureka_jax.training.learner import Learner, group_batches, make_experience
 from mmeureka_jax.training.watchers import NonFiniteGuard
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def train(config: Config) -> Path:
 def is_exported(config: Config) -> bool:
     """Whether a stage is over and the policy that it came to is there for the next one."""
     run_dir = Path(config.run_dir)
-    metadata, exported = read_metadata(run_dir), read_provenance(run_dir / EXPORT_FOLDER)
+    metadata = read_metadata(run_dir)
+    exported = read_provenance(run_dir / EXPORT_FOLDER)
     at_end = exported.get("step") == config.steps and not exported.get("average")
     return metadata is not None and not config_changes(metadata, config) and at_end
 
@@ -107,7 +109,8 @@ def export_policy(config: Config) -> None:
 def train_stage(config: Config) -> bool:
     """One run of `train`, in its folder. Returns whether SIGTERM came during its last step."""
     with open_job(config, recipe(config)) as job:
-        run, learner = job.run, job.learner
+        run = job.run
+        learner = job.learner
         assert job.rewards is not None
         buffer = GroupBuffer(fitting_groups(run.groups, config))
         collector = Collector(
@@ -136,7 +139,8 @@ def train_stage(config: Config) -> bool:
             )
             job.steps.phase("updating")
             row = learn(learner, job.guard, config, run, collected.groups)
-            run.step, run.groups = run.step + 1, tuple(buffer.groups)
+            run.step += 1
+            run.groups = tuple(buffer.groups)
             row |= collected.metrics | job.validate_if_due()
             log_responses(job.tracker, config, run.step, collected)
             job.log(row, describe(row))
@@ -207,16 +211,18 @@ def learn(
     for batch in batches():
         run.train, metrics = learner.update(run.train, batch, kl_coefficient)
         on_device.append(metrics)
-    rows = jax.device_get(on_device)
+    updates = jax.device_get(on_device)
+    rows = [computed(metrics) for metrics in updates]
     guard.check(rows, lambda number: next(islice(batches(), number, None)), run.step + 1)
-    row = summarise_updates(rows) | experience.metrics
+    row = computed(added_up(updates)) | experience.metrics
     if config.rl.kl_coefficient:
         row["policy/kl_coefficient"] = kl_coefficient
     if config.rl.kl_target is not None:
-        seen = [float(one["policy/kl_reference"]) for one in rows if not one["optimizer/skipped"]] or [math.nan]
+        seen = [one["policy/kl_reference"] for one in rows if not one["optimizer/skipped"]] or [math.nan]
         samples = len(groups) * config.rl.group_size
         run.kl_coefficient = next_kl_coefficient(kl_coefficient, sum(seen) / len(seen), samples, config.rl)
-    row["time/experience"], seconds = began - start, time.perf_counter() - began
+    row["time/experience"] = began - start
+    seconds = time.perf_counter() - began
     tokens = sum(group.prompt_length * len(group.lengths) + int(group.lengths.sum()) for group in groups)
     tokens *= config.rl.epochs_per_rollout
     return row | {"time/update": seconds, "time/update_tokens_per_s": tokens / seconds}

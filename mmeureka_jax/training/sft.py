@@ -15,7 +15,8 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.rl.groups import UpdateBatch
-from mmeureka_jax.rl.update import imitation_objective
+from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
+from mmeureka_jax.rl.objective import imitation_objective
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.job import Recipe, open_job
 
@@ -45,22 +46,20 @@ def fine_tune(config: Config) -> Path:
             batch = batches.make(next(job.loader))
             run.train, on_device = job.learner.update_from_shares(run.train, batch)
             run.step += 1
-            metrics = jax.device_get(on_device)
+            metrics = computed(jax.device_get(on_device))
             job.guard.check([metrics], [batch].__getitem__, run.step)
-            rows, prompt_tokens, response_tokens, padding, hosts = sum_over_hosts(
-                [
-                    len(batch.responses),
-                    batch.prompts.length.sum(),
-                    batch.response_mask.sum(),
-                    on_device["update/padding"],
-                    1,
-                ]
+            row = {"sft/loss": metrics["loss/total"]} | {name: metrics[name] for name in _LOGGED}
+            row |= computed(
+                over_hosts(
+                    {
+                        "response/length": Mean.of(batch.lengths),
+                        "update/padding": on_device["update/padding"],  # hosts have as many places each
+                    }
+                )
             )
-            row = {"sft/loss": float(metrics["loss/total"])} | {name: float(metrics[name]) for name in _LOGGED}
-            row["update/padding"] = padding / hosts  # hosts have as many places each
-            row["response/length"] = response_tokens / rows
+            (tokens,) = sum_over_hosts([batch.prompts.length.sum() + batch.response_mask.sum()])
             row["time/update"] = time.perf_counter() - start
-            row["time/update_tokens_per_s"] = (prompt_tokens + response_tokens) / row["time/update"]
+            row["time/update_tokens_per_s"] = tokens / row["time/update"]
             row |= job.validate_if_due()
             job.log(row, f"loss {row['sft/loss']:.3f}")
             job.save_if_due()
@@ -97,7 +96,8 @@ class ImitationBatches:
 
         responses = [solution_tokens(item.problem, self._processor, self._limit) for item in loaded]
         longest = int(max_over_hosts(max(len(item.prompt.tokens) for item in loaded)))
-        rows, length = len(loaded), pick_bucket(longest, self._prompt_buckets)
+        rows = len(loaded)
+        length = pick_bucket(longest, self._prompt_buckets)
         tokens = np.zeros((rows, 1, self._limit), np.int32)
         mask = np.zeros((rows, 1, self._limit), bool)
         for i, response in enumerate(responses):

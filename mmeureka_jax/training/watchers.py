@@ -110,7 +110,8 @@ class CompileCounter:
             self._intervals.append((end - duration_secs, end))
 
     def since_last(self) -> int:
-        new, self._seen = self.total - self._seen, self.total
+        new = self.total - self._seen
+        self._seen = self.total
         return new
 
     def seconds_since_last(self) -> float:

@@ -36,7 +36,7 @@ from mmeureka_jax.export.policy import export_run
 from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
-from mmeureka_jax.rl.update import make_training
+from mmeureka_jax.rl.train_state import make_training
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.provenance import read_provenance

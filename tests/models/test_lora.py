@@ -32,7 +32,7 @@ from mmeureka_jax.models.lora import (
 )
 from mmeureka_jax.models.policy import encode_images, token_log_probs
 from mmeureka_jax.rl.optimizer import split_frozen
-from mmeureka_jax.rl.update import make_training
+from mmeureka_jax.rl.train_state import make_training
 
 LORA = Lora(rank=3, alpha=6.0, targets=(r"language/layers/.*", r"vision/merger/(mlp_0|linear_1)"), base_dtype="float32")
 BOTH = ["text only", "several pictures"]

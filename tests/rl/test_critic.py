@@ -19,7 +19,10 @@ from mmeureka_jax.mesh import make_mesh, to_global
 from mmeureka_jax.rl.advantages import Outcomes, gae, gae_advantages, whiten
 from mmeureka_jax.rl.critic import Critic, value_loss
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch
-from mmeureka_jax.rl.update import CompiledUpdate, Training, batch_values, make_training, policy_objective
+from mmeureka_jax.rl.metrics import computed
+from mmeureka_jax.rl.objective import batch_values, policy_objective
+from mmeureka_jax.rl.train_state import Training, make_training
+from mmeureka_jax.rl.update import CompiledUpdate
 
 KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the gradient that it was given, bit for bit
 ITEMS = [PROBLEMS[name] for name in ("text only", "one window")] * 2
@@ -194,7 +197,8 @@ def gradients_of(model, head, batch, kind, *, frozen=(), micro_batches=1, packin
         state = state.replace(critic=state.critic | {"head": jax.tree.map(jnp.asarray, head)})
         parts = to_global(mesh, split_batch(batch, micro_batches, packing))
         state, metrics = step(jax.device_put(state, shardings), parts)
-    return jax.device_get((state.optimizer.trace, state.critic_optimizer.trace, metrics))
+    policy, critic = jax.device_get((state.optimizer.trace, state.critic_optimizer.trace))
+    return policy, critic, computed(jax.device_get(metrics))
 
 
 def assert_close(ours, expected, tolerance):

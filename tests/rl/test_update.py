@@ -19,13 +19,10 @@ from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.policy import encode_images, group_hidden, log_probs_of_hidden, token_log_probs
 from mmeureka_jax.rl.groups import UpdateBatch, split_batch
 from mmeureka_jax.rl.losses import LOSSES
-from mmeureka_jax.rl.update import (
-    CompiledUpdate,
-    Training,
-    imitation_objective,
-    make_training,
-    policy_objective,
-)
+from mmeureka_jax.rl.metrics import computed
+from mmeureka_jax.rl.objective import imitation_objective, policy_objective
+from mmeureka_jax.rl.train_state import Training, make_training
+from mmeureka_jax.rl.update import CompiledUpdate
 
 ITEMS = [PROBLEMS[name] for name in ("text only", "one window", "odd sizes", "several pictures")]
 GROUP = 2
@@ -99,7 +96,7 @@ def gradient_of(
     params = jax.tree.map(jnp.copy, model.params if params is None else params)  # the state is donated
     state = training.init(model.policy, params)
     state, metrics = step(state, split_batch(batch, micro_batches, packing), kl_coefficient)
-    return state.optimizer.trace, jax.device_get(metrics), state
+    return state.optimizer.trace, computed(jax.device_get(metrics)), state
 
 
 def keep_gradient(frozen=(), max_grad_norm=1e9, critic=None):
@@ -314,7 +311,11 @@ class Compiled:
         self.shardings = self.training.shardings(model.policy, mesh)
         objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
         step = CompiledUpdate(model.policy, objective, self.training, self.shardings)
-        self.step = lambda state, batch: step(state, [batch])
+        self._step = step
+
+    def step(self, state, batch):
+        state, metrics = self._step(state, [batch])
+        return state, computed(jax.device_get(metrics))
 
     def state(self):
         params = jax.tree.map(jnp.copy, self.model.params)  # what is passed in is donated
@@ -381,4 +382,4 @@ def test_every_objective_of_a_config_can_be_traced(model, text_batch, loss, aver
     step = compiled_update(model, policy_objective(config), training)
     _, metrics = jax.eval_shape(step, training.init(model.policy, model.params), [batch])
     assert {"loss/total", "loss/policy", "loss/kl", "policy/entropy", "policy/kl_reference"} <= metrics.keys()
-    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))

@@ -14,11 +14,14 @@ from helpers.groups import N, make_group
 
 from mmeureka_jax.config.schema import Config, MeshConfig, RLConfig, SamplerConfig
 from mmeureka_jax.mesh import make_mesh
-from mmeureka_jax.rl import update as module
+from mmeureka_jax.rl import objective as module
 from mmeureka_jax.rl.critic import Critic
 from mmeureka_jax.rl.groups import make_update_batch, split_batch
-from mmeureka_jax.rl.update import CompiledUpdate, Sums, Training, TrainState, apply_sums, imitation_objective
-from mmeureka_jax.rl.update import policy_objective as objective_of
+from mmeureka_jax.rl.metrics import computed
+from mmeureka_jax.rl.objective import Measured, imitation_objective
+from mmeureka_jax.rl.objective import policy_objective as objective_of
+from mmeureka_jax.rl.train_state import Training, TrainState
+from mmeureka_jax.rl.update import CompiledUpdate, Sums, apply_sums
 
 LENGTH = 6
 KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the gradient that it was given, bit for bit
@@ -86,7 +89,7 @@ def update(objective, policy=PLAIN):
         state = training.init(policy, {"number": jnp.asarray(0.9)})
         state = state.replace(updates=jnp.asarray(updates, jnp.int32))
         _, metrics = step(state, split_batch(batch, micro_batches, 0.0), **options)
-        return jax.device_get(metrics)
+        return computed(jax.device_get(metrics))
 
     return run
 
@@ -181,16 +184,18 @@ def stepped(gradient, critic_gradient, loss=1.0):
         critic=params,
         critic_optimizer=KEEP_GRADIENT.init(params),
     )
-    tokens = dict.fromkeys(("tokens", "gap", "fresh_tokens"), jnp.ones(()))
     sums = Sums(
         gradients={"a": jnp.full(1, gradient)},
         critic_gradients={"a": jnp.full(1, critic_gradient)},
-        losses={"loss/total": jnp.asarray(loss)},
-        tokens=tokens,
-        ratios={},
-        peaks={},
+        measured=Measured(
+            losses={"loss/total": jnp.asarray(loss)},
+            tokens=dict.fromkeys(("tokens", "gap", "fresh_tokens"), jnp.ones(())),
+            ratios={},
+            peaks={"policy/sampler_gap_max": jnp.ones(())},
+        ),
     )
-    return apply_sums(training, state, sums)
+    state, metrics = apply_sums(training, state, sums)
+    return state, computed(jax.device_get(metrics))
 
 
 def test_the_policy_and_the_critic_are_clipped_each_by_its_own_norm():

@@ -22,7 +22,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.checksums import Damaged, describe_arrays, verify_arrays
 from mmeureka_jax.models.batch import ImageFeatures, Images, Prompt
 from mmeureka_jax.rl.groups import Group
-from mmeureka_jax.rl.update import TrainState
+from mmeureka_jax.rl.train_state import TrainState
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState, SavedParams
 
 

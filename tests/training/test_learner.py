@@ -10,7 +10,7 @@ import pytest
 from helpers.groups import N, make_group
 
 from mmeureka_jax.config.schema import Config, CriticConfig, RLConfig, SamplerConfig
-from mmeureka_jax.training.learner import group_batches, make_experience, summarise_updates
+from mmeureka_jax.training.learner import group_batches, make_experience
 from mmeureka_jax.training.rl import recipe
 
 GROUPS = 6
@@ -253,30 +253,3 @@ def test_only_the_first_batch_meets_the_parameters_that_sampled(batches):
 def test_the_schedule_counts_the_updates_of_every_epoch():
     config = make_config(prompts_per_rollout=8, prompts_per_update=2, epochs_per_rollout=3)
     assert recipe(config).updates_per_step == 3 * 8 / 2
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A step's row.
-
-
-def test_the_summary_of_a_step_s_updates():
-    columns = {
-        "loss/total": (1.0, 4.0, 2.5),
-        "policy/ratio_max": (1.5, 1.2, 1.1),
-        "optimizer/learning_rate": (0.3, 0.2, 0.1),
-        "optimizer/skipped": (0.0, 1.0, 1.0),
-        "policy/sampler_gap_mean": (0.1, 0.5, 0.7),
-        "policy/sampler_gap_max": (0.2, 0.9, 0.8),
-        "fresh_tokens": (5.0, 0.0, 0.0),
-    }
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    assert summarise_updates(rows) == {
-        "loss/total": 2.5,  # the mean
-        "policy/ratio_max": 1.5,  # the largest
-        "optimizer/learning_rate": 0.1,  # the last
-        "optimizer/skipped": 2.0,  # all together
-        "policy/sampler_gap_mean": 0.1,  # the first
-        "policy/sampler_gap_max": 0.2,
-    }
-    without = summarise_updates([row | {"fresh_tokens": 0.0} for row in rows])
-    assert "policy/sampler_gap_mean" not in without and "policy/sampler_gap_max" not in without

@@ -11,7 +11,7 @@ from helpers.groups import N, make_group
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.rl.groups import make_update_batch
-from mmeureka_jax.rl.update import batch_log_probs
+from mmeureka_jax.rl.objective import batch_log_probs
 from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.rl import recipe
