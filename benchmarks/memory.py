@@ -64,7 +64,7 @@ def update_memory(
         training.abstract_state(policy),
         shardings,
     )
-    parts = to_global(loaded.mesh, split_batch(random_batch(options, policy), args.micro_batches, packing=0.0))
+    parts = to_global(loaded.mesh, split_batch(*random_batch(options, policy), args.micro_batches, packing=0.0))
     programs = [lowered.compile().memory_analysis() for lowered in update.lower(state, parts).values()]
     temporary = max(memory.temp_size_in_bytes for memory in programs)
     if len(parts) > 1:  # the gradients so far are an argument then

@@ -11,6 +11,7 @@ language` the frozen tower's embeddings come with the batch, as they do from a r
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -36,14 +37,15 @@ from benchmarks.common import (
     training_config,
 )
 from mmeureka_jax.config.schema import RLConfig
+from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.models.policy import Policy, encode_images
-from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.training.job import check_batch_sizes
 from mmeureka_jax.training.learner import Learner
 
 
-def random_batch(args: argparse.Namespace, policy: Policy) -> UpdateBatch:
+def random_batch(args: argparse.Namespace, policy: Policy) -> tuple[GroupBatch, Targets]:
     """A batch as rollouts give it, with random responses (host arrays)."""
     rng = np.random.default_rng(1)
     model = policy.config
@@ -55,11 +57,13 @@ def random_batch(args: argparse.Namespace, policy: Policy) -> UpdateBatch:
         prompts = prompts.replace(images=jax.tree.map(lambda x: x[:, :0], prompts.images))
     sizes = (args.prompts, args.group, args.new)
     allowed = np.setdiff1d(np.arange(model.text.vocab_size), policy.forbidden_tokens)
-    return UpdateBatch(
+    batch = GroupBatch(
         prompts=prompts,
         image_features=features,
         responses=rng.choice(allowed, sizes).astype(np.int32),
         response_mask=np.ones(sizes, bool),
+    )
+    return batch, Targets(
         old_log_probs=np.full(sizes, -np.log(model.text.vocab_size), np.float32),
         advantages=np.repeat(rng.standard_normal((*sizes[:2], 1), np.float32), args.new, axis=2),
         fresh=np.ones(args.prompts, bool),
@@ -71,10 +75,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     check_batch_sizes(loaded.mesh, {"--prompts / --micro-batches": args.prompts // args.micro_batches})
     config = training_config(args, loaded)
     with jax.set_mesh(loaded.mesh):
-        batch = random_batch(args, loaded.policy)
+        batch, targets = random_batch(args, loaded.policy)
         if args.median:
             lengths = log_normal_lengths(args.prompts, args.group, args.median)
-            batch = batch.replace(response_mask=np.arange(args.new) < lengths[..., None])
+            batch = dataclasses.replace(batch, response_mask=np.arange(args.new) < lengths[..., None])
         learner = Learner(
             config,
             loaded,
@@ -89,7 +93,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         def update() -> Any:
             nonlocal state, skipped, padding
-            state, metrics = learner.update(state, batch)
+            state, metrics = learner.update(state, batch, targets)
             skipped += float(metrics["optimizer/skipped"].compute())
             padding = metrics["update/padding"].compute()
             return state

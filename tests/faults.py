@@ -103,7 +103,7 @@ FAULTS = [
           "tests/training/test_reference.py", "the reference has the trained policy's adapters"),
     Fault("training/collect.py", 'f"{item.order}/{item.problem.id}"', "item.problem.id",
           "tests/training/test_collect.py", "noise named by the problem alone"),
-    Fault("rl/objective.py", "_weighted(penalty, part, share)", "_weighted(important(penalty), part, share)", SUMS,
+    Fault("rl/objective.py", "_weighted(penalty, batch, share)", "_weighted(important(penalty), batch, share)", SUMS,
           "importance weighs the KL too"),
     Fault("rl/update.py", "self._add(sums, state, part, Share(weight, coefficient))",
           "self._add(sums, state, part, Share(self._weigh([part.response_mask])[0], coefficient))", SUMS,

@@ -32,8 +32,9 @@ from mmeureka_jax.mesh import (
     to_global,
     tree_shardings,
 )
+from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.process.cpu import NO_YNN, split_cpu, ynn_is_safe
-from mmeureka_jax.rl.groups import UpdateBatch, split_batch
+from mmeureka_jax.rl.groups import Targets, split_batch
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.train_state import make_training
@@ -63,16 +64,18 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def batch(model):
+def part(model):
     names = ("text only", "one window", "several pictures", "odd sizes")
     prompts = model.batch([replace(PROBLEMS[names[i % 4]], id=str(i)) for i in range(ROWS)])
     rng = np.random.default_rng(0)
     shape = (ROWS, GROUP, LENGTH)
-    return UpdateBatch(
+    batch = GroupBatch(
         prompts=prompts,
         image_features=None,
         responses=rng.integers(5, 250, shape).astype(np.int32),
         response_mask=np.arange(LENGTH) < np.sort(rng.integers(1, LENGTH + 1, shape[:2]), axis=0)[..., None],
+    )
+    return batch, Targets(
         old_log_probs=rng.normal(-7, 1, shape).astype(np.float32),
         advantages=rng.normal(size=(*shape[:2], 1)).astype(np.float32).repeat(LENGTH, axis=2),
         fresh=np.ones(ROWS, bool),
@@ -82,7 +85,7 @@ def batch(model):
 class OnMesh:
     """The sampler and one update of the same policy, on one mesh."""
 
-    def __init__(self, model, batch, sizes):
+    def __init__(self, model, part, sizes):
         config = Config(
             rl=RLConfig(loss="cpgd", clip_epsilon_high=5.0, clip_epsilon_low=0.99),
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_fraction=0.0, frozen=()),
@@ -97,21 +100,21 @@ class OnMesh:
                 group_size=GROUP, max_new_tokens=10, eos_token_ids=model.config.eos_token_ids,
                 pad_token_id=model.config.pad_token_id,
             )  # fmt: skip
-            request = Request.of([str(i) for i in range(ROWS)], batch.prompts, mesh)
+            request = Request.of([str(i) for i in range(ROWS)], part[0].prompts, mesh)
             self.samples, _ = Sampler(model.policy, settings, "rollout").sample(self.start.params, request)
 
             step = CompiledUpdate(model.policy, policy_objective(config), training, self.shardings)
             packing = PACKING.get(sizes, 0.8)
-            parts = to_global(mesh, split_batch(batch, 2, packing=packing))
-            assert [part.width for part in parts] == [None, 16 if packing else None]
+            parts = to_global(mesh, split_batch(*part, 2, packing=packing))
+            assert [batch.width for batch, _ in parts] == [None, 16 if packing else None]
             self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
             self.state, metrics = self.update()
             self.metrics = computed(gather_rows(metrics))
 
 
 @pytest.fixture(scope="module")
-def on_mesh(model, batch):
-    return functools.cache(lambda *sizes: OnMesh(model, batch, sizes))
+def on_mesh(model, part):
+    return functools.cache(lambda *sizes: OnMesh(model, part, sizes))
 
 
 def by_path(tree):

@@ -104,6 +104,27 @@ class ImageFeatures:
     tokens: Float[Array, "*P M D"] = field(metadata=pad("M"))
 
 
+@flax.struct.dataclass
+class GroupBatch:
+    """What a forward pass reads: P prompts with n responses each.
+
+    Attributes:
+        image_features: of pictures that have been encoded already, by a tower that is not trained.
+        response_mask: True up to each response's length.
+        width: places that the responses of a prompt are packed into (see `group_hidden`); None: each is padded.
+    """
+
+    prompts: Prompt
+    image_features: ImageFeatures | None
+    responses: Int[Array, "P n Lr"]
+    response_mask: Bool[Array, "P n Lr"]
+    width: int | None = field(pytree_node=False, default=None)
+
+    @property
+    def lengths(self) -> Int[Array, "P n"]:
+        return self.response_mask.sum(-1, dtype=np.int32)
+
+
 def stack_rows(rows: Sequence[T], sizes: Mapping[str, int] | None = None) -> T:
     """Single records as one record of many: every array (NumPy) gets a leading dimension.
 

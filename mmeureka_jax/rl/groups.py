@@ -1,14 +1,14 @@
 """A group (a prompt, its n responses and their rewards) on the host, and the batches that are made of groups.
 
 Groups are plain NumPy records, the same on every host, in one canonical order (rollout, position in the data stream).
-The update reads `UpdateBatch`, made from any list of groups whose number divides over the mesh.
+The update reads a `GroupBatch`, made from any list of groups whose number divides over the mesh, and its `Targets`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.models.batch import (
     Array,
+    GroupBatch,
     ImageFeatures,
     Prompt,
     pad,
@@ -65,46 +66,33 @@ def sampled_log_probs(groups: Sequence[Group], length: int) -> Float[np.ndarray,
 
 
 @flax.struct.dataclass
-class UpdateBatch:
-    """What one optimiser step reads, or a part of it. See models/batch.py for the dimension letters.
+class Targets:
+    """What a loss of sampled responses reads, for each of their tokens. See models/batch.py for the dimension letters.
 
-    `width`: the places that the responses of a prompt are packed into (see `group_hidden`); None: each is padded.
+    Attributes:
+        old_log_probs: of the policy that the loss compares with: the one that sampled, or with `importance` the one at
+            the beginning of the step.
+        fresh: which prompts' responses were sampled by exactly the parameters that are updated: the sampler gap is
+            measured there.
+        reference_log_probs: of the reference policy, if there is one.
+        importance: what each token's policy loss is multiplied by.
+        values, returns: what a critic says before the updates, and what it should say.
     """
 
-    prompts: Prompt
-    image_features: ImageFeatures | None
-    responses: Int[Array, "P n Lr"]
-    response_mask: Bool[Array, "P n Lr"]  # True up to a response's length
     old_log_probs: Float[Array, "P n Lr"]
     advantages: Float[Array, "P n Lr"]
-    fresh: Bool[
-        Array, "P"
-    ]  # sampled by exactly the parameters that this step starts from: the sampler gap is measured there
+    fresh: Bool[Array, "P"]
     reference_log_probs: Float[Array, "P n Lr"] | None = None
-    importance: Float[Array, "P n Lr"] | None = None  # what each token's policy loss is multiplied by
-    values: Float[Array, "P n Lr"] | None = None  # of a critic, before the updates; with `returns`, what it should say
+    importance: Float[Array, "P n Lr"] | None = None
+    values: Float[Array, "P n Lr"] | None = None
     returns: Float[Array, "P n Lr"] | None = None
-    width: int | None = flax.struct.field(pytree_node=False, default=None)
-
-    @property
-    def lengths(self) -> Int[Array, "P n"]:
-        return self.response_mask.sum(-1, dtype=np.int32)
 
 
-def make_update_batch(
-    groups: Sequence[Group],
-    advantages: Float[np.ndarray, "P n Lr"],
-    fresh: Bool[np.ndarray, "P"],
-    *,
-    prompt_length: int,
-    response_length: int,
-    **others: Any,
-) -> UpdateBatch:
+Part = tuple[GroupBatch, Targets | None]  # of what one optimiser step reads, or all of it; imitation has no targets
+
+
+def make_group_batch(groups: Sequence[Group], *, prompt_length: int, response_length: int) -> GroupBatch:
     """Stacks groups at static sizes (host arrays).
-
-    Args:
-        others: fields [P, n, Lr] of the batch by name: those that no group holds, or that take the place of what it
-            holds.
 
     Raises:
         ValueError: a prompt or response is longer than the given size (nothing is ever cut off).
@@ -117,16 +105,8 @@ def make_update_batch(
             f"({prompt_length}, {response_length})"
         )
     stacked = stack_rows(groups, {"Lp": prompt_length, "Lr": response_length})
-    batch = UpdateBatch(
-        prompts=stacked.prompt,
-        image_features=stacked.image_features,
-        responses=stacked.responses,
-        response_mask=np.arange(response_length) < stacked.lengths[..., None],
-        old_log_probs=stacked.log_probs,
-        advantages=np.asarray(advantages, np.float32),
-        fresh=np.asarray(fresh, bool),
-    )
-    return dataclasses.replace(batch, **others)
+    within = np.arange(response_length) < stacked.lengths[..., None]
+    return GroupBatch(stacked.prompt, stacked.image_features, stacked.responses, within)
 
 
 def packed_widths(places: int, packing: float) -> tuple[int, ...]:
@@ -140,8 +120,12 @@ def packed_widths(places: int, packing: float) -> tuple[int, ...]:
 
 
 def split_batch(
-    batch: UpdateBatch, parts: int, packing: float, longest_of: Callable[[np.ndarray], np.ndarray] = lambda x: x
-) -> list[UpdateBatch]:
+    batch: GroupBatch,
+    targets: Targets | None,
+    parts: int,
+    packing: float,
+    longest_of: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+) -> list[Part]:
     """A batch of host arrays in equal parts, those groups together whose responses are about as long.
 
     Each part is as wide as its longest group needs, or None (padded) if that is the full width.
@@ -157,19 +141,21 @@ def split_batch(
     order = np.argsort(-tokens, kind="stable").reshape(parts, -1)
     widths = packed_widths(n * longest, packing)
     chosen = [pick_bucket(int(most), widths) for most in longest_of(tokens[order].max(1))]
-    return [
-        jax.tree.map(lambda x, rows=rows: x[rows], batch).replace(width=width if width < widths[-1] else None)
-        for rows, width in zip(order, chosen, strict=True)
-    ]
+
+    def part(rows: np.ndarray, width: int) -> Part:
+        of_rows, its_targets = jax.tree.map(lambda x: x[rows], (batch, targets))
+        return dataclasses.replace(of_rows, width=width if width < widths[-1] else None), its_targets
+
+    return list(map(part, order, chosen))
 
 
-def padding(parts: Sequence[UpdateBatch]) -> float:
+def padding(parts: Sequence[Part]) -> float:
     """Share of the places in these batches (prompts and responses) that hold no token."""
     places = tokens = 0
-    for part in parts:
-        prompts, n, longest = part.responses.shape
-        places += prompts * (part.prompts.tokens.shape[1] + (part.width or n * longest))
-        tokens += int(part.prompts.length.sum()) + int(part.lengths.sum())
+    for batch, _ in parts:
+        prompts, n, longest = batch.responses.shape
+        places += prompts * (batch.prompts.tokens.shape[1] + (batch.width or n * longest))
+        tokens += int(batch.prompts.length.sum()) + int(batch.lengths.sum())
     return 1 - tokens / places
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from mmeureka_jax.config.schema import Config
-from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.batch import Array, GroupBatch
 from mmeureka_jax.models.policy import GroupHidden, Params, Policy, encode_images, group_hidden, log_probs_of_hidden
 from mmeureka_jax.rl.critic import Critic, value_loss
-from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.rl.groups import Part, Targets
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.losses import LARGEST_LOG_RATIO, TokenLoss, make_policy_loss
 from mmeureka_jax.rl.optimizer import merge_params
@@ -37,16 +37,14 @@ class Objective:
         entropy_coefficient: the mean entropy times this is taken off the loss.
         kl_estimator: of the penalty towards the reference policy, for batches with reference log-probabilities; None:
             they are for the metric alone.
-        sampled: the responses come from an earlier state of the policy, with which it is compared.
     """
 
-    token_loss: Callable[[Array, UpdateBatch], TokenLoss]
+    token_loss: Callable[[Array, GroupBatch, Any], TokenLoss]
     averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"]
     max_length: int | None = None
     entropy_coefficient: float = 0.0
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     temperature: float = 1.0
-    sampled: bool = True
 
 
 def policy_objective(config: Config) -> Objective:
@@ -57,8 +55,12 @@ def policy_objective(config: Config) -> Objective:
     """
     rl = config.rl
     loss = make_policy_loss(rl)
+
+    def token_loss(log_probs: Array, batch: GroupBatch, targets: Targets) -> TokenLoss:
+        return loss(log_probs, targets.old_log_probs, targets.advantages, batch.response_mask)
+
     return Objective(
-        token_loss=lambda log_probs, batch: loss(log_probs, batch.old_log_probs, batch.advantages, batch.response_mask),
+        token_loss=token_loss,
         averaging=rl.token_averaging,
         max_length=config.sampler.max_new_tokens,
         entropy_coefficient=rl.entropy_coefficient,
@@ -70,14 +72,14 @@ def policy_objective(config: Config) -> Objective:
 def imitation_objective() -> Objective:
     """Maximum likelihood of the given responses, averaged over all tokens of the batch (supervised fine-tuning)."""
 
-    def negative_log_likelihood(log_probs: Array, batch: UpdateBatch) -> TokenLoss:
+    def negative_log_likelihood(log_probs: Array, batch: GroupBatch, targets: None) -> TokenLoss:
         loss = jnp.where(batch.response_mask, -log_probs, 0.0)
         return TokenLoss(loss=loss, parts={}, diagnostics={})
 
-    return Objective(token_loss=negative_log_likelihood, averaging="token_mean", sampled=False)
+    return Objective(token_loss=negative_log_likelihood, averaging="token_mean")
 
 
-def batch_hidden(policy: Policy, params: Params, batch: UpdateBatch) -> GroupHidden:
+def batch_hidden(policy: Policy, params: Params, batch: GroupBatch) -> GroupHidden:
     """`group_hidden` of a batch, whose pictures are encoded unless their features came with it."""
     features = batch.image_features
     if features is None:
@@ -87,12 +89,12 @@ def batch_hidden(policy: Policy, params: Params, batch: UpdateBatch) -> GroupHid
     )
 
 
-def batch_log_probs(policy: Policy, params: Params, batch: UpdateBatch, temperature: float) -> Float[Array, "P n Lr"]:
+def batch_log_probs(policy: Policy, params: Params, batch: GroupBatch, temperature: float) -> Float[Array, "P n Lr"]:
     """Log-probabilities of a batch's response tokens."""
     return log_probs_of_hidden(policy, params, batch_hidden(policy, params, batch), temperature=temperature)[0]
 
 
-def batch_values(policy: Policy, critic: Critic, state: TrainState, batch: UpdateBatch) -> Float[Array, "P n Lr"]:
+def batch_values(policy: Policy, critic: Critic, state: TrainState, batch: GroupBatch) -> Float[Array, "P n Lr"]:
     """What the critic predicts before a batch's response tokens."""
     forward = functools.partial(batch_hidden, policy, batch=batch)
     return critic.values(state.critic, state.params, forward(state.params), forward)
@@ -153,7 +155,7 @@ class PartLoss:
     critic: Critic | None = None
 
     def __call__(
-        self, trained: tuple[Params, Params], state: TrainState, part: UpdateBatch, share: Share
+        self, trained: tuple[Params, Params], state: TrainState, part: Part, share: Share
     ) -> tuple[Float[Array, ""], Measured]:
         """What the gradient is taken of, and what was measured on the way.
 
@@ -161,9 +163,10 @@ class PartLoss:
             trained: the parameters that gradients are taken by, the policy's and the critic's.
             state: where the others are.
         """
+        batch, targets = part
         params = merge_params(trained[0], state.frozen)
         policy, params = self.policy.with_dropout(params, state.updates, share.tokens_before)
-        states = batch_hidden(policy, params, part)
+        states = batch_hidden(policy, params, batch)
         log_probs, entropy = log_probs_of_hidden(
             policy,
             params,
@@ -171,89 +174,99 @@ class PartLoss:
             temperature=self.objective.temperature,
             entropy_gradient=self.objective.entropy_coefficient != 0,
         )
-        token_loss = self.objective.token_loss(log_probs, part)
+        token_loss = self.objective.token_loss(log_probs, batch, targets)
         losses = self._policy_losses(token_loss, log_probs, entropy, part, share)
         loss = losses["loss/total"]
         tokens = _token_sums(token_loss, log_probs, entropy, part)
         if self.critic is not None:
-            forward = functools.partial(batch_hidden, policy, batch=part)
+            assert targets is not None
+            forward = functools.partial(batch_hidden, policy, batch=batch)
             values = self.critic.values(trained[1], params, states, forward)
-            errors, clipped = value_loss(values, part.values, part.returns, self.critic.value_clip)
-            tokens["critic/clip_fraction"] = _summed(clipped, part)
-            losses["loss/value"] = _weighted(errors, part, share)
+            errors, clipped = value_loss(values, targets.values, targets.returns, self.critic.value_clip)
+            tokens["critic/clip_fraction"] = _summed(clipped, batch)
+            losses["loss/value"] = _weighted(errors, batch, share)
             loss += losses["loss/value"]
-        ratios = ratio_sums(log_probs, part.old_log_probs, part.response_mask) if self.objective.sampled else {}
-        return loss, Measured(losses, tokens, ratios, self._peaks(log_probs, part))
+        if targets is None:
+            return loss, Measured(losses, tokens, ratios={}, peaks={})
+        ratios = ratio_sums(log_probs, targets.old_log_probs, batch.response_mask)
+        return loss, Measured(losses, tokens, ratios, _peaks(log_probs, batch, targets))
 
     def _policy_losses(
         self,
         token_loss: TokenLoss,
         log_probs: Float[Array, "P n Lr"],
         entropy: Float[Array, "P n Lr"],
-        part: UpdateBatch,
+        part: Part,
         share: Share,
     ) -> dict[str, Float[Array, ""]]:
         """`loss/total`, which is the policy's, and its addends."""
+        batch, targets = part
+        importance = None if targets is None else targets.importance
+        reference = None if targets is None else targets.reference_log_probs
 
         def important(x: Array) -> Array:
-            return x if part.importance is None else part.importance * x
+            return x if importance is None else importance * x
 
         objective = self.objective
-        losses = {f"loss/{name}": _weighted(important(value), part, share) for name, value in token_loss.parts.items()}
-        total = _weighted(important(token_loss.loss), part, share)
+        losses = {f"loss/{name}": _weighted(important(value), batch, share) for name, value in token_loss.parts.items()}
+        total = _weighted(important(token_loss.loss), batch, share)
         if objective.entropy_coefficient:
-            losses["loss/entropy"] = -objective.entropy_coefficient * _weighted(entropy, part, share)
+            losses["loss/entropy"] = -objective.entropy_coefficient * _weighted(entropy, batch, share)
             total += losses["loss/entropy"]
-        if part.reference_log_probs is not None and objective.kl_estimator is not None:
-            penalty = kl_penalty(
-                log_probs, part.reference_log_probs, objective.kl_estimator, response_mask=part.response_mask
-            )
-            losses["loss/kl"] = share.kl_coefficient * _weighted(penalty, part, share)
+        if reference is not None and objective.kl_estimator is not None:
+            penalty = kl_penalty(log_probs, reference, objective.kl_estimator, response_mask=batch.response_mask)
+            losses["loss/kl"] = share.kl_coefficient * _weighted(penalty, batch, share)
             total += losses["loss/kl"]
         return losses | {"loss/total": total}
 
-    def _peaks(self, log_probs: Float[Array, "P n Lr"], part: UpdateBatch) -> dict[str, Float[Array, ""]]:
-        """The largest of what is measured over response tokens; 0 or more."""
-        difference = log_probs - part.old_log_probs
-        peaks = {"policy/sampler_gap_max": jnp.max(jnp.where(_fresh(part), jnp.abs(difference), 0.0))}
-        if self.objective.sampled:
-            furthest = jnp.max(jnp.where(part.response_mask, difference, -jnp.inf))
-            peaks["policy/ratio_max"] = jnp.exp(jnp.minimum(furthest, LARGEST_LOG_RATIO))
-        return peaks
+
+def _peaks(log_probs: Float[Array, "P n Lr"], batch: GroupBatch, targets: Targets) -> dict[str, Float[Array, ""]]:
+    """The largest of what is measured over response tokens; 0 or more."""
+    difference = log_probs - targets.old_log_probs
+    furthest = jnp.max(jnp.where(batch.response_mask, difference, -jnp.inf))
+    return {
+        "policy/sampler_gap_max": jnp.max(jnp.where(_fresh(batch, targets), jnp.abs(difference), 0.0)),
+        "policy/ratio_max": jnp.exp(jnp.minimum(furthest, LARGEST_LOG_RATIO)),
+    }
 
 
 def _token_sums(
     token_loss: TokenLoss,
     log_probs: Float[Array, "P n Lr"],
     entropy: Float[Array, "P n Lr"],
-    part: UpdateBatch,
+    part: Part,
 ) -> dict[str, Float[Array, ""]]:
     """Sums over response tokens; see `Measured`."""
-    fresh = _fresh(part)
-    gap = jnp.abs(log_probs - part.old_log_probs)
-    tokens = {f"policy/{name}": _summed(value, part) for name, value in token_loss.diagnostics.items()}
+    batch, targets = part
+    tokens = {f"policy/{name}": _summed(value, batch) for name, value in token_loss.diagnostics.items()}
     tokens |= {
-        "policy/entropy": _summed(entropy, part),
-        "tokens": jnp.sum(part.response_mask, dtype=jnp.float32),
+        "policy/entropy": _summed(entropy, batch),
+        "tokens": jnp.sum(batch.response_mask, dtype=jnp.float32),
+    }
+    if targets is None:
+        return tokens
+    fresh = _fresh(batch, targets)
+    gap = jnp.abs(log_probs - targets.old_log_probs)
+    tokens |= {
         "gap": jnp.sum(jnp.where(fresh, gap, 0.0)),
         "fresh_tokens": jnp.sum(fresh, dtype=jnp.float32),
     }
-    if part.importance is not None:
-        tokens["policy/importance"] = _summed(part.importance, part)
-    if part.reference_log_probs is not None:
-        tokens["policy/kl_reference"] = _summed(log_probs - part.reference_log_probs, part)
+    if targets.importance is not None:
+        tokens["policy/importance"] = _summed(targets.importance, batch)
+    if targets.reference_log_probs is not None:
+        tokens["policy/kl_reference"] = _summed(log_probs - targets.reference_log_probs, batch)
     return tokens
 
 
-def _fresh(part: UpdateBatch) -> Bool[Array, "P n Lr"]:
+def _fresh(batch: GroupBatch, targets: Targets) -> Bool[Array, "P n Lr"]:
     """The response tokens on which the sampler and the update must agree."""
-    return part.response_mask & part.fresh[:, None, None]
+    return batch.response_mask & targets.fresh[:, None, None]
 
 
-def _weighted(x: Float[Array, "P n Lr"], part: UpdateBatch, share: Share) -> Float[Array, ""]:
-    """The sum over a part's tokens by their weights; whatever is at masked positions does not count."""
-    return jnp.sum(share.weights * jnp.where(part.response_mask, x, 0.0))
+def _weighted(x: Float[Array, "P n Lr"], batch: GroupBatch, share: Share) -> Float[Array, ""]:
+    """The sum over a batch's tokens by their weights; whatever is at masked positions does not count."""
+    return jnp.sum(share.weights * jnp.where(batch.response_mask, x, 0.0))
 
 
-def _summed(x: Array, part: UpdateBatch) -> Float[Array, ""]:
-    return jnp.sum(jnp.where(part.response_mask, x, 0.0))
+def _summed(x: Array, batch: GroupBatch) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(batch.response_mask, x, 0.0))

@@ -24,7 +24,7 @@ from mmeureka_jax.mesh import Program, abstract, constrain
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.rl.averaging import token_weights
-from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.rl.groups import Part
 from mmeureka_jax.rl.metrics import Last, Mean, Metric, Peak, Sum
 from mmeureka_jax.rl.objective import Measured, Objective, PartLoss, Share
 from mmeureka_jax.rl.optimizer import clip_by_global_norm
@@ -49,7 +49,7 @@ class Sums:
         )
 
 
-def part_sums(part_loss: PartLoss, state: TrainState, part: UpdateBatch, share: Share) -> Sums:
+def part_sums(part_loss: PartLoss, state: TrainState, part: Part, share: Share) -> Sums:
     """Gradients of a part of a batch, and what was measured."""
     differentiate = jax.grad(part_loss, has_aux=True)
     (gradients, critic_gradients), measured = differentiate((state.trainable, state.critic), state, part, share)
@@ -87,16 +87,18 @@ def apply_sums(training: Training, state: TrainState, sums: Sums) -> tuple[Train
 def _measured_metrics(measured: Measured) -> dict[str, Metric]:
     """The metrics of one update, which counts as much as any other; its sampler gap only where a token is fresh."""
     means = dict(measured.tokens)
-    tokens, gap, fresh_tokens = (means.pop(name) for name in ("tokens", "gap", "fresh_tokens"))
-    any_fresh = fresh_tokens > 0
+    tokens = means.pop("tokens")
+    gap, fresh_tokens = (means.pop(name, None) for name in ("gap", "fresh_tokens"))
     metrics: dict[str, Metric] = {name: Mean(value) for name, value in measured.losses.items()}
     metrics |= {name: Mean(value / tokens) for name, value in means.items()}
     if measured.ratios:
         metrics |= {name: Mean(value) for name, value in ratio_metrics(measured.ratios, tokens).items()}
     metrics |= {name: Peak(value) for name, value in measured.peaks.items()}
-    metrics["policy/sampler_gap_mean"] = Mean(gap / jnp.maximum(fresh_tokens, 1.0), any_fresh)
-    largest_gap = measured.peaks["policy/sampler_gap_max"]
-    metrics["policy/sampler_gap_max"] = Peak(jnp.where(any_fresh, largest_gap, -jnp.inf))
+    if gap is not None and fresh_tokens is not None:
+        any_fresh = fresh_tokens > 0
+        metrics["policy/sampler_gap_mean"] = Mean(gap / jnp.maximum(fresh_tokens, 1.0), any_fresh)
+        largest_gap = measured.peaks["policy/sampler_gap_max"]
+        metrics["policy/sampler_gap_max"] = Peak(jnp.where(any_fresh, largest_gap, -jnp.inf))
     return metrics
 
 
@@ -168,16 +170,16 @@ class CompiledUpdate:
 
         # Inlined where it is used; jitted so that the programs, and the shapes of its sums, come of one tracing.
         @functools.partial(jax.jit, inline=True)
-        def sums_of(state: TrainState, part: UpdateBatch, share: Share) -> Sums:
+        def sums_of(state: TrainState, part: Part, share: Share) -> Sums:
             return part_sums(part_loss, state, part, share)
 
         def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, Metric]]:
             return apply_sums(training, state, sums)
 
-        def whole(state: TrainState, batch: UpdateBatch, kl_coefficient: Array) -> tuple[TrainState, dict[str, Metric]]:
-            return apply(state, sums_of(state, batch, Share(token_weights_of(batch.response_mask), kl_coefficient)))
+        def whole(state: TrainState, part: Part, kl_coefficient: Array) -> tuple[TrainState, dict[str, Metric]]:
+            return apply(state, sums_of(state, part, Share(token_weights_of(part[0].response_mask), kl_coefficient)))
 
-        def add(sums: Sums, state: TrainState, part: UpdateBatch, share: Share) -> Sums:
+        def add(sums: Sums, state: TrainState, part: Part, share: Share) -> Sums:
             return sums + sums_of(state, part, dataclasses.replace(share, tokens_before=sums.measured.tokens["tokens"]))
 
         def weigh(masks: list[Array]) -> list[Array]:
@@ -192,7 +194,7 @@ class CompiledUpdate:
         self._apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated))
 
     def __call__(
-        self, state: TrainState, parts: Sequence[UpdateBatch], kl_coefficient: float = 0.0
+        self, state: TrainState, parts: Sequence[Part], kl_coefficient: float = 0.0
     ) -> tuple[TrainState, dict[str, Metric]]:
         """
         Args:
@@ -201,13 +203,13 @@ class CompiledUpdate:
         coefficient = np.float32(kl_coefficient)
         if len(parts) == 1:
             return self._whole(state, parts[0], coefficient)
-        weights = self._weigh([part.response_mask for part in parts])
+        weights = self._weigh([batch.response_mask for batch, _ in parts])
         sums = self._make_zeros(state, parts[0], Share(weights[0], coefficient))()
         for part, weight in zip(parts, weights, strict=True):
             sums = self._add(sums, state, part, Share(weight, coefficient))
         return self._apply(state, sums)
 
-    def programs(self, state: TrainState, parts: Mapping[str, UpdateBatch], count: int) -> Iterator[Program]:
+    def programs(self, state: TrainState, parts: Mapping[str, Part], count: int) -> Iterator[Program]:
         """Every program for batches of `count` parts that each have one of these shapes, under `jax.set_mesh`.
 
         Args:
@@ -220,7 +222,7 @@ class CompiledUpdate:
                 yield Program(f"update, {name}", self._whole, (state, part, coefficient))
             return
         some = next(iter(parts.values()))
-        weigh = Program("token weights", self._weigh, ([some.response_mask] * count,))
+        weigh = Program("token weights", self._weigh, ([some[0].response_mask] * count,))
         yield weigh
         share = Share(abstract(weigh.outputs()[0], "batch", None, None), coefficient)
         zeros = Program("sums of no part", self._make_zeros(state, some, share), ())
@@ -235,7 +237,7 @@ class CompiledUpdate:
             yield Program(f"gradients, {name}", self._add, (sums, state, part, share))
         yield Program("optimiser", self._apply, (state, sums))
 
-    def _make_zeros(self, state: TrainState, part: UpdateBatch, share: Share) -> Callable[[], Sums]:
+    def _make_zeros(self, state: TrainState, part: Part, share: Share) -> Callable[[], Sums]:
         """What makes the sums of no part; the same for parts of all shapes."""
         if self._zeros is None:
             shapes = jax.eval_shape(self._sums_of, state, part, share)

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.hosts import gather_rows, max_over_hosts
 from mmeureka_jax.mesh import Program, to_global
-from mmeureka_jax.models.batch import pick_bucket
+from mmeureka_jax.models.batch import GroupBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
 from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, gae_advantages
 from mmeureka_jax.rl.critic import Critic, make_critic
 from mmeureka_jax.rl.groups import (
     Group,
-    UpdateBatch,
-    make_update_batch,
+    Part,
+    Targets,
+    make_group_batch,
     packed_widths,
     padding,
     rows_of_host,
@@ -90,9 +91,7 @@ class Learner:
 
         return jax.tree.map(leaf, shapes, self.shardings)
 
-    def programs(
-        self, parts: Mapping[str, UpdateBatch], *, with_log_probs: bool, with_reference: bool
-    ) -> Iterator[Program]:
+    def programs(self, parts: Mapping[str, Part], *, with_log_probs: bool, with_reference: bool) -> Iterator[Program]:
         """The programs of the initial state, of updates, and of what is computed for them, under `jax.set_mesh`.
 
         Args:
@@ -105,41 +104,43 @@ class Learner:
         temperature = self._objective.temperature
         yield Program("initial state", self._init, (state.params,))
         yield from self.compiled.programs(state, parts, self._micro_batches)
-        for name, part in parts.items():
-            inputs = dataclasses.replace(part, reference_log_probs=None, importance=None, values=None, returns=None)
+        for name, (batch, _) in parts.items():
             if with_log_probs:
-                yield Program(f"log-probabilities, {name}", _log_probs, (policy, temperature, state.params, inputs))
+                yield Program(f"log-probabilities, {name}", _log_probs, (policy, temperature, state.params, batch))
             reference = _Reference.policy_of(self._loaded)
             if with_reference and not (with_log_probs and reference == policy):  # else it is the same program
                 params = state.params if reference == policy else state.frozen  # the frozen base, without adapters
-                arguments = (reference, temperature, params, inputs)
+                arguments = (reference, temperature, params, batch)
                 yield Program(f"reference log-probabilities, {name}", _log_probs, arguments)
             if self._training.critic is not None:
-                yield Program(f"values, {name}", _values, (policy, self._training.critic, state, inputs))
+                yield Program(f"values, {name}", _values, (policy, self._training.critic, state, batch))
 
-    def update(self, state: TrainState, batch: UpdateBatch, kl_coefficient: float = 0.0) -> tuple[TrainState, Metrics]:
+    def update(
+        self, state: TrainState, batch: GroupBatch, targets: Targets, kl_coefficient: float = 0.0
+    ) -> tuple[TrainState, Metrics]:
         """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
         donated."""
-        parts = split_batch(batch, self._micro_batches, self._packing)
+        parts = split_batch(batch, targets, self._micro_batches, self._packing)
         return self._update(state, [rows_of_host(part) for part in parts], padding(parts), kl_coefficient)
 
-    def update_from_shares(self, state: TrainState, share: UpdateBatch) -> tuple[TrainState, Metrics]:
-        """One optimiser step on a batch of which every host holds its own rows."""
-        parts = split_batch(share, self._micro_batches, self._packing, longest_of=max_over_hosts)
+    def imitate(self, state: TrainState, share: GroupBatch) -> tuple[TrainState, Metrics]:
+        """One optimiser step towards given responses, of which every host holds its own rows. `state` is donated."""
+        parts = split_batch(share, None, self._micro_batches, self._packing, longest_of=max_over_hosts)
         return self._update(state, parts, padding(parts), 0.0)
 
     def _update(
-        self, state: TrainState, parts: list[UpdateBatch], padded: float, kl_coefficient: float
+        self, state: TrainState, parts: list[Part], padded: float, kl_coefficient: float
     ) -> tuple[TrainState, Metrics]:
         with self._compiling(parts):
             state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
         return state, metrics | {"update/padding": Mean(padded)}
 
     @contextmanager
-    def _compiling(self, parts: list[UpdateBatch]) -> Iterator[None]:
+    def _compiling(self, parts: list[Part]) -> Iterator[None]:
         """Says so if the update of these parts has to be compiled: one of their shapes is new."""
-        places = parts[0].responses.shape[1] * parts[0].responses.shape[2]
-        shapes = {(part.prompts.tokens.shape[1], part.width or places) for part in parts}
+        _, n, longest = parts[0][0].responses.shape
+        places = n * longest
+        shapes = {(batch.prompts.tokens.shape[1], batch.width or places) for batch, _ in parts}
         new = sorted(shapes - self._programs)
         self._programs |= shapes
         if not new:
@@ -152,7 +153,7 @@ class Learner:
             yield
 
     def _by_token(
-        self, compute: Callable[[UpdateBatch], Array], config: Config, groups: Sequence[Group]
+        self, compute: Callable[[GroupBatch], Array], config: Config, groups: Sequence[Group]
     ) -> Float[np.ndarray, "G n Lr"]:
         """What `compute` says of each response token of the groups; 0 after their ends. On every host, whole.
 
@@ -160,15 +161,13 @@ class Learner:
         """
         shape = len(groups), len(groups[0].lengths), config.sampler.max_new_tokens
         result = np.zeros(shape, np.float32)
-        none = np.zeros(shape, np.float32)
         order = np.argsort([-int(group.lengths.sum()) for group in groups], kind="stable")
         size = config.rl.prompts_per_update // self._micro_batches
         for start in range(0, len(groups), size):
             rows = order[start : start + size]
-            batch = _batch_of([groups[row] for row in rows], config, none[rows], np.zeros(len(rows)))
-            (part,) = split_batch(batch, 1, self._packing)
+            ((batch, _),) = split_batch(_batch_of([groups[row] for row in rows], config), None, 1, self._packing)
             # Through the mesh with their numbers: its order of rows need not be the order of hosts.
-            on_device, numbers = to_global(self._loaded.mesh, rows_of_host((part, rows.astype(np.int32))))
+            on_device, numbers = to_global(self._loaded.mesh, rows_of_host((batch, rows.astype(np.int32))))
             values, numbers = gather_rows((compute(on_device), numbers))
             result[numbers] = values
         return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
@@ -230,38 +229,28 @@ class _Reference:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_probs(policy: Policy, temperature: float, params: Params, batch: UpdateBatch) -> Array:
+def _log_probs(policy: Policy, temperature: float, params: Params, batch: GroupBatch) -> Array:
     # A reference policy may see the pictures differently: its own tower encodes them whenever they are at hand.
     return batch_log_probs(policy, params, batch, temperature)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _values(policy: Policy, critic: Critic, state: TrainState, batch: UpdateBatch) -> Array:
+def _values(policy: Policy, critic: Critic, state: TrainState, batch: GroupBatch) -> Array:
     return batch_values(policy, critic, state, batch)
 
 
 @dataclass(frozen=True)
 class Experience:
-    """The groups of a rollout batch with all that their updates need, token by token; 0 after a response's end.
+    """The groups of a rollout batch with all that their updates need.
 
     Attributes:
-        old_log_probs: of the policy that the loss compares with: the one that sampled, or with `importance` the one at
-            the beginning of the step.
-        reference_log_probs: of the reference policy, if there is one.
-        importance: weights of the policy loss, if `rl.importance_cap` is set.
-        values, returns: what the critic says before the updates, and what it should say, if there is one.
-        current: which groups were sampled with the parameters that the step starts from.
+        targets: of all the groups; 0 after a response's end. Those are fresh that the parameters sampled which the step
+            starts from.
         metrics: of what was computed here, for the step's row.
     """
 
     groups: Sequence[Group]
-    advantages: Float[np.ndarray, "G n Lr"]
-    old_log_probs: Float[np.ndarray, "G n Lr"]
-    reference_log_probs: Float[np.ndarray, "G n Lr"] | None
-    importance: Float[np.ndarray, "G n Lr"] | None
-    values: Float[np.ndarray, "G n Lr"] | None
-    returns: Float[np.ndarray, "G n Lr"] | None
-    current: Bool[np.ndarray, "G"]
+    targets: Targets
     metrics: dict[str, float]
 
 
@@ -305,7 +294,8 @@ def make_experience(
     else:
         advantages, returns = gae_advantages(outcomes, rl, values, penalties)
         metrics |= _critic_metrics(values[mask], returns[mask])
-    return Experience(groups, advantages, old, reference, importance, values, returns, current, metrics)
+    targets = Targets(old, advantages, current, reference, importance, values, returns)
+    return Experience(groups, targets, metrics)
 
 
 def _critic_metrics(values: Float[np.ndarray, "T"], returns: Float[np.ndarray, "T"]) -> dict[str, float]:
@@ -316,23 +306,18 @@ def _critic_metrics(values: Float[np.ndarray, "T"], returns: Float[np.ndarray, "
     return metrics
 
 
-def _batch_of(
-    groups: Sequence[Group], config: Config, advantages: np.ndarray, fresh: np.ndarray, **others: np.ndarray | None
-) -> UpdateBatch:
-    prompt_buckets = config.data.prompt_lengths
-    return make_update_batch(
+def _batch_of(groups: Sequence[Group], config: Config) -> GroupBatch:
+    longest = max(group.prompt_length for group in groups)
+    return make_group_batch(
         groups,
-        advantages,
-        fresh,
-        prompt_length=pick_bucket(max(group.prompt_length for group in groups), prompt_buckets),
+        prompt_length=pick_bucket(longest, config.data.prompt_lengths),
         response_length=config.sampler.max_new_tokens,
-        **others,
     )
 
 
-def group_batches(config: Config, experience: Experience, *, step: int) -> Iterator[UpdateBatch]:
-    """The optimiser steps' batches for one rollout batch: `epochs_per_rollout` passes over the groups, each in its
-    own order, which comes from (seed, step, epoch) alone.
+def update_batches(config: Config, experience: Experience, *, step: int) -> Iterator[tuple[GroupBatch, Targets]]:
+    """What the optimiser steps on one rollout batch read: `epochs_per_rollout` passes over the groups, each in its own
+    order, which comes from (seed, step, epoch) alone.
 
     Only the first batch of the first pass meets the parameters that the step starts from, so only its groups that
     those parameters sampled are `fresh`.
@@ -343,14 +328,7 @@ def group_batches(config: Config, experience: Experience, *, step: int) -> Itera
         order = np.random.default_rng([config.seed, step, epoch]).permutation(len(groups))
         for start in range(0, len(groups), size):
             rows = order[start : start + size]
-            per_token = {
-                name: None if (values := getattr(experience, name)) is None else values[rows]
-                for name in ("old_log_probs", "reference_log_probs", "importance", "values", "returns")
-            }
-            yield _batch_of(
-                [groups[row] for row in rows],
-                config,
-                experience.advantages[rows],
-                experience.current[rows] & (epoch == 0 and start == 0),
-                **per_token,
-            )
+            targets: Targets = jax.tree.map(lambda x, rows=rows: x[rows], experience.targets)
+            if epoch or start:
+                targets = dataclasses.replace(targets, fresh=np.zeros_like(targets.fresh))
+            yield _batch_of([groups[row] for row in rows], config), targets

@@ -15,10 +15,10 @@ import numpy as np
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.mesh import Program, abstract
-from mmeureka_jax.models.batch import Prompt
+from mmeureka_jax.models.batch import GroupBatch, Prompt
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.policy import Params, Policy, encode_images
-from mmeureka_jax.rl.groups import UpdateBatch, packed_widths
+from mmeureka_jax.rl.groups import Part, Targets, packed_widths
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
@@ -55,7 +55,7 @@ def run_programs(
 
 def part_shapes(
     config: Config, recipe: Recipe, policy: Policy, learner: Learner, image_windows: int
-) -> dict[str, UpdateBatch]:
+) -> dict[str, Part]:
     """Shapes of the parts (micro-batches) of an optimiser step's batch, by names for their sizes: for every bucket of
     prompts and every width of packed responses."""
     is_rl = recipe.kind == "rl"
@@ -71,24 +71,27 @@ def part_shapes(
         features = jax.tree.map(by_row, jax.eval_shape(functools.partial(encode_images, policy), params, images))
         image_windows = 0
     values = of_tokens if recipe.with_critic else None
-    return {
-        f"prompt {length}, width {width}": UpdateBatch(
-            prompts=prompt_shapes(policy.config, count, length, image_windows),
-            image_features=features,
-            responses=by_row(jax.ShapeDtypeStruct(of_tokens.shape, np.int32)),
-            response_mask=by_row(jax.ShapeDtypeStruct(of_tokens.shape, bool)),
-            old_log_probs=of_tokens,
-            advantages=of_tokens,
-            fresh=by_row(jax.ShapeDtypeStruct((count,), bool)),
-            reference_log_probs=of_tokens if recipe.with_reference else None,
-            importance=of_tokens if is_rl and config.rl.importance_cap is not None else None,
-            values=values,
-            returns=values,
-            width=width if width < widths[-1] else None,
-        )
-        for length in config.data.prompt_lengths
-        for width in widths
-    }
+    targets = Targets(
+        old_log_probs=of_tokens,
+        advantages=of_tokens,
+        fresh=by_row(jax.ShapeDtypeStruct((count,), bool)),
+        reference_log_probs=of_tokens if recipe.with_reference else None,
+        importance=of_tokens if config.rl.importance_cap is not None else None,
+        values=values,
+        returns=values,
+    )
+    parts: dict[str, Part] = {}
+    for length in config.data.prompt_lengths:
+        for width in widths:
+            batch = GroupBatch(
+                prompts=prompt_shapes(policy.config, count, length, image_windows),
+                image_features=features,
+                responses=by_row(jax.ShapeDtypeStruct(of_tokens.shape, np.int32)),
+                response_mask=by_row(jax.ShapeDtypeStruct(of_tokens.shape, bool)),
+                width=width if width < widths[-1] else None,
+            )
+            parts[f"prompt {length}, width {width}"] = batch, targets if is_rl else None
+    return parts
 
 
 def sampler_programs(sampler: Sampler, params: Params, sizes: PromptSizes) -> Iterator[Program]:

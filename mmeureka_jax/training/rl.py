@@ -22,10 +22,11 @@ from mmeureka_jax.config.stages import EXPORT_FOLDER, stage_configs
 from mmeureka_jax.errors import Terminated
 from mmeureka_jax.files import remove_folder
 from mmeureka_jax.hosts import is_main, raise_together
+from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.process import interrupts
 from mmeureka_jax.process.console import say, waiting
 from mmeureka_jax.rl.advantages import make_estimator, reads_critic
-from mmeureka_jax.rl.groups import Group, UpdateBatch
+from mmeureka_jax.rl.groups import Group, Targets
 from mmeureka_jax.rl.kl import next_kl_coefficient
 from mmeureka_jax.rl.metrics import Metrics, added_up, computed
 from mmeureka_jax.rl.objective import policy_objective
@@ -38,7 +39,7 @@ from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.collect import Collected, Collector
 from mmeureka_jax.training.job import Recipe, due, open_job
-from mmeureka_jax.training.learner import Learner, group_batches, make_experience
+from mmeureka_jax.training.learner import Learner, make_experience, update_batches
 from mmeureka_jax.training.watchers import NonFiniteGuard
 
 logger = logging.getLogger(__name__)
@@ -205,11 +206,11 @@ def learn(
     began = time.perf_counter()
     on_device: list[Metrics] = []
 
-    def batches() -> Iterator[UpdateBatch]:
-        return group_batches(config, experience, step=run.step)
+    def batches() -> Iterator[tuple[GroupBatch, Targets]]:
+        return update_batches(config, experience, step=run.step)
 
-    for batch in batches():
-        run.train, metrics = learner.update(run.train, batch, kl_coefficient)
+    for batch, targets in batches():
+        run.train, metrics = learner.update(run.train, batch, targets, kl_coefficient)
         on_device.append(metrics)
     updates = jax.device_get(on_device)
     rows = [computed(metrics) for metrics in updates]

@@ -13,8 +13,7 @@ import numpy as np
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
-from mmeureka_jax.models.batch import pick_bucket
-from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.models.batch import GroupBatch, pick_bucket
 from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
 from mmeureka_jax.rl.objective import imitation_objective
 from mmeureka_jax.setup.checks import validate_config
@@ -44,10 +43,10 @@ def fine_tune(config: Config) -> Path:
             start = time.perf_counter()
             job.steps.phase("updating")
             batch = batches.make(next(job.loader))
-            run.train, on_device = job.learner.update_from_shares(run.train, batch)
+            run.train, on_device = job.learner.imitate(run.train, batch)
             run.step += 1
             metrics = computed(jax.device_get(on_device))
-            job.guard.check([metrics], [batch].__getitem__, run.step)
+            job.guard.check([metrics], [(batch, None)].__getitem__, run.step)
             row = {"sft/loss": metrics["loss/total"]} | {name: metrics[name] for name in _LOGGED}
             row |= computed(
                 over_hosts(
@@ -83,7 +82,7 @@ def recipe(config: Config) -> Recipe:
 
 
 class ImitationBatches:
-    """Makes update batches (n = 1) of problems and their solutions, this host's rows."""
+    """Makes batches (n = 1) of problems and their solutions, this host's rows."""
 
     def __init__(self, config: Config, processor: Processor, num_windows: int):
         self._processor = processor
@@ -91,7 +90,7 @@ class ImitationBatches:
         self._limit = config.sft.max_response_tokens
         self._prompt_buckets = config.data.prompt_lengths
 
-    def make(self, loaded: Sequence[LoadedProblem]) -> UpdateBatch:
+    def make(self, loaded: Sequence[LoadedProblem]) -> GroupBatch:
         from mmeureka_jax.data.processor import collate
 
         responses = [solution_tokens(item.problem, self._processor, self._limit) for item in loaded]
@@ -100,17 +99,14 @@ class ImitationBatches:
         length = pick_bucket(longest, self._prompt_buckets)
         tokens = np.zeros((rows, 1, self._limit), np.int32)
         mask = np.zeros((rows, 1, self._limit), bool)
-        for i, response in enumerate(responses):
-            tokens[i, 0, : len(response)] = response
-            mask[i, 0, : len(response)] = True
-        return UpdateBatch(
+        for row, response in enumerate(responses):
+            tokens[row, 0, : len(response)] = response
+            mask[row, 0, : len(response)] = True
+        return GroupBatch(
             prompts=collate([item.prompt for item in loaded], length, self._num_windows),
             image_features=None,
             responses=tokens,
             response_mask=mask,
-            old_log_probs=np.zeros(tokens.shape, np.float32),
-            advantages=np.ones(tokens.shape, np.float32),
-            fresh=np.zeros(rows, bool),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.hosts import is_main, max_over_hosts
-from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.rl.groups import Part
 
 if TYPE_CHECKING:
     pass
@@ -39,7 +40,7 @@ class NonFiniteGuard:
         self._stop = False
         self.counters = {"skipped_in_row": 0, "skipped": 0} | (counters or {})
 
-    def check(self, metrics: Sequence[dict[str, Any]], batch_of: Callable[[int], UpdateBatch], step: int) -> None:
+    def check(self, metrics: Sequence[dict[str, Any]], batch_of: Callable[[int], Part], step: int) -> None:
         """Looks at the updates of one step, in order; `batch_of(i)` makes update i's batch again (host arrays)."""
         for number, row in enumerate(metrics):
             if not row["optimizer/skipped"]:
@@ -72,10 +73,10 @@ class NonFiniteGuard:
             )
 
 
-def _flat(batch: UpdateBatch) -> dict[str, Any]:
+def _flat(part: Part) -> dict[str, Any]:
     """The arrays of a batch by dotted name, in types that NumPy reads by itself."""
     arrays = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(batch):
+    for path, value in itertools.chain(*map(jax.tree_util.tree_leaves_with_path, part)):
         array = np.asarray(value)
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         arrays[name] = array.astype(np.float32) if array.dtype == jnp.bfloat16 else array

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from mmeureka_jax.config.schema import Config, CriticConfig, MeshConfig, OptimizerConfig, RLConfig
 from mmeureka_jax.mesh import make_mesh, to_global
+from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.rl.advantages import Outcomes, gae, gae_advantages, whiten
 from mmeureka_jax.rl.critic import Critic, value_loss
-from mmeureka_jax.rl.groups import UpdateBatch, split_batch
+from mmeureka_jax.rl.groups import Targets, split_batch
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import batch_values, policy_objective
 from mmeureka_jax.rl.train_state import Training, make_training
@@ -146,15 +147,17 @@ def head(model):
 
 
 @pytest.fixture(scope="module")
-def batch(model):
+def part(model):
     """Without advantages, so that a gradient of the policy can come from the critic alone."""
     rng = np.random.default_rng(0)
     shape = (len(ITEMS), GROUP, LENGTH)
-    return UpdateBatch(
+    batch = GroupBatch(
         prompts=model.batch(ITEMS),
         image_features=None,
         responses=rng.integers(5, 250, shape).astype(np.int32),
         response_mask=np.arange(LENGTH) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
+    )
+    return batch, Targets(
         old_log_probs=np.full(shape, -5, np.float32),
         advantages=np.zeros(shape, np.float32),
         fresh=np.zeros(len(ITEMS), bool),
@@ -164,18 +167,19 @@ def batch(model):
 
 
 @pytest.fixture(scope="module")
-def of_torch(model, head, batch):
+def of_torch(model, head, part):
     """The value loss, by loops over responses; its gradients of the model and of the head; the share clipped."""
+    batch, targets = part
     kernel, bias = (torch.tensor(head[name], requires_grad=True) for name in ("kernel", "bias"))
     model.torch.zero_grad()
     loss = 0.0
     clipped = []
     for row, item in enumerate(ITEMS):
         for j in range(GROUP):
-            length = int(batch.response_mask[row, j].sum())
+            length = int(batch.lengths[row, j])
             inputs, start = model.torch_inputs(item, batch.responses[row, j, :length])
             values = model.torch.model(**inputs).last_hidden_state[0, start - 1 : -1] @ kernel + bias
-            old, returns = (torch.tensor(x[row, j, :length]) for x in (batch.values, batch.returns))
+            old, returns = (torch.tensor(x[row, j, :length]) for x in (targets.values, targets.returns))
             plain = (values - returns) ** 2
             limited = (torch.clamp(values, old - CLIP, old + CLIP) - returns) ** 2
             loss = loss + 0.5 * torch.max(plain, limited).mean() / (len(ITEMS) * GROUP)
@@ -185,7 +189,7 @@ def of_torch(model, head, batch):
     return loss.item(), jax.tree.map(np.copy, model.torch_gradients()), gradients, np.mean(clipped)
 
 
-def gradients_of(model, head, batch, kind, *, frozen=(), micro_batches=1, packing=0.0, sizes=(1, 1, 1)):
+def gradients_of(model, head, part, kind, *, frozen=(), micro_batches=1, packing=0.0, sizes=(1, 1, 1)):
     """Gradients of the policy and of the critic, and metrics, of one update that changes nothing."""
     critic = Critic(kind, KEEP_GRADIENT, CLIP, SHARE)
     training = Training(KEEP_GRADIENT, lambda count: jnp.zeros(()), frozen, 1e9, critic)
@@ -195,7 +199,7 @@ def gradients_of(model, head, batch, kind, *, frozen=(), micro_batches=1, packin
         step = CompiledUpdate(model.policy, policy_objective(Config(rl=RLConfig(loss="pg"))), training, shardings)
         state = training.init(model.policy, jax.device_get(model.params))
         state = state.replace(critic=state.critic | {"head": jax.tree.map(jnp.asarray, head)})
-        parts = to_global(mesh, split_batch(batch, micro_batches, packing))
+        parts = to_global(mesh, split_batch(*part, micro_batches, packing))
         state, metrics = step(jax.device_put(state, shardings), parts)
     policy, critic = jax.device_get((state.optimizer.trace, state.critic_optimizer.trace))
     return policy, critic, computed(jax.device_get(metrics))
@@ -212,10 +216,10 @@ def assert_close(ours, expected, tolerance):
 
 
 @pytest.mark.slow
-def test_a_head_on_the_policy_has_the_gradients_of_torch(model, head, batch, of_torch):
+def test_a_head_on_the_policy_has_the_gradients_of_torch(model, head, part, of_torch):
     """The head's whole gradient, and `trunk_coefficient` times that of the policy's parameters."""
     loss, of_model, of_head, clipped = of_torch
-    policy, critic, metrics = gradients_of(model, head, batch, "head")
+    policy, critic, metrics = gradients_of(model, head, part, "head")
     assert_close(critic, {"head": of_head}, 1e-4)
     assert_close(policy, jax.tree.map(lambda x: SHARE * x, of_model), 1e-3)
     np.testing.assert_allclose(metrics["loss/value"], loss, rtol=1e-4)
@@ -225,19 +229,19 @@ def test_a_head_on_the_policy_has_the_gradients_of_torch(model, head, batch, of_
 
 
 @pytest.mark.slow
-def test_a_model_of_its_own_has_the_gradients_of_torch(model, head, batch, of_torch):
+def test_a_model_of_its_own_has_the_gradients_of_torch(model, head, part, of_torch):
     """With a frozen tower, which both share; in micro-batches of packed rows; on a mesh of two devices."""
     loss, of_model, of_head, _ = of_torch
     expected = {"head": of_head, "trunk": {"language": of_model["language"]}}
     for ways in ({}, {"micro_batches": 2, "packing": 0.8, "sizes": (1, 2, 1)}):
-        policy, critic, metrics = gradients_of(model, head, batch, "model", frozen=("vision",), **ways)
+        policy, critic, metrics = gradients_of(model, head, part, "model", frozen=("vision",), **ways)
         assert_close(critic, expected, 1e-3)
         assert all(not leaf.any() for leaf in jax.tree.leaves(policy))
         np.testing.assert_allclose(metrics["loss/value"], loss, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_of_its_own_starts_as_the_policy_without_its_projection(model, head, batch, tied):
+def test_a_model_of_its_own_starts_as_the_policy_without_its_projection(model, head, part, tied):
     training = make_training(Config(), 10, Critic("model", optax.adam(1e-3)))
     config = replace(model.config, text=replace(model.config.text, tie_word_embeddings=tied))
     policy = replace(model.policy, config=config)
@@ -257,7 +261,7 @@ def test_a_model_of_its_own_starts_as_the_policy_without_its_projection(model, h
         zero = training.init(policy, model.params)
         assert zero.critic["trunk"]["language"] is not None
         both = [
-            jax.jit(batch_values, static_argnums=(0, 1))(policy, critic, state_of, batch)
+            jax.jit(batch_values, static_argnums=(0, 1))(policy, critic, state_of, part[0])
             for critic, state_of in (
                 (Critic("model", KEEP_GRADIENT), zero.replace(critic=zero.critic | {"head": head})),
                 (Critic("head", KEEP_GRADIENT), zero.replace(critic={"head": head})),
@@ -267,7 +271,7 @@ def test_a_model_of_its_own_starts_as_the_policy_without_its_projection(model, h
 
 
 @pytest.mark.slow
-def test_the_average_follows_the_parameters(model, batch):
+def test_the_average_follows_the_parameters(model, part):
     """mean <- decay mean + (1 - decay) new, from the start on, of what is trained alone."""
     config = Config(
         rl=RLConfig(loss="pg"),
@@ -279,7 +283,7 @@ def test_the_average_follows_the_parameters(model, batch):
     state = training.init(model.policy, jax.tree.map(jnp.copy, model.params))
     expected = jax.device_get(state.trainable)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.average), expected)
-    text = replace_rows(batch, model)
+    text = replace_rows(part, model)
     for _ in range(3):
         state, _ = step(state, [text])
         new = jax.device_get(state.trainable)
@@ -291,10 +295,11 @@ def test_the_average_follows_the_parameters(model, batch):
     assert max(jax.tree.leaves(difference)) > 1e-3 and "vision" not in state.average
 
 
-def replace_rows(batch, model):
+def replace_rows(part, model):
     """Text alone, with advantages: a small program that moves the parameters."""
-    return batch.replace(
-        prompts=model.batch([PROBLEMS["text only"]] * len(ITEMS)),
-        advantages=np.random.default_rng(1).normal(size=batch.advantages.shape).astype(np.float32),
-        values=None, returns=None,
-    )  # fmt: skip
+    batch, targets = part
+    advantages = np.random.default_rng(1).normal(size=targets.advantages.shape).astype(np.float32)
+    return (
+        batch.replace(prompts=model.batch([PROBLEMS["text only"]] * len(ITEMS))),
+        targets.replace(advantages=advantages, values=None, returns=None),
+    )

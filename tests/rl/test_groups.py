@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.models.batch import stack_rows, take_row
 from mmeureka_jax.rl.groups import (
-    make_update_batch,
+    Targets,
+    make_group_batch,
     packed_widths,
     padding,
     rows_of_host,
+    sampled_log_probs,
     split_batch,
 )
 
@@ -68,8 +70,7 @@ def test_a_row_keeps_nothing_else_in_memory():
 def test_a_batch_holds_every_group_at_the_sizes_asked_for():
     rng = np.random.default_rng(0)
     groups = [make_group(rng, prompt=p, response=r, windows=w) for p, r, w in ((5, 4, 2), (3, 6, 0), (7, 1, 3))]
-    advantages = rng.normal(size=(3, N, 6))
-    batch = make_update_batch(groups, advantages, np.array([1, 0, 1]), prompt_length=8, response_length=6)
+    batch = make_group_batch(groups, prompt_length=8, response_length=6)
 
     assert batch.prompts.tokens.shape == (3, 8) and batch.responses.shape == (3, N, 6)
     assert batch.prompts.images.patches.shape == (3, 3, PLACES, NUMBERS) and batch.image_features is None
@@ -83,14 +84,16 @@ def test_a_batch_holds_every_group_at_the_sizes_asked_for():
         for j, count in enumerate(group.lengths):
             assert batch.response_mask[row, j, :count].all()
             np.testing.assert_array_equal(batch.responses[row, j, :count], group.responses[j, :count])
-            np.testing.assert_array_equal(batch.old_log_probs[row, j, :count], group.log_probs[j, :count])
         windows = prompt.images.num_windows
         assert (batch.prompts.images.image_ids[row, windows:] == -1).all()
         assert not batch.prompts.images.patch_mask[row, windows:].any()
     np.testing.assert_array_equal(batch.prompts.length, [5, 3, 7])
     np.testing.assert_array_equal(batch.prompts.next_position, [group.prompt.next_position for group in groups])
-    np.testing.assert_array_equal(batch.advantages, advantages.astype(np.float32))
-    assert batch.fresh.tolist() == [True, False, True]
+    sampled = sampled_log_probs(groups, 6)
+    for row, group in enumerate(groups):
+        for j, count in enumerate(group.lengths):
+            np.testing.assert_array_equal(sampled[row, j, :count], group.log_probs[j, :count])
+            assert not sampled[row, j, count:].any()
     wrong = [x.dtype for x in jax.tree.leaves(batch) if x.dtype not in (np.int32, np.float32, np.bool_)]
     assert not wrong, "the device would cut these down, or keep them apart"
 
@@ -98,7 +101,7 @@ def test_a_batch_holds_every_group_at_the_sizes_asked_for():
 def test_image_features_of_a_frozen_tower_go_along():
     rng = np.random.default_rng(0)
     groups = [make_group(rng, windows=0, merged=size) for size in (4, 2)]
-    batch = make_update_batch(groups, np.zeros((2, N, 8)), np.zeros(2), prompt_length=8, response_length=8)
+    batch = make_group_batch(groups, prompt_length=8, response_length=8)
     assert batch.image_features.tokens.shape == (2, 4, WIDTH)
     np.testing.assert_array_equal(batch.image_features.tokens[1, :2], groups[1].image_features.tokens)
     assert batch.prompts.images.patches.shape[1] == 0
@@ -108,15 +111,13 @@ def test_image_features_of_a_frozen_tower_go_along():
 def test_nothing_is_ever_cut_off(prompt_length, response_length):
     groups = [make_group(np.random.default_rng(0), prompt=5, response=4)]
     with pytest.raises(ValueError, match="5 prompt and 4 response tokens do not fit"):
-        make_update_batch(
-            groups, np.zeros((1, N, 4)), np.zeros(1), prompt_length=prompt_length, response_length=response_length
-        )
+        make_group_batch(groups, prompt_length=prompt_length, response_length=response_length)
 
 
 def test_the_hosts_shares_make_up_the_batch(monkeypatch):
     rng = np.random.default_rng(0)
     groups = [make_group(rng) for _ in range(6)]
-    batch = make_update_batch(groups, np.zeros((6, N, 8)), np.zeros(6), prompt_length=8, response_length=8)
+    batch = make_group_batch(groups, prompt_length=8, response_length=8)
     assert rows_of_host(batch) is batch
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     shares = []
@@ -147,8 +148,9 @@ def batch_of_lengths(rng, lengths, longest):
         replace(group, responses=np.ones((n, longest), np.int32), log_probs=np.zeros((n, longest)), lengths=row)
         for group, row in zip(groups, lengths, strict=True)
     ]
-    advantages = np.arange(rows * n).reshape(rows, n, 1).repeat(longest, axis=2)  # to know them by
-    return make_update_batch(groups, advantages, np.zeros(rows), prompt_length=8, response_length=longest)
+    names = np.arange(rows * n).reshape(rows, n, 1).repeat(longest, axis=2)
+    targets = Targets(old_log_probs=names, advantages=names, fresh=np.zeros(rows, bool))
+    return make_group_batch(groups, prompt_length=8, response_length=longest), targets
 
 
 @pytest.mark.parametrize("packing", [0.0, 0.5, 0.8])
@@ -156,30 +158,30 @@ def batch_of_lengths(rng, lengths, longest):
 def test_parts_hold_every_group_once_and_all_of_its_tokens(parts, packing):
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 41, (12, N))
-    batch = batch_of_lengths(rng, lengths, longest=40)
-    split = split_batch(batch, parts, packing)
-    assert len(split) == parts and all(len(part.responses) == 12 // parts for part in split)
+    batch, targets = batch_of_lengths(rng, lengths, longest=40)
+    split = split_batch(batch, targets, parts, packing)
+    assert len(split) == parts and all(len(part.responses) == 12 // parts for part, _ in split)
 
-    def by_name(part):
-        return {tuple(name): row.tolist() for name, row in zip(part.advantages[..., 0], part.lengths, strict=True)}
+    def by_name(batch, targets):
+        return {tuple(name): row.tolist() for name, row in zip(targets.advantages[..., 0], batch.lengths, strict=True)}
 
-    assert functools.reduce(operator.or_, map(by_name, split)) == by_name(batch)
-    most = [int(part.lengths.sum(1).max()) for part in split]
+    assert functools.reduce(operator.or_, itertools.starmap(by_name, split)) == by_name(batch, targets)
+    most = [int(part.lengths.sum(1).max()) for part, _ in split]
     assert most == sorted(most, reverse=True)
     widths = packed_widths(N * 40, packing)
-    for part, tokens in zip(split, most, strict=True):
+    for (part, _), tokens in zip(split, most, strict=True):
         assert (part.width or N * 40) == min(width for width in widths if width >= tokens)
-    places = sum((8 + (part.width or N * 40)) * len(part.responses) for part in split)
+    places = sum((8 + (part.width or N * 40)) * len(part.responses) for part, _ in split)
     assert padding(split) == pytest.approx(1 - (batch.prompts.length.sum() + lengths.sum()) / places)
 
 
 def test_hosts_with_rows_of_different_lengths_agree_on_the_widths():
     rng = np.random.default_rng(0)
-    batch = batch_of_lengths(rng, rng.integers(1, 20, (4, N)), longest=40)
-    alone = split_batch(batch, 2, 0.5)
-    assert all(part.width is not None for part in alone)
-    told = split_batch(batch, 2, 0.5, longest_of=lambda own: np.maximum(own, [N * 40, 0]))
-    assert [part.width for part in told] == [None, alone[1].width]
+    batch, _ = batch_of_lengths(rng, rng.integers(1, 20, (4, N)), longest=40)
+    alone = [part.width for part, _ in split_batch(batch, None, 2, 0.5)]
+    assert all(width is not None for width in alone)
+    told = split_batch(batch, None, 2, 0.5, longest_of=lambda own: np.maximum(own, [N * 40, 0]))
+    assert [part.width for part, _ in told] == [None, alone[1]]
 
 
 def test_little_of_an_update_is_padding_when_lengths_vary_as_they_do():
@@ -187,8 +189,8 @@ def test_little_of_an_update_is_padding_when_lengths_vary_as_they_do():
     rng = np.random.default_rng(0)
     median = 32
     lengths = np.clip(np.round(median * np.exp(rng.standard_normal((128, 8)))), 1, 8 * median).astype(int)
-    batch = batch_of_lengths(rng, lengths, longest=8 * median)
+    batch, _ = batch_of_lengths(rng, lengths, longest=8 * median)
     prompts = batch.prompts.replace(tokens=np.ones((128, 100), np.int32), length=np.full(128, 100, np.int32))
     batch = batch.replace(prompts=prompts)
-    packed, padded = (padding(split_batch(batch, 16, packing)) for packing in (RLConfig().packing, 0.0))
+    packed, padded = (padding(split_batch(batch, None, 16, packing)) for packing in (RLConfig().packing, 0.0))
     assert packed < 0.15 and padded > 0.7

@@ -16,8 +16,9 @@ from helpers.support import PROBLEMS, Lively
 
 from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
 from mmeureka_jax.mesh import make_mesh
+from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.models.policy import encode_images, group_hidden, log_probs_of_hidden, token_log_probs
-from mmeureka_jax.rl.groups import UpdateBatch, split_batch
+from mmeureka_jax.rl.groups import Targets, split_batch
 from mmeureka_jax.rl.losses import LOSSES
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import imitation_objective, policy_objective
@@ -53,24 +54,22 @@ def make_batch(model, items, params=None, seed=0, places=LENGTH):
         return token_log_probs(model.policy, params, prompts, embeds, responses, temperature=TEMPERATURE)[0]
 
     now = np.asarray(log_probs(params, prompts, responses))
-    return UpdateBatch(
-        prompts=prompts,
-        image_features=None,
-        responses=responses,
-        response_mask=np.arange(places) < rng.integers(1, LENGTH + 1, shape[:2])[..., None],
+    mask = np.arange(places) < rng.integers(1, LENGTH + 1, shape[:2])[..., None]
+    targets = Targets(
         old_log_probs=now - rng.normal(scale=0.4, size=shape).astype(np.float32),
         advantages=rng.normal(size=(*shape[:2], 1)).astype(np.float32).repeat(places, axis=2),
         fresh=np.arange(len(items)) % 2 == 0,
     )
+    return GroupBatch(prompts, None, responses, mask), targets
 
 
 @pytest.fixture(scope="module")
-def batch(model):
+def part(model):
     return make_batch(model, ITEMS)
 
 
 @pytest.fixture(scope="module")
-def text_batch(model):
+def text_part(model):
     return make_batch(model, [PROBLEMS["text only"]] * 4)
 
 
@@ -81,7 +80,7 @@ def config_for(**rl):
 def gradient_of(
     model,
     objective,
-    batch,
+    part,
     *,
     params=None,
     micro_batches=1,
@@ -95,7 +94,7 @@ def gradient_of(
     step = compiled_update(model, objective, training)
     params = jax.tree.map(jnp.copy, model.params if params is None else params)  # the state is donated
     state = training.init(model.policy, params)
-    state, metrics = step(state, split_batch(batch, micro_batches, packing), kl_coefficient)
+    state, metrics = step(state, split_batch(*part, micro_batches, packing), kl_coefficient)
     return state.optimizer.trace, computed(jax.device_get(metrics)), state
 
 
@@ -129,17 +128,17 @@ def test_micro_batches_and_packed_responses_give_the_update_of_the_whole(model):
     On a checkpoint as it is initialised: the log-probabilities of a lively one, of -40 and less, carry a rounding error
     of 1e-5 that depends on which matrix product XLA picks for the size of a micro-batch.
     """
-    batch = make_batch(model, ITEMS, model.start_params, places=2 * LENGTH)
-    assert [part.width for count in (4, 1) for part in split_batch(batch, count, 0.8)] == [16] * 5
-    assert_updates_equal(model, batch, {(1, 0): 0, (4, 0): 1e-6, (1, 0.8): 1e-5, (4, 0.8): 1e-5})
+    part = make_batch(model, ITEMS, model.start_params, places=2 * LENGTH)
+    assert [batch.width for count in (4, 1) for batch, _ in split_batch(*part, count, 0.8)] == [16] * 5
+    assert_updates_equal(model, part, {(1, 0): 0, (4, 0): 1e-6, (1, 0.8): 1e-5, (4, 0.8): 1e-5})
 
 
-def assert_updates_equal(model, batch, ways):
+def assert_updates_equal(model, part, ways):
     """Gradients, losses and metrics for each of these (micro-batches, packing), to so much: as for the first."""
     objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
     (expected, of_whole, _), *parts = (
         gradient_of(
-            model, objective, batch,
+            model, objective, part,
             params=model.start_params, micro_batches=count, packing=packing, frozen=("vision",),
         )
         for count, packing in ways
@@ -152,19 +151,19 @@ def assert_updates_equal(model, batch, ways):
 
 
 @pytest.mark.slow
-def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
+def test_grpo_with_a_reference_equals_a_loop_in_torch(model, part):
     """Loss and gradient of clipped ratios and the k3 penalty, written as loops over responses and tokens."""
     low = 0.2
     high = 0.3
     coefficient = 0.5
-    reference = batch.old_log_probs + np.random.default_rng(9).normal(scale=0.3, size=batch.old_log_probs.shape)
+    batch, targets = part
+    reference = targets.old_log_probs + np.random.default_rng(9).normal(scale=0.3, size=targets.old_log_probs.shape)
     reference = reference.astype(np.float32)
     config = config_for(
         loss="ppo_clip", clip_epsilon_low=low, clip_epsilon_high=high, kl_coefficient=coefficient, kl_estimator="k3"
     )
-    gradients, metrics, _ = gradient_of(
-        model, policy_objective(config), batch.replace(reference_log_probs=reference), kl_coefficient=coefficient
-    )  # fmt: skip
+    with_reference = batch, targets.replace(reference_log_probs=reference)
+    gradients, metrics, _ = gradient_of(model, policy_objective(config), with_reference, kl_coefficient=coefficient)
 
     model.torch.zero_grad()
     loss = 0.0
@@ -176,14 +175,14 @@ def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
     tokens = 0
     for row, item in enumerate(ITEMS):
         for j in range(GROUP):
-            length = int(batch.response_mask[row, j].sum())
-            advantage = float(batch.advantages[row, j, 0])
+            length = int(batch.lengths[row, j])
+            advantage = float(targets.advantages[row, j, 0])
             _, table = model.torch_log_probs(item, batch.responses[row, j, :length], temperature=TEMPERATURE)
             of_response = 0.0
             of_penalty = 0.0
             for t in range(length):
                 now = table[t, batch.responses[row, j, t]]
-                ratio = torch.exp(now - float(batch.old_log_probs[row, j, t]))
+                ratio = torch.exp(now - float(targets.old_log_probs[row, j, t]))
                 of_response -= torch.minimum(ratio * advantage, torch.clamp(ratio, 1 - low, 1 + high) * advantage)
                 gap = float(reference[row, j, t]) - now
                 of_penalty += torch.exp(gap) - 1 - gap
@@ -191,8 +190,8 @@ def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
                 clipped[0] += advantage < 0 and ratio < 1 - low
                 clipped[1] += advantage > 0 and ratio > 1 + high
                 drift.append(-gap.item())
-                if batch.fresh[row]:
-                    gaps.append(abs(now.item() - float(batch.old_log_probs[row, j, t])))
+                if targets.fresh[row]:
+                    gaps.append(abs(now.item() - float(targets.old_log_probs[row, j, t])))
             loss += of_response / length / (len(ITEMS) * GROUP)
             penalty += coefficient * of_penalty / length / (len(ITEMS) * GROUP)
             tokens += length
@@ -217,10 +216,11 @@ def test_grpo_with_a_reference_equals_a_loop_in_torch(model, batch):
 
 
 @pytest.mark.slow
-def test_entropy_bonus_and_importance_weights(model, batch):
+def test_entropy_bonus_and_importance_weights(model, part):
     """The bonus is the mean entropy, by the same weights as the loss, and its gradient that of the entropy; importance
     multiplies each token's policy loss and nothing else."""
-    importance = np.random.default_rng(3).uniform(0.5, 2, batch.old_log_probs.shape).astype(np.float32)
+    batch, targets = part
+    importance = np.random.default_rng(3).uniform(0.5, 2, targets.old_log_probs.shape).astype(np.float32)
     with_bonus = policy_objective(config_for(loss="pg", entropy_coefficient=0.25, token_averaging="token_mean"))
     embeds = encode_images(model.policy, model.params, batch.prompts.images)
     tokens = batch.response_mask.sum()
@@ -232,10 +232,10 @@ def test_entropy_bonus_and_importance_weights(model, batch):
         log_probs, entropy = log_probs_of_hidden(
             model.policy, params, states, temperature=TEMPERATURE, entropy_gradient=True
         )
-        loss = -importance * batch.advantages * log_probs - 0.25 * entropy
+        loss = -importance * targets.advantages * log_probs - 0.25 * entropy
         return jnp.where(batch.response_mask, loss, 0).sum() / tokens
 
-    weighted = batch.replace(importance=importance)
+    weighted = batch, targets.replace(importance=importance)
     gradients, metrics, _ = gradient_of(model, with_bonus, weighted, frozen=("vision",))
     assert_gradients_close(gradients, {"language": expected(model.params)["language"]}, 1e-4)
     np.testing.assert_allclose(metrics["loss/entropy"], -0.25 * metrics["policy/entropy"], rtol=1e-5)
@@ -244,15 +244,16 @@ def test_entropy_bonus_and_importance_weights(model, batch):
 
 
 @pytest.mark.slow
-def test_imitation_equals_cross_entropy_in_torch(model, batch):
+def test_imitation_equals_cross_entropy_in_torch(model, part):
     """Over all tokens of the batch, as the mean of transformers' `labels` loss is over those of one row."""
-    gradients, metrics, _ = gradient_of(model, imitation_objective(), batch)
+    batch, _ = part
+    gradients, metrics, _ = gradient_of(model, imitation_objective(), (batch, None))
     model.torch.zero_grad()
     total = 0.0
     tokens = 0
     for row, item in enumerate(ITEMS):
         for j in range(GROUP):
-            response = batch.responses[row, j, : int(batch.response_mask[row, j].sum())]
+            response = batch.responses[row, j, : int(batch.lengths[row, j])]
             inputs, start = model.torch_inputs(item, response)
             labels = inputs["input_ids"].clone()
             labels[:, :start] = -100
@@ -264,17 +265,20 @@ def test_imitation_equals_cross_entropy_in_torch(model, batch):
 
 
 @pytest.mark.slow
-def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures(model, batch):
+def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures(model, part):
     """Both give the decoder the gradients it has when all is trained, and leave the tower as it is, bit for bit."""
     objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
-    trained, of_trained, _ = gradient_of(model, objective, batch)
+    batch, targets = part
+    trained, of_trained, _ = gradient_of(model, objective, part)
     features = jax.jit(encode_images, static_argnums=0)(model.policy, model.params, batch.prompts.images)
     no_pictures = jax.tree.map(lambda x: x[:, :0], batch.prompts.images)
     cached = batch.replace(
         image_features=jax.device_get(features), prompts=batch.prompts.replace(images=no_pictures)
     )  # fmt: skip
     for given in (cached, batch):
-        gradients, metrics, state = gradient_of(model, objective, given, frozen=("vision", "language/embed_tokens"))
+        gradients, metrics, state = gradient_of(
+            model, objective, (given, targets), frozen=("vision", "language/embed_tokens")
+        )
         expected = {name: value for name, value in trained["language"].items() if name != "embed_tokens"}
         assert_gradients_close(gradients, {"language": expected}, 1e-5)
         np.testing.assert_allclose(metrics["loss/total"], of_trained["loss/total"], rtol=1e-4)
@@ -286,15 +290,15 @@ def test_a_frozen_tower_takes_embeddings_or_encodes_the_pictures(model, batch):
         jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, old), state.params["vision"], frozen["vision"])
 
 
-def test_gradients_are_clipped_to_their_global_norm(model, text_batch):
+def test_gradients_are_clipped_to_their_global_norm(model, text_part):
     objective = policy_objective(config_for(loss="ppo_clip"))
 
-    free, metrics, _ = gradient_of(model, objective, text_batch, frozen=("vision",))
+    free, metrics, _ = gradient_of(model, objective, text_part, frozen=("vision",))
     norm = metrics["optimizer/grad_norm"]
     np.testing.assert_allclose(optax.tree.norm(free), norm, rtol=1e-5)
     for name, branch in free["language"].items():
         np.testing.assert_allclose(metrics[f"optimizer/grad_norm/language/{name}"], optax.tree.norm(branch), rtol=1e-5)
-    clipped, metrics, _ = gradient_of(model, objective, text_batch, frozen=("vision",), max_grad_norm=float(norm / 3))
+    clipped, metrics, _ = gradient_of(model, objective, text_part, frozen=("vision",), max_grad_norm=float(norm / 3))
     norm_before = metrics["optimizer/grad_norm"]
     np.testing.assert_allclose(norm_before, norm, rtol=1e-6)
     assert_gradients_close(clipped, jax.tree.map(lambda x: x / 3, free), 1e-5)
@@ -313,8 +317,8 @@ class Compiled:
         step = CompiledUpdate(model.policy, objective, self.training, self.shardings)
         self._step = step
 
-    def step(self, state, batch):
-        state, metrics = self._step(state, [batch])
+    def step(self, state, part):
+        state, metrics = self._step(state, [part])
         return state, computed(jax.device_get(metrics))
 
     def state(self):
@@ -327,38 +331,39 @@ def compiled(model):
     return Compiled(model)
 
 
-def test_the_state_is_donated(compiled, text_batch):
+def test_the_state_is_donated(compiled, text_part):
     before = compiled.state()
     leaves = jax.tree.leaves((before.trainable, before.optimizer, before.frozen))
     addresses = {leaf.unsafe_buffer_pointer() for leaf in leaves}
-    after, _ = compiled.step(before, text_batch)
+    after, _ = compiled.step(before, text_part)
     assert all(leaf.is_deleted() for leaf in leaves)
     kept = [leaf.unsafe_buffer_pointer() in addresses for leaf in jax.tree.leaves(after)]
     assert np.mean(kept) > 0.9  # the new state lies where the old one was
 
 
-def test_updates_follow_the_schedule_and_reduce_the_loss(compiled, text_batch):
+def test_updates_follow_the_schedule_and_reduce_the_loss(compiled, text_part):
     state = compiled.state()
     losses = []
     for count in range(12):
-        state, metrics = compiled.step(state, text_batch)
+        state, metrics = compiled.step(state, text_part)
         np.testing.assert_allclose(metrics["optimizer/learning_rate"], compiled.training.schedule(count), rtol=1e-6)
         losses.append(float(metrics["loss/policy"]))
     assert int(state.updates) == 12 and losses[-1] < losses[0] - 0.03
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_batch_that_is_not_finite_changes_nothing(compiled, text_batch, bad):
+def test_a_batch_that_is_not_finite_changes_nothing(compiled, text_part, bad):
     """Bit for bit, optimiser and counters included; the step after it continues as if it had not been there."""
-    state, metrics = compiled.step(compiled.state(), text_batch)
+    state, metrics = compiled.step(compiled.state(), text_part)
     assert metrics["optimizer/skipped"] == 0 and int(state.updates) == 1
     before = jax.device_get(state)
-    poisoned = text_batch.advantages.copy()
+    batch, targets = text_part
+    poisoned = targets.advantages.copy()
     poisoned[2, 0] = bad
-    state, metrics = compiled.step(state, text_batch.replace(advantages=poisoned))
+    state, metrics = compiled.step(state, (batch, targets.replace(advantages=poisoned)))
     assert metrics["optimizer/skipped"] == 1 and not np.isfinite(metrics["optimizer/grad_norm"])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
-    state, metrics = compiled.step(state, text_batch)
+    state, metrics = compiled.step(state, text_part)
     assert metrics["optimizer/skipped"] == 0 and int(state.updates) == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
 
@@ -375,11 +380,12 @@ def choices(name):
         ("ppo_clip", "token_mean", "k1"),
     ],
 )
-def test_every_objective_of_a_config_can_be_traced(model, text_batch, loss, averaging, estimator):
+def test_every_objective_of_a_config_can_be_traced(model, text_part, loss, averaging, estimator):
     config = config_for(loss=loss, token_averaging=averaging, kl_estimator=estimator, kl_coefficient=0.1)
-    batch = text_batch.replace(reference_log_probs=text_batch.old_log_probs)
+    batch, targets = text_part
+    targets = targets.replace(reference_log_probs=targets.old_log_probs)
     training = keep_gradient(("vision",))
     step = compiled_update(model, policy_objective(config), training)
-    _, metrics = jax.eval_shape(step, training.init(model.policy, model.params), [batch])
+    _, metrics = jax.eval_shape(step, training.init(model.policy, model.params), [(batch, targets)])
     assert {"loss/total", "loss/policy", "loss/kl", "policy/entropy", "policy/kl_reference"} <= metrics.keys()
     assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))

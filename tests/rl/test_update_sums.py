@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -16,7 +15,7 @@ from mmeureka_jax.config.schema import Config, MeshConfig, RLConfig, SamplerConf
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.rl import objective as module
 from mmeureka_jax.rl.critic import Critic
-from mmeureka_jax.rl.groups import make_update_batch, split_batch
+from mmeureka_jax.rl.groups import Targets, make_group_batch, split_batch
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import Measured, imitation_objective
 from mmeureka_jax.rl.objective import policy_objective as objective_of
@@ -28,10 +27,14 @@ KEEP_GRADIENT = optax.trace(decay=0.0)  # its state is the gradient that it was 
 
 
 def make_batch(groups, **others):
-    advantages = np.random.default_rng(1).normal(size=(len(groups), N, LENGTH))
-    return make_update_batch(
-        groups, advantages, np.ones(len(groups)), prompt_length=8, response_length=LENGTH, **others
-    )  # fmt: skip
+    """A batch with advantages, whose sampler's log-probabilities depend on the responses alone."""
+    advantages = np.random.default_rng(1).normal(size=(len(groups), N, LENGTH)).astype(np.float32)
+    batch = make_group_batch(groups, prompt_length=8, response_length=LENGTH)
+    return batch, Targets(sampled_log_probs(batch.responses), advantages, np.ones(len(groups), bool), **others)
+
+
+def sampled_log_probs(responses):
+    return responses.astype(np.float32) / -50
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ class OneNumber:
 @pytest.fixture(autouse=True)
 def forward(monkeypatch):
     def log_probs(policy, params, states, **options):
-        return params["number"] * states.old_log_probs, params["number"] * states.old_log_probs**2
+        sampled = sampled_log_probs(states.responses)
+        return params["number"] * sampled, params["number"] * sampled**2
 
     monkeypatch.setattr(module, "batch_hidden", lambda policy, params, batch: batch)
     monkeypatch.setattr(module, "log_probs_of_hidden", log_probs)
@@ -85,10 +89,10 @@ def update(objective, policy=PLAIN):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     step = CompiledUpdate(policy, objective, training, training.shardings(policy, mesh))
 
-    def run(batch, micro_batches=1, updates=0, **options):
+    def run(part, micro_batches=1, updates=0, **options):
         state = training.init(policy, {"number": jnp.asarray(0.9)})
         state = state.replace(updates=jnp.asarray(updates, jnp.int32))
-        _, metrics = step(state, split_batch(batch, micro_batches, 0.0), **options)
+        _, metrics = step(state, split_batch(*part, micro_batches, 0.0), **options)
         return computed(jax.device_get(metrics))
 
     return run
@@ -144,12 +148,12 @@ def test_each_update_drops_out_anew(dropping, groups):
 
 def test_importance_multiplies_the_policy_loss_and_nothing_else(groups):
     rng = np.random.default_rng(3)
-    reference = make_batch(groups).old_log_probs - 0.5
-    batch = make_batch(groups, reference_log_probs=reference)
+    reference = make_batch(groups)[1].old_log_probs - 0.5
+    batch, targets = make_batch(groups, reference_log_probs=reference)
     run = update(policy_objective(entropy_coefficient=0.1, kl_coefficient=0.3))
-    plain = run(batch, kl_coefficient=0.3)
-    importance = np.full(batch.old_log_probs.shape, 2.0, np.float32)
-    doubled = run(dataclasses.replace(batch, importance=importance), kl_coefficient=0.3)
+    plain = run((batch, targets), kl_coefficient=0.3)
+    importance = np.full(targets.old_log_probs.shape, 2.0, np.float32)
+    doubled = run((batch, targets.replace(importance=importance)), kl_coefficient=0.3)
     assert doubled["loss/policy"] == pytest.approx(2 * plain["loss/policy"], rel=1e-5)
     for name in ("loss/kl", "loss/entropy", "policy/kl_reference"):
         assert doubled[name] == pytest.approx(plain[name], rel=1e-5) and plain[name] != 0, name
@@ -157,12 +161,12 @@ def test_importance_multiplies_the_policy_loss_and_nothing_else(groups):
         parts = (metrics[f"loss/{name}"] for name in ("policy", "kl", "entropy"))
         assert metrics["loss/total"] == pytest.approx(sum(parts), rel=1e-5)
     varied = rng.uniform(0.5, 2, importance.shape).astype(np.float32)
-    metrics = run(dataclasses.replace(batch, importance=varied), kl_coefficient=0.3)
+    metrics = run((batch, targets.replace(importance=varied)), kl_coefficient=0.3)
     assert metrics["policy/importance"] == pytest.approx(varied[batch.response_mask].mean(), rel=1e-5)
 
 
 def test_kl_in_the_loss_counts_as_often_as_its_coefficient_says(groups):
-    batch = make_batch(groups, reference_log_probs=make_batch(groups).old_log_probs - 0.5)
+    batch = make_batch(groups, reference_log_probs=make_batch(groups)[1].old_log_probs - 0.5)
     run = update(policy_objective(entropy_coefficient=0.1, kl_coefficient=0.3))
     once, thrice = (run(batch, kl_coefficient=coefficient)["loss/kl"] for coefficient in (0.1, 0.3))
     assert thrice == pytest.approx(3 * once, rel=1e-5) and once > 0

@@ -10,7 +10,7 @@ import pytest
 from helpers.groups import N, make_group
 
 from mmeureka_jax.config.schema import Config, CriticConfig, RLConfig, SamplerConfig
-from mmeureka_jax.training.learner import group_batches, make_experience
+from mmeureka_jax.training.learner import make_experience, update_batches
 from mmeureka_jax.training.rl import recipe
 
 GROUPS = 6
@@ -83,20 +83,20 @@ def experience_of(learner, groups, *, kl_coefficient=0.0, **rl):
 
 def test_ratios_are_taken_to_the_policy_that_sampled(groups, sampled):
     experience = experience_of(Learner(), groups)
-    np.testing.assert_array_equal(experience.old_log_probs, sampled)
-    assert experience.importance is None and experience.metrics == {}
-    assert experience.current.tolist() == [False] * 2 + [True] * 4
+    np.testing.assert_array_equal(experience.targets.old_log_probs, sampled)
+    assert experience.targets.importance is None and experience.metrics == {}
+    assert experience.targets.fresh.tolist() == [False] * 2 + [True] * 4
 
 
 def test_beside_importance_weights_ratios_are_taken_to_the_step_s_start(groups, sampled, mask):
     old = near(sampled, mask, 1)
     experience = experience_of(Learner(old=old), groups, importance_cap=1.2)
-    np.testing.assert_array_equal(experience.old_log_probs, old)
+    np.testing.assert_array_equal(experience.targets.old_log_probs, old)
 
 
 def test_importance_weights_are_capped_ratios_to_the_sampler(groups, sampled, mask):
     old = near(sampled, mask, 1)
-    importance = experience_of(Learner(old=old), groups, importance_cap=1.2).importance
+    importance = experience_of(Learner(old=old), groups, importance_cap=1.2).targets.importance
     capped = 0
     for index in np.ndindex(mask.shape):
         ratio = math.exp(float(old[index]) - float(sampled[index]))
@@ -140,8 +140,8 @@ def test_kl_in_the_reward_costs_what_is_still_to_come(groups, sampled, mask, est
         kl_place="reward", kl_estimator=estimator, importance_cap=importance_cap,
     )  # fmt: skip
     expected = rewards_less_kl(groups, now, reference, estimator, 0.3)
-    np.testing.assert_allclose(experience.advantages, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(experience.reference_log_probs, reference)
+    np.testing.assert_allclose(experience.targets.advantages, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(experience.targets.reference_log_probs, reference)
 
 
 @pytest.mark.parametrize("estimator", KL)
@@ -154,15 +154,15 @@ def test_returns_of_a_critic_hold_the_kl_in_the_reward(groups, sampled, mask, es
         kl_place="reward", kl_estimator=estimator, advantage="gae", critic=CriticConfig(kind="head"),
     )  # fmt: skip
     expected = rewards_less_kl(groups, sampled, reference, estimator, 0.3)
-    np.testing.assert_allclose(experience.returns, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(experience.advantages, expected - values, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(experience.values, values)
+    np.testing.assert_allclose(experience.targets.returns, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(experience.targets.advantages, expected - values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(experience.targets.values, values)
 
 
 def test_kl_in_the_loss_leaves_the_reward_alone(groups, sampled, mask):
     reference = near(sampled, mask, 2)
     experience = experience_of(Learner(reference=reference), groups, kl_coefficient=0.3, kl_place="loss")
-    np.testing.assert_array_equal(experience.advantages, experience_of(Learner(), groups).advantages)
+    np.testing.assert_array_equal(experience.targets.advantages, experience_of(Learner(), groups).targets.advantages)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,10 +209,11 @@ def batches(groups, sampled, mask):
     config = make_config(importance_cap=1.2, kl_coefficient=0.1, prompts_per_update=2, epochs_per_rollout=4)
     learner = Learner(old=near(sampled, mask, 1), reference=near(sampled, mask, 2))
     experience = make_experience(learner, config, State(), groups, kl_coefficient=0.1)
-    return experience, [list(group_batches(config, experience, step=step)) for step in (0, 0, 1)]
+    return experience, [list(update_batches(config, experience, step=step)) for step in (0, 0, 1)]
 
 
-def rows_of(batch):
+def rows_of(part):
+    batch, _ = part
     return (batch.prompts.tokens[:, 0] - 10).tolist()
 
 
@@ -237,17 +238,19 @@ def test_epochs_and_steps_have_orders_of_their_own(batches):
 
 def test_what_is_known_of_tokens_goes_with_their_groups(batches):
     experience, (step, _, _) = batches
-    for batch in step:
-        rows = rows_of(batch)
+    for part in step:
+        rows = rows_of(part)
+        targets = part[1]
         for name in ("advantages", "old_log_probs", "reference_log_probs", "importance"):
-            np.testing.assert_array_equal(getattr(batch, name), getattr(experience, name)[rows], err_msg=name)
-        assert batch.values is None and batch.returns is None
+            np.testing.assert_array_equal(getattr(targets, name), getattr(experience.targets, name)[rows], err_msg=name)
+        assert targets.values is None and targets.returns is None
 
 
 def test_only_the_first_batch_meets_the_parameters_that_sampled(batches):
     experience, (step, _, _) = batches
-    assert step[0].fresh.tolist() == experience.current[rows_of(step[0])].tolist()
-    assert step[0].fresh.any() and not any(batch.fresh.any() for batch in step[1:])
+    (_, first), *others = step
+    assert first.fresh.tolist() == experience.targets.fresh[rows_of(step[0])].tolist()
+    assert first.fresh.any() and not any(targets.fresh.any() for _, targets in others)
 
 
 def test_the_schedule_counts_the_updates_of_every_epoch():

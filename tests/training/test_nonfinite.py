@@ -12,7 +12,8 @@ from helpers.commands import mmeureka
 from helpers.small_runs import OVERRIDES, SMOKE, progress_of, state_of
 
 from mmeureka_jax.errors import EXIT_STOPPED, UserError
-from mmeureka_jax.rl.groups import UpdateBatch
+from mmeureka_jax.models.batch import GroupBatch
+from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.training import rl as trainer
 from mmeureka_jax.training.rl import train
@@ -50,8 +51,8 @@ def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
     def poisoned(config):
         original = objective(config)
 
-        def token_loss(log_probs, batch):
-            result = original.token_loss(log_probs, batch)
+        def token_loss(log_probs, batch, targets):
+            result = original.token_loss(log_probs, batch, targets)
             bad = jnp.sum(batch.prompts.tokens) % 2 == 0
             return dataclasses.replace(result, loss=jnp.where(bad, jnp.nan, result.loss))
 
@@ -75,13 +76,18 @@ def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
     assert progress_of(run_dir, 4)["counters"]["skipped"] == sum(skipped)
 
 
+def skipped_part(dtype):
+    batch = GroupBatch(*(np.zeros(2, dtype) for _ in range(4)))
+    return batch, Targets(*(np.zeros(2, dtype) for _ in range(3)))
+
+
 def test_skipped_updates_in_a_row_are_counted_over_steps(tmp_path):
     guard = NonFiniteGuard(tmp_path, limit=3, counters={})
-    batch = UpdateBatch(*(np.zeros(2, jnp.bfloat16) for _ in range(7)))
+    part = skipped_part(jnp.bfloat16)
 
     def step(number: int, *skipped: float) -> None:
         rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in skipped]
-        guard.check(rows, lambda number: batch, number)
+        guard.check(rows, lambda number: part, number)
 
     step(1, 0, 1)
     step(2, 1, 0)
@@ -101,8 +107,8 @@ def test_skipped_updates_in_a_row_are_counted_over_steps(tmp_path):
 
 def test_too_many_skipped_updates_within_one_step_stop_the_run(tmp_path):
     guard = NonFiniteGuard(tmp_path, limit=3, counters={})
-    batch = UpdateBatch(*(np.zeros(2, np.float32) for _ in range(7)))
+    part = skipped_part(np.float32)
     rows = [{"optimizer/skipped": x, "loss/total": np.nan, "optimizer/grad_norm": 1.0} for x in (1, 1, 1, 0)]
-    guard.check(rows, lambda number: batch, 1)
+    guard.check(rows, lambda number: part, 1)
     with pytest.raises(UserError, match="3 updates in a row"):
         guard.stop_if_too_many()

@@ -10,7 +10,7 @@ import pytest
 from helpers.groups import N, make_group
 
 from mmeureka_jax.config.load import load_config
-from mmeureka_jax.rl.groups import make_update_batch
+from mmeureka_jax.rl.groups import make_group_batch
 from mmeureka_jax.rl.objective import batch_log_probs
 from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.training.learner import Learner
@@ -54,9 +54,7 @@ def state(run):
 
 
 def expected(policy, params, groups, temperature):
-    batch = make_update_batch(
-        groups, np.zeros((len(groups), N, LENGTH)), np.zeros(len(groups)), prompt_length=8, response_length=LENGTH
-    )  # fmt: skip
+    batch = make_group_batch(groups, prompt_length=8, response_length=LENGTH)
     compute = jax.jit(functools.partial(batch_log_probs, policy, temperature=temperature))
     return np.where(batch.response_mask, compute(params, batch), 0.0)
 
