@@ -105,6 +105,15 @@ def test_state_does_not_depend_on_the_number_of_hosts(source):
     assert sorted(hosts) == expected
 
 
+def test_a_state_of_several_hosts_counts_the_rows_of_all(source):
+    whole = flat(take(make_loader(source, batch_size=8), 5))
+    loader = make_loader(source, host_index=1, host_count=2)
+    take(loader, 2)
+    alone = make_loader(source, batch_size=8)
+    alone.set_state(loader.get_state())
+    assert flat(take(alone, 3)) == whole[16:]
+
+
 def test_prefetching_changes_nothing(source):
     expected = take(make_loader(source, prefetch=0), 6)
     assert take(make_loader(source, prefetch=1), 6) == take(make_loader(source, prefetch=5), 6) == expected
