@@ -107,7 +107,7 @@ def test_state_does_not_depend_on_the_number_of_hosts(source):
 
 def test_a_state_of_several_hosts_counts_the_rows_of_all(source):
     whole = flat(take(make_loader(source, batch_size=8), 5))
-    loader = make_loader(source, host_index=1, host_count=2)
+    loader = make_loader(source, host=(1, 2))
     take(loader, 2)
     alone = make_loader(source, batch_size=8)
     alone.set_state(loader.get_state())
