@@ -1,7 +1,6 @@
-"""The one exception that means "the user's input is wrong", and its exit code.
+"""The exceptions that end a command with a message and no traceback, and the exit codes of commands.
 
-Every message names the file, row, key or tensor, says what was expected, and says what to do. The command line prints
-only the message (no traceback) and exits with `EXIT_BAD_INPUT`.
+The message of a `UserError` names the file, row, key or tensor, says what was expected, and says what to do.
 """
 
 from __future__ import annotations

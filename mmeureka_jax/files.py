@@ -1,4 +1,4 @@
-"""Writing files so that a killed run leaves the old file or the new one, and a full disk gives a clear message.
+"""Reading and writing files: a killed run leaves the old file or the new one, and every error names the file.
 
 Only files of this machine: an address such as gs://bucket/run is refused (`address_problem`), since `Path` would turn
 it into a local folder named gs:.

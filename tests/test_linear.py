@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from mmeureka_jax.data import forms
-from mmeureka_jax.report import page as report
+from mmeureka_jax.report import page
 from mmeureka_jax.report.formulas import text_to_html
 from mmeureka_jax.rewards import accuracy
 from mmeureka_jax.rewards.rules.format import follows_format
@@ -26,7 +26,7 @@ PIECES = (
     "\n",
 )
 READERS = {
-    "parts of a response": report._parts,
+    "parts of a response": page._parts,
     "tagged solution": forms._tagged,
     "answer in tags": accuracy._untagged,
     "format": lambda text: follows_format(text, style="instruct"),
@@ -75,7 +75,7 @@ def test_formulas_that_do_not_end():
     ],
 )
 def test_parts_of_a_response(text, parts):
-    assert report._parts(text) == parts
+    assert page._parts(text) == parts
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Importing models/ and rl/ needs no library of the edges: no data pipeline, no grader, no tokenizer, no torch."""
+"""The numeric core and the rooms around it import no library of the edges: data pipeline, grader, tokenizer, torch."""
 
 from __future__ import annotations
 

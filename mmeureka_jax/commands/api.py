@@ -34,9 +34,9 @@ def train(config: Config) -> Path:
     validate_config(config)
     start_jax(config=config)
     from mmeureka_jax.report.page import write_report
-    from mmeureka_jax.training import rl as trainer
+    from mmeureka_jax.training import rl
 
-    run_dir = trainer.train(config)
+    run_dir = rl.train(config)
     for stage in stage_configs(config):
         write_report(stage.run_dir)
     return run_dir

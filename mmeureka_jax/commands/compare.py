@@ -18,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmeureka_jax.report import comparison as compare
+    from mmeureka_jax.report import comparison
     from mmeureka_jax.runs.tracking import read_metrics
 
     runs = []
@@ -27,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
         if not separator or Path(text).exists():  # folders of sweeps have = in their names
             kind = folder = text
         rows = read_metrics(Path(folder))
-        runs.append(compare.Run(kind, folder, rows, compare.state_of(Path(folder), rows)))
-    page = compare.write_comparison(runs, args.output, title="Comparison", metrics=args.metrics or compare.METRICS)
+        runs.append(comparison.Run(kind, folder, rows, comparison.state_of(Path(folder), rows)))
+    page = comparison.write_comparison(
+        runs, args.output, title="Comparison", metrics=args.metrics or comparison.METRICS
+    )
     print(f"comparison: {page.resolve()}")
     return 0

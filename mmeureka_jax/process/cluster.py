@@ -189,7 +189,8 @@ def _start_relay(address: str) -> str:
                 is_by_jax = reader.at_eof() or reader.exception() is not None
                 if not is_by_jax and _watch is not None:
                     _watch.coordinator_is_gone()
-                back.cancel(), forth.cancel()
+                back.cancel()
+                forth.cancel()
 
     async def serve(listener: socket.socket) -> None:
         server = await asyncio.start_server(connected, sock=listener)

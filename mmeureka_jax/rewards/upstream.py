@@ -47,11 +47,6 @@ CHOICES = frozenset("abcd")
 _BRACE = re.compile(r"[{}]")  # one after a backslash counts, as upstream
 
 
-def upstream_accuracy(response: str, answer: str, form: UpstreamForm) -> float:
-    """1.0 if `response` is right by upstream's rule for `form`, given the gold `answer`, else 0.0."""
-    return compare(extract(response, form), answer, form)
-
-
 def extract(response: str, form: UpstreamForm) -> str | None:
     """The part of a response that upstream's rule compares, in linear time. None: nothing to compare, which scores 0
     whatever the gold answer (an empty response, unless boxed).

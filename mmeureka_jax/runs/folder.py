@@ -7,7 +7,6 @@ RUN/nonfinite/        batches whose update was skipped
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import is_main
 from mmeureka_jax.process.console import say
 from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_metadata, write_metadata
-
-logger = logging.getLogger(__name__)
 
 # Keys that a resumed run may change freely: they change none of its results, except the mesh, which changes roundings.
 _MAY_DIFFER = """

@@ -14,6 +14,18 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import expect, read_json, write_atomic
 
 METADATA_FILE = "metadata.json"
+PACKAGES = (
+    "mmeureka_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "grain",
+    "math-verify",
+    "sympy",
+)
 
 
 def package_versions() -> dict[str, str]:
@@ -56,17 +68,3 @@ def read_metadata(run_dir: Path) -> dict[str, Any] | None:
     }
     found = {key: expect(path, metadata, key, kind, default) for key, (kind, default) in fields.items()}
     return metadata | found | {"config": filled(tree, to_dict(Config()))}
-
-
-PACKAGES = (
-    "mmeureka_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "grain",
-    "math-verify",
-    "sympy",
-)

@@ -44,7 +44,7 @@ from mmeureka_jax.errors import EXIT_BAD_INPUT, EXIT_STOPPED, Terminated, UserEr
 from mmeureka_jax.files import exclusive, expect, explain_write_errors, read_json, refuse_address, write_atomic
 from mmeureka_jax.process import interrupts
 from mmeureka_jax.process.console import progress, say
-from mmeureka_jax.report import comparison as compare
+from mmeureka_jax.report import comparison
 from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.provenance import read_provenance
@@ -80,7 +80,7 @@ class Sweep:
 
     Attributes:
         imitation: the config of the supervised run that all members start from.
-        metrics, summary: see `compare.write_comparison`.
+        metrics, summary: see `comparison.write_comparison`.
     """
 
     name: str
@@ -112,10 +112,10 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     seeds = _get(path, tree, "seeds", list, [0])
     if not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds must be different integers, such as [0, 1, 2]; got {describe(seeds)}")
-    metrics = _texts(path, tree, "metrics", compare.METRICS)
-    summary = _texts(path, tree, "summary", compare.SUMMARY)
+    metrics = _texts(path, tree, "metrics", comparison.METRICS)
+    summary = _texts(path, tree, "summary", comparison.SUMMARY)
     for text in summary:
-        compare.parse_summary(text)
+        comparison.parse_summary(text)
 
     shared: dict[str, Any] = _settings(path, "overrides", _get(path, tree, "overrides", dict, {}))
     _settings(path, "the command line", {text.partition("=")[0].strip(): None for text in overrides})
@@ -287,8 +287,10 @@ def run_sweep(sweep: Sweep, *, only: int | None = None, retry: bool = False, sho
 
 def write_comparison(sweep: Sweep) -> Path:
     """The page and tables of what the sweep's runs have come to so far."""
-    runs = [compare.Run(m.kind, f"seed {m.seed}", rows_of(m), state(m), m.settings) for m in sweep.members]
-    return compare.write_comparison(runs, sweep.folder, title=sweep.name, metrics=sweep.metrics, summary=sweep.summary)
+    runs = [comparison.Run(m.kind, f"seed {m.seed}", rows_of(m), state(m), m.settings) for m in sweep.members]
+    return comparison.write_comparison(
+        runs, sweep.folder, title=sweep.name, metrics=sweep.metrics, summary=sweep.summary
+    )
 
 
 def _imitate(sweep: Sweep, config: Config, processes: _Processes) -> None:

@@ -1,25 +1,23 @@
 """Bad input: one message that names what is wrong, exit code 2, and no half-written file.
 
-Through the command line, on real files. A NaN loss and a corrupt checkpoint are in `rl/test_trainer.py` and
-`test_checkpoint.py`.
+Through the command line, on real files. A NaN loss and a corrupt checkpoint are in
+`training/test_nonfinite.py` and `runs/test_checkpoint.py`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.commands import TINY, environment, mmeureka, prompt_row, write_rows
+from helpers.commands import TINY, environment, file_size_limit, mmeureka, prompt_row, write_rows
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -328,17 +326,6 @@ def test_mesh_that_does_not_divide_a_parameter(sample_fails, rows, tmp_path):
 
 
 # Places that cannot be written.
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes of a file fail, as they do on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_output_that_cannot_be_written_is_found_before_sampling(checkpoint, rows, tmp_path, capsys):

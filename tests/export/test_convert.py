@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers.commands import SMALL, mmeureka, write_rows
+from helpers.commands import SMALL, file_size_limit, mmeureka, write_rows
 from helpers.internvl_models import FORMS, write_checkpoint
 from helpers.support import make_checkpoint
 from safetensors.numpy import load_file, save_file
@@ -193,13 +193,7 @@ def test_other_mistakes(checkpoint, tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_nothing_behind(checkpoint, tmp_path, capsys):
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # no file may grow beyond this
-    try:
+    with file_size_limit(20_000):
         assert mmeureka("convert", checkpoint, "--output", tmp_path / "out") == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "cannot be written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from helpers.torch_checkpoints import make_checkpoint
 
-from mmeureka_jax.formats import hugging_face as weights
+from mmeureka_jax.formats import hugging_face
 
 
 @pytest.fixture(scope="module")
@@ -25,5 +25,5 @@ def checkpoint(saved, tmp_path):
 def leaf_size(request, monkeypatch):
     """Small leaves are put together on the host, large ones on the devices. Here all are small, or none counts so."""
     if request.param == "large":
-        monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", 0)
+        monkeypatch.setattr(hugging_face, "_SMALL_LEAF_BYTES", 0)
     return request.param

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.formats import hugging_face as weights
+from mmeureka_jax.formats import hugging_face
 from mmeureka_jax.formats.hugging_face import load_params, read_config
 
 
@@ -51,7 +51,7 @@ def test_harmless_extras_are_accepted(checkpoint):
     "head", [lambda e: e * 1.01, lambda e: e[:-1], lambda e: e.int(), lambda e: e.index_fill(0, torch.tensor([-1]), 7)]
 )
 def test_a_tied_head_of_its_own_is_refused(checkpoint, monkeypatch, head, part_bytes):
-    monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", part_bytes)
+    monkeypatch.setattr(hugging_face, "_SMALL_LEAF_BYTES", part_bytes)
     config = read_config(checkpoint)
     rewrite(
         checkpoint, lambda state: state.update({"lm_head.weight": head(state["model.embed_tokens.weight"]).clone()})

@@ -1,7 +1,6 @@
 """Checkpoints: every leaf against torch, bitwise round trips, placement on a mesh, and broken files of every kind."""
 
 import json
-import resource
 import socket
 import subprocess
 import sys
@@ -11,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers.commands import environment
+from helpers.commands import environment, file_size_limit
 from helpers.torch_checkpoints import make_checkpoint, read_state, rename_to_newer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.formats import hugging_face as weights
+from mmeureka_jax.formats import hugging_face
 from mmeureka_jax.formats import safetensors as safetensors_files
 from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.formats.hugging_face import load_params, read_config, save_params
@@ -133,7 +132,7 @@ def requested_shardings(config, spec_of):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     tree = {}
     for mapping in weight_mappings(config):
-        weights._set(tree, mapping.leaf, NamedSharding(mesh, PartitionSpec(*spec_of(mapping))))
+        hugging_face._set(tree, mapping.leaf, NamedSharding(mesh, PartitionSpec(*spec_of(mapping))))
     return tree
 
 
@@ -174,7 +173,7 @@ def test_stacked_layers_may_be_sharded_too(tmp_path, saved, leaf_size):
 
 
 def test_each_device_reads_its_slice_only(saved, monkeypatch):
-    monkeypatch.setattr(weights, "_SMALL_LEAF_BYTES", 0)
+    monkeypatch.setattr(hugging_face, "_SMALL_LEAF_BYTES", 0)
     config = read_config(saved)
     reads = []
 
@@ -242,13 +241,8 @@ def test_a_taken_folder_is_left_alone(saved, tmp_path):
 def test_a_full_disk_leaves_nothing_behind(saved, tmp_path):
     config = read_config(saved)
     params = load_params(saved, config)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow beyond this
-    try:
-        with pytest.raises(UserError, match="out: cannot be written"):
-            save_params(params, config, tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(100_000), pytest.raises(UserError, match="out: cannot be written"):
+        save_params(params, config, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
@@ -259,20 +253,20 @@ TWO_PROCESSES = """
 import sys, jax
 from jax.sharding import NamedSharding, PartitionSpec
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.formats import hugging_face as weights
+from mmeureka_jax.formats import hugging_face
 rank, port, source, target = int(sys.argv[1]), *sys.argv[2:]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-config = weights.read_config(source)
+config = hugging_face.read_config(source)
 shardings = {}
-for mapping in weights.weight_mappings(config):
+for mapping in hugging_face.weight_mappings(config):
     spec = (*[None] * (len(mapping.leaf_shape) - 1), "fsdp")
-    weights._set(shardings, mapping.leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-params = weights.load_params(source, config, shardings)
-weights.save_params(params, config, target, source=source, max_shard_bytes=50_000)
+    hugging_face._set(shardings, mapping.leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+params = hugging_face.load_params(source, config, shardings)
+hugging_face.save_params(params, config, target, source=source, max_shard_bytes=50_000)
 try:
-    weights.save_params(params, config, target)
+    hugging_face.save_params(params, config, target)
 except UserError as error:
     print("second save:", error)
 """

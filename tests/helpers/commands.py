@@ -1,15 +1,17 @@
-"""The `mmeureka` command run in this process, benchmarks in one of their own, and small files to give to it."""
+"""The `mmeureka` command run in this process, benchmarks in one of their own, small files for it, and a full disk."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -66,6 +68,17 @@ def mmeureka(*arguments: object) -> int:
             return main([str(argument) for argument in arguments])
         except SystemExit as end:  # how argparse refuses what it does not know
             return int(end.code or 0)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes of a file fail, as they do on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -1,4 +1,7 @@
-"""Two processes of a run, without a model: how one ends when the other does. Whole runs: rl/test_distributed.py."""
+"""Two processes of a run, without a model: how one ends when the other does.
+
+Whole runs are in `training/test_distributed.py`.
+"""
 
 from __future__ import annotations
 

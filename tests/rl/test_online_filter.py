@@ -1,3 +1,5 @@
+"""The online filter: which groups pass, and in which order the buffer gives them back."""
+
 from __future__ import annotations
 
 import random

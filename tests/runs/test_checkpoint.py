@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import shutil
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.commands import file_size_limit
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmeureka_jax.config.schema import CheckpointConfig
@@ -346,17 +346,6 @@ def test_a_part_that_comes_or_goes_is_another_state_and_no_damage(tmp_path):
             with pytest.raises(UserError, match=text):
                 checkpointer.restore_latest(abstract(wanted.train))
             assert_same_run(checkpointer.restore_latest(abstract(saved.train)), saved)
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writing fails beyond it, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("limit", [0, 5_000], ids=["nothing fits", "the arrays do not fit"])

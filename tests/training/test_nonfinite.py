@@ -15,7 +15,7 @@ from mmeureka_jax.errors import EXIT_STOPPED, UserError
 from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.runs.tracking import read_metrics
-from mmeureka_jax.training import rl as trainer
+from mmeureka_jax.training import rl
 from mmeureka_jax.training.rl import train
 from mmeureka_jax.training.watchers import NonFiniteGuard
 
@@ -46,7 +46,7 @@ def test_a_run_that_only_skips_updates_stops(make_config, tmp_path, capsys):
 @pytest.mark.slow
 def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
     """The loss is NaN for batches that hold the prompts of even sums of tokens: the others continue."""
-    objective = trainer.policy_objective
+    objective = rl.policy_objective
 
     def poisoned(config):
         original = objective(config)
@@ -58,7 +58,7 @@ def test_single_updates_are_skipped_counted_and_saved(make_config, monkeypatch):
 
         return dataclasses.replace(original, token_loss=token_loss)
 
-    monkeypatch.setattr(trainer, "policy_objective", poisoned)
+    monkeypatch.setattr(rl, "policy_objective", poisoned)
     config = make_config("steps=4", "optimizer.max_nonfinite_updates=100", "rl.filter.enabled=false")
     run_dir = train(config)
     skipped = [int(row["optimizer/skipped"]) for row in read_metrics(run_dir)[1:]]

@@ -22,7 +22,7 @@ from mmeureka_jax.runs.folder import begin_run, config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.metrics import metric_of
 from mmeureka_jax.runs.tracking import read_metrics, read_rollouts
-from mmeureka_jax.training import rl as trainer
+from mmeureka_jax.training import rl
 from mmeureka_jax.training.job import restore_position
 from mmeureka_jax.training.rl import train
 from mmeureka_jax.training.sft import fine_tune
@@ -234,9 +234,9 @@ def test_waiting_groups_that_no_longer_fit_are_left_out(make_config, caplog):
 
     config = make_config()
     fits = [group(), group(prompt=config.data.max_prompt_tokens)]
-    assert trainer.fitting_groups(fits, config) == fits and not caplog.records
+    assert rl.fitting_groups(fits, config) == fits and not caplog.records
     others = [group(responses=8), group(longest=7), group(prompt=config.data.max_prompt_tokens + 1)]
-    assert trainer.fitting_groups([*others, *fits], config) == fits
+    assert rl.fitting_groups([*others, *fits], config) == fits
     assert "3 of 5 groups that waited for an update are left out" in caplog.text
 
 
