@@ -252,7 +252,6 @@ def overlaid(tree: T, overlay: Mapping[str, Any], origin: str, overrides: Sequen
     Raises:
         UserError: an unknown key, or a value of the wrong type; one line each, that begins with `origin`.
     """
-
     whole = merge(_located(to_dict(tree), "config"), _located(overlay, origin))
     for override in overrides:
         whole = merge(whole, read_override(override))
