@@ -182,14 +182,14 @@ def open_model(args: argparse.Namespace, folder: Path) -> OpenedPolicy:
         config = released_config(args.config, read_config(checkpoint))
         write_atomic(Path(checkpoint) / "config.json", json.dumps(config.to_hf()).encode())
     model = ModelConfig(checkpoint=checkpoint, compute_dtype=args.compute_dtype, remat=args.remat)
-    loaded = open_policy(find_checkpoint(model, folder), model, MeshConfig())
-    if getattr(loaded.policy.config, "model_type", None) != QWEN2_5_VL:
+    opened = open_policy(find_checkpoint(model, folder), model, MeshConfig())
+    if getattr(opened.policy.config, "model_type", None) != QWEN2_5_VL:
         raise UserError(
             f"--model {args.model}: the benchmarks count the work of Qwen2.5-VL; give one of its checkpoints"
         )
     if args.config is None:
-        return loaded
-    return RandomPolicy(loaded.policy, loaded.mesh, loaded.checkpoint, param_dtype=args.param_dtype or "bfloat16")
+        return opened
+    return RandomPolicy(opened.policy, opened.mesh, opened.checkpoint, param_dtype=args.param_dtype or "bfloat16")
 
 
 def released_config(name: str, tiny: Qwen2_5VLConfig) -> Qwen2_5VLConfig:
@@ -199,12 +199,12 @@ def released_config(name: str, tiny: Qwen2_5VLConfig) -> Qwen2_5VLConfig:
     return replace(tiny, text=text, vision=vision)
 
 
-def training_config(args: argparse.Namespace, loaded: OpenedPolicy) -> Config:
+def training_config(args: argparse.Namespace, opened: OpenedPolicy) -> Config:
     """A run whose step is one rollout and one update on all of it, as the peers' is."""
     rule = Path(__file__).with_name("contains_answer.py")
     return Config(
-        model=ModelConfig(checkpoint=str(loaded.checkpoint)),
-        data=DataConfig(prompt_style="plain", max_prompt_tokens=loaded.policy.config.text.max_position_embeddings),
+        model=ModelConfig(checkpoint=str(opened.checkpoint)),
+        data=DataConfig(prompt_style="plain", max_prompt_tokens=opened.policy.config.text.max_position_embeddings),
         reward=RewardConfig(
             custom=f"{rule}:contains_answer", custom_weight=1.0, accuracy_weight=0.0, format_weight=0.0
         ),

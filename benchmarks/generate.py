@@ -38,21 +38,21 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if args.batch % args.group:
         raise UserError(f"--group {args.group} does not divide --batch {args.batch}")
     count = args.batch // args.group
-    loaded = open_model(args, folder)
-    check_batch_sizes(loaded.mesh, {"--batch / --group": count})
-    model = loaded.policy.config
+    opened = open_model(args, folder)
+    check_batch_sizes(opened.mesh, {"--batch / --group": count})
+    model = opened.policy.config
     settings = SamplingSettings(
         group_size=args.group, max_new_tokens=args.new, eos_token_ids=(), pad_token_id=model.pad_token_id
     )
     prompts = random_prompts(model, count, args.prompt, args.side)
     ids = [str(row) for row in range(count)]
-    sampler = Sampler(loaded.policy, settings, "rollout")
+    sampler = Sampler(opened.policy, settings, "rollout")
     rollouts = itertools.count()
-    with jax.set_mesh(loaded.mesh):
-        params = loaded.load_params()
+    with jax.set_mesh(opened.mesh):
+        params = opened.load_params()
 
         def rollout() -> Any:
-            return sampler.sample(params, Request.of(ids, prompts, loaded.mesh, rollout=next(rollouts)))[0]
+            return sampler.sample(params, Request.of(ids, prompts, opened.mesh, rollout=next(rollouts)))[0]
 
         timing = time_calls(rollout, args.repeats)
         assert (rollout().lengths == args.new).all()

@@ -48,27 +48,27 @@ def megabytes(count: int) -> float:
 
 
 def update_memory(
-    args: argparse.Namespace, loaded: OpenedPolicy, vocab_size: int, group: int, rank: int
+    args: argparse.Namespace, opened: OpenedPolicy, vocab_size: int, group: int, rank: int
 ) -> dict[str, Any]:
     """The buffers of the update on one device."""
-    text = replace(loaded.policy.config.text, vocab_size=vocab_size)
+    text = replace(opened.policy.config.text, vocab_size=vocab_size)
     lora = Lora(rank, 2.0 * rank, ("language/layers/.*",)) if rank else None
-    policy = replace(loaded.policy, config=replace(loaded.policy.config, text=text), lora=lora)
+    policy = replace(opened.policy, config=replace(opened.policy.config, text=text), lora=lora)
     options = argparse.Namespace(**vars(args) | {"group": group})
-    config = training_config(options, loaded)
+    config = training_config(options, opened)
     training = make_training(config, 1)
-    shardings = training.shardings(policy, loaded.mesh)
+    shardings = training.shardings(policy, opened.mesh)
     update = CompiledUpdate(policy, policy_objective(config), training, shardings)
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         training.abstract_state(policy),
         shardings,
     )
-    parts = to_global(loaded.mesh, split_batch(*random_batch(options, policy), args.micro_batches, packing=0.0))
+    parts = to_global(opened.mesh, split_batch(*random_batch(options, policy), args.micro_batches, packing=0.0))
     programs = [lowered.compile().memory_analysis() for lowered in update.lower(state, parts).values()]
     temporary = max(memory.temp_size_in_bytes for memory in programs)
     if len(parts) > 1:  # the gradients so far are an argument then
-        temporary += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.trainable)) // loaded.mesh.size
+        temporary += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.trainable)) // opened.mesh.size
 
     def on_device(tree: Any) -> int:
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -79,7 +79,7 @@ def update_memory(
         "group": group,
         "lora": rank,
         "temporary_mb": megabytes(temporary),
-        "vocab_gradients_mb": megabytes(4 * tables * vocab_size * text.hidden_size // loaded.mesh.size),
+        "vocab_gradients_mb": megabytes(4 * tables * vocab_size * text.hidden_size // opened.mesh.size),
         "trained_mb": megabytes(on_device(state.trainable)),
         "optimizer_mb": megabytes(on_device(state.optimizer)),
         "state_mb": megabytes(on_device(state)),
@@ -87,11 +87,11 @@ def update_memory(
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    loaded = open_model(args, folder)
-    vocabularies = args.vocab or [loaded.policy.config.text.vocab_size]
-    with jax.set_mesh(loaded.mesh):
+    opened = open_model(args, folder)
+    vocabularies = args.vocab or [opened.policy.config.text.vocab_size]
+    with jax.set_mesh(opened.mesh):
         cases = itertools.product(vocabularies, args.group, args.lora)
-        rows = [update_memory(args, loaded, *case) for case in cases]
+        rows = [update_memory(args, opened, *case) for case in cases]
     return {"temporary_mb": rows[-1]["temporary_mb"], "rows": rows}
 
 

@@ -75,7 +75,7 @@ def one_device() -> None:
         raise UserError(f"{jax.device_count()} devices; floors are of one (set CUDA_VISIBLE_DEVICES or the like)")
 
 
-def with_vocabulary(loaded: OpenedPolicy, vocab_size: int) -> RandomPolicy:
+def with_vocabulary(opened: OpenedPolicy, vocab_size: int) -> RandomPolicy:
     """The same sizes with another vocabulary, whose first tokens are the special ones, and random weights.
 
     Raises:
@@ -84,8 +84,8 @@ def with_vocabulary(loaded: OpenedPolicy, vocab_size: int) -> RandomPolicy:
     if vocab_size < 32:
         raise UserError(f"a vocabulary of {vocab_size} is too small; give 32 or more")
     config = replace(
-        loaded.policy.config,
-        text=replace(loaded.policy.config.text, vocab_size=vocab_size),
+        opened.policy.config,
+        text=replace(opened.policy.config.text, vocab_size=vocab_size),
         image_token_id=0,
         video_token_id=1,
         vision_start_token_id=2,
@@ -94,21 +94,21 @@ def with_vocabulary(loaded: OpenedPolicy, vocab_size: int) -> RandomPolicy:
         pad_token_id=5,
         bos_token_id=None,
     )
-    dtype = loaded.param_dtype if isinstance(loaded, RandomPolicy) else "float32"
-    return RandomPolicy(replace(loaded.policy, config=config), loaded.mesh, loaded.checkpoint, dtype)
+    dtype = opened.param_dtype if isinstance(opened, RandomPolicy) else "float32"
+    return RandomPolicy(replace(opened.policy, config=config), opened.mesh, opened.checkpoint, dtype)
 
 
 def rollout_call(
-    loaded: OpenedPolicy, params: Params, prompts: int, group: int, length: int, new: int, side: int
+    opened: OpenedPolicy, params: Params, prompts: int, group: int, length: int, new: int, side: int
 ) -> Callable[[], Any]:
     """A rollout of exactly `new` tokens a response. All that is known here of the sampler is in this function."""
-    config = loaded.policy.config
+    config = opened.policy.config
     settings = SamplingSettings(
         group_size=group, max_new_tokens=new, eos_token_ids=(), pad_token_id=config.pad_token_id
     )
-    sampler = Sampler(loaded.policy, settings, "rollout")
+    sampler = Sampler(opened.policy, settings, "rollout")
     ids = [str(row) for row in range(prompts)]
-    request = Request.of(ids, random_prompts(config, prompts, length, side), loaded.mesh)
+    request = Request.of(ids, random_prompts(config, prompts, length, side), opened.mesh)
     rollouts = itertools.count()
 
     def call() -> Any:
@@ -117,13 +117,13 @@ def rollout_call(
     return call
 
 
-def update_call(loaded: OpenedPolicy, args: argparse.Namespace, calls: int) -> Callable[[], Any]:
+def update_call(opened: OpenedPolicy, args: argparse.Namespace, calls: int) -> Callable[[], Any]:
     """One update after the other on one batch. Of the options it takes those of `benchmarks.update`."""
-    config = training_config(args, loaded)
-    batch = random_batch(args, loaded.policy)
+    config = training_config(args, opened)
+    batch = random_batch(args, opened.policy)
     learner = Learner(
         config,
-        loaded,
+        opened,
         policy_objective(config),
         total_updates=calls,
         micro_batches=args.micro_batches,
@@ -150,16 +150,16 @@ def sizes(args: argparse.Namespace, config: Qwen2_5VLConfig) -> Batch:
     return Batch(args.prompts, args.group, args.prompt, args.new, windows=prompts.images.patches.shape[1])
 
 
-def generation_floor(loaded: OpenedPolicy, batch: Batch) -> dict[str, Work]:
-    return floors.generation(loaded.policy.config, batch, jnp.dtype(loaded.policy.compute_dtype).itemsize)
+def generation_floor(opened: OpenedPolicy, batch: Batch) -> dict[str, Work]:
+    return floors.generation(opened.policy.config, batch, jnp.dtype(opened.policy.compute_dtype).itemsize)
 
 
-def update_floor(loaded: OpenedPolicy, batch: Batch, train: str, micro_batches: int) -> dict[str, Work]:
-    dtype = loaded.param_dtype if isinstance(loaded, RandomPolicy) else "float32"
+def update_floor(opened: OpenedPolicy, batch: Batch, train: str, micro_batches: int) -> dict[str, Work]:
+    dtype = opened.param_dtype if isinstance(opened, RandomPolicy) else "float32"
     return floors.update(
-        loaded.policy.config,
+        opened.policy.config,
         batch,
-        remat=loaded.policy.remat,
+        remat=opened.policy.remat,
         train_vision=train == "all",
         micro_batches=micro_batches,
         param_width=jnp.dtype(dtype).itemsize,
@@ -176,24 +176,24 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if args.new < 2:
         raise UserError("--new 1 leaves nothing to decode: the first token comes with the prompt; give 2 or more")
     args.prompts = args.rows // args.group
-    loaded = open_model(args, folder)
+    opened = open_model(args, folder)
     if args.vocab:
-        loaded = with_vocabulary(loaded, args.vocab)
-    batch = sizes(args, loaded.policy.config)
+        opened = with_vocabulary(opened, args.vocab)
+    batch = sizes(args, opened.policy.config)
     chosen = [part for part in args.parts if part != "vision" or batch.windows]
-    with jax.set_mesh(loaded.mesh), progress(len(chosen) + 1, "roofline", unit="part") as bar:
-        rates = measure_rates(loaded.policy.compute_dtype, loaded.policy.config, batch.prompts * batch.prompt)
+    with jax.set_mesh(opened.mesh), progress(len(chosen) + 1, "roofline", unit="part") as bar:
+        rates = measure_rates(opened.policy.compute_dtype, opened.policy.config, batch.prompts * batch.prompt)
         bar.update()
         figures: dict[str, Any] = {}
         compiles = 0
         operations = {}
-        params = loaded.load_params() if set(chosen) - {"update"} else {}
+        params = opened.load_params() if set(chosen) - {"update"} else {}
         for part in chosen:
             if part == "update":
                 params = {}  # the learner loads its own
-            seconds, compiled, call = time_part(part, args, loaded, params)
+            seconds, compiled, call = time_part(part, args, opened, params)
             compiles += compiled
-            figures[part] = compare(floor_of(part, args, loaded, batch), seconds, rates)
+            figures[part] = compare(floor_of(part, args, opened, batch), seconds, rates)
             if args.profile and part in TRACED:
                 operations[part] = profile(call, Path(args.profile) / TRACED[part])
             del call
@@ -210,13 +210,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def time_part(
-    part: str, args: argparse.Namespace, loaded: OpenedPolicy, params: Params
+    part: str, args: argparse.Namespace, opened: OpenedPolicy, params: Params
 ) -> tuple[float, int, Callable[[], Any]]:
     """Seconds of a part, compilations while timing, and the last call that was timed for it."""
-    policy = loaded.policy
+    policy = opened.policy
     shape = (args.prompts, args.group, args.prompt)
     if part == "decode":
-        whole, first = (rollout_call(loaded, params, *shape, new, args.side) for new in (args.new, 1))
+        whole, first = (rollout_call(opened, params, *shape, new, args.side) for new in (args.new, 1))
         short = time_calls(first, args.repeats)
         timing = time_calls(whole, args.repeats)
         if timing.median <= short.median:
@@ -224,9 +224,9 @@ def time_part(
         return timing.median - short.median, timing.compiles + short.compiles, whole
     if part == "update":
         # One more call than is timed: the profiler's.
-        call = update_call(loaded, args, WARM_UP + args.repeats + 1)
+        call = update_call(opened, args, WARM_UP + args.repeats + 1)
     else:
-        prompts = to_global(loaded.mesh, random_prompts(policy.config, args.prompts, args.prompt, args.side))
+        prompts = to_global(opened.mesh, random_prompts(policy.config, args.prompts, args.prompt, args.side))
         encode = jax.jit(functools.partial(encode_images, policy))
         if part == "vision":
             call = functools.partial(encode, params, prompts.images)
@@ -237,10 +237,10 @@ def time_part(
     return timing.median, timing.compiles, call
 
 
-def floor_of(part: str, args: argparse.Namespace, loaded: OpenedPolicy, batch: Batch) -> list[Work]:
+def floor_of(part: str, args: argparse.Namespace, opened: OpenedPolicy, batch: Batch) -> list[Work]:
     if part == "update":
-        return list(update_floor(loaded, batch, args.train, args.micro_batches).values())
-    return [generation_floor(loaded, batch)[part]]
+        return list(update_floor(opened, batch, args.train, args.micro_batches).values())
+    return [generation_floor(opened, batch)[part]]
 
 
 def compare(parts: Sequence[Work], seconds: float, rates: Rates) -> dict[str, float]:

@@ -138,18 +138,18 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if args.quick:
         vars(args).update(QUICK_BASE)
     axes = {axis: (QUICK_AXES if args.quick else AXES)[axis] for axis in args.axes}
-    loaded = open_model(args, folder)
-    text = loaded.policy.config.text
+    opened = open_model(args, folder)
+    text = opened.policy.config.text
     base = Point(args.group, args.prompt, args.new, text.vocab_size)
     places = [(axis, Point(**asdict(base) | {axis: value})) for axis, values in axes.items() for value in values]
     rows: list[dict[str, Any]] = []
     known: dict[Point, dict[str, float]] = {}  # the base point is on several axes
-    with jax.set_mesh(loaded.mesh), progress(len(places) + 1, "scaling", unit="point") as bar:
-        rates = measure_rates(loaded.policy.compute_dtype, loaded.policy.config, args.prompts * args.prompt)
+    with jax.set_mesh(opened.mesh), progress(len(places) + 1, "scaling", unit="point") as bar:
+        rates = measure_rates(opened.policy.compute_dtype, opened.policy.config, args.prompts * args.prompt)
         bar.update()
         for axis, point in places:
             if point not in known:
-                known[point] = measure_point(args, loaded, point, rates)
+                known[point] = measure_point(args, opened, point, rates)
                 jax.clear_caches()  # programs of this size are not needed again
             rows.append({"axis": axis, **asdict(point), **known[point]})
             bar.update()
@@ -167,18 +167,18 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def measure_point(args: argparse.Namespace, loaded: OpenedPolicy, point: Point, rates: Rates) -> dict[str, float]:
+def measure_point(args: argparse.Namespace, opened: OpenedPolicy, point: Point, rates: Rates) -> dict[str, float]:
     """Seconds of a rollout and of an update at one point, and their floors."""
     here = argparse.Namespace(**vars(args) | asdict(point))
-    loaded = with_vocabulary(loaded, point.vocab)
-    batch = sizes(here, loaded.policy.config)
-    params = loaded.load_params()
+    opened = with_vocabulary(opened, point.vocab)
+    batch = sizes(here, opened.policy.config)
+    params = opened.load_params()
     shape = (here.prompts, here.group, here.prompt, here.new, here.side)
-    rollout = time_calls(rollout_call(loaded, params, *shape), here.repeats)
+    rollout = time_calls(rollout_call(opened, params, *shape), here.repeats)
     del params  # the learner loads its own
-    update = time_calls(update_call(loaded, here, WARM_UP + here.repeats), here.repeats)
+    update = time_calls(update_call(opened, here, WARM_UP + here.repeats), here.repeats)
     result: dict[str, float] = {"compiles": rollout.compiles + update.compiles}
-    works = (generation_floor(loaded, batch), update_floor(loaded, batch, here.train, here.micro_batches))
+    works = (generation_floor(opened, batch), update_floor(opened, batch, here.train, here.micro_batches))
     for part, timing, work in zip(PARTS, (rollout, update), works, strict=True):
         result[f"{part}_s"] = significant(timing.median)
         result[f"{part}_floor_s"] = significant(rates.seconds(work.values()))

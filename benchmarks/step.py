@@ -84,12 +84,12 @@ class RandomPictures:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
-        loaded = open_model(args, folder)
-        stack.enter_context(jax.set_mesh(loaded.mesh))
-        check_batch_sizes(loaded.mesh, {"--prompts": args.prompts})
-        config = training_config(args, loaded)
+        opened = open_model(args, folder)
+        stack.enter_context(jax.set_mesh(opened.mesh))
+        check_batch_sizes(opened.mesh, {"--prompts": args.prompts})
+        config = training_config(args, opened)
         validate_config(config)
-        processor = open_processor(loaded.checkpoint, config.data)
+        processor = open_processor(opened.checkpoint, config.data)
         source = RandomPictures(args.side)
         prompt_tokens, num_windows = processor.measure(source[0])  # the same for all of them
         config = replace(config, data=replace(config.data, max_prompt_tokens=prompt_tokens))
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         total = WARM_UP + args.steps
         learner = Learner(
             config,
-            loaded,
+            opened,
             policy_objective(config),
             total_updates=total,
             micro_batches=args.micro_batches,
@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         collector = Collector(
             config,
-            loaded,
+            opened,
             processor,
             loader,
             rewards,

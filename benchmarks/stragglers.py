@@ -39,16 +39,16 @@ from mmeureka_jax.training.job import check_batch_sizes
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    loaded = open_model(args, folder)
-    check_batch_sizes(loaded.mesh, {"--prompts": args.prompts})
-    model = loaded.policy.config
+    opened = open_model(args, folder)
+    check_batch_sizes(opened.mesh, {"--prompts": args.prompts})
+    model = opened.policy.config
     prompts = random_prompts(model, args.prompts, args.prompt, args.side)
     ids = [str(row) for row in range(args.prompts)]
     ragged = log_normal_lengths(args.prompts, args.group, args.median)
     equal = np.full_like(ragged, round(ragged.mean()))
     rollouts = itertools.count()
-    with jax.set_mesh(loaded.mesh):
-        params = loaded.load_params()
+    with jax.set_mesh(opened.mesh):
+        params = opened.load_params()
 
         def rollout(lengths: np.ndarray, limit: int) -> Callable[[], Any]:
             settings = SamplingSettings(
@@ -59,10 +59,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 shrink=args.shrink,
             )
 
-            sampler = Sampler(loaded.policy, settings, "rollout")
+            sampler = Sampler(opened.policy, settings, "rollout")
 
             def call() -> Any:
-                request = Request.of(ids, prompts, loaded.mesh, rollout=next(rollouts), limits=lengths)
+                request = Request.of(ids, prompts, opened.mesh, rollout=next(rollouts), limits=lengths)
                 samples, _ = sampler.sample(params, request)
                 assert (samples.lengths == lengths).all()
                 return samples

@@ -71,17 +71,17 @@ def random_batch(args: argparse.Namespace, policy: Policy) -> tuple[GroupBatch, 
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    loaded = open_model(args, folder)
-    check_batch_sizes(loaded.mesh, {"--prompts / --micro-batches": args.prompts // args.micro_batches})
-    config = training_config(args, loaded)
-    with jax.set_mesh(loaded.mesh):
-        batch, targets = random_batch(args, loaded.policy)
+    opened = open_model(args, folder)
+    check_batch_sizes(opened.mesh, {"--prompts / --micro-batches": args.prompts // args.micro_batches})
+    config = training_config(args, opened)
+    with jax.set_mesh(opened.mesh):
+        batch, targets = random_batch(args, opened.policy)
         if args.median:
             lengths = log_normal_lengths(args.prompts, args.group, args.median)
             batch = dataclasses.replace(batch, response_mask=np.arange(args.new) < lengths[..., None])
         learner = Learner(
             config,
-            loaded,
+            opened,
             policy_objective(config),
             total_updates=WARM_UP + args.repeats,
             micro_batches=args.micro_batches,

@@ -1,4 +1,4 @@
-"""The device mesh, the one table of sharding rules, and helpers for programs that run on many hosts.
+"""The device mesh, the one table of sharding rules, and what lays out arrays and programs by it.
 
 Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...); `AXIS_RULES` maps those to the mesh
 axes `data`, `fsdp` and `tensor`. Nothing else in the project mentions a mesh axis by name.

@@ -37,7 +37,6 @@ def open_validation(
     checked = open_checked(data.validation, data, processor, bars=tracking.progress)
     say_facts({"validation": checked.describe()})
     greedy = SamplerConfig(temperature=0.0, max_new_tokens=max_new_tokens)
-    buckets = data.prompt_buckets or (data.max_prompt_tokens,)
     return Examiner(
         opened,
         processor,
@@ -45,7 +44,7 @@ def open_validation(
         checked,
         checked.indices[: tracking.validation_problems or None],
         Sampler(opened.policy, SamplingSettings.of(processor, greedy, group_size=1), "validation"),
-        PromptSizes(tracking.validation_batch, buckets, checked.report.max_windows),
+        PromptSizes(tracking.validation_batch, data.prompt_lengths, checked.report.max_windows),
     )
 
 

@@ -1,6 +1,6 @@
 """A group (a prompt, its n responses and their rewards) on the host, and the batches that are made of groups.
 
-Groups are plain NumPy records, the same on every host, in one canonical order (rollout, position in the data stream).
+Groups are plain NumPy records, the same on every host, in one canonical order (`sampled_by`, `order`).
 The update reads a `GroupBatch`, made from any list of groups whose number divides over the mesh, and its `Targets`.
 """
 
@@ -88,7 +88,8 @@ class Targets:
     returns: Float[Array, "P n Lr"] | None = None
 
 
-Part = tuple[GroupBatch, Targets | None]  # of what one optimiser step reads, or all of it; imitation has no targets
+# A part of what one optimiser step reads, or all of it. Imitation has no targets.
+Part = tuple[GroupBatch, Targets | None]
 
 
 def make_group_batch(groups: Sequence[Group], *, prompt_length: int, response_length: int) -> GroupBatch:
@@ -111,8 +112,8 @@ def make_group_batch(groups: Sequence[Group], *, prompt_length: int, response_le
 
 def packed_widths(places: int, packing: float) -> tuple[int, ...]:
     """The widths, ascending, of packed rows whose responses have `places` if each of them is padded: each `packing`
-    times the next one, rounded down to a multiple of 16. None is less than a sixteenth of the widest; `packing` 0: that
-    alone."""
+    times the next one, rounded down to a multiple of 16. None is less than a sixteenth of the widest. `packing` 0: only
+    the widest."""
     widths = [places]
     while (less := int(widths[-1] * packing) // 16 * 16) > 0 and less * 16 >= places:
         widths.append(less)

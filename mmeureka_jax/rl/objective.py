@@ -35,8 +35,8 @@ class Objective:
     Attributes:
         max_length: what averaging `constant` divides by: the longest response that the sampler may draw.
         entropy_coefficient: the mean entropy times this is taken off the loss.
-        kl_estimator: of the penalty towards the reference policy, for batches with reference log-probabilities; None:
-            they are for the metric alone.
+        kl_estimator: estimator of the penalty towards the reference policy, for targets with reference
+            log-probabilities; None: those are only for the metric.
     """
 
     token_loss: Callable[[Array, GroupBatch, Any], TokenLoss]

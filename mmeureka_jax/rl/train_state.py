@@ -26,8 +26,8 @@ class TrainState:
     Attributes:
         updates: optimiser steps taken so far; skipped ones do not count.
         trainable, frozen: the parameter tree in two parts (see `optimizer.frozen`).
-        optimizer: Optax state, of the trainable part alone.
-        critic, critic_optimizer: of a critic, if there is one.
+        optimizer: Optax's state for the trainable part.
+        critic, critic_optimizer: parameters of a critic and their Optax state, if there is one.
         average: the trainable part averaged over the updates, if `optimizer.ema_decay` is set.
     """
 

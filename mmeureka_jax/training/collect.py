@@ -53,7 +53,7 @@ class Collected:
 
     groups: list[Group]
     metrics: dict[str, float]
-    lengths: np.ndarray  # of every response sampled, for the histogram
+    lengths: np.ndarray  # every sampled response's, for the histogram
     samples: list[RolloutSample]
 
 
@@ -62,7 +62,7 @@ class Tally:
     """What the sampler calls of a step add up to."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
-    lengths: list[np.ndarray] = field(default_factory=list)  # of responses, for each call
+    lengths: list[np.ndarray] = field(default_factory=list)  # the responses' lengths, for each call
     failed: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # for each rule and call
 
     def add(self, metrics: Metrics) -> None:
@@ -143,7 +143,7 @@ class _Round:
     sampled_by: int  # see `Group`
     loaded: list[LoadedProblem]
     prompts: Prompt
-    features: ImageFeatures | None  # of all hosts, where the tower is frozen
+    features: ImageFeatures | None  # all hosts', where the tower is frozen
     samples: Samples
     seconds: float  # that sampling took
     texts: list[list[str]]
@@ -159,7 +159,7 @@ class Collector:
     def __init__(
         self,
         config: Config,
-        loaded: OpenedPolicy,
+        opened: OpenedPolicy,
         processor: Processor,
         loader: ProblemLoader,
         rewards: RewardWorkers,
@@ -168,7 +168,7 @@ class Collector:
         vision_frozen: bool,
     ):
         self._config = config
-        self._mesh = loaded.mesh
+        self._mesh = opened.mesh
         self._processor = processor
         self._loader = loader
         self._rewards = rewards
@@ -179,7 +179,7 @@ class Collector:
         self._failures = FailureWatch(config.reward)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         settings = SamplingSettings.of(processor, config.sampler, config.rl.group_size)
-        self._sampler = Sampler(loaded.policy, settings, "rollout", config.seed)
+        self._sampler = Sampler(opened.policy, settings, "rollout", config.seed)
 
     def compile_ahead(self, params: Params) -> None:
         """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""

@@ -74,7 +74,7 @@ class Recipe:
 
 @dataclass
 class Job:
-    """A job under way: what it is made of, where it stands (`run`), and how its steps begin and end.
+    """A job under way: what it is made of, how far it is (`run`), and how its steps begin and end.
 
     while job.begin_step():
         ...                                 # changes run.train and the other fields of `run`
@@ -85,7 +85,7 @@ class Job:
     """
 
     config: Config
-    loaded: OpenedPolicy
+    opened: OpenedPolicy
     processor: Processor
     rewards: RewardWorkers | None
     examiner: Examiner | None
@@ -216,21 +216,21 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         # What the job needs. Every mistake that can be known is found here, before step 0.
         if config.tracking.wandb:
             import_wandb()
-        loaded = _open_policy(config, recipe)
-        stack.enter_context(jax.set_mesh(loaded.mesh))
-        processor = open_processor(loaded.checkpoint, config.data)
+        opened = _open_policy(config, recipe)
+        stack.enter_context(jax.set_mesh(opened.mesh))
+        processor = open_processor(opened.checkpoint, config.data)
         validated = config.data.validation is not None and config.tracking.validate_every > 0
         rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
         problems = _open_problems(config, recipe, processor, rewards)
-        examiner = _open_examiner(config, loaded, processor, rewards) if rewards is not None and validated else None
-        learner = make_learner(config, recipe, loaded)
+        examiner = _open_examiner(config, opened, processor, rewards) if rewards is not None and validated else None
+        learner = make_learner(config, recipe, opened)
         if recipe.with_reference:
             learner.load_reference()
 
-        # Where it stands: at the newest checkpoint, or at the beginning.
-        checkpointer = Checkpointer(run_dir, config.checkpoint, loaded.load_base if loaded.policy.lora else None)
+        # How far it is: at the newest checkpoint, or at the beginning.
+        checkpointer = Checkpointer(run_dir, config.checkpoint, opened.load_base if opened.policy.lora else None)
         stack.callback(checkpointer.close)
-        _begin_run(config, recipe, loaded, problems, resuming=bool(checkpointer.steps()))
+        _begin_run(config, recipe, opened, problems, resuming=bool(checkpointer.steps()))
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         at_start = run.step
         say_start(at_start, config.steps, config.run_dir)
@@ -242,7 +242,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         steps = stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress))
         yield Job(
             config=config,
-            loaded=loaded,
+            opened=opened,
             processor=processor,
             rewards=rewards,
             examiner=examiner,
@@ -265,36 +265,36 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
 def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
     """The policy, after its header is written and its sizes have been checked against those of the job."""
     checkpoint = find_checkpoint(config.model, Path(config.run_dir))
-    loaded = open_policy(checkpoint, config.model, config.mesh, seed=config.seed)
+    opened = open_policy(checkpoint, config.model, config.mesh, seed=config.seed)
     say_header(
         recipe.command,
-        loaded,
+        opened,
         config.model.checkpoint,
         frozen=config.optimizer.frozen,
         run_dir=config.run_dir,
     )
-    check_batch_sizes(loaded.mesh, recipe.batch_sizes)
+    check_batch_sizes(opened.mesh, recipe.batch_sizes)
     response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
-    check_context(loaded.policy.config.text, config.data.max_prompt_tokens + response)
-    return loaded
+    check_context(opened.policy.config.text, config.data.max_prompt_tokens + response)
+    return opened
 
 
-def _open_examiner(config: Config, loaded: OpenedPolicy, processor: Processor, rewards: RewardWorkers) -> Examiner:
+def _open_examiner(config: Config, opened: OpenedPolicy, processor: Processor, rewards: RewardWorkers) -> Examiner:
     limit = config.sampler.max_new_tokens
-    return open_validation(config.data, config.tracking, limit, loaded, processor, rewards)
+    return open_validation(config.data, config.tracking, limit, opened, processor, rewards)
 
 
 def _begin_run(
-    config: Config, recipe: Recipe, loaded: OpenedPolicy, problems: CheckedProblems, *, resuming: bool
+    config: Config, recipe: Recipe, opened: OpenedPolicy, problems: CheckedProblems, *, resuming: bool
 ) -> None:
     begin_run(
         config,
         kind=recipe.kind,
         fingerprint=problems.source.fingerprint(),
-        checkpoint=loaded.checkpoint,
+        checkpoint=opened.checkpoint,
         resuming=resuming,
-        mesh=loaded.mesh,
-        adapters=loaded.adapters.fingerprint() if loaded.adapters is not None else None,
+        mesh=opened.mesh,
+        adapters=opened.adapters.fingerprint() if opened.adapters is not None else None,
     )
 
 
@@ -333,11 +333,11 @@ def _open_problems(
     return problems
 
 
-def make_learner(config: Config, recipe: Recipe, loaded: OpenedPolicy) -> Learner:
+def make_learner(config: Config, recipe: Recipe, opened: OpenedPolicy) -> Learner:
     """The learner of a job. Reads no weights."""
     return Learner(
         config,
-        loaded,
+        opened,
         recipe.objective,
         total_updates=config.steps * recipe.updates_per_step,
         micro_batches=recipe.micro_batches,

@@ -46,7 +46,7 @@ class Learner:
     def __init__(
         self,
         config: Config,
-        loaded: OpenedPolicy,
+        opened: OpenedPolicy,
         objective: Objective,
         *,
         total_updates: int,
@@ -58,33 +58,33 @@ class Learner:
         Args:
             with_critic: train the critic of `config.rl.critic`, if that has one.
         """
-        self._loaded = loaded
+        self._opened = opened
         self._objective = objective
         self._micro_batches = micro_batches
         self._packing = packing
         self._buckets = max(len(config.data.prompt_buckets), 1)
         critic = make_critic(config, total_updates) if with_critic else None
         self._training = make_training(config, total_updates, critic)
-        self.shardings = self._training.shardings(loaded.policy, loaded.mesh)
+        self.shardings = self._training.shardings(opened.policy, opened.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
-        self.compiled = CompiledUpdate(loaded.policy, objective, self._training, self.shardings)
+        self.compiled = CompiledUpdate(opened.policy, objective, self._training, self.shardings)
         self._init = jax.jit(
-            lambda params: self._training.init(loaded.policy, params), out_shardings=self.shardings, donate_argnums=0
+            lambda params: self._training.init(opened.policy, params), out_shardings=self.shardings, donate_argnums=0
         )
         self._reference: _Reference | None = None
         self._programs: set[tuple[int, int]] = set()  # (prompt length, width) of the parts that it is compiled for
 
     def initial_state(self) -> TrainState:
         """The checkpoint's parameters and a fresh optimiser."""
-        return self._init(self._loaded.load_params())
+        return self._init(self._opened.load_params())
 
     def load_reference(self) -> None:
         """Loads the parameters that the run starts from, and keeps them for `reference_log_probs`."""
-        self._reference = _Reference.of(self._loaded)
+        self._reference = _Reference.of(self._opened)
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state, for restoring a checkpoint."""
-        shapes = self._training.abstract_state(self._loaded.policy)
+        shapes = self._training.abstract_state(self._opened.policy)
 
         def leaf(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
@@ -100,14 +100,14 @@ class Learner:
             with_reference: `reference_log_probs` is called.
         """
         state = self.abstract_state()
-        policy = self._loaded.policy
+        policy = self._opened.policy
         temperature = self._objective.temperature
         yield Program("initial state", self._init, (state.params,))
         yield from self.compiled.programs(state, parts, self._micro_batches)
         for name, (batch, _) in parts.items():
             if with_log_probs:
                 yield Program(f"log-probabilities, {name}", _log_probs, (policy, temperature, state.params, batch))
-            reference = _Reference.policy_of(self._loaded)
+            reference = _Reference.policy_of(self._opened)
             if with_reference and not (with_log_probs and reference == policy):  # else it is the same program
                 params = state.params if reference == policy else state.frozen  # the frozen base, without adapters
                 arguments = (reference, temperature, params, batch)
@@ -132,7 +132,7 @@ class Learner:
         self, state: TrainState, parts: list[Part], padded: float, kl_coefficient: float
     ) -> tuple[TrainState, Metrics]:
         with self._compiling(parts):
-            state, metrics = self.compiled(state, to_global(self._loaded.mesh, parts), kl_coefficient)
+            state, metrics = self.compiled(state, to_global(self._opened.mesh, parts), kl_coefficient)
         return state, metrics | {"update/padding": Mean(padded)}
 
     @contextmanager
@@ -167,7 +167,7 @@ class Learner:
             rows = order[start : start + size]
             ((batch, _),) = split_batch(_batch_of([groups[row] for row in rows], config), None, 1, self._packing)
             # Through the mesh with their numbers: its order of rows need not be the order of hosts.
-            on_device, numbers = to_global(self._loaded.mesh, rows_of_host((batch, rows.astype(np.int32))))
+            on_device, numbers = to_global(self._opened.mesh, rows_of_host((batch, rows.astype(np.int32))))
             values, numbers = gather_rows((compute(on_device), numbers))
             result[numbers] = values
         return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
@@ -180,14 +180,14 @@ class Learner:
         Args:
             policy: whose parameters they are, if not the trained one's.
         """
-        compute = functools.partial(_log_probs, policy or self._loaded.policy, self._objective.temperature, params)
+        compute = functools.partial(_log_probs, policy or self._opened.policy, self._objective.temperature, params)
         return self._by_token(compute, config, groups)
 
     def values(self, state: TrainState, config: Config, groups: Sequence[Group]) -> Float[np.ndarray, "G n Lr"] | None:
         """What the critic predicts before each response token, as `log_probs`; None without a critic."""
         if self._training.critic is None:
             return None
-        compute = functools.partial(_values, self._loaded.policy, self._training.critic, state)
+        compute = functools.partial(_values, self._opened.policy, self._training.critic, state)
         return self._by_token(compute, config, groups)
 
     def reference_log_probs(
@@ -216,11 +216,11 @@ class _Reference:
     on_base: bool
 
     @classmethod
-    def of(cls, loaded: OpenedPolicy) -> _Reference:
-        policy = cls.policy_of(loaded)
-        if loaded.policy.lora is None:
-            return cls(policy, loaded.load_params("the reference policy"), on_base=False)
-        return cls(policy, {} if loaded.adapters is None else loaded.load_adapters(), on_base=True)
+    def of(cls, opened: OpenedPolicy) -> _Reference:
+        policy = cls.policy_of(opened)
+        if opened.policy.lora is None:
+            return cls(policy, opened.load_params("the reference policy"), on_base=False)
+        return cls(policy, {} if opened.adapters is None else opened.load_adapters(), on_base=True)
 
     @staticmethod
     def policy_of(opened: OpenedPolicy) -> Policy:
@@ -317,7 +317,7 @@ def _batch_of(groups: Sequence[Group], config: Config) -> GroupBatch:
 
 def update_batches(config: Config, experience: Experience, *, step: int) -> Iterator[tuple[GroupBatch, Targets]]:
     """What the optimiser steps on one rollout batch read: `epochs_per_rollout` passes over the groups, each in its own
-    order, which comes from (seed, step, epoch) alone.
+    order, which depends only on (seed, step, epoch).
 
     Only the first batch of the first pass meets the parameters that the step starts from, so only its groups that
     those parameters sampled are `fresh`.

@@ -96,7 +96,7 @@ def export_policy(config: Config) -> None:
     failure = None
     output = run_dir / EXPORT_FOLDER
     if is_main():
-        if (output / PROVENANCE_FILE).exists():  # of an earlier step, or of another config: it was made here
+        if (output / PROVENANCE_FILE).exists():  # made here, from an earlier step or another config
             remove_folder(output)
         # A process of its own, on the host: the devices are those of the run, and all hosts share them.
         command = [sys.executable, "-m", "mmeureka_jax.cli", "export", str(run_dir), f"--output={output}"]
@@ -116,7 +116,7 @@ def train_stage(config: Config) -> bool:
         buffer = GroupBuffer(fitting_groups(run.groups, config))
         collector = Collector(
             config,
-            job.loaded,
+            job.opened,
             job.processor,
             job.loader,
             job.rewards,

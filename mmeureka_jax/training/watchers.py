@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,6 @@ from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.hosts import is_main, max_over_hosts
 from mmeureka_jax.rl.groups import Part
-
-if TYPE_CHECKING:
-    pass
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

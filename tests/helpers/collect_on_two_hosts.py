@@ -48,10 +48,10 @@ def main(port, process, work_dir, *overrides):
     config = load_config("configs/smoke.yaml", [*sizes, *overrides])
     by_host = sorted(jax.devices(), key=lambda device: device.process_index)
     checkpoint = find_checkpoint(config.model, Path(work_dir))
-    loaded = open_policy(checkpoint, config.model, config.mesh, devices=[by_host[i] for i in (0, 2, 1, 3)])
-    assert [device.process_index for device in loaded.mesh.devices.flat] == [0, 1, 0, 1]
-    with jax.set_mesh(loaded.mesh):
-        processor = open_processor(loaded.checkpoint, config.data)
+    opened = open_policy(checkpoint, config.model, config.mesh, devices=[by_host[i] for i in (0, 2, 1, 3)])
+    assert [device.process_index for device in opened.mesh.devices.flat] == [0, 1, 0, 1]
+    with jax.set_mesh(opened.mesh):
+        processor = open_processor(opened.checkpoint, config.data)
 
         def batches():  # as the loader deals them out: position h of every two goes to host h
             for start in range(0, 1000, 8):
@@ -59,10 +59,10 @@ def main(port, process, work_dir, *overrides):
                 yield [LoadedProblem(problem(order), processor(problem(order)), order) for order in orders]
 
         collector = Collector(
-            config, loaded, processor, batches(), Rewards(), num_windows=0, vision_frozen=False
+            config, opened, processor, batches(), Rewards(), num_windows=0, vision_frozen=False
         )  # fmt: skip
         collected = collector.collect(
-            loaded.load_params(), GroupBuffer(), step=0, updates=0, on_round=lambda count: None
+            opened.load_params(), GroupBuffer(), step=0, updates=0, on_round=lambda count: None
         )
 
     assert collected.metrics["filter/rounds"] == 2 and [group.order for group in collected.groups] == list(range(16))

@@ -50,7 +50,7 @@ def run(tmp_path_factory):
             ],
         )
         checkpoint = find_checkpoint(config.model, tmp_path_factory.mktemp("run"))
-        loaded = open_policy(checkpoint, config.model, config.mesh)
+        opened = open_policy(checkpoint, config.model, config.mesh)
         taken = []
 
         def batches():
@@ -59,11 +59,11 @@ def run(tmp_path_factory):
                 taken.extend(orders)
                 yield [LoadedProblem(problem(order), processor(problem(order)), order) for order in orders]
 
-        with jax.set_mesh(loaded.mesh):
-            processor = open_processor(loaded.checkpoint, config.data)
-            collector = Collector(config, loaded, processor, batches(), rewards, num_windows=0, vision_frozen=True)
+        with jax.set_mesh(opened.mesh):
+            processor = open_processor(opened.checkpoint, config.data)
+            collector = Collector(config, opened, processor, batches(), rewards, num_windows=0, vision_frozen=True)
             collected = collector.collect(
-                loaded.load_params(), GroupBuffer(), step=0, updates=0, on_round=lambda count: None
+                opened.load_params(), GroupBuffer(), step=0, updates=0, on_round=lambda count: None
             )
         assert collected.metrics["filter/rounds"] == calls
         return collected, taken

@@ -60,7 +60,7 @@ def test_a_run_compiles_nothing_that_is_not_on_the_list(run, tmp_path, monkeypat
     @contextlib.contextmanager
     def with_programs(config, recipe):
         with open_job(config, recipe) as job:
-            programs = run_programs(config, recipe, job.loaded, job.learner, job.num_windows)
+            programs = run_programs(config, recipe, job.opened, job.learner, job.num_windows)
             names.extend(program.name for program in programs)
             for program in programs:
                 program.lower().compile()

@@ -31,12 +31,12 @@ def run(request, tmp_path_factory):
     sizes = [f"rl.group_size={N}", f"sampler.max_new_tokens={LENGTH}", f"sampler.temperature={TEMPERATURE}"]
     config = load_config("configs/smoke.yaml", [*OVERRIDES, *sizes, *KINDS[request.param]])
     checkpoint = find_checkpoint(config.model, tmp_path_factory.mktemp("run"))
-    loaded = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:1])
-    with jax.set_mesh(loaded.mesh):
+    opened = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:1])
+    with jax.set_mesh(opened.mesh):
         made = recipe(config)
-        learner = Learner(config, loaded, made.objective, total_updates=1, micro_batches=1, packing=0.0)
+        learner = Learner(config, opened, made.objective, total_updates=1, micro_batches=1, packing=0.0)
         learner.load_reference()
-        yield config, loaded, learner
+        yield config, opened, learner
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +60,15 @@ def expected(policy, params, groups, temperature):
 
 
 def test_log_probs_are_at_the_temperature_of_the_sampler(run, state, groups):
-    config, loaded, learner = run
+    config, opened, learner = run
     ours = learner.log_probs(state.params, config, groups)
-    np.testing.assert_allclose(ours, expected(loaded.policy, state.params, groups, TEMPERATURE), rtol=1e-4, atol=1e-4)
-    assert np.abs(ours - expected(loaded.policy, state.params, groups, 1.0)).max() > 0.1
+    np.testing.assert_allclose(ours, expected(opened.policy, state.params, groups, TEMPERATURE), rtol=1e-4, atol=1e-4)
+    assert np.abs(ours - expected(opened.policy, state.params, groups, 1.0)).max() > 0.1
 
 
 def test_the_reference_is_the_policy_that_the_run_started_from(run, state, groups):
-    config, loaded, learner = run
-    start = loaded.load_params()
+    config, opened, learner = run
+    start = opened.load_params()
     ours = learner.reference_log_probs(state, config, groups)
-    np.testing.assert_allclose(ours, expected(loaded.policy, start, groups, TEMPERATURE), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours, expected(opened.policy, start, groups, TEMPERATURE), rtol=1e-4, atol=1e-4)
     assert np.abs(ours - learner.log_probs(state.params, config, groups)).max() > 0.1
