@@ -65,8 +65,8 @@ def update_memory(
         shardings,
     )
     parts = to_global(opened.mesh, split_batch(*random_batch(options, policy), args.micro_batches, packing=0.0))
-    programs = [lowered.compile().memory_analysis() for lowered in update.lower(state, parts).values()]
-    temporary = max(memory.temp_size_in_bytes for memory in programs)
+    programs = update.programs(state, {"parts": parts[0]}, len(parts))  # all parts have one shape
+    temporary = max(program.lower().compile().memory_analysis().temp_size_in_bytes for program in programs)
     if len(parts) > 1:  # the gradients so far are an argument then
         temporary += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.trainable)) // opened.mesh.size
 

@@ -120,7 +120,7 @@ def rollout_call(
 def update_call(opened: OpenedPolicy, args: argparse.Namespace, calls: int) -> Callable[[], Any]:
     """One update after the other on one batch. Of the options it takes those of `benchmarks.update`."""
     config = training_config(args, opened)
-    batch = random_batch(args, opened.policy)
+    batch, targets = random_batch(args, opened.policy)
     learner = Learner(
         config,
         opened,
@@ -133,7 +133,7 @@ def update_call(opened: OpenedPolicy, args: argparse.Namespace, calls: int) -> C
 
     def call() -> Any:
         nonlocal state
-        state, metrics = learner.update(state, batch)
+        state, metrics = learner.update(state, batch, targets)
         assert float(metrics["optimizer/skipped"].compute()) == 0
         return state
 

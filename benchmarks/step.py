@@ -117,7 +117,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             num_windows=num_windows,
             vision_frozen=learner.vision_frozen,
         )
-        collector.settings = replace(collector.settings, eos_token_ids=())
+        endless = replace(collector.sampler.settings, eos_token_ids=())
+        collector.sampler = replace(collector.sampler, settings=endless)
         guard = NonFiniteGuard(folder, config.optimizer.max_nonfinite_updates, None)
         buffer: GroupBuffer = GroupBuffer()
         run = RunState(learner.initial_state())

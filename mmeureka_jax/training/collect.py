@@ -179,12 +179,12 @@ class Collector:
         self._failures = FailureWatch(config.reward)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         settings = SamplingSettings.of(processor, config.sampler, config.rl.group_size)
-        self._sampler = Sampler(opened.policy, settings, "rollout", config.seed)
+        self.sampler = Sampler(opened.policy, settings, "rollout", config.seed)
 
     def compile_ahead(self, params: Params) -> None:
         """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
         sizes = PromptSizes(self._prompts_per_call, self._buckets, self._num_windows)
-        programs = list(sampler_programs(self._sampler, params, sizes))
+        programs = list(sampler_programs(self.sampler, params, sizes))
         show = self._config.tracking.progress and is_main()
         with progress(len(programs), "compile the sampler", unit="program", enabled=show) as bar:
             for program in programs:
@@ -252,7 +252,7 @@ class Collector:
         # The number of the call is not: what is drawn does not depend on how many prompts a call has.
         request = Request.of([f"{item.order}/{item.problem.id}" for item in loaded], batch, self._mesh)
         with self._compiling(batch):
-            samples, features = self._sampler.sample(params, request)
+            samples, features = self.sampler.sample(params, request)
         texts = [
             [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
             for rows, counts in zip(samples.tokens, samples.lengths, strict=True)
@@ -275,7 +275,7 @@ class Collector:
             return nullcontext()
         prompts, length = batch.tokens.shape
         text = f"sampling for {plural(prompts, 'prompt')} of up to {length} tokens, which compiles the sampler for them"
-        return first_time((self._sampler.policy, self._sampler.settings, batch.tokens.shape), text)
+        return first_time((self.sampler.policy, self.sampler.settings, batch.tokens.shape), text)
 
     def _scored(self, sampled: _Round, tally: Tally, step: int, show: bool) -> tuple[list[Group], list[RolloutSample]]:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""
