@@ -262,7 +262,7 @@ def compare(parts: Sequence[Work], seconds: float, rates: Rates) -> dict[str, fl
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = make_parser("roofline", "Each part of a step beside what the device could do at best.")
+    parser = make_parser("roofline", "Each part of a step next to what the device could do at best.")
     parser.set_defaults(cpu_devices=1)
     parser.add_argument("--rows", type=positive, default=64, help="responses at a time")
     add_group_argument(parser, default=8)

@@ -106,7 +106,7 @@ def picture(width: int, height: int, seed: int = 0) -> ImageRef:
 
 
 def problem(name: str, text: str, *sizes: tuple[int, int]) -> Problem:
-    """A problem whose question stands between its pictures."""
+    """A problem whose question is between its pictures."""
     content = [{"type": "image"} for _ in sizes[:1]]
     content += [{"type": "text", "text": text}]
     content += [{"type": "image"} for _ in sizes[1:]]
