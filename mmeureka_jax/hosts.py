@@ -37,7 +37,10 @@ def is_main() -> bool:
 
 
 def every_host(value: Any) -> np.ndarray:
-    """Every host's value, an array (or number) of the same shape on all: [H, ...]."""
+    """Every host's value, an array (or number) of the same shape on all: [H, ...].
+
+    With several hosts, numbers of 64 bits come as numbers of 32.
+    """
     own = np.asarray(value)
     return own[None] if jax.process_count() == 1 else multihost_utils.process_allgather(own)
 

@@ -111,7 +111,8 @@ def added_up(rows: Sequence[Metrics]) -> Metrics:
 
 
 def over_hosts(metrics: Metrics) -> Metrics:
-    """Every host's metrics put together, in float64. All hosts call it together, with metrics of the same names."""
+    """Every host's metrics put together. All hosts call it together, with metrics of the same names; their numbers pass
+    between hosts as float32, as all arrays do."""
     numbers, tree = jax.tree.flatten(metrics)
     return added_up([jax.tree.unflatten(tree, row) for row in every_host(np.asarray(numbers, np.float64))])
 
