@@ -290,7 +290,7 @@ def test_two_processes_write_one_checkpoint(saved, tmp_path):
     ]
     outputs = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "exists already" in outputs[0][0] and "process 0 could not write" in outputs[1][0]
+    assert all(f"second save: {target}: exists already" in said for said, _ in outputs)  # both, though one writes
     state = read_state(saved)
     result = read_state(target)
     assert result.keys() == state.keys()
