@@ -102,7 +102,11 @@ def _nested(key: str) -> str:
 def expected(annotation: Any) -> str:
     """What a value of the type is, in words that complete "must be ..."."""
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-    names |= {CustomFunction: "path/to/file.py:function", Overlay: "sections", Sections: "sections by names"}
+    names |= {
+        CustomFunction: "path/to/file.py:function",
+        Overlay: "sections",
+        Sections: "sections by names such as {NAME: {...}}",
+    }
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(annotation)))
     if typing.get_origin(annotation) is tuple:
@@ -195,7 +199,8 @@ def _hint(annotation: Any, value: Any) -> str:
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
     """The end of a message about a name that is not among the choices, if it is spelled much like one of them."""
-    near = difflib.get_close_matches(name[:MAX_SHOWN], choices, n=1)
+    near = difflib.get_close_matches(name[:MAX_SHOWN], choices, n=3)
+    near.sort(key=lambda choice: sorted(choice) != sorted(name))  # two letters exchanged are the likeliest slip
     return f" (did you mean {near[0]}?)" if near else ""
 
 

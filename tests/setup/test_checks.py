@@ -64,6 +64,7 @@ def test_default_recipe_with_a_model_is_valid():
         (["rl.loss=cpg", "rl.clip_start=1.5"], ["rl.clip_start", "between 0 and 1"]),
         (["rl.advantage=gropo"], ["rl.advantage must be one of grpo, dr_grpo", "did you mean grpo?"]),
         (["rl.loss=cpgdd"], ["rl.loss must be one of ppo_clip, ppo_clip_drift, cpgd", "did you mean cpgd?"]),
+        (["rl.loss=cpdg"], ["did you mean cpgd?"]),  # and not cpg
         (["rl.loss=3"], ["path/to/file.py:function; got '3'"]),
         (["reward.overlong_buffer=2000"], ["reward.overlong_buffer (2000)", "sampler.max_new_tokens (1024)"]),
         (["data.train=''"], ["data.train is empty"]),
