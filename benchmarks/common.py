@@ -35,12 +35,12 @@ from mmeureka_jax.config.schema import (
     RLConfig,
     SamplerConfig,
 )
-from mmeureka_jax.data.processor import assemble_prompt, collate
+from mmeureka_jax.data.processor import assemble_prompt
 from mmeureka_jax.data.vision_layout import VisionGeometry
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.formats.hugging_face import read_config
-from mmeureka_jax.models.batch import Prompt
+from mmeureka_jax.models.batch import Prompt, collate
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.models.qwen_vl_config import QWEN2_5_VL, Qwen2_5VLConfig
 from mmeureka_jax.process.cpu import cores, split_cpu, switch_ynn_off

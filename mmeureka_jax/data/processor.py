@@ -3,7 +3,7 @@
     Problem --prompt style, chat template--> text with one placeholder per picture --tokenizer, expansion--> tokens
     its pictures --header--> grids --decode, resize, cut--> patches by attention window (Qwen2.5-VL) or tile (InternVL)
 
-`Processor` does one prompt at a time, in data workers; `collate` pads prompts to static sizes and stacks them.
+`Processor` does one prompt at a time, in data workers; `collate` of models/batch.py stacks them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mmeureka_jax.data.vision_layout import Grid, VisionGeometry
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import expect, read_json
 from mmeureka_jax.formats.hugging_face import read_config
-from mmeureka_jax.models.batch import Images, Prompt, stack_rows
+from mmeureka_jax.models.batch import Images, Prompt
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl_config import InternVLConfig
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
@@ -371,20 +371,3 @@ def _of(problem: Problem, error: UserError) -> RowError:
 def _concatenate(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Along the windows; without any array, one of no windows."""
     return np.concatenate(arrays) if arrays else np.zeros((0, *shape), dtype)
-
-
-def collate(prompts: Sequence[Prompt], prompt_length: int, num_windows: int) -> Prompt:
-    """Pads prompts on the right to `prompt_length` tokens and `num_windows` windows (0 if none has a picture).
-
-    Raises:
-        UserError: a prompt that does not fit.
-    """
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    most = max(prompt.images.num_windows for prompt in prompts)
-    if longest > prompt_length:
-        raise UserError(f"a prompt of {longest} tokens does not fit in {prompt_length}; raise data.max_prompt_tokens")
-    if most > num_windows:
-        raise UserError(
-            f"the pictures of a prompt have {most} windows, over {num_windows}; raise data.max_image_windows"
-        )
-    return stack_rows(prompts, {"Lp": prompt_length, "W": num_windows})

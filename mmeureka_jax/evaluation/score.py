@@ -19,7 +19,7 @@ from mmeureka_jax.evaluation.partial_rows import partial_rows
 from mmeureka_jax.evaluation.prompt_files import PromptFile, PromptOptions, floats, read_prompts
 from mmeureka_jax.hosts import gather_rows
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.batch import Prompt, length_buckets, pick_bucket
+from mmeureka_jax.models.batch import Prompt, collate, length_buckets, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.process.console import first_time, plural, progress
 from mmeureka_jax.sampling.answers import rows_per_batch
@@ -83,8 +83,6 @@ def _padded(
     Args:
         buckets: padded lengths of responses.
     """
-    from mmeureka_jax.data.processor import collate
-
     length = pick_bucket(max(len(prompt.tokens) for prompt in prompts), file.sizes.buckets)
     tokens = np.zeros((rows, 1, pick_bucket(max(map(len, texts)), buckets)), np.int32)
     for row, text in zip(tokens[:, 0], texts, strict=False):

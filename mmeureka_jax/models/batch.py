@@ -28,6 +28,8 @@ import numpy as np
 from flax.struct import field
 from jaxtyping import Bool, Float, Int
 
+from mmeureka_jax.errors import UserError
+
 if TYPE_CHECKING:
     Array = Any  # for type checkers; jaxtyping's checks at run time use the union below
 else:
@@ -189,3 +191,20 @@ def length_buckets(longest: int) -> tuple[int, ...]:
         sizes.append(2 * sizes[-1])
     sizes[-1] = -(-max(longest, 1) // SMALLEST_BUCKET) * SMALLEST_BUCKET
     return tuple(sizes)
+
+
+def collate(prompts: Sequence[Prompt], prompt_length: int, num_windows: int) -> Prompt:
+    """Pads prompts on the right to `prompt_length` tokens and `num_windows` windows (0 if none has a picture).
+
+    Raises:
+        UserError: a prompt that does not fit.
+    """
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    most = max(prompt.images.num_windows for prompt in prompts)
+    if longest > prompt_length:
+        raise UserError(f"a prompt of {longest} tokens does not fit in {prompt_length}; raise data.max_prompt_tokens")
+    if most > num_windows:
+        raise UserError(
+            f"the pictures of a prompt have {most} windows, over {num_windows}; raise data.max_image_windows"
+        )
+    return stack_rows(prompts, {"Lp": prompt_length, "W": num_windows})

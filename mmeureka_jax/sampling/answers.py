@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mmeureka_jax.hosts import max_over_hosts
 from mmeureka_jax.mesh import batch_divisor
-from mmeureka_jax.models.batch import Prompt, pick_bucket
+from mmeureka_jax.models.batch import Prompt, collate, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural
 from mmeureka_jax.sampling.request import Request, Samples
@@ -101,8 +101,6 @@ def _request(
     sizes: PromptSizes,
 ) -> Request:
     """A request for this host's prompts, and as many of no problem as fill up its `rows`."""
-    from mmeureka_jax.data.processor import collate
-
     longest = int(max_over_hosts(max((len(prompt.tokens) for prompt in prompts), default=1)))
     padded = [*prompts, *[processor.filler()] * (rows - len(prompts))]
     return Request.of(ids, collate(padded, pick_bucket(longest, sizes.buckets), sizes.image_windows), mesh)

@@ -23,7 +23,7 @@ from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.evaluation.pass_at_k import pass_at_k
 from mmeureka_jax.hosts import gather_rows, is_main, max_over_hosts
 from mmeureka_jax.mesh import to_global
-from mmeureka_jax.models.batch import ImageFeatures, Prompt, pick_bucket, take_row
+from mmeureka_jax.models.batch import ImageFeatures, Prompt, collate, pick_bucket, take_row
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural, progress
 from mmeureka_jax.rewards.chosen import fallible_rules
@@ -242,8 +242,6 @@ class Collector:
 
     def _sample(self, params: Params, updates: int) -> _Round:
         """One sampler call over all hosts; the scoring of this host's responses has begun."""
-        from mmeureka_jax.data.processor import collate
-
         start = time.perf_counter()
         loaded = next(self._loader)
         longest = max_over_hosts(max(len(item.prompt.tokens) for item in loaded))

@@ -101,7 +101,7 @@ class Job:
     termination: TerminationSignal
     _step_start: float = 0.0
     _seconds_saving: float = 0.0
-    _accuracy: float | None = None  # of the validation after this step
+    _accuracy: float | None = None  # what validation after this step came to
     _save_at_once: bool = False
     _stopping: bool = field(init=False)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.mesh import Program, abstract
-from mmeureka_jax.models.batch import GroupBatch, Prompt
+from mmeureka_jax.models.batch import GroupBatch, Prompt, collate
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.policy import Params, Policy, encode_images
 from mmeureka_jax.rl.groups import Part, Targets, packed_widths
@@ -110,7 +110,7 @@ def sampler_programs(sampler: Sampler, params: Params, sizes: PromptSizes) -> It
 
 def prompt_shapes(config: PolicyConfig, count: int, length: int, image_windows: int) -> Prompt:
     """Shapes of `count` prompts of the loader, padded to `length` tokens and so many vision windows."""
-    from mmeureka_jax.data.processor import collate, filler
+    from mmeureka_jax.data.processor import filler
 
     one = collate([filler(config)], length, image_windows)
     return jax.tree.map(lambda x: by_row(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)), one)

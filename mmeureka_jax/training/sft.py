@@ -13,7 +13,7 @@ import numpy as np
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
-from mmeureka_jax.models.batch import GroupBatch, pick_bucket
+from mmeureka_jax.models.batch import GroupBatch, collate, pick_bucket
 from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
 from mmeureka_jax.rl.objective import imitation_objective
 from mmeureka_jax.setup.checks import validate_config
@@ -91,8 +91,6 @@ class ImitationBatches:
         self._prompt_buckets = config.data.prompt_lengths
 
     def make(self, loaded: Sequence[LoadedProblem]) -> GroupBatch:
-        from mmeureka_jax.data.processor import collate
-
         responses = [solution_tokens(item.problem, self._processor, self._limit) for item in loaded]
         longest = int(max_over_hosts(max(len(item.prompt.tokens) for item in loaded)))
         rows = len(loaded)

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from mmeureka_jax.data.check import check_problems
 from mmeureka_jax.data.problems import open_problems
-from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.data.record import Problem, RowError
+from mmeureka_jax.models.batch import collate
 from mmeureka_jax.rewards.rules.format import follows_format
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 

@@ -25,11 +25,11 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mmeureka_jax.config.schema import RandomModelConfig
-from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.data.record import ImageRef, Problem, RowError
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.models.batch import pick_bucket
+from mmeureka_jax.models.batch import collate, pick_bucket
 from mmeureka_jax.setup.random_models import RANDOM_MODEL_FILE, write_tiny_checkpoint
 
 MAX_PIXELS = 100 * 28 * 28

@@ -29,12 +29,13 @@ from mmeureka_jax.config.schema import (
     RandomModelConfig,
     RewardConfig,
 )
-from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.evaluation.options import EvalOptions, questions
 from mmeureka_jax.export.model_card import Exported, model_card
 from mmeureka_jax.export.policy import export_run
 from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.mesh import make_mesh
+from mmeureka_jax.models.batch import collate
 from mmeureka_jax.models.policy import Policy, encode_images, token_log_probs
 from mmeureka_jax.rl.train_state import make_training
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState

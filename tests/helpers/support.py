@@ -21,10 +21,10 @@ from transformers import (
 
 from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.data.pictures import read_picture
-from mmeureka_jax.data.processor import Processor, collate
+from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.formats.hugging_face import load_params, read_config
-from mmeureka_jax.models.batch import Prompt
+from mmeureka_jax.models.batch import Prompt, collate
 from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
 from mmeureka_jax.models.weight_mapping import from_stored

@@ -25,8 +25,9 @@ from mmeureka_jax.process import cluster
 CODE = """
 import sys, time
 from mmeureka_jax import cli
-from mmeureka_jax.process import cluster
+from mmeureka_jax.commands import report
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.process import cluster
 
 def work(args):
     address, me, run_dir, what = sys.argv[1:]
@@ -42,7 +43,7 @@ def work(args):
         raise RuntimeError("Gloo all-reduce failed: Connection closed by peer")
     time.sleep(0 if what == "done" else 60)
 
-cli.run_report = work
+report.run = work
 sys.exit(cli.main(["report", "x"]))
 """
 
