@@ -63,9 +63,8 @@ def arrays_of(checkpoint: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["frozen_tower", "whole_model"])
 def test_a_run_of_an_earlier_version_continues_as_it_would_have(tmp_path, name):
-    safely = (
-        {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    )  # the first releases of Python 3.11 have none
+    # The first releases of Python 3.11 have no filters.
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(BEFORE / f"{name}.tar.xz") as archive:
         archive.extractall(tmp_path, **safely)
     expected = json.loads((BEFORE / f"{name}.json").read_text())
