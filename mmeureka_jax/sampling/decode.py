@@ -58,7 +58,7 @@ def start(
         seed: seed of the run.
 
     Returns:
-        The state, the weights that `decode` reads, and the image embeddings.
+        The state, the weights that `decode` reads, and the image features.
     """
     prompts = request.prompts
     features = encode_images(policy, params, prompts.images)

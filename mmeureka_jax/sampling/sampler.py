@@ -1,6 +1,6 @@
 """The sampler: n responses to each prompt, in a few programs of fixed shapes.
 
-    start      pictures, prompts -> image embeddings, the prompts' keys and values, the first token of every response
+    start      pictures, prompts -> image features, the prompts' keys and values, the first token of every response
     decode     tokens, until the own caches are full or few enough responses are left
     repack     the responses still running continue as a smaller batch, or with caches of the next size
 
