@@ -152,6 +152,14 @@ def test_every_response_has_a_key_of_its_own():
     assert len(np.unique(keys, axis=0)) == len(keys) == 2 * len(STREAMS) * 3 * 12
 
 
+@pytest.mark.parametrize("word", [0, 1])
+def test_both_words_of_a_prompt_s_name_count(word):
+    names = np.full((2, 2), 7, np.uint32)
+    names[1, word] = 8
+    one, other = jax.random.key_data(response_keys(0, "rollout", 0, names, 1))
+    assert (one != other).any()
+
+
 def test_picture_placeholders_are_never_sampled(model):
     image, video = model.policy.forbidden_tokens
     params = one_of_two_wins(model, image, video)
