@@ -55,7 +55,7 @@ def _run(operation: str, folder: Path, devices: int, dtype: str) -> dict[str, An
     source = folder / ("orbax" if operation == "load orbax" else "hf")
     config = read_config(source)
     policy = Policy(config)
-    mesh = jax.make_mesh((1, devices, 1), ("data", "fsdp", "tensor"))
+    mesh = jax.make_mesh((1, devices, 1, 1), ("data", "fsdp", "context", "tensor"))
     shardings = tree_shardings(mesh, policy.abstract_params(), policy.param_axes())
 
     def load() -> Any:

@@ -1,7 +1,7 @@
 """The device mesh, the one table of sharding rules, and what lays out arrays and programs by it.
 
 Arrays name their dimensions with logical axes ("batch", "embed", "heads", ...); `AXIS_RULES` maps those to the mesh
-axes `data`, `fsdp` and `tensor`. Nothing else in the project mentions a mesh axis by name.
+axes `data`, `fsdp`, `context` and `tensor`. Nothing else in the project mentions a mesh axis by name.
 
 The text decoder is sharded over `fsdp` (its embed dimension) and `tensor` (heads, MLP, vocabulary). The vision tower
 is small and usually frozen, and its MLP width (3420 in the released checkpoints) divides by few mesh sizes, so it is
@@ -29,7 +29,7 @@ from mmeureka_jax.process.cpu import NO_YNN, ynn_is_safe
 
 logger = logging.getLogger(__name__)
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
 AXIS_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # activations
@@ -53,10 +53,11 @@ AXIS_RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh over all devices.
+    """A (data, fsdp, context, tensor) mesh over all devices.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices, or `tensor` does not fit into a host.
+        UserError: the sizes do not multiply to the number of devices, `context` x `tensor` does not fit into a host, or
+            the devices are not in `slices` slices of one size.
     """
     devices = jax.devices() if devices is None else devices
     if devices[0].platform == "cpu" and not ynn_is_safe():
@@ -69,25 +70,63 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     per_host = Counter(device.process_index for device in devices)
-    whole = math.gcd(*per_host.values())  # tensor groups of this size and its divisors fit into every host
+    whole = math.gcd(*per_host.values())  # groups of this size and its divisors fit into every host
     choices = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"mesh: (data, fsdp, tensor) = {tuple(getattr(config, a) for a in AXES)} does not divide the "
+            f"mesh: ({', '.join(AXES)}) = {tuple(getattr(config, a) for a in AXES)} does not divide the "
             f"{len(devices)} devices that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of "
             f"them; mesh.tensor can be {choices}"
         )
-    if whole % sizes["tensor"]:
+    if whole % (sizes["context"] * sizes["tensor"]):
         raise UserError(
             f"mesh.tensor = {sizes['tensor']} spreads a prompt over several hosts, which each load prompts of their "
             f"own; of the {whole} devices of a host it can take {choices}"
         )
-    return Mesh(_arranged(devices, tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * 3)
+    if sizes["data"] % config.slices:
+        raise UserError(
+            f"mesh.data = {sizes['data']} does not divide over mesh.slices = {config.slices}; set mesh.data to "
+            f"{config.slices} or a multiple of it"
+        )
+    shape = sizes["data"] // config.slices, sizes["fsdp"], sizes["context"], sizes["tensor"]
+    arranged = [_arranged(part, shape) for part in _slices(devices, config.slices)]
+    return Mesh(np.concatenate(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def in_words(mesh: Mesh) -> str:
+    """The sizes of the axes, such as data 2 x fsdp 4 x tensor 1; context only where it splits something."""
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if axis != "context" or size > 1)
+
+
+def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+    """The devices of each slice: of each `slice_index`, or where there are more of those than slices, of as many
+    neighbours. Devices without one (CPUs) are divided by host, or within the only host evenly.
+
+    Raises:
+        UserError: they are not in `count` slices of one size.
+    """
+    is_tpu = devices[0].platform == "tpu"
+    islands: dict[int, list[jax.Device]] = {}
+    for device in devices:  # a TPU that is only described may have no slice_index
+        index = getattr(device, "slice_index", 0 if is_tpu else device.process_index)
+        islands.setdefault(index, []).append(device)
+    if count == 1 and not is_tpu:
+        return [list(devices)]
+    in_order = [device for _, island in sorted(islands.items()) for device in island]
+    size, rest = divmod(len(devices), count)
+    fits = len(islands) == count if is_tpu else len(islands) == 1 or len(islands) % count == 0
+    if rest or not fits or len({len(island) for island in islands.values()}) > 1:
+        sizes = ", ".join(str(len(island)) for _, island in sorted(islands.items()))
+        raise UserError(
+            f"mesh.slices = {count}, but the {len(devices)} devices are in {len(islands)} slices, of {sizes}; set "
+            "mesh.slices to their number, and mesh.data to it or a multiple of it"
+        )
+    return [in_order[start : start + size] for start in range(0, len(devices), size)]
 
 
 def _arranged(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """The devices in an array of this shape, in the order that suits the network best, if tensor groups then stay on
-    one host; else host by host, where neighbours in a group are neighbours in the network too."""
+    """The devices in an array of this shape, in the order that suits the network best, if the devices that share rows
+    then stay on one host; else host by host, where neighbours in a group are neighbours in the network too."""
     try:
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (NotImplementedError, ValueError, AssertionError) as error:  # a network that JAX does not know
@@ -100,8 +139,9 @@ def _arranged(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarr
 
 
 def _hosts_have_own_rows(devices: np.ndarray) -> bool:
-    """Whether the devices that share rows of a batch (those along `tensor`) belong to one host, everywhere."""
-    groups = devices.reshape(-1, devices.shape[-1])
+    """Whether the devices that share rows of a batch (those along `context` and `tensor`) belong to one host,
+    everywhere."""
+    groups = devices.reshape(-1, math.prod(devices.shape[2:]))
     return all(len({device.process_index for device in group}) == 1 for group in groups)
 
 

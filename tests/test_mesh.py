@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.support import PROBLEMS, Lively
+from jax.experimental import mesh_utils
 
 from mmeureka_jax.commands.jax_setup import start_jax
 from mmeureka_jax.config.load import load_config
@@ -27,6 +28,7 @@ from mmeureka_jax.mesh import (
     AXES,
     AXIS_RULES,
     batch_divisor,
+    in_words,
     make_mesh,
     partition_spec,
     to_global,
@@ -268,15 +270,15 @@ def test_no_rule_uses_a_mesh_axis_that_is_not_there():
 )
 def test_the_free_axis_takes_the_devices_left(sizes, devices, expected):
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:devices])
-    assert tuple(mesh.shape[axis] for axis in AXES) == expected
+    assert tuple(mesh.shape[axis] for axis in AXES if axis != "context") == expected
     assert batch_divisor(mesh) == expected[0] * expected[1]
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((1, 4, 1), r"\(1, 4, 1\) does not divide the 8 devices .* product is 8"),
-        ((3, -1, 1), r"\(3, -1, 1\) does not divide the 8 devices"),
+        ((1, 4, 1), r"\(1, 4, 1, 1\) does not divide the 8 devices .* product is 8"),
+        ((3, -1, 1), r"\(3, -1, 1, 1\) does not divide the 8 devices"),
         ((2, 2, 4), r"does not divide the 8 devices"),
         ((-1, -1, 1), "at most one -1"),
         ((0, 8, 1), "must be positive"),
@@ -308,6 +310,36 @@ def test_a_prompt_stays_on_one_host():
         make_mesh(MeshConfig(1, 1, 8), devices)
 
 
+@dataclass(frozen=True)
+class FakeDeviceOfSlice(FakeDevice):
+    slice_index: int = 0
+
+
+@pytest.mark.parametrize("by_slice", [True, False], ids=["slice_index", "process"])
+def test_data_goes_over_the_slices(by_slice):
+    """As `create_hybrid_device_mesh` arranges them; of CPUs each host is a slice, and two neighbours are one."""
+    if by_slice:
+        devices = [FakeDeviceOfSlice(i, process_index=i // 2, slice_index=i % 2) for i in range(8)]
+        expected = mesh_utils.create_hybrid_device_mesh((2, 2, 1, 1), (2, 1, 1, 1), devices)
+    else:
+        devices = [FakeDevice(i, process_index=i % 4) for i in range(8)]
+        expected = np.asarray([devices[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)]).reshape(4, 2, 1, 1)
+    mesh = make_mesh(MeshConfig(data=4, slices=2), devices)
+    assert mesh.devices.tolist() == expected.tolist()
+    for data, slices, message in [(3, 2, "is 3|divide the 8"), (1, 2, "mesh.data = 1 does not"), (8, 8, "are in ")]:
+        with pytest.raises(UserError, match=message):
+            make_mesh(MeshConfig(data=data, slices=slices), devices)
+
+
+def test_a_cpu_alone_can_be_slices():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2, slices=2))
+    assert [device.id for device in mesh.devices[1].flat] == [4, 5, 6, 7] and in_words(mesh).endswith(
+        "context 2 x tensor 1"
+    )
+    with pytest.raises(UserError, match="mesh.slices = 3"):
+        make_mesh(MeshConfig(data=-1, fsdp=1, slices=3))
+
+
 DESCRIBED = {
     "v5e:4x4": 16, "v5e:8x8": 64, "v5e:16x16": 256, "v6e:4x4": 16, "v6e:16x16": 256, "v5p:2x2x2": 8, "v5p:2x2x4": 16,
     "v5p:4x4x4": 64, "v4:2x2x2": 16, "v4:4x4x4": 128,
@@ -330,7 +362,7 @@ def described():
 def test_every_tpu_slice_has_its_meshes(described, name, tensor):
     """Tensor groups lie in one host, and each chip of a group has another one of it next to it in the network."""
     made = described[name][str(tensor)]
-    assert made["shape"] == [1, DESCRIBED[name] // tensor, tensor] and made["devices"] == DESCRIBED[name]
+    assert made["shape"] == [1, DESCRIBED[name] // tensor, 1, tensor] and made["devices"] == DESCRIBED[name]
     assert made["hosts_of_a_group"] == 1 and made["hops_to_the_next"] <= 1
 
 
@@ -338,7 +370,7 @@ def test_the_readmes_command_for_16_chips_starts(described):
     text = (Path(__file__).parents[1] / "README.md").read_text()
     command = re.search(r"slice of 16 chips(?s:.*?) -- (\S+\.yaml) (?s:.*?)mesh\.tensor=(\d)", text)
     tensor = int(command[2])
-    assert all(described[name][command[2]]["shape"] == [1, 16 // tensor, tensor] for name in ("v5e:4x4", "v6e:4x4"))
+    assert all(described[name][command[2]]["shape"] == [1, 16 // tensor, 1, tensor] for name in ("v5e:4x4", "v6e:4x4"))
     sizes = recipe(load_config(command[1], [f"mesh.tensor={tensor}"])).batch_sizes
     assert [size % (16 // tensor) for size in sizes.values()] == [0] * len(sizes)
 

@@ -177,10 +177,15 @@ def config_problems(config: Config, *, command: Literal["train", "sft"] = "train
             f"sft.micro_batches ({config.sft.micro_batches}) must divide "
             f"sft.problems_per_step ({config.sft.problems_per_step})"
         )
-    axes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
+    axes = [config.mesh.data, config.mesh.fsdp, config.mesh.context, config.mesh.tensor]
     if any(size < 1 and size != -1 for size in axes) or axes.count(-1) > 1:
         problems.append(
-            "mesh.data, mesh.fsdp, mesh.tensor must be positive, one of them may be -1 (the devices left); got "
-            + ", ".join(map(str, axes))
+            "mesh.data, mesh.fsdp, mesh.context, mesh.tensor must be positive, one of them may be -1 (the devices "
+            "left); got " + ", ".join(map(str, axes))
+        )
+    elif config.mesh.data > 0 and config.mesh.data % config.mesh.slices:
+        problems.append(
+            f"mesh.data is {config.mesh.data}, which does not divide over mesh.slices = {config.mesh.slices}; set it "
+            f"to {config.mesh.slices} or a multiple of that"
         )
     return problems

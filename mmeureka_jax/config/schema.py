@@ -326,11 +326,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes, whose product is the number of devices; one may be -1 (whatever devices are left)."""
+    """Sizes of the mesh axes, whose product is the number of devices; one may be -1 (whatever devices are left).
+
+    See launch/README.md for which to choose.
+    """
 
     data: Annotated[int, COUNT] = 1  # splits the batch; parameters are replicated over it
     fsdp: Annotated[int, COUNT] = -1  # splits the batch, parameters and optimiser state
     tensor: Annotated[int, COUNT] = 1  # splits heads, MLP and vocabulary of the text decoder
+    context: Annotated[int, COUNT] = 1  # splits the places of a row in updates; the sampler splits its batch instead
+    # slices (or hosts, where those are the islands of a fast network) that `data` goes over, which it must be a
+    # multiple of; the other axes stay within a slice
+    slices: Annotated[int, POSITIVE, COUNT] = 1
     # on a CPU: devices that a process makes of it, which share its cores; where that is as many as cores, matrix
     # products use one thread each. A small model is faster on a device for each core; batch sizes must divide by them.
     # XLA_FLAGS or JAX_NUM_CPU_DEVICES, where they say how many, take precedence

@@ -18,6 +18,7 @@ from mmeureka_jax.config.reading import config_diff, filled, to_dict
 from mmeureka_jax.config.schema import Config, LoraConfig, RandomModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import is_main
+from mmeureka_jax.mesh import in_words
 from mmeureka_jax.process.console import say
 from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_metadata, write_metadata
 
@@ -124,10 +125,7 @@ def _layout(mesh: Mesh) -> str:
     """The mesh in words: data 2 x fsdp 4 x tensor 1 (8 x TPU v5e, 2 processes)."""
     devices = mesh.devices.ravel()
     processes = len({device.process_index for device in devices})
-    return (
-        " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        + f" ({len(devices)} x {devices[0].device_kind}, {processes} process{'es' * (processes > 1)})"
-    )
+    return in_words(mesh) + f" ({len(devices)} x {devices[0].device_kind}, {processes} process{'es' * (processes > 1)})"
 
 
 def _check_adapters(run_dir: Path, config: Config, fingerprint: str | None) -> None:

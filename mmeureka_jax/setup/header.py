@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from mmeureka_jax import __version__
+from mmeureka_jax.mesh import in_words
 from mmeureka_jax.process.console import plural, say, say_facts
 from mmeureka_jax.rl.optimizer import split_frozen
 from mmeureka_jax.setup.policy import OpenedPolicy
@@ -38,7 +39,7 @@ def say_header(
     total = _count(shapes)
     facts = {
         "devices": f"{len(devices)} x {devices[0].device_kind}{of_processes}",
-        "mesh": " x ".join(f"{axis} {size}" for axis, size in opened.mesh.shape.items()),
+        "mesh": in_words(opened.mesh),
         "model": f"{opened.policy.config.to_hf('float32')['model_type']}, {name or opened.checkpoint}",
         "parameters": _millions(total),
     }

@@ -307,7 +307,7 @@ def test_prompt_over_the_limit(sample_fails, train_fails, checkpoint, rows):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("mesh.fsdp=3",), "(data, fsdp, tensor) = (1, 3, 1) does not divide the 8 devices"),
+        (("mesh.fsdp=3",), "(data, fsdp, context, tensor) = (1, 3, 1, 1) does not divide the 8 devices"),
         (("mesh.fsdp=2", "mesh.tensor=4"), "mesh.tensor = 4 does not divide the model's 2 query heads"),
         (("rl.prompts_per_rollout=12", "rl.prompts_per_update=12"), "rl.prompts_per_rollout = 12"),
         (("mesh.data=-1", "mesh.fsdp=-1"), "one of them may be -1"),

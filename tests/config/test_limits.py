@@ -41,6 +41,7 @@ WITHOUT_A_LIMIT = {
     "rl.filter.freeze_steps",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.context",
     "mesh.tensor",
 }
 

@@ -105,7 +105,7 @@ def test_there_and_back_is_the_same_bits(name, tmp_path, capsys):
 def test_a_policy_is_read_from_either_onto_a_mesh_in_any_dtype(checkpoint, converted):
     config = read_config(checkpoint)
     policy = Policy(config)
-    mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), devices=jax.devices()[:4])
+    mesh = jax.make_mesh((1, 2, 1, 2), ("data", "fsdp", "context", "tensor"), devices=jax.devices()[:4])
     shardings = tree_shardings(mesh, policy.abstract_params(), policy.param_axes())
     for dtype in (jnp.float32, jnp.bfloat16):
         ours, theirs = (load_params(folder, config, shardings, dtype) for folder in (converted, checkpoint))

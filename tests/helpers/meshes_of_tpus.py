@@ -34,7 +34,7 @@ def hops(one: Any, other: Any) -> int:
 
 def describe(devices: list[Any], tensor: int) -> dict[str, Any]:
     try:
-        mesh = make_mesh(MeshConfig(1, -1, tensor), devices)
+        mesh = make_mesh(MeshConfig(tensor=tensor), devices)
     except UserError as error:
         return {"refused": str(error)}
     groups = mesh.devices.reshape(-1, tensor)
