@@ -207,11 +207,14 @@ class Program:
         name: what it does and for which sizes; no other program of a run has this name.
         function: what `jax.jit` returned.
         arguments: its arguments. Of arrays only shapes and shardings count: they may be `jax.ShapeDtypeStruct`.
+        beside: arrays that lie on the devices while it runs and are none of its arguments, as those. The train state
+            and a reference policy, which always do, are left out.
     """
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
+    beside: Any = ()
 
     def lower(self) -> jax.stages.Lowered:
         """The program for the compiler, under `jax.set_mesh`. What is compiled here, a later call does not compile."""

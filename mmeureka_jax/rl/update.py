@@ -234,7 +234,8 @@ class CompiledUpdate:
             jax.tree.broadcast(self._of_sums, shapes),
         )
         for name, part in parts.items():
-            yield Program(f"gradients, {name}", self._add, (sums, state, part, share))
+            others = [(part, share.weights)] * (count - 1)
+            yield Program(f"gradients, {name}", self._add, (sums, state, part, share), others)
         yield Program("optimiser", self._apply, (state, sums))
 
     def _make_zeros(self, state: TrainState, part: Part, share: Share) -> Callable[[], Sums]:

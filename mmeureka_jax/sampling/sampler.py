@@ -91,21 +91,27 @@ class Sampler:
         capacities = cache_sizes(settings.max_new_tokens)
         first = Program("start", start, self._arguments_of_start(params, request))
         yield first
-        state, weights, _ = first.outputs()
+        state, weights, features = first.outputs()
         state = _abstract(state)
         weights = weights.with_axes(policy.param_axes(), lambda leaf, names: abstract(leaf, *names))
+        features = jax.tree.map(lambda leaf: abstract(leaf, "batch", *(None,) * (leaf.ndim - 1)), features)
+        kept = request, features  # until the last response is done
         sizes = row_sizes(state.rows_of_shard, settings.shrink)
         for capacity, larger in itertools.pairwise([*capacities, None]):
             shrinking = state
             for rows, fewer in itertools.pairwise([*sizes, None]):
                 at = f"rows {rows}, cache {capacity}"
-                yield Program(f"decode, {at}", decode, (policy, settings, params, weights, shrinking, 0))
+                yield Program(f"decode, {at}", decode, (policy, settings, params, weights, shrinking, 0), kept)
                 if larger is not None:
-                    growth = Program(f"repack, {at}, to cache {larger}", repack, (rows, larger, shrinking))
+                    growth = Program(
+                        f"repack, {at}, to cache {larger}", repack, (rows, larger, shrinking), (kept, weights)
+                    )
                     state = _abstract(growth.outputs()) if rows == sizes[0] else state
                     yield growth
                 if fewer is not None:
-                    shrinkage = Program(f"repack, {at}, to rows {fewer}", repack, (fewer, capacity, shrinking))
+                    shrinkage = Program(
+                        f"repack, {at}, to rows {fewer}", repack, (fewer, capacity, shrinking), (kept, weights)
+                    )
                     shrinking = _abstract(shrinkage.outputs())
                     yield shrinkage
 

@@ -100,8 +100,8 @@ CHIPS = (
         network_bandwidth=3.125e9,
         chips_per_host=4,
         sources=(
-            "https://docs.cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, ICI 400 GB/s, 4 ports, 2D torus, "
-            "6.4 Tbit/s of data center network for 256 chips",
+            "https://docs.cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, ICI 400 GB/s, 4 ports, 2D "
+            "torus, 6.4 Tbit/s of data center network for 256 chips",
             _ONE_WAY,
             _LIBTPU,
         ),
@@ -142,7 +142,8 @@ CHIPS = (
         network_bandwidth=12.5e9,
         chips_per_host=4,
         sources=(
-            "https://docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1638 GB/s, ICI 800 GB/s, 4 ports, 2D torus",
+            "https://docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1638 GB/s, ICI 800 GB/s, 4 ports, 2D "
+            "torus",
             "https://docs.cloud.google.com/tpu/docs/tpu7x: 100 Gbit/s of data center network a chip",
             _ONE_WAY,
             _LIBTPU,
@@ -205,8 +206,8 @@ CHIPS = (
         network_bandwidth=50e9,
         chips_per_host=8,
         sources=(
-            "NVIDIA H100 data sheet, SXM: 1979 TFLOP/s with sparsity, half of it dense; 3.35 TB/s, NVLink 900 GB/s both "
-            "ways",
+            "NVIDIA H100 data sheet, SXM: 1979 TFLOP/s with sparsity, half of it dense; 3.35 TB/s, NVLink 900 GB/s "
+            "both ways",
             "network_bandwidth: a 400 Gbit/s InfiniBand port for each GPU, as in a DGX H100; other hosts differ",
             f"{_XLA_GPU}h100_sxm.txtpb",
         ),

@@ -34,7 +34,7 @@ from mmeureka_jax.rl.groups import (
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.metrics import Mean, Metrics
 from mmeureka_jax.rl.objective import Objective, batch_log_probs, batch_values
-from mmeureka_jax.rl.optimizer import merge_params
+from mmeureka_jax.rl.optimizer import merge_params, split_frozen
 from mmeureka_jax.rl.train_state import TrainState, make_training
 from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.setup.policy import OpenedPolicy
@@ -83,13 +83,24 @@ class Learner:
         self._reference = _Reference.of(self._opened)
 
     def abstract_state(self) -> TrainState:
-        """Shapes and shardings of the state, for restoring a checkpoint."""
-        shapes = self._training.abstract_state(self._opened.policy)
+        """Shapes and shardings of the state, for restoring a checkpoint. The same objects each time: a program that
+        takes one of them as an argument takes that part of the state."""
+        return self._abstract_state
 
-        def leaf(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    @functools.cached_property
+    def _abstract_state(self) -> TrainState:
+        return jax.tree.map(_with_sharding, self._training.abstract_state(self._opened.policy), self.shardings)
 
-        return jax.tree.map(leaf, shapes, self.shardings)
+    def abstract_reference(self) -> Params:
+        """Shapes and shardings of the parameters that `load_reference` keeps on the devices."""
+        policy = self._opened.policy
+        shapes = policy.abstract_params()
+        shardings = self._opened.shardings()
+        if policy.lora is not None:  # the base is shared
+            if self._opened.adapters is None:
+                return {}
+            shapes, shardings = (split_frozen(tree, policy.frozen(()))[0] for tree in (shapes, shardings))
+        return jax.tree.map(_with_sharding, shapes, shardings)
 
     def programs(self, parts: Mapping[str, Part], *, with_log_probs: bool, with_reference: bool) -> Iterator[Program]:
         """The programs of the initial state, of updates, and of what is computed for them, under `jax.set_mesh`.
@@ -199,6 +210,10 @@ class Learner:
             return None
         params = merge_params(reference.params, state.frozen) if reference.on_base else reference.params
         return self.log_probs(params, config, groups, reference.policy)
+
+
+def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 @dataclass(frozen=True)
