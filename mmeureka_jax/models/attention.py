@@ -1,7 +1,6 @@
-"""Attention in the two forms that a policy needs, behind plain functions.
+"""Attention of whole rows, behind a plain function; decode_attention.py has that of one new token of every row.
 
-`attention` runs whole rows, `decode_attention` one new token of every row. A row holds a prompt once and then its
-responses, one after another; each of them sees the prompt and itself:
+A row holds a prompt once and then its responses, one after another; each of them sees the prompt and itself:
 
     row      [ prompt ][ response 1 ][ 2 ][ response 3    ] padding
     segment    0 0 0 0   1 1 1 1 1 1  2 2   3 3 3 3 3 3 3 3   -1 -1
@@ -14,14 +13,14 @@ layout is read as it is. Scores and the softmax are float32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import constrain, platform, shard_count
 from mmeureka_jax.models.batch import Array
@@ -284,50 +283,3 @@ def _backward(
 
 
 _attention.defvjp(_forward, _backward)
-
-
-def few_rows_product(left: Float[Array, "B K q s"], right: Float[Array, "B K s r"]) -> Float[Array, "B K q r"]:
-    """left @ right in float32, for a few queries: queries and transposed keys, or weights and values."""
-    return jnp.einsum("bkqs,bksr->bkqr", left, right, preferred_element_type=jnp.float32)
-
-
-def decode_attention(
-    query: Float[Array, "R K G h"],
-    prompt: tuple[Float[Array, "P K h Lp"], Float[Array, "P K Lp h"], Bool[Array, "P Lp"]],
-    own: Sequence[tuple[Float[Array, "R K h _"], Float[Array, "R K _ h"], Bool[Array, "_"]]],
-    by_prompt: Callable[[Array], Array],
-    by_row: Callable[[Array], Array],
-) -> Float[Array, "R K G h"]:
-    """One new token of every row: attention to its prompt and to its own earlier tokens, under one softmax.
-
-    A prompt's keys and values are read once for all rows that share it.
-
-    Args:
-        prompt, own: (transposed keys, values, mask). `own` may be in several parts, each filled to the same place in
-            all rows.
-        by_prompt: lays rows [R, ...] out as [P, n, ...]; by_row: the inverse.
-    """
-    groups, head_dim = query.shape[2:]
-    prompts, kv_heads, _, length = prompt[0].shape
-    query = query * head_dim**-0.5
-    # [P, n, K, G, h] -> [P, K, n * G, h]: the queries of a prompt are the rows of one matrix product for a key head.
-    shared = by_prompt(query).swapaxes(1, 2).reshape(prompts, kv_heads, -1, head_dim)
-
-    def to_rows(x: Array) -> Array:  # [P, K, n * G, s] -> [R, K, G, s]
-        return by_row(x.reshape(prompts, kv_heads, -1, groups, x.shape[-1]).swapaxes(1, 2))
-
-    parts = [to_rows(jnp.where(prompt[2][:, None, None], few_rows_product(shared, prompt[0]), MASKED))]
-    parts += [jnp.where(mask, few_rows_product(query, keys), MASKED) for keys, _, mask in own]
-    # XLA would fuse the concatenation into each of its readers, and evaluate it element by element.
-    scores = jax.lax.optimization_barrier(jnp.concatenate(parts, axis=-1))
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = weights.astype(query.dtype)
-    of_prompt = by_prompt(weights[..., :length]).swapaxes(1, 2).reshape(prompts, kv_heads, -1, length)
-    out = to_rows(few_rows_product(of_prompt, prompt[1]))
-    start = length
-    for _, values, mask in own:
-        stop = start + len(mask)
-        out += few_rows_product(weights[..., start:stop], values)
-        start = stop
-    return (out / total).astype(query.dtype)

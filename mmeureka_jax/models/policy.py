@@ -195,14 +195,15 @@ def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
     return weights.with_axes(policy.param_axes(), lambda leaf, names: constrain(leaf.astype(dtype), *names))
 
 
-def prompt_cache(prompts: Prompt, cache: tuple[Array, Array]) -> PromptCache:
-    """The cache of `prefill`, layer by layer."""
+def prompt_cache(prompts: Prompt, cache: tuple[Array, Array], places: int) -> PromptCache:
+    """The cache of `prefill`, layer by layer, with so many places for a prompt."""
+    keys, values = (jnp.pad(x, ((0, 0),) * 3 + ((0, places - x.shape[3]), (0, 0))) for x in cache)
     axes = ("batch", "act_heads", None, None)
     return PromptCache(
         lengths=prompts.length,
         next_position=prompts.next_position,
-        keys=[constrain(jnp.swapaxes(keys, 2, 3), *axes) for keys in cache[0]],
-        values=[constrain(values, *axes) for values in cache[1]],
+        keys=[constrain(jnp.swapaxes(of_layer, 2, 3), *axes) for of_layer in keys],
+        values=[constrain(of_layer, *axes) for of_layer in values],
     )
 
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.models.attention import decode_attention
 from mmeureka_jax.models.batch import Array, ImageFeatures
+from mmeureka_jax.models.decode_attention import CachePart, decode_attention
 from mmeureka_jax.models.decoding import DecoderWeights
 from mmeureka_jax.models.layers import Rotary
 from mmeureka_jax.models.policy import (
@@ -31,7 +31,7 @@ from mmeureka_jax.sampling.decode_state import (
     most_running,
     take_rows,
 )
-from mmeureka_jax.sampling.repack import BLOCK
+from mmeureka_jax.sampling.repack import BLOCK, CacheSizes
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.token_draws import SamplingSettings, response_keys, token_noise
 
@@ -45,7 +45,7 @@ def start(
     policy: Policy,
     settings: SamplingSettings,
     stream: str,
-    capacity: int,
+    sizes: CacheSizes,
     params: Params,
     request: Request,
     seed: Int[Array, ""],
@@ -54,7 +54,7 @@ def start(
 
     Args:
         stream: which of `token_draws.STREAMS` the random numbers belong to.
-        capacity: tokens that the responses' own caches hold.
+        sizes: tokens that the caches hold.
         seed: seed of the run.
 
     Returns:
@@ -66,7 +66,7 @@ def start(
     weights = decoder_weights(policy, params)
     n = settings.group_size
     keys = response_keys(seed, stream, request.rollout, request.names, n).reshape(-1)
-    state = first_state(policy, settings, capacity, request, keys, prompt_cache(prompts, cache))
+    state = first_state(policy, settings, sizes.own, request, keys, prompt_cache(prompts, cache, sizes.prompt))
     noise = token_noise(keys, jnp.arange(1))[0]
     state = draw_next(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), weights.head)
     return lay_out(state), weights, features
@@ -87,7 +87,14 @@ def decode(
     Returns:
         The state, and the number of responses left in the shard that has most (of a few tokens ago).
     """
-    loop = _Decoding(policy, settings, params, weights, _Grouping.of(state), _next_positions(state), stop_at)
+    prompts = state.prompts
+    of_prompts = [
+        CachePart(keys, values, prompts.mask, prompts.lengths.max())
+        for keys, values in zip(prompts.keys, prompts.values, strict=True)
+    ]
+    loop = _Decoding(
+        policy, settings, params, weights, of_prompts, _Grouping.of(state), _next_positions(state), stop_at
+    )
     state, running = jax.lax.while_loop(loop.has_room, loop.block, (state, most_running(state)))
     return lay_out(state), running
 
@@ -143,6 +150,7 @@ class _Decoding:
     settings: SamplingSettings
     params: Params
     weights: DecoderWeights
+    prompts: list[CachePart]
     grouping: _Grouping
     next_positions: Int[Array, "R"]
     stop_at: Int[Array, ""]
@@ -241,12 +249,11 @@ class _BlockStep:
         keys = jax.lax.dynamic_update_slice(recent[layer][0], key[..., None], (0, 0, 0, number))
         values = jax.lax.dynamic_update_slice(recent[layer][1], value[:, :, None], (0, 0, number, 0))
         before = self.before
-        prompts = before.prompts
-        past = before.past_keys[layer], before.past_values[layer], self.past_mask
+        past = CachePart(before.past_keys[layer], before.past_values[layer], self.past_mask, before.filled)
         out = decode_attention(
             query,
-            (prompts.keys[layer], prompts.values[layer], prompts.mask),
-            [past, (keys, values, jnp.arange(BLOCK) <= number)],
+            self.loop.prompts[layer],
+            [past, CachePart(keys, values, jnp.arange(BLOCK) <= number)],
             self.loop.grouping.by_prompt,
             self.loop.grouping.by_row,
         )

@@ -5,39 +5,54 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from mmeureka_jax.mesh import batch_shards
+from mmeureka_jax.mesh import batch_shards, platform
 from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.decode_attention import reads_in_chunks
 from mmeureka_jax.models.decoding import PromptCache
 from mmeureka_jax.sampling.decode_state import DecodeState, lay_out, take_rows
 
 BLOCK = 16  # tokens that a step of the outer loop of `decode` draws; caches have room for whole blocks
 _SMALLEST_CACHE = 32  # tokens
 _ROW_MULTIPLE = 8  # rows of a shard, in a batch that has shrunk
+_ON_ACCELERATORS = 2  # times as many there: reading the weights takes as long for fewer rows
 _PER_ROW = ("tokens", "log_probs", "lengths", "finished", "done", "last", "keys", "limits", "place")
 
 
 def row_sizes(rows: int, shrink: float) -> list[int]:
-    """Rows of a shard in the batches that a rollout goes through: each `shrink` times the one before, in multiples of
-    `_ROW_MULTIPLE`."""
+    """Rows of a shard in the batches that a rollout goes through, under `jax.set_mesh`: each `shrink` times the one
+    before, in multiples of `_ROW_MULTIPLE`."""
+    multiple = _ROW_MULTIPLE if platform() == "cpu" else _ROW_MULTIPLE * _ON_ACCELERATORS
     sizes = [rows]
     while shrink > 0:
-        fewer = -(-math.ceil(sizes[-1] * shrink) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        fewer = -(-math.ceil(sizes[-1] * shrink) // multiple) * multiple
         if fewer >= sizes[-1]:
-            fewer = (sizes[-1] - 1) // _ROW_MULTIPLE * _ROW_MULTIPLE
+            fewer = (sizes[-1] - 1) // multiple * multiple
         if fewer == 0:
             break
         sizes.append(fewer)
     return sizes
 
 
+@dataclass(frozen=True)
+class CacheSizes:
+    """Tokens that caches hold: those of prompts, and the responses' own."""
+
+    prompt: int
+    own: int
+
+
 def cache_sizes(limit: int) -> list[int]:
-    """Tokens that the own caches hold: 1, 2, 3, 4, 6, 8, 12... times the smallest, then what `limit` tokens need."""
+    """Tokens that the own caches hold, under `jax.set_mesh`: what `limit` tokens need. Where all of a cache is read,
+    before that 1, 2, 3, 4, 6, 8, 12... times the smallest."""
     last = -(-limit // BLOCK) * BLOCK + BLOCK
+    if reads_in_chunks():
+        return [last]
     smallest = max(_SMALLEST_CACHE, limit // 16 // BLOCK * BLOCK)
     sizes = {smallest * factor * 2**power for factor in (1, 3) for power in range(limit.bit_length())}
     return [*sorted(size for size in sizes if size + 2 * BLOCK < last), last]

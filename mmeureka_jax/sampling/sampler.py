@@ -2,12 +2,13 @@
 
     start      pictures, prompts -> image features, the prompts' keys and values, the first token of every response
     decode     tokens, until the own caches are full or few enough responses are left
-    repack     the responses still running continue as a smaller batch, or with caches of the next size
+    repack     the responses still running continue as a smaller batch, or (on a CPU) with caches of the next size
 
         rows    |##############|                   A finished response costs nothing once a quarter of the rows are
                 |######        |####|              done: the others continue in a batch of that size, and again. Caches
                 |###           |####|########|     start short and grow, so that no step reads (much) more than what
-                                                   is filled. A prompt's keys and values stay one copy throughout.
+                                                   is filled; accelerators have one size and read what is filled of it.
+                                                   A prompt's keys and values stay one copy throughout.
 
 Which token is drawn depends on none of this: see token_draws.py.
 """
@@ -26,10 +27,11 @@ import numpy as np
 from mmeureka_jax.hosts import local_rows
 from mmeureka_jax.mesh import Program, abstract
 from mmeureka_jax.models.batch import ImageFeatures
+from mmeureka_jax.models.decode_attention import reads_in_chunks
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.sampling.decode import decode, start
 from mmeureka_jax.sampling.decode_state import DecodeState, axes_of
-from mmeureka_jax.sampling.repack import BLOCK, cache_sizes, repack, row_sizes
+from mmeureka_jax.sampling.repack import BLOCK, CacheSizes, cache_sizes, repack, row_sizes
 from mmeureka_jax.sampling.request import Request, Samples
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 
@@ -43,12 +45,15 @@ class Sampler:
         settings: how many responses, how long, from which distribution.
         stream: what the responses are for (see `token_draws.STREAMS`): each use has its own random numbers.
         seed: seed of the run.
+        longest_prompt: tokens of the longest bucket of prompts. Where caches are read in chunks, those of prompts have
+            this size in every bucket, so that all buckets share the programs after `start`; 0: each its own.
     """
 
     policy: Policy
     settings: SamplingSettings
     stream: str
     seed: int = 0
+    longest_prompt: int = 0
 
     def sample(self, params: Params, request: Request) -> tuple[Samples, ImageFeatures | None]:
         """Samples `group_size` responses to each prompt. All hosts call it together, under `jax.set_mesh`.
@@ -89,18 +94,21 @@ class Sampler:
         policy = self.policy
         settings = self.settings
         capacities = cache_sizes(settings.max_new_tokens)
-        first = Program("start", start, self._arguments_of_start(params, request))
+        first = Program(
+            f"start, prompt {request.prompts.tokens.shape[1]}", start, self._arguments_of_start(params, request)
+        )
         yield first
         state, weights, features = first.outputs()
         state = _abstract(state)
         weights = weights.with_axes(policy.param_axes(), lambda leaf, names: abstract(leaf, *names))
         features = jax.tree.map(lambda leaf: abstract(leaf, "batch", *(None,) * (leaf.ndim - 1)), features)
         kept = request, features  # until the last response is done
+        prompt = state.prompts.keys[0].shape[-1]
         sizes = row_sizes(state.rows_of_shard, settings.shrink)
         for capacity, larger in itertools.pairwise([*capacities, None]):
             shrinking = state
             for rows, fewer in itertools.pairwise([*sizes, None]):
-                at = f"rows {rows}, cache {capacity}"
+                at = f"prompt {prompt}, rows {rows}, cache {capacity}"
                 yield Program(f"decode, {at}", decode, (policy, settings, params, weights, shrinking, 0), kept)
                 if larger is not None:
                     growth = Program(
@@ -116,8 +124,11 @@ class Sampler:
                     yield shrinkage
 
     def _arguments_of_start(self, params: Params, request: Request) -> tuple[Any, ...]:
-        capacity = cache_sizes(self.settings.max_new_tokens)[0]
-        return self.policy, self.settings, self.stream, capacity, params, request, self.seed
+        prompt = request.prompts.tokens.shape[1]
+        if reads_in_chunks():
+            prompt = max(prompt, self.longest_prompt)
+        sizes = CacheSizes(prompt, cache_sizes(self.settings.max_new_tokens)[0])
+        return self.policy, self.settings, self.stream, sizes, params, request, self.seed
 
 
 def _abstract(state: DecodeState) -> DecodeState:

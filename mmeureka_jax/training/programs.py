@@ -6,7 +6,6 @@ arguments: the rest of `Learner.abstract_state`, and the parameters of a referen
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -100,12 +99,15 @@ def sampler_programs(sampler: Sampler, params: Params, sizes: PromptSizes) -> It
     Args:
         params: parameters, or their shapes with shardings.
     """
-    for bucket in sizes.buckets:
+    seen: set[str] = set()
+    for bucket in sorted(sizes.buckets, reverse=True):
         prompts = prompt_shapes(sampler.policy.config, sizes.prompts, bucket, sizes.image_windows)
         names = by_row(np.zeros((sizes.prompts, 2), np.uint32))
         active = by_row(np.zeros(sizes.prompts, bool))
         for program in sampler.programs(params, Request(prompts, names, active)):
-            yield dataclasses.replace(program, name=f"{program.name}, prompt {bucket}")
+            if program.name not in seen:  # buckets share what comes after `start` if their caches have one size
+                seen.add(program.name)
+                yield program
 
 
 def prompt_shapes(config: PolicyConfig, count: int, length: int, image_windows: int) -> Prompt:

@@ -19,6 +19,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from mmeureka_jax.config.schema import MeshConfig
 from mmeureka_jax.mesh import make_mesh, tree_shardings
+from mmeureka_jax.models import decode_attention
 from mmeureka_jax.models.policy import encode_images, token_log_probs
 from mmeureka_jax.sampling import decode, repack, sampler
 from mmeureka_jax.sampling.request import Request
@@ -267,6 +268,18 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
     np.testing.assert_allclose(samples.log_probs, expected.log_probs, atol=1e-5)
     assert len(set(decode_rows)) >= 3 and sum(decode_rows) < 0.7 * 79 * 32, decode_rows
 
+    # As on an accelerator: caches of one size, of which what is filled is read, and fewer batches.
+    monkeypatch.setattr(decode_attention, "platform", lambda: "tpu")
+    monkeypatch.setattr(decode_attention, "_CHUNK", 16)
+    assert repack.cache_sizes(80) == [96]
+    decode.decode.clear_cache()
+    request = Request.of([item.id for item in MIXED], model.batch(MIXED))
+    for longest in (0, request.prompts.tokens.shape[1] + 20):
+        subject = Sampler(model.policy, settings, "rollout", longest_prompt=longest)
+        samples, _ = subject.sample(model.params, request)
+        np.testing.assert_array_equal(samples.tokens, expected.tokens)
+        np.testing.assert_allclose(samples.log_probs, expected.log_probs, atol=1e-5)
+
 
 @pytest.mark.slow
 def test_rollouts_compile_nothing_after_compile_ahead(tmp_path, monkeypatch):
@@ -300,6 +313,9 @@ def test_sizes_of_batches_and_caches():
     assert repack.row_sizes(256, 0.75) == [256, 192, 144, 112, 88, 72, 56, 48, 40, 32, 24, 16, 8]
     assert repack.row_sizes(256, 0.0) == [256]
     assert repack.row_sizes(3, 0.75) == [3] and repack.row_sizes(11, 0.9) == [11, 8]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repack, "platform", lambda: "tpu")
+        assert repack.row_sizes(128, 0.5) == [128, 64, 32, 16] and repack.row_sizes(16, 0.5) == [16]
     for rows, shrink in itertools.product((1, 7, 8, 9, 100, 1024), (0.01, 0.3, 0.75, 0.99)):
         sizes = repack.row_sizes(rows, shrink)
         assert sizes == sorted(set(sizes), reverse=True) and sizes[0] == rows and (sizes[-1] == 8 or rows <= 8)
