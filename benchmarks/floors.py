@@ -23,6 +23,16 @@ from dataclasses import astuple, dataclass
 
 from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig, VisionConfig
+from mmeureka_jax.planning.arithmetic import (
+    attention_operations,
+    cache_bytes,
+    causal_pairs,
+    head_parameters,
+    language_parameters,
+    language_read,
+    layer_parameters,
+    layers_operations,
+)
 
 
 @dataclass(frozen=True)
@@ -95,33 +105,6 @@ def kernel_seconds(parts: Iterable[Work], rates: KernelRates) -> float:
 # Parameters.
 
 
-def layer_kernels(text: TextConfig) -> int:
-    """Entries of one decoder layer's matrices: a token's pass takes twice as many operations."""
-    query = text.num_heads * text.head_dim
-    key = text.num_kv_heads * text.head_dim
-    return text.hidden_size * (2 * query + 2 * key + 3 * text.intermediate_size)
-
-
-def layer_parameters(text: TextConfig) -> int:
-    biases = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
-    return layer_kernels(text) + biases + 2 * text.hidden_size
-
-
-def head_parameters(text: TextConfig) -> int:
-    return text.hidden_size * text.vocab_size
-
-
-def language_parameters(text: TextConfig) -> int:
-    """All parameters of the decoder, with its embedding and output head (one table where they are tied)."""
-    tables = 1 if text.tie_word_embeddings else 2
-    return text.num_layers * layer_parameters(text) + text.hidden_size + tables * head_parameters(text)
-
-
-def language_read(text: TextConfig) -> int:
-    """Parameters that a pass from tokens to log-probabilities reads whole: all but an embedding of its own."""
-    return text.num_layers * layer_parameters(text) + text.hidden_size + head_parameters(text)
-
-
 def block_kernels(vision: VisionConfig) -> int:
     return vision.hidden_size * (4 * vision.hidden_size + 3 * vision.intermediate_size)
 
@@ -146,29 +129,9 @@ def parameters(config: Qwen2_5VLConfig) -> int:
 # Passes.
 
 
-def layers_flops(text: TextConfig, tokens: int, pairs: int) -> int:
-    """All decoder layers on `tokens`, whose queries see `pairs` keys together."""
-    return text.num_layers * 2 * tokens * layer_kernels(text) + attention_flops(text, pairs)
-
-
-def attention_flops(text: TextConfig, pairs: int) -> int:
-    """Scores and weighted values of all decoder layers for `pairs` of a query and a key."""
-    return 4 * text.head_dim * scores(text, pairs)
-
-
 def scores(text: TextConfig, pairs: int) -> int:
     """Numbers that the softmaxes of all decoder layers are taken over."""
     return text.num_layers * text.num_heads * pairs
-
-
-def causal_pairs(length: int, before: int = 0) -> int:
-    """(query, key) pairs of a sequence that sees itself causally, and all of `before` earlier tokens."""
-    return length * (length + 1) // 2 + length * before
-
-
-def cache_bytes(text: TextConfig, tokens: int, width: int) -> int:
-    """Keys and values of `tokens` in all layers, `width` bytes a number."""
-    return 2 * text.num_layers * text.num_kv_heads * text.head_dim * tokens * width
 
 
 def blocks_flops(vision: VisionConfig, prompts: int, windows: int) -> int:
@@ -209,10 +172,10 @@ def prefill(config: Qwen2_5VLConfig, prompts: int, length: int, width: int) -> W
     """The decoder's layers on whole prompts; keys and values are written."""
     text = config.text
     pairs = prompts * causal_pairs(length)
-    flops = layers_flops(text, prompts * length, pairs)
+    flops = layers_operations(text, prompts * length, pairs)
     read = width * (text.num_layers * layer_parameters(text) + text.hidden_size)
     written = cache_bytes(text, prompts * length, width)
-    return Work(flops, read + written, attention_flops(text, pairs), scores(text, pairs))
+    return Work(flops, read + written, attention_operations(text, pairs), scores(text, pairs))
 
 
 def first_token(config: Qwen2_5VLConfig, prompts: int, width: int) -> Work:
@@ -227,15 +190,15 @@ def decode_step(config: Qwen2_5VLConfig, rows: int, group: int, prompt: int, own
     Keys and values of a prompt of `prompt` tokens are read once for its group, a row's own ones by that row.
     """
     text = config.text
-    flops = layers_flops(text, rows, rows * (prompt + own)) + 2 * rows * head_parameters(text)
+    flops = layers_operations(text, rows, rows * (prompt + own)) + 2 * rows * head_parameters(text)
     shared, cached = (cache_bytes(text, tokens, width) for tokens in (rows // group * prompt, rows * own))
     return Work(
         flops,
         width * language_read(text) + shared + cached,
-        attention=attention_flops(text, rows * prompt),
+        attention=attention_operations(text, rows * prompt),
         exponentials=scores(text, rows * (prompt + own)),
         cached=cached,
-        cached_flops=attention_flops(text, rows * own),
+        cached_flops=attention_operations(text, rows * own),
     )
 
 
@@ -278,10 +241,10 @@ def update(
     tokens = batch.prompts * (batch.prompt + batch.group * batch.new)
     pairs = batch.prompts * causal_pairs(batch.prompt) + batch.rows * causal_pairs(batch.new, batch.prompt)
     head = 2 * batch.rows * batch.new * head_parameters(text)
-    forward = layers_flops(text, tokens, pairs)
+    forward = layers_operations(text, tokens, pairs)
     flops = 3 * (forward + head)
     # Those of one forward pass.
-    attention = attention_flops(text, pairs)
+    attention = attention_operations(text, pairs)
     exponentials = scores(text, pairs)
     if remat:
         flops += forward - 2 * tokens * text.num_layers * text.hidden_size * text.intermediate_size + head

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import ROOT, SMALL, run_script
+from helpers.products import traced_flops
 
 from mmeureka_jax.config.schema import Config, OptimizerConfig
 from mmeureka_jax.models.batch import Images, Prompt
@@ -75,30 +76,6 @@ def group_mask(prompt: int, group: int, new: int) -> np.ndarray:
     """What a row [prompt, response 1, ..., response n] may see of itself."""
     owner = np.concatenate([np.zeros(prompt, int), np.repeat(np.arange(1, group + 1), new)])
     return np.tril(np.ones((len(owner),) * 2, bool)) & ((owner[:, None] == owner) | (owner == 0))
-
-
-def traced_flops(function, *arguments, branch: int = 0) -> int:
-    """Operations of all matrix products of a traced function, scans unrolled; of a cond, of one branch."""
-
-    def count(jaxpr) -> int:
-        total = 0
-        for equation in jaxpr.eqns:
-            name = equation.primitive.name
-            settings = equation.params
-            if name == "dot_general":
-                (contracted, _), _ = settings["dimension_numbers"]
-                inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-                total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
-            elif name == "cond":
-                total += count(settings["branches"][branch].jaxpr)
-            else:
-                assert name != "while"
-                inside = [getattr(value, "jaxpr", value) for value in settings.values()]
-                repeats = settings["length"] if name == "scan" else 1
-                total += repeats * sum(count(value) for value in inside if hasattr(value, "eqns"))
-        return total
-
-    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def struct(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
@@ -201,7 +178,7 @@ def test_prefill_against_the_program(floors, prompts, length):
     counted = traced_flops(lambda *a: prefill(policy, *a), policy.abstract_params(), *given)
     text = UNTIED.text
     masked = length**2 - floors.causal_pairs(length)
-    most = floors.layers_flops(text, 0, prompts * masked)  # all that the program may add: pairs that are masked
+    most = floors.layers_operations(text, 0, prompts * masked)  # all that the program may add: pairs that are masked
     floor = floors.prefill(UNTIED, prompts, length, 4).flops
     assert floor <= counted <= floor + most
 
@@ -231,8 +208,8 @@ def test_update_against_the_program(floors, remat, windows, group, prompt, new):
     # What the program may add: pairs of a query and a key that are masked, and scores and logits computed again.
     visible = floors.causal_pairs(prompt) + group * floors.causal_pairs(new, before=prompt)
     met = prompt**2 + group * new * (prompt + group * new)
-    most = (4 if remat else 3) * floors.layers_flops(TEXT, 0, 2 * (met - visible))
-    most += floors.layers_flops(TEXT, 0, 2 * met) // 2  # of the two products of attention one
+    most = (4 if remat else 3) * floors.layers_operations(TEXT, 0, 2 * (met - visible))
+    most += floors.layers_operations(TEXT, 0, 2 * met) // 2  # of the two products of attention one
     patches = 2 * windows * VISION.patches_per_window
     products = floors.blocks_flops(VISION, 2, windows) - 2 * patches * VISION.depth * floors.block_kernels(VISION)
     most += products // 2
@@ -266,7 +243,7 @@ def test_decode_step_against_xla(floors):
     floor = floors.prefill(config, prompts, length, 4) + floors.decode_step(
         config, prompts * group, group, length, 1, 4
     )
-    masked = floors.layers_flops(text, 0, prompts * (length**2 - floors.causal_pairs(length)))
+    masked = floors.layers_operations(text, 0, prompts * (length**2 - floors.causal_pairs(length)))
     assert floor.flops <= program.cost_analysis()["flops"] <= 1.1 * (floor.flops + masked)
 
 
