@@ -36,8 +36,8 @@ from benchmarks.update import random_batch
 from mmeureka_jax.commands.arguments import count
 from mmeureka_jax.mesh import to_global
 from mmeureka_jax.models.lora import Lora
-from mmeureka_jax.rl.groups import split_batch
 from mmeureka_jax.rl.objective import policy_objective
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.rl.train_state import make_training
 from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.setup.policy import OpenedPolicy
@@ -58,14 +58,17 @@ def update_memory(
     config = training_config(options, opened)
     training = make_training(config, 1)
     shardings = training.shardings(policy, opened.mesh)
-    update = CompiledUpdate(policy, policy_objective(config), training, shardings)
+    objective = policy_objective(config)
+    update = CompiledUpdate(policy, objective, training, shardings, most_parts=args.micro_batches)
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         training.abstract_state(policy),
         shardings,
     )
-    parts = to_global(opened.mesh, split_batch(*random_batch(options, policy), args.micro_batches, packing=0.0))
-    programs = update.programs(state, {"parts": parts[0]}, len(parts))  # all parts have one shape
+    batch, targets = random_batch(options, policy)
+    packing = replace(Packing.of(config), ratio=0.0)
+    parts = to_global(opened.mesh, packing.split(batch, targets, objective.token_weights(batch.response_mask)))
+    programs = update.programs(state, {"parts": parts[0]})  # all parts have one shape
     temporary = max(program.lower().compile().memory_analysis().temp_size_in_bytes for program in programs)
     if len(parts) > 1:  # the gradients so far are an argument then
         temporary += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.trainable)) // opened.mesh.size

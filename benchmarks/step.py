@@ -40,6 +40,7 @@ from mmeureka_jax.data.record import ImageRef, Problem
 from mmeureka_jax.rewards.workers import RewardWorkers
 from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.online_filter import GroupBuffer
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.runs.checkpoint import RunState
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.setup.problems import open_processor
@@ -105,8 +106,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             opened,
             policy_objective(config),
             total_updates=total,
-            micro_batches=args.micro_batches,
-            packing=config.rl.packing,
+            packing=Packing.of(config),
         )
         collector = Collector(
             config,

@@ -4,17 +4,18 @@
     python -m benchmarks.update --model DIR --prompts 32 --new 256 --median 32 --micro-batches 8
 
 Tokens are logical ones, group * (prompt + response) a prompt: what a layout has to compute in which every response has
-its own copy of the prompt. `--median` gives responses log-normal lengths; `--packing 0` pads them all. With `--train
-language` the frozen tower's embeddings come with the batch, as they do from a rollout.
+its own copy of the prompt. `--median` gives responses log-normal lengths; `--packing 0` pads them all; `--row-tokens`
+bounds a row, so that a group may take several. With `--train language` the frozen tower's embeddings come with the
+batch, as they do from a rollout.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.models.policy import Policy, encode_images
 from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.objective import policy_objective
-from mmeureka_jax.training.job import check_batch_sizes
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.training.learner import Learner
 
 
@@ -72,20 +73,18 @@ def random_batch(args: argparse.Namespace, policy: Policy) -> tuple[GroupBatch, 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     opened = open_model(args, folder)
-    check_batch_sizes(opened.mesh, {"--prompts / --micro-batches": args.prompts // args.micro_batches})
     config = training_config(args, opened)
     with jax.set_mesh(opened.mesh):
         batch, targets = random_batch(args, opened.policy)
         if args.median:
             lengths = log_normal_lengths(args.prompts, args.group, args.median)
-            batch = dataclasses.replace(batch, response_mask=np.arange(args.new) < lengths[..., None])
+            batch = replace(batch, response_mask=np.arange(args.new) < lengths[..., None])
         learner = Learner(
             config,
             opened,
             policy_objective(config),
             total_updates=WARM_UP + args.repeats,
-            micro_batches=args.micro_batches,
-            packing=args.packing,
+            packing=replace(Packing.of(config), ratio=args.packing, row_tokens=args.row_tokens),
         )
         state = learner.initial_state()
         skipped = 0.0
@@ -122,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--median", type=positive, help="log-normal lengths around it, none over --new (default: all --new)"
     )
     parser.add_argument("--packing", type=float, default=RLConfig.packing, help="rl.packing of a config")
+    parser.add_argument("--row-tokens", type=int, default=RLConfig.row_tokens, help="rl.row_tokens of a config")
     return parser
 
 

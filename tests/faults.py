@@ -35,6 +35,7 @@ class Fault:
 LOSSES = "tests/rl/test_losses.py"
 LEARNER = "tests/training/test_learner.py"
 SUMS = "tests/rl/test_update_sums.py"
+ROWS = "tests/rl/test_rows.py"
 ADVANTAGES = "tests/rl/test_advantages.py"
 CRITIC = "tests/rl/test_critic.py"
 OPTIMIZER = "tests/rl/test_optimizer.py"
@@ -62,10 +63,10 @@ FAULTS = [
     Fault("rl/kl.py", "samples / config.kl_horizon", "1 / config.kl_horizon", "tests/rl/test_kl.py",
           "the horizon counts steps"),
     Fault("rl/ratios.py", "jnp.expm1(d) - d", "jnp.expm1(d) + d", "tests/rl/test_ratios.py", "drift of the wrong sign"),
-    Fault("rl/averaging.py", "jnp.sum(counts > 0)", "counts.size", "tests/rl/test_averaging.py",
+    Fault("rl/averaging.py", "(counts > 0).sum()", "counts.size", "tests/rl/test_averaging.py",
           "empty responses count below the line"),
-    Fault("rl/averaging.py", "return weights / float(lengths.size * max_length)",
-          "return weights / float(lengths.size * response_mask.shape[-1])", "tests/rl/test_averaging.py",
+    Fault("rl/averaging.py", "return weights / np.float32(lengths.size * max_length)",
+          "return weights / np.float32(response_mask.size)", "tests/rl/test_averaging.py",
           "the constant is the padded length"),
     # Advantages.
     Fault("rl/advantages.py", "max(centred.shape[1] - 1, 1)", "centred.shape[1]", ADVANTAGES,
@@ -105,9 +106,12 @@ FAULTS = [
           "tests/training/test_collect.py", "noise named by the problem alone"),
     Fault("rl/objective.py", "_weighted(penalty, batch, share)", "_weighted(important(penalty), batch, share)", SUMS,
           "importance weighs the KL too"),
-    Fault("rl/update.py", "self._add(sums, state, part, Share(weight, coefficient))",
-          "self._add(sums, state, part, Share(self._weigh([part.response_mask])[0], coefficient))", SUMS,
+    Fault("rl/update.py", "share = Share(part.weights, kl", "share = Share(part.weights / part.weights.sum(), kl", SUMS,
           "each micro-batch has its own weights"),
+    Fault("rl/rows.py", "response_mask=groups.response_mask & self.holds[..., None]",
+          "response_mask=groups.response_mask", ROWS, "each row of a group has all of its responses"),
+    Fault("rl/rows.py", "if length <= left]", "if length <= left + 1]", ROWS, "a row holds more than it has room for"),
+    Fault("rl/rows.py", "turns.T.tolist()", "turns.tolist()", ROWS, "a group in rows of one size"),
     Fault("rl/update.py", " & jnp.isfinite(critic_norm)", "", SUMS, "a critic's gradient may be NaN"),
     # The optimiser and the critic.
     Fault("rl/optimizer.py", "(count + 1) / max(warmup, 1)", "count / max(warmup, 1)", OPTIMIZER,

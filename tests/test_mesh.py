@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.groups import parts_of
 from helpers.support import PROBLEMS, Lively
 from jax.experimental import mesh_utils
 
@@ -36,7 +37,7 @@ from mmeureka_jax.mesh import (
 )
 from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.process.cpu import NO_YNN, split_cpu, ynn_is_safe
-from mmeureka_jax.rl.groups import Targets, split_batch
+from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.train_state import make_training
@@ -105,10 +106,11 @@ class OnMesh:
             request = Request.of([str(i) for i in range(ROWS)], part[0].prompts, mesh)
             self.samples, _ = Sampler(model.policy, settings, "rollout").sample(self.start.params, request)
 
-            step = CompiledUpdate(model.policy, policy_objective(config), training, self.shardings)
+            objective = policy_objective(config)
+            step = CompiledUpdate(model.policy, objective, training, self.shardings)
             packing = PACKING.get(sizes, 0.8)
-            parts = to_global(mesh, split_batch(*part, 2, packing=packing))
-            assert [batch.width for batch, _ in parts] == [None, 16 if packing else None]
+            parts = to_global(mesh, parts_of(objective, *part, 2, packing))
+            assert [part.batch.width for part in parts] == [None, 16 if packing else None]
             self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
             self.state, metrics = self.update()
             self.metrics = computed(gather_rows(metrics))

@@ -1,4 +1,4 @@
-"""How the tokens of a batch are averaged: a weight for each of them, computed on the whole batch first.
+"""How the tokens of a batch are averaged: a weight for each of them, computed on the whole batch first, on the host.
 
     loss of a batch = sum over tokens of token_weights(...) * token loss
 
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
-
-from mmeureka_jax.models.batch import Array
 
 
 def token_weights(
-    response_mask: Bool[Array, "P n T"],
+    response_mask: Bool[np.ndarray, "P n T"],
     averaging: Literal["sequence_mean", "token_mean", "prompt_token_mean", "constant"],
     *,
     max_length: int | None = None,
-) -> Float[Array, "P n T"]:
+) -> Float[np.ndarray, "P n T"]:
     """The weight of every token in the loss, so that loss = sum(weights * token_loss). 0 for masked tokens.
 
     `sequence_mean`: the mean over a response's tokens, then over the responses (GRPO, arXiv 2402.03300, equation 3).
@@ -36,23 +34,24 @@ def token_weights(
         max_length: for `constant` (and needed by it): the longest response that the sampler may draw. Not the padded
             length T, which differs from batch to batch.
     """
-    weights = jnp.asarray(response_mask, jnp.float32)
-    lengths = jnp.sum(response_mask, axis=-1, dtype=jnp.int32)  # counted in integers: float32 is exact up to 2**24 only
+    weights = np.asarray(response_mask, np.float32)
+    lengths = np.asarray(response_mask).sum(-1, dtype=np.int64)  # in integers: float32 is exact up to 2**24 only
 
-    def mean_over(counts: Array) -> Array:
+    def mean_over(counts: np.ndarray) -> np.ndarray:
         """1 / (tokens of this unit) / (units that have any)."""
-        return 1.0 / (jnp.maximum(counts, 1) * jnp.maximum(jnp.sum(counts > 0), 1).astype(jnp.float32))
+        units = np.float32(max(int((counts > 0).sum()), 1))
+        return np.float32(1) / (np.maximum(counts, 1).astype(np.float32) * units)
 
     if averaging == "sequence_mean":
         return weights * mean_over(lengths)[:, :, None]
     if averaging == "token_mean":
-        return weights / jnp.maximum(jnp.sum(lengths), 1)
+        return weights / np.float32(max(int(lengths.sum()), 1))
     if averaging == "prompt_token_mean":
-        return weights * mean_over(jnp.sum(lengths, axis=1))[:, None, None]
+        return weights * mean_over(lengths.sum(1))[:, None, None]
     if averaging == "constant":
         if max_length is None:
             raise ValueError("token averaging `constant` divides by max_length, which was not given")
-        return weights / float(lengths.size * max_length)
+        return weights / np.float32(lengths.size * max_length)
     raise ValueError(
         f"token averagings are sequence_mean, token_mean, prompt_token_mean and constant; got {averaging!r}"
     )

@@ -30,6 +30,7 @@ def rl_problems(config: Config) -> list[str]:
         *_adora(rl, estimator),
         *_critic(rl, estimator),
         *_batches(rl),
+        *_rows(rl, config.sampler.max_new_tokens),
         *_clipping(rl),
         *_kl(rl),
         *_filter(rl, estimator),
@@ -95,6 +96,23 @@ def _batches(rl: RLConfig) -> Iterator[str]:
         )
     if rl.micro_batches > 0 and rl.prompts_per_update % rl.micro_batches:
         yield f"rl.micro_batches ({rl.micro_batches}) must divide rl.prompts_per_update ({rl.prompts_per_update})"
+
+
+def _rows(rl: RLConfig, longest: int) -> Iterator[str]:
+    if rl.row_tokens == 0:
+        return
+    most = rl.group_size * longest
+    if not longest <= rl.row_tokens <= most:
+        yield (
+            f"rl.row_tokens must be from sampler.max_new_tokens ({longest}), so that every response fits into a row, "
+            f"to rl.group_size x sampler.max_new_tokens ({most}), which is a whole group; or 0 for rows of whole "
+            f"groups; got {rl.row_tokens}"
+        )
+    if rl.packing != RLConfig.packing:
+        yield (
+            "rl.packing is for rows of whole groups; with rl.row_tokens a row has that many places or half of them. "
+            "Leave one of the two keys out"
+        )
 
 
 def _clipping(rl: RLConfig) -> Iterator[str]:

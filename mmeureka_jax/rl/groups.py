@@ -1,13 +1,12 @@
 """A group (a prompt, its n responses and their rewards) on the host, and the batches that are made of groups.
 
 Groups are plain NumPy records, the same on every host, in one canonical order (`sampled_by`, `order`).
-The update reads a `GroupBatch`, made from any list of groups whose number divides over the mesh, and its `Targets`.
+The update reads a `GroupBatch`, made from any list of groups, and its `Targets`, in the rows that rl/rows.py makes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import flax.struct
@@ -21,7 +20,6 @@ from mmeureka_jax.models.batch import (
     ImageFeatures,
     Prompt,
     pad,
-    pick_bucket,
     stack_padded,
     stack_rows,
 )
@@ -88,7 +86,7 @@ class Targets:
     returns: Float[Array, "P n Lr"] | None = None
 
 
-# A part of what one optimiser step reads, or all of it. Imitation has no targets.
+# What one optimiser step reads, or a part of it. Imitation has no targets.
 Part = tuple[GroupBatch, Targets | None]
 
 
@@ -108,56 +106,6 @@ def make_group_batch(groups: Sequence[Group], *, prompt_length: int, response_le
     stacked = stack_rows(groups, {"Lp": prompt_length, "Lr": response_length})
     within = np.arange(response_length) < stacked.lengths[..., None]
     return GroupBatch(stacked.prompt, stacked.image_features, stacked.responses, within)
-
-
-def packed_widths(places: int, packing: float) -> tuple[int, ...]:
-    """The widths, ascending, of packed rows whose responses have `places` if each of them is padded: each `packing`
-    times the next one, rounded down to a multiple of 16. None is less than a sixteenth of the widest. `packing` 0: only
-    the widest."""
-    widths = [places]
-    while (less := int(widths[-1] * packing) // 16 * 16) > 0 and less * 16 >= places:
-        widths.append(less)
-    return tuple(reversed(widths))
-
-
-def split_batch(
-    batch: GroupBatch,
-    targets: Targets | None,
-    parts: int,
-    packing: float,
-    longest_of: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-) -> list[Part]:
-    """A batch of host arrays in equal parts, those groups together whose responses are about as long.
-
-    Each part is as wide as its longest group needs, or None (padded) if that is the full width.
-
-    Args:
-        packing: see `packed_widths`; 0: all parts are padded.
-        longest_of: called with the tokens of each part's longest group; returns what to go by instead, if other hosts
-            hold other rows of the same batch.
-    """
-    _, n, longest = batch.responses.shape
-    assert (np.diff(batch.response_mask.astype(np.int8), axis=-1) <= 0).all(), "a response has a hole in its mask"
-    tokens = batch.lengths.sum(1)
-    order = np.argsort(-tokens, kind="stable").reshape(parts, -1)
-    widths = packed_widths(n * longest, packing)
-    chosen = [pick_bucket(int(most), widths) for most in longest_of(tokens[order].max(1))]
-
-    def part(rows: np.ndarray, width: int) -> Part:
-        of_rows, its_targets = jax.tree.map(lambda x: x[rows], (batch, targets))
-        return dataclasses.replace(of_rows, width=width if width < widths[-1] else None), its_targets
-
-    return list(map(part, order, chosen))
-
-
-def padding(parts: Sequence[Part]) -> float:
-    """Share of the places in these batches (prompts and responses) that hold no token."""
-    places = tokens = 0
-    for batch, _ in parts:
-        prompts, n, longest = batch.responses.shape
-        places += prompts * (batch.prompts.tokens.shape[1] + (batch.width or n * longest))
-        tokens += int(batch.prompts.length.sum()) + int(batch.lengths.sum())
-    return 1 - tokens / places
 
 
 def rows_of_host(batch: T) -> T:

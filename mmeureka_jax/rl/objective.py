@@ -14,11 +14,13 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.models.batch import Array, GroupBatch
 from mmeureka_jax.models.policy import GroupHidden, Params, Policy, encode_images, group_hidden, log_probs_of_hidden
+from mmeureka_jax.rl.averaging import token_weights
 from mmeureka_jax.rl.critic import Critic, value_loss
 from mmeureka_jax.rl.groups import Part, Targets
 from mmeureka_jax.rl.kl import kl_penalty
@@ -45,6 +47,10 @@ class Objective:
     entropy_coefficient: float = 0.0
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     temperature: float = 1.0
+
+    def token_weights(self, response_mask: Bool[np.ndarray, "P n Lr"]) -> Float[np.ndarray, "P n Lr"]:
+        """The weights of all tokens of a batch of an optimiser step, from its whole mask."""
+        return token_weights(response_mask, self.averaging, max_length=self.max_length)
 
 
 def policy_objective(config: Config) -> Objective:

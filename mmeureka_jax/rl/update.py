@@ -1,7 +1,7 @@
 """The update: `(state, parts of a batch) -> (state, metrics)`, compiled, with the state donated.
 
-Everything that averages over tokens is turned into per-token weights on the whole batch first; micro-batches then
-only add up, and their sum is the full batch's loss and gradient exactly (to rounding), whatever their number.
+Everything that averages over tokens was turned into per-token weights on the whole batch first; micro-batches only add
+up, and their sum is the full batch's loss and gradient exactly (to rounding), whatever their number and rows.
 (With dropout in adapters each of them draws its own.)
 """
 
@@ -20,15 +20,15 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from mmeureka_jax.mesh import Program, abstract, constrain
+from mmeureka_jax.mesh import Program
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import Params, Policy
-from mmeureka_jax.rl.averaging import token_weights
 from mmeureka_jax.rl.groups import Part
 from mmeureka_jax.rl.metrics import Last, Mean, Metric, Peak, Sum
 from mmeureka_jax.rl.objective import Measured, Objective, PartLoss, Share
 from mmeureka_jax.rl.optimizer import clip_by_global_norm
 from mmeureka_jax.rl.ratios import ratio_metrics
+from mmeureka_jax.rl.rows import MicroBatch
 from mmeureka_jax.rl.train_state import Training, TrainState
 
 
@@ -153,79 +153,71 @@ class CompiledUpdate:
         objective: Objective,
         training: Training,
         shardings: TrainState,
+        *,
+        most_parts: int = 1,
     ):
         """
         Args:
             shardings: see `Training.shardings`.
+            most_parts: the most parts that a batch may have. If several, a batch of one goes the same way.
         """
+        self._most_parts = most_parts
         replicated = NamedSharding(shardings.updates.mesh, PartitionSpec())
         everywhere: Any = replicated
         self._of_sums = Sums(shardings.trainable, shardings.critic, everywhere)
         self._zeros: Callable[[], Sums] | None = None
 
-        def token_weights_of(mask: Array) -> Array:
-            return token_weights(mask, objective.averaging, max_length=objective.max_length)
-
         part_loss = PartLoss(policy, objective, training.critic)
 
         # Inlined where it is used; jitted so that the programs, and the shapes of its sums, come of one tracing.
         @functools.partial(jax.jit, inline=True)
-        def sums_of(state: TrainState, part: Part, share: Share) -> Sums:
-            return part_sums(part_loss, state, part, share)
+        def sums_of(state: TrainState, part: MicroBatch, kl_coefficient: Array, tokens_before: Array | int = 0) -> Sums:
+            share = Share(part.weights, kl_coefficient, tokens_before)
+            return part_sums(part_loss, state, (part.batch, part.targets), share)
 
         def apply(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, Metric]]:
             return apply_sums(training, state, sums)
 
-        def whole(state: TrainState, part: Part, kl_coefficient: Array) -> tuple[TrainState, dict[str, Metric]]:
-            return apply(state, sums_of(state, part, Share(token_weights_of(part[0].response_mask), kl_coefficient)))
+        def whole(state: TrainState, part: MicroBatch, kl_coefficient: Array) -> tuple[TrainState, dict[str, Metric]]:
+            return apply(state, sums_of(state, part, kl_coefficient))
 
-        def add(sums: Sums, state: TrainState, part: Part, share: Share) -> Sums:
-            return sums + sums_of(state, part, dataclasses.replace(share, tokens_before=sums.measured.tokens["tokens"]))
-
-        def weigh(masks: list[Array]) -> list[Array]:
-            together = jnp.stack(masks, axis=1)  # [P, parts, n, Lr]: rows stay on their devices
-            weights = token_weights_of(together.reshape(-1, *together.shape[2:])).reshape(together.shape)
-            return [constrain(weights[:, number], "batch", None, None) for number in range(len(masks))]
+        def add(sums: Sums, state: TrainState, part: MicroBatch, kl_coefficient: Array) -> Sums:
+            return sums + sums_of(state, part, kl_coefficient, sums.measured.tokens["tokens"])
 
         self._sums_of = sums_of
-        self._weigh = jax.jit(weigh)
         self._whole = jax.jit(whole, donate_argnums=0, out_shardings=(shardings, replicated))
         self._add = jax.jit(add, donate_argnums=0, out_shardings=self._of_sums)
         self._apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated))
 
     def __call__(
-        self, state: TrainState, parts: Sequence[Part], kl_coefficient: float = 0.0
+        self, state: TrainState, parts: Sequence[MicroBatch], kl_coefficient: float = 0.0
     ) -> tuple[TrainState, dict[str, Metric]]:
         """
         Args:
             kl_coefficient: weight of the KL penalty of an objective that has one.
         """
         coefficient = np.float32(kl_coefficient)
-        if len(parts) == 1:
+        if len(parts) == self._most_parts == 1:
             return self._whole(state, parts[0], coefficient)
-        weights = self._weigh([batch.response_mask for batch, _ in parts])
-        sums = self._make_zeros(state, parts[0], Share(weights[0], coefficient))()
-        for part, weight in zip(parts, weights, strict=True):
-            sums = self._add(sums, state, part, Share(weight, coefficient))
+        sums = self._make_zeros(state, parts[0], coefficient)()
+        for part in parts:
+            sums = self._add(sums, state, part, coefficient)
         return self._apply(state, sums)
 
-    def programs(self, state: TrainState, parts: Mapping[str, Part], count: int) -> Iterator[Program]:
-        """Every program for batches of `count` parts that each have one of these shapes, under `jax.set_mesh`.
+    def programs(self, state: TrainState, parts: Mapping[str, MicroBatch]) -> Iterator[Program]:
+        """Every program for batches whose parts each have one of these shapes, under `jax.set_mesh`.
 
         Args:
             state: its shapes with shardings.
             parts: shapes with shardings of a part, by a name for its sizes.
         """
         coefficient = jax.ShapeDtypeStruct((), jnp.float32)
-        if count == 1:
+        if self._most_parts == 1:
             for name, part in parts.items():
                 yield Program(f"update, {name}", self._whole, (state, part, coefficient))
             return
         some = next(iter(parts.values()))
-        weigh = Program("token weights", self._weigh, ([some[0].response_mask] * count,))
-        yield weigh
-        share = Share(abstract(weigh.outputs()[0], "batch", None, None), coefficient)
-        zeros = Program("sums of no part", self._make_zeros(state, some, share), ())
+        zeros = Program("sums of no part", self._make_zeros(state, some, coefficient), ())
         yield zeros
         shapes = zeros.outputs()
         sums = jax.tree.map(
@@ -234,14 +226,14 @@ class CompiledUpdate:
             jax.tree.broadcast(self._of_sums, shapes),
         )
         for name, part in parts.items():
-            others = [(part, share.weights)] * (count - 1)
-            yield Program(f"gradients, {name}", self._add, (sums, state, part, share), others)
+            others = [part] * (self._most_parts - 1)
+            yield Program(f"gradients, {name}", self._add, (sums, state, part, coefficient), others)
         yield Program("optimiser", self._apply, (state, sums))
 
-    def _make_zeros(self, state: TrainState, part: Part, share: Share) -> Callable[[], Sums]:
+    def _make_zeros(self, state: TrainState, part: MicroBatch, kl_coefficient: Any) -> Callable[[], Sums]:
         """What makes the sums of no part; the same for parts of all shapes."""
         if self._zeros is None:
-            shapes = jax.eval_shape(self._sums_of, state, part, share)
+            shapes = jax.eval_shape(self._sums_of, state, part, kl_coefficient)
             zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             self._zeros = jax.jit(zeros, out_shardings=self._of_sums)
         return self._zeros

@@ -23,6 +23,7 @@ from mmeureka_jax.hosts import is_main
 from mmeureka_jax.mesh import batch_divisor
 from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, say_facts, waiting
 from mmeureka_jax.rl.objective import Objective
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
@@ -51,6 +52,7 @@ class Recipe:
         command: what the user calls it.
         updates_per_step: optimiser steps in a step of the loop.
         prompts_per_batch: problems that the loader gives at a time, over all hosts.
+        packing: how the batches of optimiser steps become rows, on one shard.
         batch_sizes: config key -> number of prompts that the mesh has to divide.
         scored: problems need gold answers, and responses are scored while training.
         with_reference: the policy that the run starts from is kept, to compare with.
@@ -62,8 +64,7 @@ class Recipe:
     command: str
     objective: Objective
     updates_per_step: int
-    micro_batches: int
-    packing: float
+    packing: Packing
     prompts_per_batch: int
     batch_sizes: dict[str, int]
     scored: bool
@@ -340,7 +341,6 @@ def make_learner(config: Config, recipe: Recipe, opened: OpenedPolicy) -> Learne
         opened,
         recipe.objective,
         total_updates=config.steps * recipe.updates_per_step,
-        micro_batches=recipe.micro_batches,
         packing=recipe.packing,
         with_critic=recipe.with_critic,
     )

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mmeureka_jax.config.schema import Config
-from mmeureka_jax.hosts import gather_rows, max_over_hosts
-from mmeureka_jax.mesh import Program, to_global
+from mmeureka_jax.hosts import every_host, gather_rows, max_over_hosts
+from mmeureka_jax.mesh import Program, batch_divisor, to_global
 from mmeureka_jax.models.batch import GroupBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
@@ -22,19 +22,16 @@ from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, gae_advanta
 from mmeureka_jax.rl.critic import Critic, make_critic
 from mmeureka_jax.rl.groups import (
     Group,
-    Part,
     Targets,
     make_group_batch,
-    packed_widths,
-    padding,
     rows_of_host,
     sampled_log_probs,
-    split_batch,
 )
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.metrics import Mean, Metrics
 from mmeureka_jax.rl.objective import Objective, batch_log_probs, batch_values
 from mmeureka_jax.rl.optimizer import merge_params, split_frozen
+from mmeureka_jax.rl.rows import MicroBatch, Packing, padding
 from mmeureka_jax.rl.train_state import TrainState, make_training
 from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.setup.policy import OpenedPolicy
@@ -50,24 +47,24 @@ class Learner:
         objective: Objective,
         *,
         total_updates: int,
-        micro_batches: int,
-        packing: float,
+        packing: Packing,
         with_critic: bool = False,
     ):
         """
         Args:
+            packing: of batches, before they are spread over the mesh.
             with_critic: train the critic of `config.rl.critic`, if that has one.
         """
         self._opened = opened
         self._objective = objective
-        self._micro_batches = micro_batches
-        self._packing = packing
+        self.packing = dataclasses.replace(packing, shards=batch_divisor(opened.mesh))
         self._buckets = max(len(config.data.prompt_buckets), 1)
         critic = make_critic(config, total_updates) if with_critic else None
         self._training = make_training(config, total_updates, critic)
         self.shardings = self._training.shardings(opened.policy, opened.mesh)
         self.vision_frozen = "vision" not in self.shardings.trainable
-        self.compiled = CompiledUpdate(opened.policy, objective, self._training, self.shardings)
+        most = self.packing.most_micro_batches
+        self.compiled = CompiledUpdate(opened.policy, objective, self._training, self.shardings, most_parts=most)
         self._init = jax.jit(
             lambda params: self._training.init(opened.policy, params), out_shardings=self.shardings, donate_argnums=0
         )
@@ -102,7 +99,9 @@ class Learner:
             shapes, shardings = (split_frozen(tree, policy.frozen(()))[0] for tree in (shapes, shardings))
         return jax.tree.map(_with_sharding, shapes, shardings)
 
-    def programs(self, parts: Mapping[str, Part], *, with_log_probs: bool, with_reference: bool) -> Iterator[Program]:
+    def programs(
+        self, parts: Mapping[str, MicroBatch], *, with_log_probs: bool, with_reference: bool
+    ) -> Iterator[Program]:
         """The programs of the initial state, of updates, and of what is computed for them, under `jax.set_mesh`.
 
         Args:
@@ -114,8 +113,8 @@ class Learner:
         policy = self._opened.policy
         temperature = self._objective.temperature
         yield Program("initial state", self._init, (state.params,))
-        yield from self.compiled.programs(state, parts, self._micro_batches)
-        for name, (batch, _) in parts.items():
+        yield from self.compiled.programs(state, parts)
+        for name, (batch, _, _) in parts.items():
             if with_log_probs:
                 yield Program(f"log-probabilities, {name}", _log_probs, (policy, temperature, state.params, batch))
             reference = _Reference.policy_of(self._opened)
@@ -131,36 +130,37 @@ class Learner:
     ) -> tuple[TrainState, Metrics]:
         """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
         donated."""
-        parts = split_batch(batch, targets, self._micro_batches, self._packing)
-        return self._update(state, [rows_of_host(part) for part in parts], padding(parts), kl_coefficient)
+        parts = self.packing.split(batch, targets, self._objective.token_weights(batch.response_mask))
+        return self._update(state, [rows_of_host(part) for part in parts], padding(parts, batch), kl_coefficient)
 
     def imitate(self, state: TrainState, share: GroupBatch) -> tuple[TrainState, Metrics]:
         """One optimiser step towards given responses, of which every host holds its own rows. `state` is donated."""
-        parts = split_batch(share, None, self._micro_batches, self._packing, longest_of=max_over_hosts)
-        return self._update(state, parts, padding(parts), 0.0)
+        hosts = jax.process_count()
+        masks = every_host(share.response_mask)
+        weights = self._objective.token_weights(masks.reshape(-1, *masks.shape[2:])).reshape(masks.shape)
+        own = self.packing.of_host(hosts)
+        parts = own.split(share, None, weights[jax.process_index()], longest_of=max_over_hosts)
+        return self._update(state, parts, padding(parts, share), 0.0)
 
     def _update(
-        self, state: TrainState, parts: list[Part], padded: float, kl_coefficient: float
+        self, state: TrainState, parts: list[MicroBatch], padded: float, kl_coefficient: float
     ) -> tuple[TrainState, Metrics]:
         with self._compiling(parts):
             state, metrics = self.compiled(state, to_global(self._opened.mesh, parts), kl_coefficient)
         return state, metrics | {"update/padding": Mean(padded)}
 
     @contextmanager
-    def _compiling(self, parts: list[Part]) -> Iterator[None]:
+    def _compiling(self, parts: list[MicroBatch]) -> Iterator[None]:
         """Says so if the update of these parts has to be compiled: one of their shapes is new."""
-        _, n, longest = parts[0][0].responses.shape
-        places = n * longest
-        shapes = {(batch.prompts.tokens.shape[1], batch.width or places) for batch, _ in parts}
+        shapes = {(part.batch.prompts.tokens.shape[1], self.packing.places(part.batch.width)) for part in parts}
         new = sorted(shapes - self._programs)
         self._programs |= shapes
         if not new:
             yield
             return
-        widths = len(packed_widths(places, self._packing))
         what = " and ".join(f"{length} + {width}" for length, width in new)
-        count = f"width {len(self._programs)} of up to {widths * self._buckets}"
-        with waiting(f"compiling the update for groups of {what} tokens, {count} (each compiles once)"):
+        count = f"width {len(self._programs)} of up to {len(self.packing.widths) * self._buckets}"
+        with waiting(f"compiling the update for rows of {what} tokens, {count} (each compiles once)"):
             yield
 
     def _by_token(
@@ -168,20 +168,19 @@ class Learner:
     ) -> Float[np.ndarray, "G n Lr"]:
         """What `compute` says of each response token of the groups; 0 after their ends. On every host, whole.
 
-        As many prompts at a time as in a micro-batch.
+        In rows as those of an update, and as many at a time as in a micro-batch.
         """
-        shape = len(groups), len(groups[0].lengths), config.sampler.max_new_tokens
-        result = np.zeros(shape, np.float32)
-        order = np.argsort([-int(group.lengths.sum()) for group in groups], kind="stable")
-        size = config.rl.prompts_per_update // self._micro_batches
-        for start in range(0, len(groups), size):
-            rows = order[start : start + size]
-            ((batch, _),) = split_batch(_batch_of([groups[row] for row in rows], config), None, 1, self._packing)
+        lengths = np.stack([group.lengths for group in groups])
+        result = np.zeros((*lengths.shape, config.sampler.max_new_tokens), np.float32)
+        for rows in self.packing.layout(lengths):
+            batch = rows.mask(_batch_of([groups[group] for group in rows.groups], config))
             # Through the mesh with their numbers: its order of rows need not be the order of hosts.
-            on_device, numbers = to_global(self._opened.mesh, rows_of_host((batch, rows.astype(np.int32))))
+            numbers = np.arange(len(rows.groups), dtype=np.int32)
+            on_device, numbers = to_global(self._opened.mesh, rows_of_host((batch, numbers)))
             values, numbers = gather_rows((compute(on_device), numbers))
-            result[numbers] = values
-        return np.where(Outcomes.of(groups).mask(shape[2]), result, 0.0)
+            values = np.where(batch.response_mask[numbers], values, 0.0)
+            np.add.at(result, rows.groups[numbers], values)  # the rows of a group each add their responses
+        return result
 
     def log_probs(
         self, params: Params, config: Config, groups: Sequence[Group], policy: Policy | None = None

@@ -17,7 +17,8 @@ from mmeureka_jax.mesh import Program, abstract
 from mmeureka_jax.models.batch import GroupBatch, Prompt, collate
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.policy import Params, Policy, encode_images
-from mmeureka_jax.rl.groups import Part, Targets, packed_widths
+from mmeureka_jax.rl.groups import Targets
+from mmeureka_jax.rl.rows import MicroBatch
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
@@ -54,15 +55,13 @@ def run_programs(
 
 def part_shapes(
     config: Config, recipe: Recipe, policy: Policy, learner: Learner, image_windows: int
-) -> dict[str, Part]:
+) -> dict[str, MicroBatch]:
     """Shapes of the parts (micro-batches) of an optimiser step's batch, by names for their sizes: for every bucket of
-    prompts and every width of packed responses."""
+    prompts and every width of rows."""
     is_rl = recipe.kind == "rl"
-    n = config.rl.group_size if is_rl else 1
-    longest = config.sampler.max_new_tokens if is_rl else config.sft.max_response_tokens
-    count = (config.rl.prompts_per_update if is_rl else config.sft.problems_per_step) // recipe.micro_batches
-    widths = packed_widths(n * longest, recipe.packing)
-    of_tokens = by_row(jax.ShapeDtypeStruct((count, n, longest), np.float32))
+    packing = learner.packing
+    count = packing.rows
+    of_tokens = by_row(jax.ShapeDtypeStruct((count, packing.group_size, packing.longest), np.float32))
     features = None
     if is_rl and learner.vision_frozen:  # rollouts keep what the tower makes of pictures, and not the pictures
         images = prompt_shapes(policy.config, count, 1, image_windows).images
@@ -79,17 +78,18 @@ def part_shapes(
         values=values,
         returns=values,
     )
-    parts: dict[str, Part] = {}
+    parts: dict[str, MicroBatch] = {}
     for length in config.data.prompt_lengths:
-        for width in widths:
+        for width in packing.widths:
             batch = GroupBatch(
                 prompts=prompt_shapes(policy.config, count, length, image_windows),
                 image_features=features,
                 responses=by_row(jax.ShapeDtypeStruct(of_tokens.shape, np.int32)),
                 response_mask=by_row(jax.ShapeDtypeStruct(of_tokens.shape, bool)),
-                width=width if width < widths[-1] else None,
+                width=width,
             )
-            parts[f"prompt {length}, width {width}"] = batch, targets if is_rl else None
+            name = f"prompt {length}, width {packing.places(width)}"
+            parts[name] = MicroBatch(batch, targets if is_rl else None, weights=of_tokens)
     return parts
 
 

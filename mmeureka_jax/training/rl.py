@@ -31,6 +31,7 @@ from mmeureka_jax.rl.kl import next_kl_coefficient
 from mmeureka_jax.rl.metrics import Metrics, added_up, computed
 from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.online_filter import GroupBuffer
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.runs.checkpoint import RunState
 from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
@@ -176,13 +177,11 @@ def recipe(config: Config) -> Recipe:
         command="train",
         objective=policy_objective(config),
         updates_per_step=rl.updates_per_step,
-        micro_batches=rl.micro_batches,
-        packing=rl.packing,
+        packing=Packing.of(config),
         prompts_per_batch=config.sampler.batch_prompts or rl.prompts_per_rollout,
         batch_sizes={
             "rl.prompts_per_rollout": rl.prompts_per_rollout,
             "sampler.batch_prompts": config.sampler.batch_prompts,
-            "rl.prompts_per_update / rl.micro_batches": rl.prompts_per_update // rl.micro_batches,
         },
         scored=True,
         with_reference=rl.kl_coefficient > 0,

@@ -16,6 +16,7 @@ from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
 from mmeureka_jax.models.batch import GroupBatch, collate, pick_bucket
 from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
 from mmeureka_jax.rl.objective import imitation_objective
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.job import Recipe, open_job
 
@@ -72,8 +73,13 @@ def recipe(config: Config) -> Recipe:
         command="sft",
         objective=imitation_objective(),
         updates_per_step=1,
-        micro_batches=sft.micro_batches,
-        packing=sft.packing,
+        packing=Packing(
+            groups=sft.problems_per_step,
+            group_size=1,
+            longest=sft.max_response_tokens,
+            micro_batches=sft.micro_batches,
+            ratio=sft.packing,
+        ),
         prompts_per_batch=sft.problems_per_step,
         batch_sizes={"sft.problems_per_step / sft.micro_batches": sft.problems_per_step // sft.micro_batches},
         scored=False,

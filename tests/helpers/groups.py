@@ -6,6 +6,7 @@ import numpy as np
 
 from mmeureka_jax.models.batch import ImageFeatures, Images, Prompt
 from mmeureka_jax.rl.groups import Group
+from mmeureka_jax.rl.rows import Packing
 
 N = 3
 PLACES = 4
@@ -51,3 +52,10 @@ def make_group(rng, *, prompt=5, response=4, windows=2, merged=None, padding=3):
         rewards=floats(N),
         accuracies=floats(N),
     )
+
+
+def parts_of(objective, batch, targets, micro_batches=1, ratio=0.0, **settings):
+    """A whole batch in micro-batches, with the weights of an objective; see `Packing`."""
+    prompts, n, longest = batch.responses.shape
+    packing = Packing(prompts, n, longest, micro_batches, ratio, **settings)
+    return packing.split(batch, targets, objective.token_weights(batch.response_mask))

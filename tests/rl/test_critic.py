@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from helpers.groups import parts_of
 from helpers.support import PROBLEMS, Lively
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from mmeureka_jax.mesh import make_mesh, to_global
 from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.rl.advantages import Outcomes, gae, gae_advantages, whiten
 from mmeureka_jax.rl.critic import Critic, value_loss
-from mmeureka_jax.rl.groups import Targets, split_batch
+from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import batch_values, policy_objective
 from mmeureka_jax.rl.train_state import Training, make_training
@@ -196,10 +197,11 @@ def gradients_of(model, head, part, kind, *, frozen=(), micro_batches=1, packing
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     with jax.set_mesh(mesh):
         shardings = training.shardings(model.policy, mesh)
-        step = CompiledUpdate(model.policy, policy_objective(Config(rl=RLConfig(loss="pg"))), training, shardings)
+        objective = policy_objective(Config(rl=RLConfig(loss="pg")))
+        step = CompiledUpdate(model.policy, objective, training, shardings)
         state = training.init(model.policy, jax.device_get(model.params))
         state = state.replace(critic=state.critic | {"head": jax.tree.map(jnp.asarray, head)})
-        parts = to_global(mesh, split_batch(*part, micro_batches, packing))
+        parts = to_global(mesh, parts_of(objective, *part, micro_batches, packing))
         state, metrics = step(jax.device_put(state, shardings), parts)
     policy, critic = jax.device_get((state.optimizer.trace, state.critic_optimizer.trace))
     return policy, critic, computed(jax.device_get(metrics))
@@ -279,13 +281,14 @@ def test_the_average_follows_the_parameters(model, part):
     )
     training = make_training(config, 10)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    step = CompiledUpdate(model.policy, policy_objective(config), training, training.shardings(model.policy, mesh))
+    objective = policy_objective(config)
+    step = CompiledUpdate(model.policy, objective, training, training.shardings(model.policy, mesh))
     state = training.init(model.policy, jax.tree.map(jnp.copy, model.params))
     expected = jax.device_get(state.trainable)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.average), expected)
     text = replace_rows(part, model)
     for _ in range(3):
-        state, _ = step(state, [text])
+        state, _ = step(state, parts_of(objective, *text))
         new = jax.device_get(state.trainable)
         expected = jax.tree.map(lambda mean, x: 0.75 * mean + 0.25 * x, expected, new)
     jax.tree.map(

@@ -1,11 +1,6 @@
-"""Groups on the host: stacking, padding, the batches made of them, and each host's share."""
+"""Groups on the host: stacking, the batches made of them, and each host's share."""
 
 from __future__ import annotations
-
-import functools
-import itertools
-import operator
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -14,17 +9,8 @@ from helpers.groups import NUMBERS, PLACES, WIDTH, N, make_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmeureka_jax.config.schema import RLConfig
 from mmeureka_jax.models.batch import stack_rows, take_row
-from mmeureka_jax.rl.groups import (
-    Targets,
-    make_group_batch,
-    packed_widths,
-    padding,
-    rows_of_host,
-    sampled_log_probs,
-    split_batch,
-)
+from mmeureka_jax.rl.groups import make_group_batch, rows_of_host, sampled_log_probs
 
 SIZES = st.fixed_dictionaries(
     {
@@ -127,70 +113,3 @@ def test_the_hosts_shares_make_up_the_batch(monkeypatch):
     assert all(share.responses.shape[0] == 2 for share in shares)
     together = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
     jax.tree.map(np.testing.assert_array_equal, together, batch)
-
-
-@pytest.mark.parametrize("packing", [0.0, 0.01, 0.5, 0.8, 0.97])
-@pytest.mark.parametrize("places", [1, 6, 16, 100, 4096, 8 * 1000])
-def test_packed_widths_go_down_in_steps_of_a_factor(places, packing):
-    widths = packed_widths(places, packing)
-    assert widths[-1] == places and list(widths) == sorted(set(widths))
-    for narrow, wide in itertools.pairwise(widths):
-        assert narrow % 16 == 0 and packing * wide - 16 < narrow <= packing * wide
-    assert widths[0] >= places / 16
-    if not packing:
-        assert widths == (places,)
-
-
-def batch_of_lengths(rng, lengths, longest):
-    rows, n = lengths.shape
-    groups = [make_group(rng, response=1) for _ in range(rows)]
-    groups = [
-        replace(group, responses=np.ones((n, longest), np.int32), log_probs=np.zeros((n, longest)), lengths=row)
-        for group, row in zip(groups, lengths, strict=True)
-    ]
-    names = np.arange(rows * n).reshape(rows, n, 1).repeat(longest, axis=2)
-    targets = Targets(old_log_probs=names, advantages=names, fresh=np.zeros(rows, bool))
-    return make_group_batch(groups, prompt_length=8, response_length=longest), targets
-
-
-@pytest.mark.parametrize("packing", [0.0, 0.5, 0.8])
-@pytest.mark.parametrize("parts", [1, 2, 3, 6])
-def test_parts_hold_every_group_once_and_all_of_its_tokens(parts, packing):
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 41, (12, N))
-    batch, targets = batch_of_lengths(rng, lengths, longest=40)
-    split = split_batch(batch, targets, parts, packing)
-    assert len(split) == parts and all(len(part.responses) == 12 // parts for part, _ in split)
-
-    def by_name(batch, targets):
-        return {tuple(name): row.tolist() for name, row in zip(targets.advantages[..., 0], batch.lengths, strict=True)}
-
-    assert functools.reduce(operator.or_, itertools.starmap(by_name, split)) == by_name(batch, targets)
-    most = [int(part.lengths.sum(1).max()) for part, _ in split]
-    assert most == sorted(most, reverse=True)
-    widths = packed_widths(N * 40, packing)
-    for (part, _), tokens in zip(split, most, strict=True):
-        assert (part.width or N * 40) == min(width for width in widths if width >= tokens)
-    places = sum((8 + (part.width or N * 40)) * len(part.responses) for part, _ in split)
-    assert padding(split) == pytest.approx(1 - (batch.prompts.length.sum() + lengths.sum()) / places)
-
-
-def test_hosts_with_rows_of_different_lengths_agree_on_the_widths():
-    rng = np.random.default_rng(0)
-    batch, _ = batch_of_lengths(rng, rng.integers(1, 20, (4, N)), longest=40)
-    alone = [part.width for part, _ in split_batch(batch, None, 2, 0.5)]
-    assert all(width is not None for width in alone)
-    told = split_batch(batch, None, 2, 0.5, longest_of=lambda own: np.maximum(own, [N * 40, 0]))
-    assert [part.width for part, _ in told] == [None, alone[1]]
-
-
-def test_little_of_an_update_is_padding_when_lengths_vary_as_they_do():
-    """128 groups of 8 in 16 micro-batches, log-normal lengths (sigma 1) cut at 8 times the median."""
-    rng = np.random.default_rng(0)
-    median = 32
-    lengths = np.clip(np.round(median * np.exp(rng.standard_normal((128, 8)))), 1, 8 * median).astype(int)
-    batch, _ = batch_of_lengths(rng, lengths, longest=8 * median)
-    prompts = batch.prompts.replace(tokens=np.ones((128, 100), np.int32), length=np.full(128, 100, np.int32))
-    batch = batch.replace(prompts=prompts)
-    packed, padded = (padding(split_batch(batch, None, 16, packing)) for packing in (RLConfig().packing, 0.0))
-    assert packed < 0.15 and padded > 0.7

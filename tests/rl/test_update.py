@@ -12,13 +12,14 @@ import numpy as np
 import optax
 import pytest
 import torch
+from helpers.groups import parts_of
 from helpers.support import PROBLEMS, Lively
 
 from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.models.policy import encode_images, group_hidden, log_probs_of_hidden, token_log_probs
-from mmeureka_jax.rl.groups import Targets, split_batch
+from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.losses import LOSSES
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import imitation_objective, policy_objective
@@ -94,7 +95,7 @@ def gradient_of(
     step = compiled_update(model, objective, training)
     params = jax.tree.map(jnp.copy, model.params if params is None else params)  # the state is donated
     state = training.init(model.policy, params)
-    state, metrics = step(state, split_batch(*part, micro_batches, packing), kl_coefficient)
+    state, metrics = step(state, parts_of(objective, *part, micro_batches, packing), kl_coefficient)
     return state.optimizer.trace, computed(jax.device_get(metrics)), state
 
 
@@ -129,7 +130,8 @@ def test_micro_batches_and_packed_responses_give_the_update_of_the_whole(model):
     of 1e-5 that depends on which matrix product XLA picks for the size of a micro-batch.
     """
     part = make_batch(model, ITEMS, model.start_params, places=2 * LENGTH)
-    assert [batch.width for count in (4, 1) for batch, _ in split_batch(*part, count, 0.8)] == [16] * 5
+    parts = [parts_of(imitation_objective(), *part, count, 0.8) for count in (4, 1)]
+    assert [one.batch.width for one in itertools.chain(*parts)] == [16] * 5
     assert_updates_equal(model, part, {(1, 0): 0, (4, 0): 1e-6, (1, 0.8): 1e-5, (4, 0.8): 1e-5})
 
 
@@ -313,12 +315,11 @@ class Compiled:
         self.training = make_training(Config(optimizer=config), 100)
         mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         self.shardings = self.training.shardings(model.policy, mesh)
-        objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
-        step = CompiledUpdate(model.policy, objective, self.training, self.shardings)
-        self._step = step
+        self.objective = policy_objective(config_for(loss="cpgd", drift_coefficient=0.1))
+        self._step = CompiledUpdate(model.policy, self.objective, self.training, self.shardings)
 
     def step(self, state, part):
-        state, metrics = self._step(state, [part])
+        state, metrics = self._step(state, parts_of(self.objective, *part))
         return state, computed(jax.device_get(metrics))
 
     def state(self):
@@ -385,7 +386,9 @@ def test_every_objective_of_a_config_can_be_traced(model, text_part, loss, avera
     batch, targets = text_part
     targets = targets.replace(reference_log_probs=targets.old_log_probs)
     training = keep_gradient(("vision",))
-    step = compiled_update(model, policy_objective(config), training)
-    _, metrics = jax.eval_shape(step, training.init(model.policy, model.params), [(batch, targets)])
+    objective = policy_objective(config)
+    step = compiled_update(model, objective, training)
+    parts = parts_of(objective, batch, targets)
+    _, metrics = jax.eval_shape(step, training.init(model.policy, model.params), parts)
     assert {"loss/total", "loss/policy", "loss/kl", "policy/entropy", "policy/kl_reference"} <= metrics.keys()
     assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.groups import N, make_group
+from helpers.groups import N, make_group, parts_of
 
 from mmeureka_jax.config.schema import Config, MeshConfig, RLConfig, SamplerConfig
 from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.rl import objective as module
 from mmeureka_jax.rl.critic import Critic
-from mmeureka_jax.rl.groups import Targets, make_group_batch, split_batch
+from mmeureka_jax.rl.groups import Targets, make_group_batch
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import Measured, imitation_objective
 from mmeureka_jax.rl.objective import policy_objective as objective_of
@@ -92,7 +92,7 @@ def update(objective, policy=PLAIN):
     def run(part, micro_batches=1, updates=0, **options):
         state = training.init(policy, {"number": jnp.asarray(0.9)})
         state = state.replace(updates=jnp.asarray(updates, jnp.int32))
-        _, metrics = step(state, split_batch(*part, micro_batches, 0.0), **options)
+        _, metrics = step(state, parts_of(objective, *part, micro_batches), **options)
         return computed(jax.device_get(metrics))
 
     return run

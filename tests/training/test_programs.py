@@ -26,10 +26,14 @@ RUNS = {
         rl,
         ["rl.micro_batches=2", "rl.kl_coefficient=0.01", 'optimizer.frozen=["vision"]', "data.prompt_buckets=[64,96]"],
     ),
-    "one part, with a critic, and log-probabilities anew": (
+    "one part, of two groups on four shards, with a critic, and log-probabilities anew": (
         rl,
-        ["rl.micro_batches=1", "rl.advantage=gae", "rl.loss=ppo_clip", "rl.critic.kind=head", "rl.importance_cap=2.0",
-         "optimizer.frozen=[]"],
+        ["rl.micro_batches=1", "rl.prompts_per_update=2", "rl.advantage=gae", "rl.loss=ppo_clip", "rl.critic.kind=head",
+         "rl.importance_cap=2.0", "optimizer.frozen=[]"],
+    ),
+    "rows of some tokens": (
+        rl,
+        ["rl.micro_batches=4", "rl.packing=0.8", "rl.row_tokens=96", "rl.kl_coefficient=0.01"],
     ),
     "imitation": (sft, ['optimizer.frozen=["vision"]']),
 }  # fmt: skip

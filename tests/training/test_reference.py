@@ -34,7 +34,7 @@ def run(request, tmp_path_factory):
     opened = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:1])
     with jax.set_mesh(opened.mesh):
         made = recipe(config)
-        learner = Learner(config, opened, made.objective, total_updates=1, micro_batches=1, packing=0.0)
+        learner = Learner(config, opened, made.objective, total_updates=1, packing=made.packing)
         learner.load_reference()
         yield config, opened, learner
 
