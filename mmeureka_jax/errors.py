@@ -9,6 +9,7 @@ import re
 
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 3
+EXIT_DOES_NOT_FIT = 3
 EXIT_LOST = 75  # EX_TEMPFAIL: another process of the run is gone; the same command continues
 EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it: a script does not take the run for a finished one
 

@@ -327,6 +327,21 @@ def say_anyway(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
+@contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Nothing is written to stderr in the block: libraries in C++ say things while they are loaded, before they read
+    any setting."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -174,6 +174,21 @@ def write_tiny_checkpoint(path: str | Path, config: RandomModelConfig) -> None:
         )
 
 
+def write_tiny_config(path: Path, config: RandomModelConfig) -> Path:
+    """Writes only the configs of the checkpoint that `write_tiny_checkpoint` writes, which say its shapes.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: sizes that do not fit together.
+    """
+    model_config = _model_config(config, build_tokenizer_files(path, config.family))
+    _write_json(path / "config.json", model_config.to_hf("float32"))
+    _write_json(path / "generation_config.json", model_config.to_hf_generation())
+    return path
+
+
 def _model_config(config: RandomModelConfig, tokenizer: Tokenizer) -> PolicyConfig:
     """The sizes of a policy, in the configuration of its family.
 

@@ -1,0 +1,107 @@
+"""`mmeureka plan`: the JSON that scripts read, exit codes, and what each program needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import jax
+import pytest
+from helpers.commands import ONE_LAYER, mmeureka
+
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.planning import plan as planning
+from mmeureka_jax.planning.memory import bytes_in
+from mmeureka_jax.planning.plan import make_plan
+from mmeureka_jax.planning.printing import as_json, as_text
+from mmeureka_jax.planning.targets import open_target
+
+SMALL = [
+    *ONE_LAYER, "sampler.batch_prompts=4", "rl.prompts_per_update=8", "mesh.data=-1", "mesh.fsdp=2",
+    "rl.kl_coefficient=0.1", "run_dir=/nowhere",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """configs/smoke.yaml on four devices."""
+    return make_plan(load_config("configs/smoke.yaml", SMALL), open_target("cpu:4"), quiet=True)
+
+
+def test_the_json_has_the_fixed_form(plan):
+    printed = json.loads(json.dumps(as_json(plan)))
+    keys = "target chips fits limit_bytes programs compiles compile_s step_s mfu binding suggestions"
+    assert list(printed) == keys.split()
+    names = "name peak_bytes sum_bytes resident_bytes compile_s fits"
+    assert [list(program) for program in printed["programs"]] == [names.split()] * len(plan.programs)
+    assert (printed["target"], printed["chips"], printed["fits"]) == ("cpu:4", 4, True)
+    assert printed["compile_s"] == pytest.approx(sum(one["compile_s"] for one in printed["programs"]), abs=0.1)
+
+
+def test_the_largest_of_each_kind_are_compiled(plan):
+    names = [program.name for program in plan.programs]
+    assert len({name.partition(",")[0] for name in names}) == len(names) < plan.compiles
+
+
+def test_resident_is_what_no_argument_holds(plan):
+    """Gradients read neither moments nor the reference; the optimiser reads all but the reference."""
+
+    def device_bytes(tree) -> int:
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    by_kind = {program.name.partition(",")[0]: program for program in plan.programs}
+    state = plan.run.learner.abstract_state()
+    reference = device_bytes(state.params)
+    moments = device_bytes(state.optimizer)
+    assert by_kind["optimiser"].resident_bytes == reference
+    assert by_kind["initial state"].resident_bytes == reference
+    assert moments + reference < by_kind["gradients"].resident_bytes < 1.1 * (moments + reference)
+    assert by_kind["decode"].resident_bytes >= moments + reference
+
+
+@pytest.fixture
+def too_small(plan, monkeypatch):
+    """Devices with room for no more than the parameters, on which nothing is compiled anew."""
+    programs = tuple(dataclasses.replace(program, limit_bytes=100_000) for program in plan.programs)
+    small = dataclasses.replace(plan, programs=programs)
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: small)
+    return small
+
+
+def test_what_does_not_fit_is_exit_code_3(too_small, capsys):
+    assert mmeureka("plan", "configs/smoke.yaml", *SMALL, "--on", "cpu:4", "--json") == 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fits"] is False
+    assert "does not fit: start, " in as_text(too_small)
+
+
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        ("v5e", "not a target; give a TPU slice"),
+        ("h100:12", "up to 8 on one host or a multiple"),
+        ("v5p:4x4", "has 3 sizes, such as v5p:2x2x2"),
+        ("v5e:4x4", "libtpu, the TPU compiler, which is not installed: pip install 'jax[tpu]=="),
+        ("h100:8", "jax-cuda12-pjrt=="),
+        ("cpu:4", "data x fsdp = 4 does not divide"),
+    ],
+)
+def test_what_cannot_be_planned_is_exit_code_2(target, said, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert mmeureka("plan", "configs/smoke.yaml", "--on", target) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "message, size",
+    [
+        (
+            "RESOURCE_EXHAUSTED: ... total memory required for HLO temporaries (596.05G) exceeds (15.75G)",
+            596.05 * 2**30,
+        ),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.37G of 15.75G hbm.", 25.37 * 2**30),
+        ("RESOURCE_EXHAUSTED: something else", 0),
+    ],
+)
+def test_the_bytes_of_a_refusal_are_read(message, size):
+    assert bytes_in(message) == round(size)
