@@ -21,6 +21,7 @@ from mmeureka_jax.formats.hugging_face import (
 )
 from mmeureka_jax.formats.orbax import is_orbax, write_orbax
 from mmeureka_jax.formats.safetensors import check_is_new
+from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.process.console import say, waiting
 from mmeureka_jax.runs.checkpoint import is_no_space
 from mmeureka_jax.runs.metadata import METADATA_FILE
@@ -71,7 +72,7 @@ def convert(
         return to
     try:
         with temporary_folder(output) as temporary:
-            write_orbax(params, temporary, {name: kind.name for name, kind in dtypes.items()})
+            write_orbax(params, weight_mappings(config), temporary, {name: kind.name for name, kind in dtypes.items()})
             for name, content in (folder_files(config, folder, dtypes) | files).items():
                 (temporary / name).write_bytes(content)
             check_is_new(output)  # another process may have written it in the meantime

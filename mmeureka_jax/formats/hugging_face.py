@@ -305,14 +305,15 @@ def _load_leaf(
     mapping: WeightMapping, stored: Mapping[str, StoredTensor], sharding: Sharding, dtype: np.dtype
 ) -> jax.Array:
     if math.prod(mapping.leaf_shape) * dtype.itemsize <= _SMALL_LEAF_BYTES:
-        layers = [from_stored(stored[name].read(), mapping.layout).astype(dtype) for name, _ in mapping.tensors()]
+        layers = [mapping.of_leaf(stored[name].read()).astype(dtype) for name, _ in mapping.tensors()]
         leaf = layers[0] if mapping.layers is None else np.stack(layers)
         return jax.make_array_from_callback(mapping.leaf_shape, sharding, lambda index: leaf[index])
 
     stored_sharding = _stored_sharding(sharding, mapping)
 
     def read(name: str) -> jax.Array:
-        return jax.make_array_from_callback(mapping.shape, stored_sharding, stored[name].read)
+        part = functools.partial(_read_padded, stored[name], mapping.padding)
+        return jax.make_array_from_callback(mapping.padded_shape, stored_sharding, part)
 
     if mapping.layers is None:
         return _converter(mapping.layout, sharding, dtype)(read(mapping.tensor))
@@ -322,6 +323,16 @@ def _load_leaf(
         # Wait for each layer: dispatch would otherwise run ahead and queue the host copies of many.
         stack = jax.block_until_ready(set_layer(stack, read(name), layer))
     return stack
+
+
+def _read_padded(tensor: StoredTensor, padding: int, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of a tensor with rows of zeros after its own."""
+    if not padding:
+        return tensor.read(index)
+    own = tensor.shape[0]
+    start, stop, _ = index[0].indices(own + padding)
+    value = tensor.read((slice(min(start, own), min(stop, own)), *index[1:]))
+    return np.pad(value, ((0, stop - start - len(value)), *[(0, 0)] * (value.ndim - 1)))
 
 
 # Leaves of one shape and sharding share a compiled function.
@@ -366,10 +377,10 @@ def _fetch_tensors(
         if leaf.shape != mapping.leaf_shape:
             raise ValueError(f"{mapping.leaf} has shape {leaf.shape}, the config says {mapping.leaf_shape}")
         for name, layer in mapping.tensors():
-            value = _extract(leaf, layer, mapping.layout, mapping.shape, dtypes[name])
+            value = _extract(leaf, layer, mapping.layout, mapping.padded_shape, dtypes[name])
             if not value.is_fully_addressable:
                 value = multihost_utils.process_allgather(value, tiled=True)
-            yield np.asarray(value)
+            yield np.asarray(value)[: mapping.shape[0]]
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "shape", "dtype"))

@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import interpreting, read_json
 from mmeureka_jax.formats.checksums import describe_arrays, verify_arrays
+from mmeureka_jax.formats.padding import cut, whole_where_cut, with_padding
 from mmeureka_jax.models.weight_mapping import WeightMapping
 
 DESCRIPTION_FILE = "orbax_params.json"
@@ -34,14 +35,22 @@ def is_orbax(folder: Path) -> bool:
     return (folder / DESCRIPTION_FILE).is_file()
 
 
-def write_orbax(params: Mapping[str, Any], folder: Path, dtypes: Mapping[str, str]) -> None:
+def write_orbax(
+    params: Mapping[str, Any], mappings: tuple[WeightMapping, ...], folder: Path, dtypes: Mapping[str, str]
+) -> None:
     """Writes params/ and orbax_params.json into `folder`, which exists.
 
     Args:
+        mappings: of the model; the padding of its vocabulary is not written.
         dtypes: of the tensors that the parameters were made of, by their stored names.
     """
     import orbax.checkpoint as ocp
 
+    own = {mapping.leaf: mapping.unpadded.leaf_shape for mapping in mappings}
+    flat = flatten_dict(params, sep="/")
+    params = unflatten_dict(
+        {name: x if x.shape == own[name] else cut(x, own[name]) for name, x in flat.items()}, sep="/"
+    )
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(folder.resolve() / _PARAMS, args=ocp.args.PyTreeSave(params, save_args=chunks))
@@ -69,7 +78,7 @@ def load_orbax(
     import orbax.checkpoint as ocp
 
     arrays = _read_description(folder)["arrays"]
-    expected = {mapping.leaf: list(mapping.leaf_shape) for mapping in mappings}
+    expected = {mapping.leaf: list(mapping.unpadded.leaf_shape) for mapping in mappings}
     problems = [f"{name}: missing (expected shape {shape})" for name, shape in expected.items() if name not in arrays]
     with interpreting(folder / DESCRIPTION_FILE):
         problems += [
@@ -87,10 +96,13 @@ def load_orbax(
         )
     places = flatten_dict(shardings, sep="/") if shardings is not None else {}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(arrays[name][0]), sharding=places.get(name, here))
-        for name, shape in expected.items()
+    padded = {
+        mapping.leaf: jax.ShapeDtypeStruct(
+            mapping.leaf_shape, jnp.dtype(arrays[mapping.leaf][0]), sharding=places.get(mapping.leaf, here)
+        )
+        for mapping in mappings
     }
+    target = {name: whole_where_cut(leaf, tuple(expected[name])) for name, leaf in padded.items()}
     tree = unflatten_dict(target, sep="/")
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     # The bytes that Orbax may read at a time: less than the largest array would be an error.
@@ -105,6 +117,7 @@ def load_orbax(
         raise  # for example, a device's memory is full
     except Exception as error:  # a damaged file can make its readers raise anything
         raise UserError(f"{folder}: damaged ({brief(error)}); copy it or convert the checkpoint again") from error
+    params = with_padding(params, unflatten_dict(padded, sep="/"))
     if dtype is None:
         return params
     flat = flatten_dict(params, sep="/")

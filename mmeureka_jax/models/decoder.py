@@ -111,11 +111,11 @@ class Decoder(nnx.Module):
     """The text model. `layers` is one module whose parameters carry a leading layer dimension."""
 
     def __init__(self, config: TextConfig):
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size)
         self.layers = DecoderLayer(config, stack=config.num_layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"))
+        self.lm_head = None if tied else Linear(config.hidden_size, config.padded_vocab_size, ("embed", "vocab"))
 
     def head_kernel(self) -> Float[Array, "D V"]:
         """The output projection, float32: the transposed embedding where the two are tied."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.models.config_keys import MOST_LAYERS, Keys, first_given
 
+_PADDED_TO = 128
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -28,6 +30,19 @@ class TextConfig:
     qk_norm: bool = False  # each head's queries and keys are normalised (Qwen3)
     fused_qkv: bool = False  # queries, keys and values come from one matrix (InternLM2)
     dynamic_rope: bool = False  # angles change beyond max_position_embeddings, which the policy does not do
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and columns of the output head as parameters; those past `vocab_size` stay zero."""
+        return padded_vocabulary(self.vocab_size)
+
+
+def padded_vocabulary(size: int) -> int:
+    """A vocabulary that `mesh.tensor` can split: `size` if 8 divides it, else the next multiple of 128.
+
+    It depends on the model alone, so that a run has the same arrays on every mesh.
+    """
+    return size if size % 8 == 0 else -(-size // _PADDED_TO) * _PADDED_TO
 
 
 @dataclass(frozen=True)

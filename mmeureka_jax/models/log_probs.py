@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ def log_probs_of(
     *,
     temperature: float,
     block: int,
+    vocab: int | None = None,
     transposed: bool = False,
     entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
@@ -37,26 +39,43 @@ def log_probs_of(
 
     Args:
         block: entries of the vocabulary at a time, among those that one device holds.
+        vocab: entries that there are; the head's others are padding, of probability and gradient 0. None: all.
         transposed: the head is [V, D], as an embedding is. It and its gradient stay so: neither is copied.
         entropy_gradient: whether a gradient flows through the entropy, which costs a pass over the logits.
     """
-    return _log_probs(temperature, block, transposed, entropy_gradient, hidden, head, targets)
+    entries = head.shape[0 if transposed else 1]
+    options = _Options(temperature, block, entries if vocab is None else vocab, transposed, entropy_gradient)
+    return _log_probs(options, hidden, head, targets)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The static arguments of `log_probs_of`."""
+
+    temperature: float
+    block: int
+    vocab: int
+    transposed: bool
+    entropy_gradient: bool
 
 
 class _Blocks:
     """A head [V, D] or [D, V] as blocks of its vocabulary, each of them spread over the devices that share it.
 
-    All blocks have one size. Where it does not divide the vocabulary, the last block starts early, and `fresh` is False
-    for entries that are in the block before it.
+    All blocks have one size. Where it does not divide the vocabulary, the last block starts early. `counted` is False
+    for entries that are in the block before it, and for padding.
     """
 
-    def __init__(self, head_shape: tuple[int, ...], block: int, transposed: bool):
-        self.vocab, size = head_shape if transposed else head_shape[::-1]
-        self.shards = math.gcd(self.vocab, shard_count("act_vocab"))
-        self.of_shard = self.vocab // self.shards
-        self.count = -(-self.of_shard // min(block, self.of_shard))
+    def __init__(self, head_shape: tuple[int, ...], options: _Options):
+        transposed = options.transposed
+        entries, size = head_shape if transposed else head_shape[::-1]
+        self.vocab = options.vocab
+        self.shards = math.gcd(entries, shard_count("act_vocab"))
+        self.of_shard = entries // self.shards
+        self.count = -(-self.of_shard // min(options.block, self.of_shard))
         self.size = -(-self.of_shard // self.count)
-        self.even = self.count * self.size == self.of_shard
+        self.overlap = self.count * self.size != self.of_shard
+        self.all_count = not self.overlap and self.vocab == entries
         self.axis = 1 if transposed else 2
         self.letters = "svd" if transposed else "dsv"
         whole = (self.shards, self.of_shard)
@@ -74,54 +93,51 @@ class _Blocks:
     def add(self, head: Array, number: Array, part: Array) -> Array:
         start = self.start(number)
         part = constrain(part, *self.names)
-        if not self.even:
+        if self.overlap:
             part += jax.lax.dynamic_slice_in_dim(head, start, self.size, self.axis)
         return jax.lax.dynamic_update_slice_in_dim(head, part, start, self.axis)
 
-    def fresh(self, number: Array) -> Bool[Array, "v"]:
-        return self.start(number) + jnp.arange(self.size) >= number * self.size
+    def entries(self, number: Array) -> Int[Array, "s v"]:
+        return jnp.arange(self.shards)[:, None] * self.of_shard + self.start(number) + jnp.arange(self.size)
+
+    def counted(self, number: Array) -> Bool[Array, "s v"]:
+        fresh = self.start(number) + jnp.arange(self.size) >= number * self.size
+        return fresh & (self.entries(number) < self.vocab)
 
     def is_target(self, targets: Int[Array, "P T"], number: Array) -> Bool[Array, "P T s v"]:
         # A mask, not an index: it shards over the vocabulary, and its gradient needs no scatter.
-        entries = jnp.arange(self.shards)[:, None] * self.of_shard + self.start(number) + jnp.arange(self.size)
-        found = entries == targets[..., None, None]
-        return found if self.even else found & self.fresh(number)
+        found = self.entries(number) == targets[..., None, None]
+        return found if self.all_count else found & self.counted(number)
 
     def logits(self, hidden: Array, part: Array, number: Array, temperature: float) -> Float[Array, "P T s v"]:
         part = part.astype(hidden.dtype)
         logits = jnp.einsum(f"ptd,{self.letters}->ptsv", hidden, part, preferred_element_type=jnp.float32)
         logits = constrain(logits / temperature, "batch", "seq", "act_vocab", None)
-        return logits if self.even else jnp.where(self.fresh(number), logits, MASKED)
+        return logits if self.all_count else jnp.where(self.counted(number), logits, MASKED)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_probs(
-    temperature: float,
-    block: int,
-    transposed: bool,
-    entropy_gradient: bool,
+    options: _Options,
     hidden: Array,
     head: Array,
     targets: Array,
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
-    return _forward(temperature, block, transposed, entropy_gradient, hidden, head, targets)[0]
+    return _forward(options, hidden, head, targets)[0]
 
 
 def _forward(
-    temperature: float,
-    block: int,
-    transposed: bool,
-    entropy_gradient: bool,
+    options: _Options,
     hidden: Array,
     head: Array,
     targets: Array,
 ) -> tuple[Any, Any]:
-    blocks = _Blocks(head.shape, block, transposed)
+    blocks = _Blocks(head.shape, options)
     split = head.reshape(blocks.shape)
 
     def body(carry: tuple[Array, Array, Array, Array], number: Array) -> tuple[Any, None]:
         peak, total, weighted, chosen = carry
-        logits = blocks.logits(hidden, blocks.read(split, number), number, temperature)
+        logits = blocks.logits(hidden, blocks.read(split, number), number, options.temperature)
         higher = jnp.maximum(peak, logits.max(axis=(-2, -1)))
         weights = jnp.exp(logits - higher[..., None, None])
         correction = jnp.exp(peak - higher)
@@ -136,30 +152,28 @@ def _forward(
     )
     normaliser = peak + jnp.log(total)
     entropy = normaliser - weighted / total
-    return (chosen - normaliser, entropy), (hidden, head, targets, normaliser, entropy if entropy_gradient else None)
+    saved = (hidden, head, targets, normaliser, entropy if options.entropy_gradient else None)
+    return (chosen - normaliser, entropy), saved
 
 
 def _backward(
-    temperature: float,
-    block: int,
-    transposed: bool,
-    entropy_gradient: bool,
+    options: _Options,
     saved: Any,
     gradients: tuple[Array, Array],
 ) -> tuple[Array, Array, None]:
     hidden, head, targets, normaliser, entropy = saved
-    blocks = _Blocks(head.shape, block, transposed)
+    blocks = _Blocks(head.shape, options)
     split = head.reshape(blocks.shape)
-    scale, entropy_scale = ((gradient / temperature)[..., None, None] for gradient in gradients)
+    scale, entropy_scale = ((gradient / options.temperature)[..., None, None] for gradient in gradients)
 
     def body(carry: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         of_head, of_hidden = carry
         part = blocks.read(split, number)
-        logits = blocks.logits(hidden, part, number, temperature)
+        logits = blocks.logits(hidden, part, number, options.temperature)
         log_probs = logits - normaliser[..., None, None]
         probs = jnp.exp(log_probs)
         of_logits = (blocks.is_target(targets, number) - probs) * scale
-        if entropy_gradient:  # dH/dlogit = -p (log p + H)
+        if options.entropy_gradient:  # dH/dlogit = -p (log p + H)
             of_logits -= entropy_scale * probs * (log_probs + entropy[..., None, None])
         of_logits = of_logits.astype(hidden.dtype)
         of_part = jnp.einsum(f"ptd,ptsv->{blocks.letters}", hidden, of_logits, preferred_element_type=jnp.float32)

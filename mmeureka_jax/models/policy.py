@@ -370,6 +370,7 @@ def log_probs_of_hidden(
         places.pack(states.responses),
         temperature=temperature,
         block=policy.vocab_block(hidden.shape[0] * hidden.shape[1]),
+        vocab=policy.config.text.vocab_size,
         transposed=tied,
         entropy_gradient=entropy_gradient,
     )

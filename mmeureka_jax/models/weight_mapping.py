@@ -6,11 +6,12 @@ text decoder's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmeureka_jax.models.decoder_config import TextConfig
 
@@ -26,17 +27,35 @@ class WeightMapping:
     shape: tuple[int, ...]  # the stored tensor's (one layer's)
     layout: Layout
     layers: int | None = None  # the leaf's leading axis, if layers are stacked
+    padding: int = 0  # rows of zeros after the tensor's, in the leaf only (`TextConfig.padded_vocab_size`)
+
+    @property
+    def padded_shape(self) -> tuple[int, ...]:
+        """The stored tensor's shape with the padding."""
+        return (self.shape[0] + self.padding, *self.shape[1:])
 
     @property
     def leaf_shape(self) -> tuple[int, ...]:
-        one = jax.eval_shape(lambda x: from_stored(x, self.layout), jax.ShapeDtypeStruct(self.shape, jnp.float32))
+        stored = jax.ShapeDtypeStruct(self.padded_shape, jnp.float32)
+        one = jax.eval_shape(lambda x: from_stored(x, self.layout), stored)
         return one.shape if self.layers is None else (self.layers, *one.shape)
+
+    @property
+    def unpadded(self) -> WeightMapping:
+        """The same for a leaf without padding."""
+        return replace(self, padding=0)
 
     def tensors(self) -> list[tuple[str, int | None]]:
         """(stored name, layer) of everything in the leaf."""
         if self.layers is None:
             return [(self.tensor, None)]
         return [(self.tensor.format(layer), layer) for layer in range(self.layers)]
+
+    def of_leaf(self, tensor: np.ndarray) -> np.ndarray:
+        """A stored tensor as it is in the leaf."""
+        if self.padding:
+            tensor = np.pad(tensor, ((0, self.padding), *[(0, 0)] * (tensor.ndim - 1)))
+        return from_stored(tensor, self.layout)
 
 
 @dataclass
@@ -46,9 +65,15 @@ class WeightMappings:
     mappings: list[WeightMapping] = field(default_factory=list)
 
     def add(
-        self, leaf: str, tensor: str, shape: tuple[int, ...], layout: Layout = "same", layers: int | None = None
+        self,
+        leaf: str,
+        tensor: str,
+        shape: tuple[int, ...],
+        layout: Layout = "same",
+        layers: int | None = None,
+        padding: int = 0,
     ) -> None:
-        self.mappings.append(WeightMapping(leaf, tensor, shape, layout, layers))
+        self.mappings.append(WeightMapping(leaf, tensor, shape, layout, layers, padding))
 
     def scale(self, leaf: str, tensor: str, size: int, layers: int | None = None, bias: bool = False) -> None:
         """A norm."""
@@ -88,7 +113,8 @@ def add_decoder(weights: WeightMappings, text: TextConfig, model: str = "model",
     q_size = text.num_heads * text.head_dim
     kv_size = text.num_kv_heads * text.head_dim
     embedding = f"{model}.{names['embed_tokens']}.weight"
-    weights.add("language/embed_tokens/embedding", embedding, (text.vocab_size, size))
+    padding = text.padded_vocab_size - text.vocab_size
+    weights.add("language/embed_tokens/embedding", embedding, (text.vocab_size, size), padding=padding)
 
     def tensor(name: str) -> str:
         return f"{model}.layers.{{}}.{names[name]}"
@@ -110,7 +136,7 @@ def add_decoder(weights: WeightMappings, text: TextConfig, model: str = "model",
     weights.linear(f"{leaf}/mlp/down_proj", tensor("down_proj"), inner, size, count)
     weights.scale("language/norm", f"{model}.norm", size)
     if not text.tie_word_embeddings:
-        weights.linear("language/lm_head", head, size, text.vocab_size)
+        weights.add("language/lm_head/kernel", f"{head}.weight", (text.vocab_size, size), "linear", padding=padding)
 
 
 def from_stored(tensor: Any, layout: Layout) -> Any:

@@ -30,6 +30,7 @@ from mmeureka_jax.config.schema import CheckpointConfig
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import explain_write_errors
 from mmeureka_jax.formats.checksums import ArrayDescriptions, Damaged, check_same_arrays, describe_arrays, verify_arrays
+from mmeureka_jax.formats.padding import as_stored, with_padding, without_padding
 from mmeureka_jax.hosts import barrier, is_main
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.groups import Group
@@ -227,8 +228,9 @@ class Checkpointer:
     def _restore_stored(self, step: int, target: TrainState) -> RunState:
         """What the checkpoint of one step holds; see `restore_step`."""
         progress = _read_progress(self._manager, step)
-        check_same_arrays(progress["arrays"], target, self.folder / str(step))
-        items = {"state": ocp.args.StandardRestore(self._stored(target))}
+        stored_state = as_stored(target, progress["arrays"])
+        check_same_arrays(progress["arrays"], stored_state, self.folder / str(step))
+        items = {"state": ocp.args.StandardRestore(self._stored(stored_state))}
         stored = {
             name: np.empty(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items() if 0 not in shape
         }
@@ -237,6 +239,7 @@ class Checkpointer:
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = TrainState(**{"frozen": {}} | restored["state"])
         verify_arrays(state, progress["arrays"])
+        state = with_padding(state, replace(target, frozen=target.frozen if state.frozen else {}))
         groups = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in progress["groups"].items()}
         if stored:
             groups |= restored["groups"]
@@ -351,17 +354,18 @@ class SavedParams:
         Raises:
             UserError: the checkpoint is damaged, or is of other shapes than `target`.
         """
-        arguments = ocp.args.PyTreeRestore(
-            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
-        )
         path = self.folder / str(step)
         try:
             arrays = _read_progress(self._manager, step)["arrays"]
-            check_same_arrays(arrays, target, path, whole=False)
+            stored = as_stored(target, arrays)
+            check_same_arrays(arrays, stored, path, whole=False)
+            arguments = ocp.args.PyTreeRestore(
+                item=stored, restore_args=ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
+            )
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(path / "state", args=arguments)
             verify_arrays(restored, arrays)
-            return restored
+            return with_padding(restored, target)
         except UserError:
             raise
         except Exception as error:  # a damaged file can make its readers raise anything
@@ -379,9 +383,10 @@ def verify_base(frozen: Params, arrays: ArrayDescriptions, path: Path) -> None:
     Raises:
         UserError: the frozen parameters are not those that the checkpoint `path` was saved with.
     """
-    check_same_arrays(arrays, {"frozen": frozen}, path, whole=False)
+    stored = without_padding({"frozen": frozen}, arrays)
+    check_same_arrays(arrays, stored, path, whole=False)
     try:
-        verify_arrays({"frozen": frozen}, arrays)
+        verify_arrays(stored, arrays)
     except Damaged as error:
         raise UserError(
             f"{path} holds adapters alone, and the checkpoint that they belong to is no longer the same ({error}); put "

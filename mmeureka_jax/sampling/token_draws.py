@@ -152,14 +152,16 @@ def draw(
     logits = constrain(logits, "batch", "act_vocab")
     if settings.temperature > 0:
         logits = logits / settings.temperature
-    vocab = logits.shape[-1]
-    forbidden = np.zeros(vocab, bool)
+    padding = np.arange(logits.shape[-1]) >= policy.config.text.vocab_size
+    if padding.any():
+        logits = jnp.where(padding, -jnp.inf, logits)
+    forbidden = np.zeros(len(padding), bool)
     forbidden[list(policy.forbidden_tokens)] = True
     scores = jnp.where(forbidden, -jnp.inf, logits)
     peak = scores.max(axis=-1, keepdims=True)
     if settings.temperature > 0:
         kept = filter_logits(scores, settings.top_k, settings.top_p)
-        weights = jnp.pad(jnp.exp(kept - peak), ((0, 0), (0, -vocab % _VOCAB_PART)))
+        weights = jnp.pad(jnp.exp(kept - peak), ((0, 0), (0, -len(padding) % _VOCAB_PART)))
         weights = weights.reshape(len(weights), -1, _VOCAB_PART)
         part, total = _invert(weights.sum(axis=-1), uniform[:, 0])
         place, _ = _invert(jnp.take_along_axis(weights, part[:, None, None], axis=1)[:, 0], uniform[:, 1])

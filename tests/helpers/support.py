@@ -27,7 +27,6 @@ from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.models.batch import Prompt, collate
 from mmeureka_jax.models.families import weight_mappings
 from mmeureka_jax.models.policy import Params, Policy, encode_images, token_log_probs
-from mmeureka_jax.models.weight_mapping import from_stored
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -173,7 +172,7 @@ class Lively:
         """Tensors by their stored names, in our tree."""
         tree: Params = {}
         for mapping in weight_mappings(self.config):
-            layers = [from_stored(stored.pop(name), mapping.layout) for name, _ in mapping.tensors()]
+            layers = [mapping.of_leaf(stored.pop(name)) for name, _ in mapping.tensors()]
             *parents, last = mapping.leaf.split("/")
             node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
             node[last] = layers[0] if mapping.layers is None else np.stack(layers)

@@ -117,8 +117,8 @@ def test_shared_prompt_equals_the_repeated_layout(tied, packed):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("block", [1, 7, 25, 1000])  # of 50
-def test_log_probs_by_any_block_equal_the_full_softmax(block, transposed):
+@pytest.mark.parametrize(("block", "padding"), [(1, 0), (7, 0), (25, 0), (1000, 0), (7, 6), (28, 6), (1000, 14)])  # of 50
+def test_log_probs_by_any_block_equal_the_full_softmax(block, padding, transposed):
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, 23, 8)), jnp.float32)
     head = jnp.asarray(rng.normal(size=(8, 50)), jnp.float32)
@@ -129,6 +129,7 @@ def test_log_probs_by_any_block_equal_the_full_softmax(block, transposed):
         return jnp.take_along_axis(table, targets[..., None], -1)[..., 0], -(jnp.exp(table) * table).sum(-1)
 
     def ours(hidden, head, entropy_gradient=False):
+        head = jnp.concatenate([head, jnp.full((8, padding), 9.0)], axis=1)  # whatever it is, it counts for nothing
         head = head.T if transposed else head
         return log_probs_of(
             hidden,
@@ -136,6 +137,7 @@ def test_log_probs_by_any_block_equal_the_full_softmax(block, transposed):
             targets,
             temperature=0.7,
             block=block,
+            vocab=50,
             transposed=transposed,
             entropy_gradient=entropy_gradient,
         )
