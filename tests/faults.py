@@ -40,6 +40,7 @@ ADVANTAGES = "tests/rl/test_advantages.py"
 CRITIC = "tests/rl/test_critic.py"
 OPTIMIZER = "tests/rl/test_optimizer.py"
 ACCURACY = "tests/rewards/test_accuracy.py"
+VOCABULARY = "tests/models/test_padded_vocabulary.py"
 POLICY = "tests/models/test_policy.py"
 SAMPLER = "tests/sampling/test_sampler.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
@@ -141,8 +142,15 @@ FAULTS = [
           "blocks of the vocabulary are put together wrongly"),
     Fault("models/log_probs.py", "of_logits -= entropy_scale", "of_logits += entropy_scale", POLICY,
           "the entropy's gradient has the wrong sign"),
-    Fault("models/log_probs.py", "(gradient / temperature)", "(gradient)", "tests/rl/test_update.py",
+    Fault("models/log_probs.py", "(gradient / options.temperature)", "(gradient)", "tests/rl/test_update.py",
           "gradients without the temperature"),
+    Fault("models/log_probs.py", "fresh & (self.entries(number) < self.vocab)", "fresh", POLICY,
+          "the padding of the vocabulary has a probability"),
+    Fault("sampling/token_draws.py", "if padding.any():", "if False:", VOCABULARY, "padding is sampled"),
+    Fault("formats/hugging_face.py", "yield np.asarray(value)[: mapping.shape[0]]", "yield np.asarray(value)", VOCABULARY,
+          "padding is exported"),
+    Fault("formats/hugging_face.py", "slice(min(start, own), min(stop, own))", "slice(0, min(stop, own))", VOCABULARY,
+          "a device's share of the vocabulary begins elsewhere"),
     Fault("models/lora.py", "return self.alpha / self.rank", "return self.alpha", LORA, "the scale without the rank"),
     Fault("models/lora.py", "uniform / np.sqrt(shape.shape[-2])", "uniform", LORA, "first values without their bound"),
     # The sampler.

@@ -117,7 +117,9 @@ def test_shared_prompt_equals_the_repeated_layout(tied, packed):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("block", "padding"), [(1, 0), (7, 0), (25, 0), (1000, 0), (7, 6), (28, 6), (1000, 14)])  # of 50
+@pytest.mark.parametrize(
+    ("block", "padding"), [(1, 0), (7, 0), (25, 0), (1000, 0), (7, 6), (28, 6), (1000, 14)]
+)  # of 50
 def test_log_probs_by_any_block_equal_the_full_softmax(block, padding, transposed):
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, 23, 8)), jnp.float32)
