@@ -22,15 +22,31 @@ from mmeureka_jax.models.attention import MASKED
 from mmeureka_jax.models.batch import Array
 
 
+@dataclass(frozen=True)
+class OutputHead:
+    """The output projection of a decoder.
+
+    Attributes:
+        weights: [D, V], or [V, D] as an embedding is (`transposed`). They and their gradient stay so: neither is copied.
+        vocab: entries that there are; the others are padding, of probability and gradient 0. None: all.
+    """
+
+    weights: Float[Array, "D V"] | Float[Array, "V D"]
+    transposed: bool = False
+    vocab: int | None = None
+
+    @property
+    def entries(self) -> int:
+        return self.weights.shape[0 if self.transposed else 1] if self.vocab is None else self.vocab
+
+
 def log_probs_of(
     hidden: Float[Array, "P T D"],
-    head: Float[Array, "D V"] | Float[Array, "V D"],
+    head: OutputHead,
     targets: Int[Array, "P T"],
     *,
     temperature: float,
     block: int,
-    vocab: int | None = None,
-    transposed: bool = False,
     entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "P T"], Float[Array, "P T"]]:
     """Log-probability of each target and entropy of its distribution, softmax(hidden @ head / temperature), in float32.
@@ -39,13 +55,10 @@ def log_probs_of(
 
     Args:
         block: entries of the vocabulary at a time, among those that one device holds.
-        vocab: entries that there are; the head's others are padding, of probability and gradient 0. None: all.
-        transposed: the head is [V, D], as an embedding is. It and its gradient stay so: neither is copied.
         entropy_gradient: whether a gradient flows through the entropy, which costs a pass over the logits.
     """
-    entries = head.shape[0 if transposed else 1]
-    options = _Options(temperature, block, entries if vocab is None else vocab, transposed, entropy_gradient)
-    return _log_probs(options, hidden, head, targets)
+    options = _Options(temperature, block, head.entries, head.transposed, entropy_gradient)
+    return _log_probs(options, hidden, head.weights, targets)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from mmeureka_jax.models.batch import Array, ImageFeatures, Images, Prompt
 from mmeureka_jax.models.decoding import DecoderWeights, PromptCache
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
-from mmeureka_jax.models.log_probs import log_probs_of
+from mmeureka_jax.models.log_probs import OutputHead, log_probs_of
 from mmeureka_jax.models.lora import Lora, add_adapters, base_paths, in_base_dtype, is_adapter, with_dropout_keys
 
 Params = dict[str, Any]
@@ -366,12 +366,10 @@ def log_probs_of_hidden(
     places = states.places
     log_probs, entropy = log_probs_of(
         hidden,
-        states.table if tied else language.head_kernel(),
+        OutputHead(states.table if tied else language.head_kernel(), tied, policy.config.text.vocab_size),
         places.pack(states.responses),
         temperature=temperature,
         block=policy.vocab_block(hidden.shape[0] * hidden.shape[1]),
-        vocab=policy.config.text.vocab_size,
-        transposed=tied,
         entropy_gradient=entropy_gradient,
     )
     return places.unpack(log_probs), places.unpack(entropy)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.support import PROBLEMS, Lively, assert_gradients_equal, responses_for
 
-from mmeureka_jax.models.log_probs import log_probs_of
+from mmeureka_jax.models.log_probs import OutputHead, log_probs_of
 from mmeureka_jax.models.policy import Policy, encode_images, group_hidden, log_probs_of_hidden, token_log_probs
 
 
@@ -135,12 +135,10 @@ def test_log_probs_by_any_block_equal_the_full_softmax(block, padding, transpose
         head = head.T if transposed else head
         return log_probs_of(
             hidden,
-            head,
+            OutputHead(head, transposed, vocab=50),
             targets,
             temperature=0.7,
             block=block,
-            vocab=50,
-            transposed=transposed,
             entropy_gradient=entropy_gradient,
         )
 
@@ -170,7 +168,8 @@ def test_gradients_of_bfloat16_add_up_in_float32_over_blocks():
 
     def gradients(block):
         def total(*inputs):
-            return log_probs_of(*inputs, targets, temperature=1.0, block=block)[0].sum()
+            hidden, weights = inputs
+            return log_probs_of(hidden, OutputHead(weights), targets, temperature=1.0, block=block)[0].sum()
 
         return jax.grad(total, argnums=(0, 1))(hidden, head)
 
