@@ -39,6 +39,10 @@ AXIS_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "act_heads": "tensor",
     "act_mlp": "tensor",
     "act_vocab": "tensor",
+    # decoding with weights that stay split over fsdp (see models/decoding.py)
+    "shared_rows": "data",  # rows of all devices along fsdp, on each of them
+    "split_mlp": ("tensor", "fsdp"),
+    "split_vocab": ("tensor", "fsdp"),
     # parameters
     "layers": None,
     "embed": "fsdp",
@@ -166,6 +170,12 @@ def gathered(*names: str | None) -> tuple[str | None, ...]:
     return tuple(None if name is None or AXIS_RULES[name] == "fsdp" else name for name in names)
 
 
+def over_fsdp(name: str | None) -> bool:
+    """Whether `fsdp` splits a dimension of this logical name."""
+    axes = AXIS_RULES[name] if name is not None else None
+    return "fsdp" in ((axes,) if isinstance(axes, str) else axes or ())
+
+
 def platform() -> str:
     """The platform of the devices under `jax.set_mesh`, which may be those of a described topology; outside, JAX's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -229,6 +239,11 @@ def abstract(x: Any, *names: str | None) -> jax.ShapeDtypeStruct:
     """The shape of an array that `constrain` lays out, under `jax.set_mesh`."""
     mesh = jax.sharding.get_mesh()
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=None if mesh.empty else sharding(mesh, *names))
+
+
+def bytes_of_device(tree: Any) -> int:
+    """Bytes that arrays, or their shapes with shardings, take on each device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def batch_divisor(mesh: Mesh) -> int:

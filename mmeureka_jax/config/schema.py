@@ -177,6 +177,11 @@ class SamplerConfig:
     max_new_tokens: Annotated[int, POSITIVE, COUNT] = 1024
     # prompts sampled in one call, to bound memory, which does not change what is drawn; 0: the whole rollout batch
     batch_prompts: Annotated[int, NOT_NEGATIVE] = 0
+    # gathered: each device holds the decoder whole while it decodes, but for what mesh.tensor splits; split: its part
+    # alone, and devices exchange activations for every token; auto: split where gathered ones would not fit
+    decode_weights: Literal["auto", "gathered", "split"] = "auto"
+    # prompts of a device that are in vision tower and prefill at a time, to bound memory; 0: all
+    prefill_prompts: Annotated[int, NOT_NEGATIVE, COUNT] = 0
     # when this part of a batch's rows or less is unfinished, they continue in a smaller batch; nearer to 1 wastes fewer
     # rows and compiles more programs, 0 keeps all rows to the end. Does not change what is drawn
     shrink: Annotated[float, BELOW_ONE] = 0.75

@@ -159,7 +159,8 @@ def open_examiner(
         say_facts({"data": checked.describe()})
         longest = checked.report.max_tokens
         check_context(opened.policy.config.text, longest + asked["max_new_tokens"])
-        settings = options.sampling(processor, asked["max_new_tokens"])
+        sizes = PromptSizes(options.batch_size, length_buckets(longest), checked.report.max_windows)
+        settings = options.sampling(opened, processor, sizes, asked["max_new_tokens"])
         yield Examiner(
             opened,
             processor,
@@ -167,5 +168,5 @@ def open_examiner(
             checked,
             checked.indices[: options.limit],
             Sampler(opened.policy, settings, stream, options.seed),
-            PromptSizes(options.batch_size, length_buckets(longest), checked.report.max_windows),
+            sizes,
         )

@@ -19,6 +19,8 @@ from mmeureka_jax.config.schema import (
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.runs.provenance import read_provenance
+from mmeureka_jax.sampling.answers import PromptSizes
+from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header
 from mmeureka_jax.setup.policy import OpenedPolicy, lora_of_adapters, open_policy
@@ -105,9 +107,12 @@ class EvalOptions:
                 "same; give a temperature above 0 (--temperature 1)"
             )
 
-    def sampling(self, processor: Processor, max_new_tokens: int) -> SamplingSettings:
+    def sampling(
+        self, opened: OpenedPolicy, processor: Processor, sizes: PromptSizes, max_new_tokens: int
+    ) -> SamplingSettings:
         """The sampler's settings for answers of at most `max_new_tokens`."""
         drawn = SamplerConfig(self.temperature, self.top_k, self.top_p, max_new_tokens)
+        drawn = with_weights_chosen(drawn, opened, sizes, self.n)
         return SamplingSettings.of(processor, drawn, group_size=self.n)
 
 

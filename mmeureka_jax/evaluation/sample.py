@@ -16,8 +16,9 @@ from mmeureka_jax.evaluation.partial_rows import partial_rows
 from mmeureka_jax.evaluation.prompt_files import PromptOptions, floats, read_prompts
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.sampling.answers import Response, generate, rows_per_batch
+from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.sampler import Sampler
-from mmeureka_jax.sampling.token_draws import SamplingSettings
+from mmeureka_jax.sampling.token_draws import MEMORY, SamplingSettings
 from mmeureka_jax.setup.policy import check_context
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def sample_file(
         opened = model.open("sample")
         file = read_prompts(opened, prompts, unique_ids=True)
         check_context(opened.policy.config.text, file.longest + drawn.max_new_tokens)
+        drawn = with_weights_chosen(drawn, opened, file.sizes, n)
         settings = SamplingSettings.of(file.processor, drawn, group_size=n)
         ids = [problem.id for problem in file.problems for _ in range(n)]
         made_with = {
@@ -63,7 +65,7 @@ def sample_file(
             **policy_identity(opened),
             **file.identity,
             "seed": seed,
-            **asdict(settings),
+            **{name: value for name, value in asdict(settings).items() if name not in MEMORY},
         }
         batch_rows = rows_per_batch(opened.mesh, prompts.batch_size)
         done = rows.resume(made_with, ids, per_batch=n * batch_rows) // n

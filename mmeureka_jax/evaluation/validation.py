@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmeureka_jax.config.schema import DataConfig, SamplerConfig, TrackingConfig
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.evaluation.examiner import Examiner, Graded
 from mmeureka_jax.process.console import say_facts
 from mmeureka_jax.rl.metrics import Mean, Sum, computed, over_hosts
 from mmeureka_jax.sampling.answers import PromptSizes
+from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
@@ -21,22 +23,24 @@ if TYPE_CHECKING:
 
 
 def open_validation(
-    data: DataConfig,
-    tracking: TrackingConfig,
-    max_new_tokens: int,
-    opened: OpenedPolicy,
-    processor: Processor,
-    rewards: RewardWorkers,
+    config: Config, opened: OpenedPolicy, processor: Processor, rewards: RewardWorkers, resident_bytes: int
 ) -> Examiner:
-    """The examiner of a run: greedy answers of at most `max_new_tokens`, graded by the run's own rules.
+    """The examiner of a run: greedy answers with the limits of its rollouts, graded by its own rules.
+
+    Args:
+        resident_bytes: what lies on a device beyond the parameters.
 
     Raises:
         UserError: see `open_checked`.
     """
+    data = config.data
+    tracking = config.tracking
     assert data.validation is not None
     checked = open_checked(data.validation, data, processor, bars=tracking.progress)
     say_facts({"validation": checked.describe()})
-    greedy = SamplerConfig(temperature=0.0, max_new_tokens=max_new_tokens)
+    sizes = PromptSizes(tracking.validation_batch, data.prompt_lengths, checked.report.max_windows)
+    greedy = dataclasses.replace(config.sampler, temperature=0.0, top_k=0, top_p=1.0)
+    greedy = with_weights_chosen(greedy, opened, sizes, 1, resident_bytes)
     return Examiner(
         opened,
         processor,
@@ -44,7 +48,7 @@ def open_validation(
         checked,
         checked.indices[: tracking.validation_problems or None],
         Sampler(opened.policy, SamplingSettings.of(processor, greedy, group_size=1), "validation"),
-        PromptSizes(tracking.validation_batch, data.prompt_lengths, checked.report.max_windows),
+        sizes,
     )
 
 

@@ -1,17 +1,38 @@
-"""What decoding reads: weights, and the prompts' keys and values."""
+"""What decoding reads: weights, and the prompts' keys and values.
+
+Each device reads all of its weights for every token. They lie in one of two ways:
+
+    gathered   a device holds the decoder whole, but for what `tensor` splits: no device waits for another along `fsdp`
+    split      a device holds no more than its part of the parameters. Rows go to the weights: the devices along `fsdp`
+               share their rows' hidden states (thousands of numbers a row), each multiplies all rows with its part, and
+               every row's sums come back to its device. Attention, caches and draws stay with the rows
+
+Split, queries, keys, values and attention's output are cut along the hidden size; the MLP and the head along the MLP
+and the vocabulary, over `tensor` and `fsdp` together, so that what travels is as wide as the hidden size and not as the
+MLP. Source: the two weight-stationary layouts of Pope et al., "Efficiently scaling transformer inference", arXiv
+2211.05102.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool, Float, Int
 
-from mmeureka_jax.mesh import gathered
+from mmeureka_jax.mesh import constrain, gathered, shard_count
 from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.layers import Axes, Linear, project_in_place
+
+# Dimensions that, split, are cut over `tensor` and `fsdp` together.
+_CUT_FURTHER = {"mlp": "split_mlp", "vocab": "split_vocab"}
+_HEAD: Axes = ("embed", "vocab")
 
 
 @flax.struct.dataclass
@@ -19,29 +40,89 @@ class DecoderWeights:
     """The decoder as single-token decoding reads it: embedding, a tree for each layer, and output projection, in the
     compute dtype.
 
-    XLA does not hoist slices of stacked weights out of a loop, so they are cut once before it. What is sharded over
-    `fsdp` is gathered: each device holds these weights whole while it decodes, but for what `tensor` splits.
+    XLA does not hoist slices of stacked weights out of a loop, so they are cut once before it.
+
+    Attributes:
+        split: whether they lie split (see the top of this file), or gathered.
     """
 
     embedding: Float[Array, "V D"]
     layers: list[dict[str, Any]]
     head: Float[Array, "D V"]
+    split: bool = flax.struct.field(pytree_node=False, default=False)
 
-    def with_axes(self, axes: dict[str, Any], function: Callable[[Any, tuple[str | None, ...]], Any]) -> DecoderWeights:
+    def with_axes(self, axes: dict[str, Any], function: Callable[[Any, Axes], Any]) -> DecoderWeights:
         """What a function makes of every weight and the logical names of its axes (see mesh.AXIS_RULES).
 
         Args:
             axes: `Policy.param_axes`.
         """
-        language = axes["language"]
-        layer = jax.tree.leaves(language["layers"], is_leaf=lambda x: isinstance(x, tuple))
-        names = [
-            gathered(*language["embed_tokens"]["embedding"]),
-            *[gathered(*of_leaf[1:]) for of_leaf in layer] * len(self.layers),
-            (None, "act_vocab"),
-        ]
-        leaves, structure = jax.tree.flatten(self)
-        return jax.tree.unflatten(structure, [function(*pair) for pair in zip(leaves, names, strict=True)])
+        of_layer = _layer_axes(axes)
+        embedding = axes["language"]["embed_tokens"]["embedding"]
+
+        def in_layer(layer: dict[str, Any]) -> dict[str, Any]:
+            flat = flatten_dict(layer, sep="/")
+            flat = {path: function(leaf, self._axes(of_layer[path], leaf.shape)) for path, leaf in flat.items()}
+            return unflatten_dict(flat, sep="/")
+
+        return dataclasses.replace(
+            self,
+            embedding=function(self.embedding, embedding if self.split else gathered(*embedding)),
+            layers=[in_layer(layer) for layer in self.layers],
+            head=function(self.head, self._axes(_HEAD, self.head.shape)),
+        )
+
+    def _axes(self, names: Axes, shape: tuple[int, ...]) -> Axes:
+        return _cut(names, shape) if self.split else gathered(*names)
+
+    def embed(self, tokens: Int[Array, "R"]) -> Float[Array, "R D"]:
+        """The rows of the embedding."""
+        if not self.split:
+            return jnp.take(self.embedding, tokens, axis=0)
+        rows = jnp.take(self.embedding, constrain(tokens, "shared_rows"), axis=0)
+        return constrain(constrain(rows, "shared_rows", "embed"), "batch", None)
+
+    def place(self, layer: nnx.Module, axes: dict[str, Any]) -> nnx.Module:
+        """A layer of these weights, whose products are computed where they lie.
+
+        Args:
+            axes: `Policy.param_axes`.
+        """
+        if self.split:
+            for path, names in _layer_axes(axes).items():
+                *modules, name = path.split("/")
+                module = functools.reduce(getattr, modules, layer)
+                if isinstance(module, Linear):
+                    of_leaf = _cut(names, getattr(module, name).shape)
+                    module.split_axes = {**(module.split_axes or {}), name: of_leaf}
+        return layer
+
+
+def _layer_axes(axes: dict[str, Any]) -> dict[str, Axes]:
+    """The names of every weight of a single layer, by path."""
+    return {path: names[1:] for path, names in flatten_dict(axes["language"]["layers"], sep="/").items()}
+
+
+def _cut(names: Axes, shape: tuple[int, ...]) -> Axes:
+    """The names of a weight's axes that lies split: its hidden size is cut, or in its place a larger dimension that
+    `tensor` and `fsdp` together divide."""
+    further = [
+        _CUT_FURTHER[name]
+        for name, size in zip(names, shape, strict=True)
+        if name in _CUT_FURTHER and size % shard_count(_CUT_FURTHER[name]) == 0
+    ]
+    if not further:
+        return names
+    return tuple(_CUT_FURTHER.get(name) if name is not None else None for name in names)
+
+
+def head_logits(hidden: Float[Array, "R D"], head: Float[Array, "D V"], *, split: bool) -> Float[Array, "R V"]:
+    """The float32 logits of every row, of a head that lies as `split` says."""
+    if split:
+        logits = project_in_place(hidden, head, _cut(_HEAD, head.shape), preferred_element_type=jnp.float32)
+    else:
+        logits = jnp.einsum("rd,dv->rv", hidden, head, preferred_element_type=jnp.float32)
+    return constrain(logits, "batch", "act_vocab")
 
 
 @flax.struct.dataclass

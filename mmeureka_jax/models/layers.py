@@ -7,12 +7,16 @@ it at a time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from mmeureka_jax.mesh import constrain, over_fsdp
 from mmeureka_jax.models.batch import Array
 
 Axes = tuple[str | None, ...]
@@ -58,11 +62,30 @@ def _project_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 project.defvjp(_project_forward, _project_backward)
 
 
+def project_in_place(x: Float[Array, "R ... i"], kernel: Float[Array, "i o"], axes: Axes, **options: Any) -> Array:
+    """x @ kernel where the parts of a kernel that `fsdp` splits are: the rows of all devices along `fsdp` go there.
+
+    Args:
+        x: sharded by row, as the result is if `fsdp` splits the kernel's first dimension: the parts of each sum are
+            added up where its row is. Else all of those devices have all rows, for a product that follows.
+        axes: logical names of the kernel's dimensions.
+        options: of `jnp.matmul`.
+    """
+    if not any(map(over_fsdp, axes)):
+        return jnp.matmul(x, kernel, **options)
+    others = (None,) * (x.ndim - 2)
+    if axes[0] == "embed":  # what computed x was by row, and XLA would move that too
+        x = constrain(x, "batch", *others, None)
+    product = jnp.matmul(constrain(x, "shared_rows", *others, axes[0]), kernel, **options)
+    return constrain(product, "shared_rows" if over_fsdp(axes[1]) else "batch", *others, axes[1])
+
+
 class Linear(nnx.Module):
     """x @ kernel (+ bias). `kernel` is [in, out]: the transpose of torch's Linear weight.
 
     With an adapter (lora.py) it is x @ kernel + lora_scale * (x @ lora_a) @ lora_b (+ bias). With a `dropout_key`, a
-    fraction `dropout` of the adapter's inputs is 0, and the rest is divided by 1 - dropout.
+    fraction `dropout` of the adapter's inputs is 0, and the rest is divided by 1 - dropout. With `split_axes`, its
+    products are computed where the parts of its matrices are (`project_in_place`).
     """
 
     lora_a: nnx.Param | None = None
@@ -70,17 +93,21 @@ class Linear(nnx.Module):
     lora_scale: float = 0.0
     dropout_key: nnx.Variable | None = None
     dropout: float = 0.0
+    split_axes: Mapping[str, Axes] | None = None
 
     def __init__(self, size_in: int, size_out: int, axes: Axes, *, bias: bool = False, stack: int | None = None):
         self.kernel = parameter((size_in, size_out), axes, stack)
         self.bias = parameter((size_out,), axes[1:], stack) if bias else None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        y = project(x, self.kernel[...].astype(x.dtype))
-        if self.lora_a is not None and self.lora_b is not None:
-            low = project(self._dropped(x), self.lora_a[...].astype(x.dtype))
-            y = y + self.lora_scale * project(low, self.lora_b[...].astype(x.dtype))
+        y = self._project(x, "kernel")
+        if self.lora_a is not None:
+            y = y + self.lora_scale * self._project(self._project(self._dropped(x), LORA_A), LORA_B)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def _project(self, x: Array, name: str) -> Array:
+        matrix = getattr(self, name)[...].astype(x.dtype)
+        return project(x, matrix) if self.split_axes is None else project_in_place(x, matrix, self.split_axes[name])
 
     def _dropped(self, x: Array) -> Array:
         if self.dropout_key is None:

@@ -180,8 +180,8 @@ def prefill(
     return model.language.norm(last_token(x, prompts)), cache
 
 
-def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
-    """The weights that single-token decoding reads, of a parameter tree."""
+def decoder_weights(policy: Policy, params: Params, *, split: bool = False) -> DecoderWeights:
+    """The weights that single-token decoding reads, of a parameter tree; gathered or split, see models/decoding.py."""
     language = params["language"]
     weights = DecoderWeights(
         embedding=language["embed_tokens"]["embedding"],
@@ -190,6 +190,7 @@ def decoder_weights(policy: Policy, params: Params) -> DecoderWeights:
             for number in range(policy.config.text.num_layers)
         ],
         head=policy.module(params).language.head_kernel(),
+        split=split,
     )
     dtype = jnp.dtype(policy.compute_dtype)
     return weights.with_axes(policy.param_axes(), lambda leaf, names: constrain(leaf.astype(dtype), *names))
@@ -226,7 +227,8 @@ def decode_step(
         Final hidden states (they predict the next token), and what `attend` kept, layer by layer.
     """
     model = policy.module(params)
-    x = jnp.take(weights.embedding, tokens, axis=0)[:, None]
+    axes = policy.param_axes()
+    x = weights.embed(tokens)[:, None]
     kept = []
     for number, layer in enumerate(weights.layers):
 
@@ -236,7 +238,7 @@ def decode_step(
             out, keep = attend(number, grouped, key[:, 0], value[:, 0])
             return out.reshape(query.shape), keep
 
-        x, of_layer = model.language.layer(layer)(x, rotary, attend_one)
+        x, of_layer = weights.place(model.language.layer(layer), axes)(x, rotary, attend_one)
         kept.append(of_layer)
     return model.language.norm(x)[:, 0], kept
 

@@ -25,7 +25,8 @@ from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_met
 # Keys that a resumed run may change freely: they change none of its results, except the mesh, which changes roundings.
 _MAY_DIFFER = """
     run_dir data.workers data.prefetch reward.workers reward.custom_trial reward.custom_import_limit
-    reward.max_failed_steps sampler.compile_ahead mesh checkpoint tracking
+    reward.max_failed_steps sampler.compile_ahead sampler.decode_weights sampler.prefill_prompts mesh checkpoint
+    tracking
 """.split()
 _OF_THOSE_MAY_NOT = ("tracking.validation_problems",)  # accuracies over other problems would not compare
 

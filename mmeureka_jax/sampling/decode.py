@@ -19,9 +19,6 @@ from mmeureka_jax.models.policy import (
     Policy,
     decode_step,
     decoder_weights,
-    encode_images,
-    prefill,
-    prompt_cache,
 )
 from mmeureka_jax.sampling.decode_state import (
     DecodeState,
@@ -31,6 +28,7 @@ from mmeureka_jax.sampling.decode_state import (
     most_running,
     take_rows,
 )
+from mmeureka_jax.sampling.prefill import prefill_prompts
 from mmeureka_jax.sampling.repack import BLOCK, CacheSizes
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.token_draws import SamplingSettings, response_keys, token_noise
@@ -60,13 +58,13 @@ def start(
     Returns:
         The state, the weights that `decode` reads, and the image features.
     """
-    prompts = request.prompts
-    features = encode_images(policy, params, prompts.images)
-    hidden, cache = prefill(policy, params, prompts, features)
-    weights = decoder_weights(policy, params)
+    hidden, cache, features = prefill_prompts(policy, params, request.prompts, sizes.prompt, settings.prefill_prompts)
+    # Weights are made when the prompts have run: memory is not that of both.
+    hidden, params = jax.lax.optimization_barrier((hidden, params))
+    weights = decoder_weights(policy, params, split=settings.split_weights)
     n = settings.group_size
     keys = response_keys(seed, stream, request.rollout, request.names, n).reshape(-1)
-    state = first_state(policy, settings, sizes.own, request, keys, prompt_cache(prompts, cache, sizes.prompt))
+    state = first_state(policy, settings, sizes.own, request, keys, cache)
     noise = token_noise(keys, jnp.arange(1))[0]
     state = draw_next(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), weights.head)
     return lay_out(state), weights, features

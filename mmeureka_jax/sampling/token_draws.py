@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Float, Int, Key, UInt32
 
 from mmeureka_jax.config.schema import SamplerConfig
-from mmeureka_jax.mesh import constrain
 from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.decoding import head_logits
 from mmeureka_jax.models.policy import Policy
 
 STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # each use of the sampler has random numbers of its own
+MEMORY = "split_weights", "prefill_prompts"  # settings that change nothing but memory and speed
 _VOCAB_PART = 64  # tokens of the vocabulary that are first chosen together
 
 
@@ -49,6 +50,8 @@ class SamplingSettings:
         top_k: the number of likeliest tokens that are drawn from; 0: all.
         top_p: the probability of the likeliest tokens that are drawn from; 1: all.
         shrink: rows of a batch as a part of those of the batch before it; 0: one batch throughout.
+        split_weights: the weights that decoding reads stay split over all devices (see models/decoding.py).
+        prefill_prompts: prompts of a shard that are in vision tower and prefill at a time; 0: all.
     """
 
     group_size: int
@@ -59,6 +62,8 @@ class SamplingSettings:
     top_k: int = 0
     top_p: float = 1.0
     shrink: float = 0.75
+    split_weights: bool = False
+    prefill_prompts: int = 0
 
     @classmethod
     def of(cls, tokens: SpecialTokens, sampler: SamplerConfig, group_size: int) -> SamplingSettings:
@@ -72,6 +77,8 @@ class SamplingSettings:
             top_k=sampler.top_k,
             top_p=sampler.top_p,
             shrink=sampler.shrink,
+            split_weights=sampler.decode_weights == "split",
+            prefill_prompts=sampler.prefill_prompts,
         )
 
 
@@ -148,8 +155,7 @@ def draw(
         hidden: final hidden states, which predict the token.
         head: the output projection.
     """
-    logits = jnp.einsum("rd,dv->rv", hidden, head, preferred_element_type=jnp.float32)
-    logits = constrain(logits, "batch", "act_vocab")
+    logits = head_logits(hidden, head, split=settings.split_weights)
     if settings.temperature > 0:
         logits = logits / settings.temperature
     padding = np.arange(logits.shape[-1]) >= policy.config.text.vocab_size

@@ -223,8 +223,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         validated = config.data.validation is not None and config.tracking.validate_every > 0
         rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
         problems = _open_problems(config, recipe, processor, rewards)
-        examiner = _open_examiner(config, opened, processor, rewards) if rewards is not None and validated else None
         learner = make_learner(config, recipe, opened)
+        examiner = _open_examiner(config, recipe, learner, opened, processor, rewards) if validated else None
         if recipe.with_reference:
             learner.load_reference()
 
@@ -280,9 +280,17 @@ def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
     return opened
 
 
-def _open_examiner(config: Config, opened: OpenedPolicy, processor: Processor, rewards: RewardWorkers) -> Examiner:
-    limit = config.sampler.max_new_tokens
-    return open_validation(config.data, config.tracking, limit, opened, processor, rewards)
+def _open_examiner(
+    config: Config,
+    recipe: Recipe,
+    learner: Learner,
+    opened: OpenedPolicy,
+    processor: Processor,
+    rewards: RewardWorkers | None,
+) -> Examiner:
+    assert rewards is not None
+    resident = learner.resident_bytes(with_reference=recipe.with_reference)
+    return open_validation(config, opened, processor, rewards, resident)
 
 
 def _begin_run(

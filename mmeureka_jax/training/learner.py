@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.hosts import every_host, gather_rows, max_over_hosts
-from mmeureka_jax.mesh import Program, batch_divisor, to_global
+from mmeureka_jax.mesh import Program, batch_divisor, bytes_of_device, to_global
 from mmeureka_jax.models.batch import GroupBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
@@ -98,6 +98,12 @@ class Learner:
                 return {}
             shapes, shardings = (split_frozen(tree, policy.frozen(()))[0] for tree in (shapes, shardings))
         return jax.tree.map(_with_sharding, shapes, shardings)
+
+    def resident_bytes(self, *, with_reference: bool) -> int:
+        """What of the train state, and of a reference policy, lies on a device beyond the parameters."""
+        state = self.abstract_state()
+        reference = self.abstract_reference() if with_reference else {}
+        return bytes_of_device(state) - bytes_of_device(state.params) + bytes_of_device(reference)
 
     def programs(
         self, parts: Mapping[str, MicroBatch], *, with_log_probs: bool, with_reference: bool

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.schema import Config, SamplerConfig
 from mmeureka_jax.mesh import Program, abstract
 from mmeureka_jax.models.batch import GroupBatch, Prompt, collate
 from mmeureka_jax.models.families import PolicyConfig
@@ -20,6 +20,7 @@ from mmeureka_jax.models.policy import Params, Policy, encode_images
 from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.rows import MicroBatch
 from mmeureka_jax.sampling.answers import PromptSizes
+from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -40,9 +41,10 @@ def run_programs(
     """
     programs: list[Program] = []
     if recipe.kind == "rl":
-        settings = SamplingSettings.of(opened.policy.config, config.sampler, config.rl.group_size)
-        sampler = Sampler(opened.policy, settings, "rollout", config.seed)
         sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, image_windows)
+        drawn = rollout_settings(config, recipe, opened, learner, sizes)
+        settings = SamplingSettings.of(opened.policy.config, drawn, config.rl.group_size)
+        sampler = Sampler(opened.policy, settings, "rollout", config.seed)
         programs += sampler_programs(sampler, learner.abstract_state().params, sizes)
     parts = part_shapes(config, recipe, opened.policy, learner, image_windows)
     programs += learner.programs(
@@ -51,6 +53,14 @@ def run_programs(
         with_reference=recipe.with_reference,
     )
     return programs
+
+
+def rollout_settings(
+    config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner, sizes: PromptSizes
+) -> SamplerConfig:
+    """`config.sampler`, with what a run decides: the way that decoding's weights lie."""
+    resident = learner.resident_bytes(with_reference=recipe.with_reference)
+    return with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)
 
 
 def part_shapes(

@@ -6,6 +6,7 @@ prompts, everything after that is the same everywhere, and one host writes.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import subprocess
@@ -37,10 +38,12 @@ from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.provenance import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.runs.tracking import Tracker
+from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.collect import Collected, Collector
 from mmeureka_jax.training.job import Recipe, due, open_job
 from mmeureka_jax.training.learner import Learner, make_experience, update_batches
+from mmeureka_jax.training.programs import rollout_settings
 from mmeureka_jax.training.watchers import NonFiniteGuard
 
 logger = logging.getLogger(__name__)
@@ -110,13 +113,16 @@ def export_policy(config: Config) -> None:
 
 def train_stage(config: Config) -> bool:
     """One run of `train`, in its folder. Returns whether SIGTERM came during its last step."""
-    with open_job(config, recipe(config)) as job:
+    made_of = recipe(config)
+    with open_job(config, made_of) as job:
         run = job.run
         learner = job.learner
         assert job.rewards is not None
         buffer = GroupBuffer(fitting_groups(run.groups, config))
+        sizes = PromptSizes(made_of.prompts_per_batch, config.data.prompt_lengths, job.num_windows)
+        drawn = rollout_settings(config, made_of, job.opened, learner, sizes)
         collector = Collector(
-            config,
+            dataclasses.replace(config, sampler=drawn),
             job.opened,
             job.processor,
             job.loader,
