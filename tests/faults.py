@@ -42,6 +42,7 @@ OPTIMIZER = "tests/rl/test_optimizer.py"
 ACCURACY = "tests/rewards/test_accuracy.py"
 VOCABULARY = "tests/models/test_padded_vocabulary.py"
 POLICY = "tests/models/test_policy.py"
+ROLLOUT_MEMORY = "tests/sampling/test_split_weights.py"
 SAMPLER = "tests/sampling/test_sampler.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
 LORA = "tests/models/test_lora.py"
@@ -129,7 +130,8 @@ FAULTS = [
     Fault("models/layers.py", "second * cos + first * sin", "second * cos - first * sin", POLICY,
           "rotary turns one half the wrong way"),
     Fault("models/layers.py", "kept, x / (1 - self.dropout), 0", "kept, x, 0", LORA, "what is kept is not made larger"),
-    Fault("models/layers.py", "y + self.lora_scale * project", "y + project", LORA, "adapters without their scale"),
+    Fault("models/layers.py", "y + self.lora_scale * self._project", "y + self._project", LORA,
+          "adapters without their scale"),
     Fault("models/attention.py", "visible &= at <= places[:, None]", "visible &= at < places[:, None]",
           "tests/models/test_attention.py", "a token does not see itself"),
     Fault("models/attention.py", "scores *= query.shape[-1] ** -0.5", "scores *= query.shape[-1] ** -1.0",
@@ -201,6 +203,12 @@ FAULTS = [
           "rules without their weights"),
     Fault("evaluation/pass_at_k.py", "math.comb(int(count), k) / math.comb(n, k)", "(int(count) / n) ** k",
           "tests/evaluation/test_accuracy.py", "pass@k with replacement"),
+    # Memory of rollouts.
+    Fault("sampling/prefill.py", "*axes_of(x)[1:]), number, 1)", "*axes_of(x)[1:]), 0, 1)", ROLLOUT_MEMORY,
+          "parts of the prompts are written to one place"),
+    Fault("sampling/memory.py", "> _USABLE * chip", "> chip", ROLLOUT_MEMORY, "no room for scores and logits"),
+    Fault("models/decoding.py", "{\"mlp\": \"split_mlp\", ", "{\"mlp\": \"mlp\", ", ROLLOUT_MEMORY,
+          "the MLP lies gathered"),
     # Checkpoints and files.
     Fault("runs/checkpoint.py", "        verify_arrays(state, progress[\"arrays\"])\n", "", CHECKPOINT,
           "flipped bits are read"),
