@@ -15,6 +15,7 @@ from helpers.commands import ROOT, SMALL, run_script
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from mmeureka_jax.config.load import load_config
 from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
@@ -352,3 +353,13 @@ def test_load_measures_each_way_in_a_process_of_its_own():
             row["beside_mb"] / result["largest_tensor_mb"], 0.02
         )
     assert result["ratio"] == result["rows"]["load"]["ratio"]
+
+
+def test_the_table_of_scale_is_that_of_its_results():
+    """docs/scale.md shows what benchmarks/scale.json holds; `python -m benchmarks.scale --table` writes it."""
+    scale = importlib.import_module("benchmarks.scale")
+    results = json.loads(scale.RESULTS.read_text()) if scale.RESULTS.is_file() else {}
+    assert "\n".join(scale.table(results)) in scale.PAGE.read_text()
+    for row in scale.ROWS:
+        assert load_config(ROOT / row.recipe, row.overrides.split()).run_dir
+        assert row.overrides in (ROOT / row.recipe).read_text(), f"{row.recipe} does not name what {row.name} adds"

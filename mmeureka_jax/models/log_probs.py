@@ -27,7 +27,7 @@ class OutputHead:
     """The output projection of a decoder.
 
     Attributes:
-        weights: [D, V], or [V, D] as an embedding is (`transposed`). They and their gradient stay so: neither is copied.
+        weights: [D, V], or [V, D] as an embedding is (`transposed`). They and their gradient stay so, without a copy.
         vocab: entries that there are; the others are padding, of probability and gradient 0. None: all.
     """
 

@@ -11,7 +11,9 @@ from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.setup.checks import validate_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.glob("*.yaml"))  # those of ablations/ are sweeps; see test_recipes.py
+FILES = sorted(
+    [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("small/*.yaml")]
+)  # those of ablations/ are sweeps; see test_recipes.py
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

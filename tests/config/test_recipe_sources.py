@@ -132,7 +132,10 @@ def test_a_recipe_resolves_to_what_its_source_says(name: str):
     assert found == {key: value for key, (value, _) in RECIPES[name].items()}
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "mm_eureka_qwen_32b", "dapo_qwen_7b", "dr_grpo_qwen_7b"])
+SMALL = sorted(f"small/{path.stem}" for path in CONFIGS.glob("small/*.yaml"))
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "mm_eureka_qwen_32b", "dapo_qwen_7b", "dr_grpo_qwen_7b", *SMALL])
 def test_every_number_names_its_source(name: str):
     """`key: 0.2  # code: why`; what depends on the machine or names a folder or a file needs none."""
     settings = re.findall(r"^ +(\w+): ([^#\n]*\S) *(?:# *(.*))?$", (CONFIGS / f"{name}.yaml").read_text(), re.MULTILINE)

@@ -1,0 +1,169 @@
+"""Which recipes fit on which devices: `mmeureka plan` for each row of the table in docs/scale.md.
+
+    python -m benchmarks.scale                                # every row: hours of CPU time, no accelerator
+    python -m benchmarks.scale --only "7B v5e:4x4" "7B h100:8"
+    python -m benchmarks.scale --table                        # only the table of what is stored
+
+A row is a recipe, the overrides that it names for the target, and the target. What `mmeureka plan --json` prints is
+kept in `--results` (benchmarks/scale.json) with the date and the versions; rows that are not computed stay as they are.
+The table is printed, and takes the place of the one in `--page` (docs/scale.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mmeureka_jax.errors import EXIT_DOES_NOT_FIT
+from mmeureka_jax.files import write_atomic
+
+RESULTS = Path(__file__).with_suffix(".json")
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+_BEGIN = "<!-- table: python -m benchmarks.scale --table -->\n"
+_END = "\n<!-- end of table -->"
+PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: its name, and what `mmeureka plan` is called with."""
+
+    name: str
+    recipe: str
+    target: str
+    overrides: str = ""
+
+    @property
+    def command(self) -> str:
+        return " ".join(["mmeureka plan", self.recipe, *self.overrides.split(), "--on", self.target])
+
+
+QWEN_7B = "configs/mm_eureka_qwen_7b.yaml"
+QWEN_32B = "configs/mm_eureka_qwen_32b.yaml"
+ROWS = (
+    Row("7B v5e:4x4", QWEN_7B, "v5e:4x4", "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16"),
+    Row("7B v5e:8x8", QWEN_7B, "v5e:8x8", "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16"),
+    Row("7B v5e:16x16", QWEN_7B, "v5e:16x16", "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16"),
+    Row("7B v6e:4x4", QWEN_7B, "v6e:4x4", "mesh.tensor=2 rl.row_tokens=16384 rl.micro_batches=16"),
+    Row("7B v5p:2x2x2", QWEN_7B, "v5p:2x2x2"),
+    Row("7B h100:8", QWEN_7B, "h100:8"),
+    Row("32B v5p:4x4x4", QWEN_32B, "v5p:4x4x4"),
+    Row("32B v5e:16x16", QWEN_32B, "v5e:16x16", "mesh.tensor=8 rl.row_tokens=4096 rl.micro_batches=32"),
+    Row(
+        "InternVL2.5-8B v5e:4x4",
+        "configs/mm_eureka_internvl_8b.yaml",
+        "v5e:4x4",
+        "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=8",
+    ),
+    Row(
+        "InternVL2.5-38B v5p:4x4x4",
+        "configs/mm_eureka_zero_38b.yaml",
+        "v5p:4x4x4",
+        "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=8",
+    ),
+    Row(
+        "7B LoRA v5e:2x2",
+        QWEN_7B,
+        "v5e:2x2",
+        "model.lora={} mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16 sampler.batch_prompts=4",
+    ),
+    Row("3B v5e:2x4", "configs/small/qwen_3b.yaml", "v5e:2x4"),
+    Row("3B LoRA v5e:2x4", "configs/small/qwen_3b_lora.yaml", "v5e:2x4"),
+    Row("3B LoRA v5e:1x1", "configs/small/qwen_3b_lora_v5e.yaml", "v5e:1x1"),
+    Row("3B LoRA v6e:1x1", "configs/small/qwen_3b_lora_v6e.yaml", "v6e:1x1"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="these rows")
+    parser.add_argument("--programs", choices=("largest", "all"), default="largest", help="see mmeureka plan")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results are kept")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown page with the table")
+    parser.add_argument("--table", action="store_true", help="compute nothing")
+    args = parser.parse_args(arguments)
+    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    for row in ROWS:
+        if not args.table and (args.only is None or row.name in args.only):
+            results[row.name] = computed(row, args.programs)
+            write_atomic(args.results, (json.dumps(results, indent=1) + "\n").encode())
+    lines = "\n".join(table(results))
+    before, rest = args.page.read_text().split(_BEGIN)
+    write_atomic(args.page, (before + _BEGIN + lines + _END + rest.split(_END)[1]).encode())
+    print(lines)
+    return 0
+
+
+def computed(row: Row, programs: str) -> dict[str, Any]:
+    """What a row's command prints, or why it prints nothing."""
+    print(f"{row.name}: {row.command}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "mmeureka_jax.cli", *row.command.split()[1:], "--programs", programs, "--json"]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    content: dict[str, Any] = {
+        "command": row.command,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "wall_s": round(time.monotonic() - started),
+    }
+    if done.returncode not in (0, EXIT_DOES_NOT_FIT):
+        return content | {"error": done.stderr.strip()[-2000:]}
+    return content | {"plan": json.loads(done.stdout.splitlines()[-1])}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def table(results: Mapping[str, Any]) -> list[str]:
+    """The rows in Markdown, each with the program that needs the most.
+
+    GB are 10^9 bytes of one device; `needed` is the compiler's peak and what lies there besides.
+    """
+    header = ("recipe and target", "overrides", "largest program", "peak", "resident", "needed", "limit", "free", "")
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    return lines + [f"| {' | '.join(cells_of(row, results.get(row.name)))} |" for row in ROWS]
+
+
+def cells_of(row: Row, result: Mapping[str, Any] | None) -> tuple[str, ...]:
+    name = f"{row.name} ([recipe](../{row.recipe}))"
+    overrides = f"`{row.overrides}`" if row.overrides else "none"
+    if result is None or result["command"] != row.command:
+        return (name, overrides, "nobody has computed it", *[""] * 5, "")
+    if "error" in result:
+        return (name, overrides, "refused", *[""] * 5, result["error"].splitlines()[-1])
+    plan = result["plan"]
+    limit = plan["limit_bytes"]
+    worst = max(plan["programs"], key=lambda program: program["peak_bytes"] + program["resident_bytes"])
+    needed = worst["peak_bytes"] + worst["resident_bytes"]
+    sizes = (worst["peak_bytes"], worst["resident_bytes"], needed, limit)
+    verdict = "fits" if plan["fits"] else "**does not fit**"
+    return (
+        name,
+        overrides,
+        worst["name"],
+        *(f"{size / 1e9:.1f}" for size in sizes),
+        f"{1 - needed / limit:.0%}",
+        verdict,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
