@@ -45,6 +45,24 @@ def every_host(value: Any) -> np.ndarray:
     return own[None] if jax.process_count() == 1 else multihost_utils.process_allgather(own)
 
 
+def rows_of_all(tree: Any, shares: Sequence[Sequence[int]]) -> Any:
+    """The rows of all hosts, share after share, on every host.
+
+    Args:
+        tree: NumPy arrays [r, ...] of the rows of this host's share.
+        shares: the processes that hold each share. Row i comes from the i-th of them, in turns; what the others have
+            there does not matter.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def whole(own: np.ndarray) -> np.ndarray:
+        sources = np.asarray([[hosts[i % len(hosts)] for i in range(len(own))] for hosts in shares])
+        return every_host(own)[sources, np.arange(len(own))].reshape(-1, *own.shape[1:])
+
+    return jax.tree.map(whole, tree)
+
+
 def barrier(name: str) -> None:
     """Waits until all hosts have come to the barrier of this name."""
     if jax.process_count() > 1:

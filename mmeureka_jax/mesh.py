@@ -10,6 +10,7 @@ sharded over `fsdp` only.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections import Counter
@@ -60,8 +61,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """A (data, fsdp, context, tensor) mesh over all devices.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices, `context` x `tensor` does not fit into a host, or
-            the devices are not in `slices` slices of one size.
+        UserError: the sizes do not multiply to the number of devices, a host would hold a part of two blocks of rows
+            (see `row_shares`), or the devices are not in `slices` slices of one size.
     """
     devices = jax.devices() if devices is None else devices
     if devices[0].platform == "cpu" and not ynn_is_safe():
@@ -73,19 +74,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
-    per_host = Counter(device.process_index for device in devices)
-    whole = math.gcd(*per_host.values())  # groups of this size and its divisors fit into every host
-    choices = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
             f"mesh: ({', '.join(AXES)}) = {tuple(getattr(config, a) for a in AXES)} does not divide the "
             f"{len(devices)} devices that JAX sees; choose sizes whose product is {len(devices)}, or -1 for one of "
-            f"them; mesh.tensor can be {choices}"
-        )
-    if whole % (sizes["context"] * sizes["tensor"]):
-        raise UserError(
-            f"mesh.tensor = {sizes['tensor']} spreads a prompt over several hosts, which each load prompts of their "
-            f"own; of the {whole} devices of a host it can take {choices}"
+            "them"
         )
     if sizes["data"] % config.slices:
         raise UserError(
@@ -94,7 +87,102 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         )
     shape = sizes["data"] // config.slices, sizes["fsdp"], sizes["context"], sizes["tensor"]
     arranged = [_arranged(part, shape) for part in _slices(devices, config.slices)]
-    return Mesh(np.concatenate(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    mesh = Mesh(np.concatenate(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if _count_shares(mesh) == 0:
+        hosts = Counter(device.process_index for device in devices)
+        raise UserError(
+            f"mesh: the {sizes['context'] * sizes['tensor']} devices of a block of rows (context x tensor) and the "
+            f"{min(hosts.values())} devices of a host do not divide one another, so that a host would hold a part of "
+            "two blocks; choose sizes that do"
+        )
+    return mesh
+
+
+def sampler_mesh(mesh: Mesh) -> Mesh:
+    """The mesh that the sampler runs under: the same devices in the same order, with `context` folded into `fsdp`.
+
+    A decode step has one place of each row, which cannot be split; the rows go over those devices instead. A program
+    under this mesh takes arrays of the other one as they lie.
+    """
+    sizes = mesh.shape
+    if sizes["context"] == 1:
+        return mesh
+    shape = sizes["data"], sizes["fsdp"] * sizes["context"], 1, sizes["tensor"]
+    return Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
+
+
+@dataclass(frozen=True)
+class RowShares:
+    """How the rows of a batch are divided among hosts.
+
+    Attributes:
+        hosts: of each share, in the order of its rows, the processes whose devices hold it. They load the same rows.
+        shards: the shards of the batch dimension that each share consists of, ascending.
+    """
+
+    hosts: tuple[tuple[int, ...], ...]
+    shards: tuple[tuple[int, ...], ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.hosts)
+
+    @property
+    def index(self) -> int:
+        """This process's share."""
+        return next(i for i, hosts in enumerate(self.hosts) if jax.process_index() in hosts)
+
+    @property
+    def sharing(self) -> tuple[int, ...]:
+        """The processes that have this process's share, itself among them."""
+        return self.hosts[self.index]
+
+    @property
+    def rank(self) -> int:
+        """The place of this process in `sharing`."""
+        return self.sharing.index(jax.process_index())
+
+    def merged(self, count: int) -> RowShares:
+        """`count` shares, each of as many neighbours of these. `count` divides the number of these."""
+        size = self.count // count
+        parts = range(0, self.count, size)
+        return RowShares(
+            tuple(sum(self.hosts[i : i + size], ()) for i in parts),
+            tuple(sum(self.shards[i : i + size], ()) for i in parts),
+        )
+
+    def order(self, rows: int) -> np.ndarray:
+        """The place of every row in an array over the mesh: share after share, [rows]."""
+        of_shard = np.arange(rows).reshape(sum(map(len, self.shards)), -1)
+        return np.concatenate([of_shard[list(shards)].ravel() for shards in self.shards])
+
+
+@functools.lru_cache(maxsize=16)
+def row_shares(mesh: Mesh) -> RowShares:
+    """Which rows of an array that is spread over the batch dimension each host holds, and so loads.
+
+    Hosts have the same share if their devices hold the same rows, which are then split over `context` or `tensor`
+    between them. Shares are in the order of their first shard.
+    """
+    by_host: dict[int, set[int]] = {}
+    for shard, devices in enumerate(mesh.devices.reshape(batch_divisor(mesh), -1)):
+        for device in devices:
+            by_host.setdefault(device.process_index, set()).add(shard)
+    by_shards: dict[tuple[int, ...], list[int]] = {}
+    for host, shards in sorted(by_host.items()):
+        by_shards.setdefault(tuple(sorted(shards)), []).append(host)
+    shares = sorted(by_shards.items())
+    return RowShares(tuple(tuple(hosts) for _, hosts in shares), tuple(shards for shards, _ in shares))
+
+
+def _count_shares(mesh: Mesh) -> int:
+    """Into how many shares hosts divide the rows; 0 if, in updates or in the sampler, two hosts hold some rows in
+    common but not all, or one holds more rows than another."""
+    for one in (mesh, sampler_mesh(mesh)):
+        shards = row_shares(one).shards
+        if len(set(map(len, shards))) > 1 or sum(map(len, shards)) > batch_divisor(one):
+            return 0
+    return row_shares(mesh).count
 
 
 def in_words(mesh: Mesh) -> str:
@@ -129,24 +217,17 @@ def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]
 
 
 def _arranged(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """The devices in an array of this shape, in the order that suits the network best, if the devices that share rows
-    then stay on one host; else host by host, where neighbours in a group are neighbours in the network too."""
+    """The devices in an array of this shape, in the order that suits the network best, if hosts then share no more rows
+    than they must; else host by host, where neighbours in a group are neighbours in the network too."""
+    order = sorted(range(len(devices)), key=lambda i: devices[i].process_index)  # stable: within a host as they come
+    by_host = np.asarray([devices[i] for i in order]).reshape(shape)
     try:
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (NotImplementedError, ValueError, AssertionError) as error:  # a network that JAX does not know
         logger.debug("devices are taken host by host: %s", error)
-    else:
-        if _hosts_have_own_rows(arranged):
-            return arranged
-    order = sorted(range(len(devices)), key=lambda i: devices[i].process_index)  # stable: within a host as they come
-    return np.asarray([devices[i] for i in order]).reshape(shape)
-
-
-def _hosts_have_own_rows(devices: np.ndarray) -> bool:
-    """Whether the devices that share rows of a batch (those along `context` and `tensor`) belong to one host,
-    everywhere."""
-    groups = devices.reshape(-1, math.prod(devices.shape[2:]))
-    return all(len({device.process_index for device in group}) == 1 for group in groups)
+        return by_host
+    shares, most = (_count_shares(Mesh(x, AXES)) for x in (arranged, by_host))
+    return arranged if shares >= most else by_host
 
 
 def partition_spec(*names: str | None) -> PartitionSpec:
@@ -219,16 +300,21 @@ class Program:
         arguments: its arguments. Of arrays only shapes and shardings count: they may be `jax.ShapeDtypeStruct`.
         beside: arrays that lie on the devices while it runs and are none of its arguments, as those. The train state
             and a reference policy, which always do, are left out.
+        mesh: the mesh that it runs under, where that is not the run's.
     """
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
     beside: Any = ()
+    mesh: Mesh | None = None
 
     def lower(self) -> jax.stages.Lowered:
         """The program for the compiler, under `jax.set_mesh`. What is compiled here, a later call does not compile."""
-        return self.function.lower(*self.arguments)
+        if self.mesh is None:
+            return self.function.lower(*self.arguments)
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*self.arguments)
 
     def outputs(self) -> Any:
         """Shapes of what the function returns, without shardings."""

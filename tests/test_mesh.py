@@ -19,6 +19,7 @@ import pytest
 from helpers.groups import parts_of
 from helpers.support import PROBLEMS, Lively
 from jax.experimental import mesh_utils
+from jax.sharding import Mesh
 
 from mmeureka_jax.commands.jax_setup import start_jax
 from mmeureka_jax.config.load import load_config
@@ -32,6 +33,8 @@ from mmeureka_jax.mesh import (
     in_words,
     make_mesh,
     partition_spec,
+    row_shares,
+    sampler_mesh,
     to_global,
     tree_shardings,
 )
@@ -42,12 +45,12 @@ from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.train_state import make_training
 from mmeureka_jax.rl.update import CompiledUpdate
-from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.spread import Spread, copies_of_prompts
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.training.rl import recipe
 
-MESHES = [(2, 2, 2), (1, 4, 1)]  # (data, fsdp, tensor)
+MESHES = [(2, 2, 2), (1, 4, 1), (1, 1, 2, 4)]  # (data, fsdp, tensor), context 1 or (data, fsdp, tensor, context)
 PACKING = {(1, 4, 1): 0.0}  # rows of padded responses alone; elsewhere of packed ones too
 ROWS = 16
 GROUP = 2
@@ -99,12 +102,7 @@ class OnMesh:
             self.shardings = training.shardings(model.policy, mesh)
             self.start = jax.device_put(training.init(model.policy, model.params), self.shardings)
 
-            settings = SamplingSettings(
-                group_size=GROUP, max_new_tokens=10, eos_token_ids=model.config.eos_token_ids,
-                pad_token_id=model.config.pad_token_id,
-            )  # fmt: skip
-            request = Request.of([str(i) for i in range(ROWS)], part[0].prompts, mesh)
-            self.samples, _ = Sampler(model.policy, settings, "rollout").sample(self.start.params, request)
+            self.samples = samples_of(model, self.start.params, part[0].prompts, mesh, GROUP)
 
             objective = policy_objective(config)
             step = CompiledUpdate(model.policy, objective, training, self.shardings)
@@ -114,6 +112,21 @@ class OnMesh:
             self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
             self.state, metrics = self.update()
             self.metrics = computed(gather_rows(metrics))
+
+
+def samples_of(model, params, prompts, mesh, group_size):
+    """Several tokens end a response, so that the batch gets smaller on the way."""
+    count = len(prompts.tokens)
+    settings = SamplingSettings(
+        group_size=group_size, max_new_tokens=10, eos_token_ids=(*model.config.eos_token_ids, *range(100, 150)),
+        pad_token_id=model.config.pad_token_id,
+    )  # fmt: skip
+    spread = Spread.of(sampler_mesh(mesh), count, group_size)
+    request = spread.request([str(i) for i in range(count)], prompts)
+    with jax.set_mesh(spread.mesh):
+        drawn, _ = Sampler(model.policy, settings, "rollout").sample(params, request)
+    assert len(request.prompts.tokens) == count * spread.copies
+    return spread.groups(drawn)
 
 
 @pytest.fixture(scope="module")
@@ -204,11 +217,47 @@ def test_sampled_tokens_equal_one_device(on_mesh, sizes):
     assert len(np.unique(alone.tokens)) > 50
 
 
+@pytest.fixture(scope="module")
+def two_prompts(model, part):
+    """Two prompts, and 8 responses to each on one device."""
+    prompts = jax.tree.map(lambda x: x[:2], part[0].prompts)
+    return prompts, samples_of(model, model.params, prompts, mesh_of(1, 1, 1), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "copies"), [((1, 2, 2, 2), 2), ((1, 8, 1), 4)], ids=str)
+def test_fewer_prompts_than_shards_get_the_tokens_of_one_device(model, two_prompts, sizes, copies):
+    """A prompt is there several times, each time for its share of the 8 responses."""
+    prompts, alone = two_prompts
+    mesh = mesh_of(*sizes)
+    assert Spread.of(sampler_mesh(mesh), 2, 8).copies == copies
+    params = jax.device_put(model.params, tree_shardings(mesh, model.params, model.policy.param_axes()))
+    spread = samples_of(model, params, prompts, mesh, 8)
+    assert alone.tokens.shape == (2, 8, 10) and len(np.unique(alone.lengths)) > 3
+    np.testing.assert_array_equal(spread.tokens, alone.tokens)
+    np.testing.assert_array_equal(spread.lengths, alone.lengths)
+    np.testing.assert_array_equal(spread.finished, alone.finished)
+    np.testing.assert_allclose(spread.log_probs, alone.log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shards", "group_size", "copies"),
+    [(16, 8, 8, 1), (16, 64, 8, 4), (4, 32, 8, 8), (12, 8, 6, 2), (6, 4, 6, 2), (3, 9, 9, 3)],
+)
+def test_the_smallest_number_of_copies_that_divides(prompts, shards, group_size, copies):
+    assert copies_of_prompts(prompts, shards, group_size) == copies
+
+
+def test_prompts_that_cannot_be_spread_say_which_could():
+    with pytest.raises(UserError, match="6 prompts .* over data x fsdp x context = 64 shards; choose a multiple of 8 "):
+        copies_of_prompts(6, 64, 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_parameters_and_moments_are_really_sharded(model, on_mesh, sizes):
     """The sizes of the pieces that devices hold after an update, against sizes written down here by hand."""
-    _, fsdp, tensor = sizes
+    _, fsdp, tensor = sizes[:3]
     text = model.config.text
     vision = model.config.vision
     width = text.hidden_size
@@ -300,16 +349,38 @@ class FakeDevice:
     device_kind: str = "cpu"
 
 
-def test_a_prompt_stays_on_one_host():
-    """Hosts load different prompts, so the devices that share one must be of one host, whatever order they come in."""
-    devices = [FakeDevice(i, process_index=i % 2) for i in range(8)]
-    for sizes in ((1, 2, 4), (2, 2, 2), (1, -1, 2)):
-        mesh = make_mesh(MeshConfig(*sizes), devices)
-        groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
-        assert all(len({device.process_index for device in group}) == 1 for group in groups)
+def test_hosts_share_rows_only_where_a_block_of_rows_is_larger_than_a_host():
+    """Whatever order the devices come in."""
+    devices = [FakeDevice(i, process_index=i % 4) for i in range(16)]
+    for context, tensor, share in [(1, 4, 1), (4, 1, 1), (2, 2, 1), (1, 8, 2), (4, 2, 2), (1, 16, 4), (16, 1, 4)]:
+        mesh = make_mesh(MeshConfig(context=context, tensor=tensor), devices)
         assert set(mesh.devices.flat) == set(devices)
-    with pytest.raises(UserError, match="mesh.tensor = 8 spreads .* of the 4 devices of a host it can take 1, 2, 4"):
-        make_mesh(MeshConfig(1, 1, 8), devices)
+        shares = row_shares(mesh)
+        assert [len(hosts) for hosts in shares.hosts] == [share] * (4 // share)
+        for hosts, shards in zip(shares.hosts, shares.shards, strict=True):
+            blocks = mesh.devices.reshape(batch_divisor(mesh), -1)[list(shards)]
+            assert {device.process_index for device in blocks.flat} == set(hosts)
+        sampler = sampler_mesh(mesh)
+        assert batch_divisor(sampler) * tensor == 16 and [*sampler.devices.flat] == [*mesh.devices.flat]
+        assert row_shares(sampler).count == min(4, 16 // tensor)
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 3}, {"context": 6}, {"fsdp": 1, "data": 4, "tensor": 3}], ids=str)
+def test_a_host_with_a_part_of_two_blocks_of_rows_is_refused(sizes):
+    with pytest.raises(UserError, match="of a block of rows .* and the 4 devices of a host do not divide one another"):
+        make_mesh(MeshConfig(**sizes), [FakeDevice(i, process_index=i // 4) for i in range(12)])
+
+
+def test_shares_of_rows_on_alternating_hosts(monkeypatch):
+    """The order of rows is share after share; two shares can be merged."""
+    devices = np.asarray([FakeDevice(i, process_index=host) for i, host in enumerate([2, 0, 1, 3, 2, 0, 1, 3])])
+    shares = row_shares(Mesh(devices.reshape(4, 1, 2, 1), AXES))
+    assert shares.hosts == ((0, 2), (1, 3)) and shares.shards == ((0, 2), (1, 3))
+    assert shares.order(8).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert shares.merged(1).hosts == ((0, 2, 1, 3),) and shares.merged(2) == shares
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    assert (shares.index, shares.rank, shares.sharing) == (1, 1, (1, 3))
+    assert (shares.merged(1).index, shares.merged(1).rank) == (0, 3)
 
 
 @dataclass(frozen=True)
@@ -360,28 +431,30 @@ def described():
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
-@pytest.mark.parametrize("tensor", [1, 2, 4])
-def test_every_tpu_slice_has_its_meshes(described, name, tensor):
-    """Tensor groups lie in one host, and each chip of a group has another one of it next to it in the network."""
-    made = described[name][str(tensor)]
-    assert made["shape"] == [1, DESCRIBED[name] // tensor, 1, tensor] and made["devices"] == DESCRIBED[name]
-    assert made["hosts_of_a_group"] == 1 and made["hops_to_the_next"] <= 1
+def test_every_tpu_slice_has_its_meshes(described, name):
+    """Every power of two for context and tensor. Hosts share rows only where they must, and each chip of a tensor group
+    has another one of it next to it in the network."""
+    for sizes, made in described[name].items():
+        context, tensor = map(int, sizes.split())
+        if tensor == 3:
+            assert f"does not divide the {DESCRIBED[name]} devices" in made["refused"]
+            continue
+        assert made["shape"] == [1, DESCRIBED[name] // context // tensor, context, tensor]
+        assert made["devices"] == DESCRIBED[name] and made["hops_to_the_next"] <= 1
+        assert made["shares"] == min(made["hosts"], made["shape"][1])
+        assert made["hosts_of_a_share"] == [made["hosts"] // made["shares"]]
+        assert made["shares_of_sampler"] >= made["shares"]
 
 
 def test_the_readmes_command_for_16_chips_starts(described):
     text = (Path(__file__).parents[1] / "README.md").read_text()
     command = re.search(r"slice of 16 chips(?s:.*?) -- (\S+\.yaml) (?s:.*?)mesh\.tensor=(\d)", text)
     tensor = int(command[2])
-    assert all(described[name][command[2]]["shape"] == [1, 16 // tensor, 1, tensor] for name in ("v5e:4x4", "v6e:4x4"))
-    sizes = recipe(load_config(command[1], [f"mesh.tensor={tensor}"])).batch_sizes
-    assert [size % (16 // tensor) for size in sizes.values()] == [0] * len(sizes)
-
-
-@pytest.mark.parametrize("name", [name for name in DESCRIBED if not name.startswith("v4")])
-@pytest.mark.parametrize("tensor", [3, 8])
-def test_a_tpu_slice_says_which_tensor_sizes_it_can_have(described, name, tensor):
-    refused = described[name][str(tensor)]["refused"]
-    assert refused.count("\n") == 0 and refused.endswith("1, 2, 4")
+    assert all(
+        described[name][f"1 {tensor}"]["shape"] == [1, 16 // tensor, 1, tensor] for name in ("v5e:4x4", "v6e:4x4")
+    )
+    job = recipe(load_config(command[1], [f"mesh.tensor={tensor}"]))
+    assert copies_of_prompts(job.prompts_per_batch, 16 // tensor, job.group_size) == 1
 
 
 def test_all_parameters_that_do_not_divide_are_listed(model):

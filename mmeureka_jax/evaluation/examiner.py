@@ -18,6 +18,7 @@ import jax
 
 from mmeureka_jax.config.schema import DataConfig, RewardConfig
 from mmeureka_jax.evaluation.options import EvalOptions
+from mmeureka_jax.mesh import RowShares, row_shares
 from mmeureka_jax.models.batch import length_buckets
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import say_facts
@@ -75,19 +76,19 @@ class Examiner:
     @property
     def batch_rows(self) -> int:
         """The problems of a batch on this host."""
-        return rows_per_batch(self.opened.mesh, self.sizes.prompts)
+        return rows_per_batch(self.opened.sampler_mesh, self.sizes.prompts)
 
     def problems(self) -> list[Problem]:
         """This host's problems, in order."""
         return [self.checked.source[i] for i in self._own()]
 
     def run(self, params: Params, on_answer: Callable[[int], object] = lambda count: None) -> list[Graded]:
-        """This host's problems, answered and then graded."""
+        """This host's problems, answered and then graded; of problems that it shares with other hosts, a part."""
         answered = []
         for item in self.answer(params, self.problems()):
             answered.append(item)
             on_answer(1)
-        return self.grade(answered)
+        return self.grade(answered[self._shares.rank :: len(self._shares.sharing)])
 
     def batches(self, params: Params, problems: Sequence[Problem]) -> Iterator[list[Graded]]:
         """Answers to problems of this host, batch by batch, each as soon as it is graded."""
@@ -103,7 +104,7 @@ class Examiner:
 
     def answer(self, params: Params, problems: Sequence[Problem]) -> Iterator[tuple[Problem, list[Response]]]:
         """Each problem of this host with the responses to it, as soon as its batch is decoded."""
-        return generate(self.sampler, self.opened.mesh, params, self.processor, problems, self.sizes)
+        return generate(self.sampler, self.opened.sampler_mesh, params, self.processor, problems, self.sizes)
 
     def grade(self, answered: Iterable[tuple[Problem, Sequence[Response]]]) -> list[Graded]:
         """All responses with their scores; those to one problem follow one another."""
@@ -122,7 +123,11 @@ class Examiner:
         ]
 
     def _own(self) -> Sequence[int]:
-        return self.indices[jax.process_index() :: jax.process_count()]
+        return self.indices[self._shares.index :: self._shares.count]
+
+    @property
+    def _shares(self) -> RowShares:
+        return row_shares(self.opened.sampler_mesh)
 
 
 @contextmanager

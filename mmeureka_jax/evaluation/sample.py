@@ -67,14 +67,15 @@ def sample_file(
             "seed": seed,
             **{name: value for name, value in asdict(settings).items() if name not in MEMORY},
         }
-        batch_rows = rows_per_batch(opened.mesh, prompts.batch_size)
+        batch_rows = rows_per_batch(opened.sampler_mesh, prompts.batch_size)
         done = rows.resume(made_with, ids, per_batch=n * batch_rows) // n
         left = file.problems[done:]
         if left:
             draws = Sampler(opened.policy, settings, "sample", seed)
-            with jax.set_mesh(opened.mesh), progress(len(file.problems), "sample", unit="row", initial=done) as bar:
+            mesh = opened.sampler_mesh
+            with jax.set_mesh(mesh), progress(len(file.problems), "sample", unit="row", initial=done) as bar:
                 params = opened.load_params()
-                for problem, responses in generate(draws, opened.mesh, params, file.processor, left, file.sizes):
+                for problem, responses in generate(draws, mesh, params, file.processor, left, file.sizes):
                     rows.add(*(_row_of(problem, number, response) for number, response in enumerate(responses)))
                     bar.update(1)
         rows.publish()

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mmeureka_jax.mesh import RowShares
 from mmeureka_jax.models.batch import (
     Array,
     GroupBatch,
@@ -108,15 +109,13 @@ def make_group_batch(groups: Sequence[Group], *, prompt_length: int, response_le
     return GroupBatch(stacked.prompt, stacked.image_features, stacked.responses, within)
 
 
-def rows_of_host(batch: T) -> T:
+def rows_of_host(batch: T, shares: RowShares) -> T:
     """This host's share of a batch (or any tree of arrays) that every host holds whole."""
-    hosts = jax.process_count()
-    index = jax.process_index()
-    if hosts == 1:
+    if shares.count == 1:
         return batch
 
     def share(x: np.ndarray) -> np.ndarray:
-        size = x.shape[0] // hosts
-        return x[index * size : (index + 1) * size]
+        size = x.shape[0] // shares.count
+        return x[shares.index * size : (shares.index + 1) * size]
 
     return jax.tree.map(share, batch)

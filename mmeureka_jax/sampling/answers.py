@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmeureka_jax.hosts import max_over_hosts
-from mmeureka_jax.mesh import batch_divisor
+from mmeureka_jax.mesh import batch_divisor, row_shares
 from mmeureka_jax.models.batch import Prompt, collate, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural
@@ -52,7 +52,7 @@ class PromptSizes:
 def rows_per_batch(mesh: Mesh, batch_size: int) -> int:
     """Problems of a batch on this host: `batch_size`, raised to what the mesh divides."""
     divisor = batch_divisor(mesh)
-    return -(-batch_size // divisor) * divisor // jax.process_count()
+    return -(-batch_size // divisor) * divisor // row_shares(mesh).count
 
 
 def generate(
@@ -63,7 +63,7 @@ def generate(
     problems: Sequence[Problem],
     sizes: PromptSizes,
 ) -> Iterator[tuple[Problem, list[Response]]]:
-    """Samples responses to each of this host's problems, in order, batch after batch.
+    """Samples responses to each of this host's problems, in order, batch after batch, under `mesh`.
 
     Pictures of the next batch are processed while this one is decoded. All hosts must call it together; a host with
     fewer problems than another runs along with empty batches.
@@ -83,9 +83,13 @@ def generate(
             pending = process(index + 1)
             request = _request(mesh, processor, [problem.id for problem in own], prompts, rows, sizes)
             shape = request.prompts.tokens.shape
-            with first_time(
-                (sampler.policy, sampler.settings, shape),
-                f"answering {plural(rows, 'prompt')} of up to {shape[1]} tokens, which compiles the sampler for them",
+            with (
+                jax.set_mesh(mesh),
+                first_time(
+                    (sampler.policy, sampler.settings, shape),
+                    f"answering {plural(rows, 'prompt')} of up to {shape[1]} tokens, "
+                    "which compiles the sampler for them",
+                ),
             ):
                 samples, _ = sampler.sample(params, request)
             for i, problem in enumerate(own):

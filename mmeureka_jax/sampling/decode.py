@@ -62,8 +62,8 @@ def start(
     # Weights are made when the prompts have run: memory is not that of both.
     hidden, params = jax.lax.optimization_barrier((hidden, params))
     weights = decoder_weights(policy, params, split=settings.split_weights)
-    n = settings.group_size
-    keys = response_keys(seed, stream, request.rollout, request.names, n).reshape(-1)
+    n = settings.group_size // request.copies
+    keys = response_keys(seed, stream, request.rollout, request.names, n, request.first).reshape(-1)
     state = first_state(policy, settings, sizes.own, request, keys, cache)
     noise = token_noise(keys, jnp.arange(1))[0]
     state = draw_next(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), weights.head)

@@ -104,7 +104,7 @@ def first_state(
     """The state before the first token, with empty caches of `capacity` tokens."""
     text = policy.config.text
     dtype = cache.keys[0].dtype
-    n = settings.group_size
+    n = settings.group_size // request.copies
     limit = settings.max_new_tokens
     count = len(keys)
     in_shard = jnp.arange(count // batch_shards(), dtype=jnp.int32)

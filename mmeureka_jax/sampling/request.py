@@ -24,6 +24,9 @@ class Request:
         active: False for prompts that only fill up the batch; nothing is drawn for them.
         rollout: number of the sampler call, part of the name of every random number.
         limits: tokens after which each response is cut off, where that is before `max_new_tokens`.
+        first: the number of each prompt's first response, part of the names of its random numbers; None: 0.
+        copies: the number of times that each prompt is there, each time for its share of the group; n is then the
+            group size divided by it. See `Spread`.
     """
 
     prompts: Prompt
@@ -31,6 +34,8 @@ class Request:
     active: Bool[Array, "P"]
     rollout: int | Int[Array, ""] = 0
     limits: Int[Array, "P n"] | None = None
+    first: Int[Array, "P"] | None = None
+    copies: int = flax.struct.field(pytree_node=False, default=1)
 
     @classmethod
     def of(

@@ -56,7 +56,8 @@ class Sampler:
     longest_prompt: int = 0
 
     def sample(self, params: Params, request: Request) -> tuple[Samples, ImageFeatures | None]:
-        """Samples `group_size` responses to each prompt. All hosts call it together, under `jax.set_mesh`.
+        """Samples `group_size` / `request.copies` responses to each prompt. All hosts call it together, under
+        `jax.set_mesh` of the sampler's mesh.
 
         Returns:
             This host's responses as NumPy arrays, in the order of its prompts, and the image features on the devices,
@@ -74,7 +75,7 @@ class Sampler:
             running, position, filled = (int(x) for x in jax.device_get((running, state.position, state.filled)))
             if running == 0 or position >= settings.max_new_tokens:
                 samples.add(state)
-                return samples.groups(settings.group_size), features
+                return samples.groups(settings.group_size // request.copies), features
             if len(sizes) > 1 and running <= sizes[1]:
                 samples.add(state)
                 while len(sizes) > 1 and running <= sizes[1]:

@@ -89,15 +89,28 @@ def prompt_seeds(ids: Sequence[str]) -> UInt32[np.ndarray, "P 2"]:
 
 
 def response_keys(
-    seed: Int[Array, ""], stream: str, rollout: Int[Array, ""], seeds: UInt32[Array, "P 2"], group_size: int
+    seed: Int[Array, ""],
+    stream: str,
+    rollout: Int[Array, ""],
+    seeds: UInt32[Array, "P 2"],
+    count: int,
+    first: Int[Array, "P"] | None = None,
 ) -> Key[Array, "P n"]:
-    """The random key of every response; `fold_in` the position to get a token's."""
+    """The random key of every response; `fold_in` the position to get a token's.
+
+    Args:
+        count: responses to each prompt, n.
+        first: the number of the first of them; None: 0.
+    """
     base = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAMS[stream]), rollout)
 
     def key_of(words: UInt32[Array, "2"], index: Int[Array, ""]) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base, words[0]), words[1]), index)
 
-    return jax.vmap(lambda words: jax.vmap(lambda index: key_of(words, index))(jnp.arange(group_size)))(seeds)
+    numbers = jnp.arange(count)
+    if first is None:
+        return jax.vmap(lambda words: jax.vmap(lambda index: key_of(words, index))(numbers))(seeds)
+    return jax.vmap(lambda words, start: jax.vmap(lambda index: key_of(words, start + index))(numbers))(seeds, first)
 
 
 def token_noise(keys: Key[Array, "R"], positions: Int[Array, "t"]) -> Float[Array, "t R 2"]:

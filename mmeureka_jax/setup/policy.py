@@ -20,7 +20,7 @@ from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.formats.hugging_face import load_params, read_config
 from mmeureka_jax.formats.peft import StoredAdapters, open_adapters
 from mmeureka_jax.hosts import barrier, is_main
-from mmeureka_jax.mesh import make_mesh, tree_shardings
+from mmeureka_jax.mesh import make_mesh, sampler_mesh, tree_shardings
 from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.lora import Lora, initial_adapters
 from mmeureka_jax.models.policy import Params, Policy
@@ -45,6 +45,11 @@ class OpenedPolicy:
     mesh: Mesh
     checkpoint: Path
     adapters: StoredAdapters | None = None
+
+    @property
+    def sampler_mesh(self) -> Mesh:
+        """The mesh that responses are sampled under; see `mesh.sampler_mesh`."""
+        return sampler_mesh(self.mesh)
 
     def load_params(self, what: str = "the policy") -> Params:
         """The parameters to start from, sharded over the mesh: the checkpoint's, and adapters if the policy has any."""

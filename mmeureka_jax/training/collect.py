@@ -1,7 +1,8 @@
 """Rollouts: problems in, groups with rewards out, until enough of them have passed the online filter.
 
-Every host processes, and scores, its own share of the prompts. What came out is then gathered, so that all hosts hold
-the same groups in the same order and take the same decisions.
+Every host processes, and scores, its own share of the prompts; hosts that hold the same rows process the same prompts,
+and each of them scores a part. What came out is then gathered, so that all hosts hold the same groups in the same order
+and take the same decisions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,8 +22,7 @@ import numpy as np
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import RunStopped
 from mmeureka_jax.evaluation.pass_at_k import pass_at_k
-from mmeureka_jax.hosts import gather_rows, is_main, max_over_hosts
-from mmeureka_jax.mesh import to_global
+from mmeureka_jax.hosts import is_main, max_over_hosts, rows_of_all
 from mmeureka_jax.models.batch import ImageFeatures, Prompt, collate, pick_bucket, take_row
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural, progress
@@ -33,8 +33,9 @@ from mmeureka_jax.rl.metrics import Mean, Metrics, Sum, computed
 from mmeureka_jax.rl.online_filter import KEPT, TOO_EASY, TOO_HARD, GroupBuffer, classify, staleness
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
 from mmeureka_jax.sampling.answers import PromptSizes
-from mmeureka_jax.sampling.request import Request, Samples
+from mmeureka_jax.sampling.request import Samples
 from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.spread import Spread
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.programs import sampler_programs
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.rewards.base import RewardResult
     from mmeureka_jax.rewards.workers import RewardWorkers
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -113,7 +116,7 @@ def _nothing_kept(rounds: int, tally: Tally, step: int) -> RunStopped:
 def _scored_rows(
     loaded: Sequence[LoadedProblem], scores: Sequence[Sequence[RewardResult]], fallible: Iterable[str]
 ) -> dict[str, Any]:
-    """What the rules say of this host's responses, as arrays [P, n]: the total, each rule's part, and which failed."""
+    """What the rules say of responses to some problems, as arrays [P, n]: the total, each rule's part, which failed."""
     failed = {rule: np.asarray([[rule in s.failures for s in row] for row in scores]) for rule in fallible}
     names = sorted(scores[0][0].parts)
     return {
@@ -141,12 +144,13 @@ class _Round:
     """One sampler call, whose responses are being scored."""
 
     sampled_by: int  # see `Group`
-    loaded: list[LoadedProblem]
-    prompts: Prompt
+    loaded: list[LoadedProblem]  # this host's
+    prompts: Prompt  # all hosts'
     features: ImageFeatures | None  # all hosts', where the tower is frozen
-    samples: Samples
+    samples: Samples  # to the problems of this host
     seconds: float  # that sampling took
-    texts: list[list[str]]
+    scored: range  # which of this host's problems it scores
+    texts: list[list[str]]  # responses to those
     scores: Future[list[list[RewardResult]]]
 
 
@@ -168,7 +172,6 @@ class Collector:
         vision_frozen: bool,
     ):
         self._config = config
-        self._mesh = opened.mesh
         self._processor = processor
         self._loader = loader
         self._rewards = rewards
@@ -179,12 +182,13 @@ class Collector:
         self._failures = FailureWatch(config.reward)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         settings = SamplingSettings.of(processor, config.sampler, config.rl.group_size)
+        self.spread = Spread.of(opened.sampler_mesh, self._prompts_per_call, config.rl.group_size)
         self.sampler = Sampler(opened.policy, settings, "rollout", config.seed)
 
     def compile_ahead(self, params: Params) -> None:
         """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
         sizes = PromptSizes(self._prompts_per_call, self._buckets, self._num_windows)
-        programs = list(sampler_programs(self.sampler, params, sizes))
+        programs = sampler_programs(self.sampler, self.spread.mesh, params, sizes)
         show = self._config.tracking.progress and is_main()
         with progress(len(programs), "compile the sampler", unit="program", enabled=show) as bar:
             for program in programs:
@@ -248,24 +252,27 @@ class Collector:
         batch = collate([item.prompt for item in loaded], pick_bucket(int(longest), self._buckets), self._num_windows)
         # The place in the data stream is in a prompt's name: a problem that comes twice is answered anew each time.
         # The number of the call is not: what is drawn does not depend on how many prompts a call has.
-        request = Request.of([f"{item.order}/{item.problem.id}" for item in loaded], batch, self._mesh)
-        with self._compiling(batch):
-            samples, features = self.sampler.sample(params, request)
+        request = self.spread.request([f"{item.order}/{item.problem.id}" for item in loaded], batch)
+        with jax.set_mesh(self.spread.mesh), self._compiling(request.prompts):
+            drawn, features = self.sampler.sample(params, request)
+        samples = self.spread.groups(drawn)
+        shares = self.spread.shares
+        scored = range(shares.rank % len(loaded), len(loaded), len(shares.sharing))  # at least one
         texts = [
             [self._processor.decode(row[:length]) for row, length in zip(rows, counts, strict=True)]
-            for rows, counts in zip(samples.tokens, samples.lengths, strict=True)
+            for rows, counts in zip(samples.tokens[scored], samples.lengths[scored], strict=True)
         ]
-        scores = self._scoring.submit(self.score, loaded, texts)
+        scores = self._scoring.submit(self.score, [loaded[row] for row in scored], texts)
         prompts: Any = request.prompts
         if self._vision_frozen:  # the update reads the features, so the pictures need not be gathered or kept
-            count = len(loaded) * jax.process_count()
+            count = self._prompts_per_call
             none = jax.tree.map(lambda x: np.zeros((count, 0, *x.shape[2:]), x.dtype), batch.images)
-            prompts = gather_rows(prompts.replace(images=None)).replace(images=none)
-            kept = gather_rows(features)
+            prompts = self.spread.prompts_of_all(prompts.replace(images=None)).replace(images=none)
+            kept = self.spread.prompts_of_all(features)
         else:
-            prompts = gather_rows(prompts)
+            prompts = self.spread.prompts_of_all(prompts)
             kept = None
-        return _Round(updates, loaded, prompts, kept, samples, time.perf_counter() - start, texts, scores)
+        return _Round(updates, loaded, prompts, kept, samples, time.perf_counter() - start, scored, texts, scores)
 
     def _compiling(self, batch: Prompt) -> AbstractContextManager[None]:
         """Says so where a sampler call has to compile its programs."""
@@ -278,12 +285,14 @@ class Collector:
     def _scored(self, sampled: _Round, tally: Tally, step: int, show: bool) -> tuple[list[Group], list[RolloutSample]]:
         """The groups of all hosts, once this host's are scored; and some to show, on the host that writes them."""
         start = time.perf_counter()
-        scores = self._with_length_penalty(sampled.scores.result(), sampled.samples.lengths)
+        samples = sampled.samples
+        scored = sampled.scored
+        scores = self._with_length_penalty(sampled.scores.result(), samples.lengths[scored])
         seconds = time.perf_counter() - start
         self._failures.note((score for row in scores for score in row), step + 1)
-        # Through the mesh, as the samples: its order of rows need not be the order of hosts.
-        own = _scored_rows(sampled.loaded, scores, fallible_rules(self._config.reward))
-        everyone, full = gather_rows(to_global(self._mesh, (own, sampled.samples)))
+        problems = [sampled.loaded[row] for row in scored]
+        own = self._in_place(scored, _scored_rows(problems, scores, fallible_rules(self._config.reward)))
+        everyone, full = rows_of_all((own, samples), self.spread.shares.hosts)
         tally.add(_metrics_of_call(everyone, full))
         tally.add({"filter/rounds": Sum(1), "time/rollout": Sum(sampled.seconds), "time/reward": Sum(seconds)})
         tally.add({"time/rollout_tokens_per_s": Mean(float(np.sum(full.lengths)), sampled.seconds)})
@@ -294,10 +303,19 @@ class Collector:
         if not (show and is_main() and self._config.tracking.rollouts_every):
             return groups, []
         shown = slice(0, self._config.tracking.rollouts_logged)
-        samples = sampled.samples
         return groups, rollout_samples(
-            sampled.loaded[shown], sampled.texts[shown], scores[shown], samples.lengths, samples.finished
+            problems[shown], sampled.texts[shown], scores[shown], samples.lengths[scored], samples.finished[scored]
         )
+
+    def _in_place(self, rows: range, tree: T) -> T:
+        """Arrays of some of this host's prompts, each at its place among all of these."""
+
+        def placed(x: np.ndarray) -> np.ndarray:
+            whole = np.zeros((self.spread.prompts_of_host, *x.shape[1:]), x.dtype)
+            whole[rows] = x
+            return whole
+
+        return jax.tree.map(placed, tree)
 
     def _with_length_penalty(self, scores: list[list[RewardResult]], lengths: np.ndarray) -> list[list[RewardResult]]:
         reward = self._config.reward

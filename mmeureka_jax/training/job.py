@@ -20,7 +20,7 @@ from mmeureka_jax.evaluation.examiner import Examiner
 from mmeureka_jax.evaluation.validation import open_validation, summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
-from mmeureka_jax.mesh import batch_divisor
+from mmeureka_jax.mesh import RowShares, batch_divisor, row_shares
 from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, say_facts, waiting
 from mmeureka_jax.rl.objective import Objective
 from mmeureka_jax.rl.rows import Packing
@@ -28,6 +28,7 @@ from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.runs.wandb_log import import_wandb
+from mmeureka_jax.sampling.spread import Spread
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
@@ -58,6 +59,7 @@ class Recipe:
         with_reference: the policy that the run starts from is kept, to compare with.
         with_critic: see `Learner`.
         also_check: see `open_checked`.
+        group_size: responses that are sampled to each prompt.
     """
 
     kind: Literal["rl", "sft"]
@@ -71,6 +73,17 @@ class Recipe:
     with_reference: bool = False
     with_critic: bool = False
     also_check: Callable[[Problem, Processor], object] | None = None
+    group_size: int = 1
+
+    def shares(self, opened: OpenedPolicy) -> RowShares:
+        """Which hosts load which problems.
+
+        Raises:
+            UserError: the problems of a batch cannot be spread over the mesh.
+        """
+        if self.kind == "sft":
+            return row_shares(opened.mesh)
+        return Spread.of(opened.sampler_mesh, self.prompts_per_batch, self.group_size).shares
 
 
 @dataclass
@@ -235,7 +248,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         at_start = run.step
         say_start(at_start, config.steps, config.run_dir)
-        loader = _open_loader(config, recipe, problems, processor)
+        loader = _open_loader(config, recipe, opened, problems, processor)
         stack.callback(loader.close)
         restore_position(loader, run.data, config)
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
@@ -275,6 +288,7 @@ def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
         run_dir=config.run_dir,
     )
     check_batch_sizes(opened.mesh, recipe.batch_sizes)
+    recipe.shares(opened)
     response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
     check_context(opened.policy.config.text, config.data.max_prompt_tokens + response)
     return opened
@@ -354,17 +368,20 @@ def make_learner(config: Config, recipe: Recipe, opened: OpenedPolicy) -> Learne
     )
 
 
-def _open_loader(config: Config, recipe: Recipe, problems: CheckedProblems, processor: Processor) -> ProblemLoader:
+def _open_loader(
+    config: Config, recipe: Recipe, opened: OpenedPolicy, problems: CheckedProblems, processor: Processor
+) -> ProblemLoader:
     """This host's share of the problems, from the beginning."""
     from mmeureka_jax.data.loader import ProblemLoader, RowOrder
     from mmeureka_jax.setup.difficulty import rows_by_difficulty
 
+    shares = recipe.shares(opened)
     return ProblemLoader(
         problems.source,
         RowOrder(rows_by_difficulty(config.data, problems), config.seed, config.data.shuffle),
         processor,
-        batch_size=recipe.prompts_per_batch // jax.process_count(),
-        host=(jax.process_index(), jax.process_count()),
+        batch_size=recipe.prompts_per_batch // shares.count,
+        host=(shares.index, shares.count),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
     )

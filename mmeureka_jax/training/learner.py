@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mmeureka_jax.config.schema import Config
-from mmeureka_jax.hosts import every_host, gather_rows, max_over_hosts
-from mmeureka_jax.mesh import Program, batch_divisor, bytes_of_device, to_global
+from mmeureka_jax.hosts import gather_rows, max_over_hosts, rows_of_all
+from mmeureka_jax.mesh import Program, batch_divisor, bytes_of_device, row_shares, to_global
 from mmeureka_jax.models.batch import GroupBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
@@ -137,15 +137,15 @@ class Learner:
         """One optimiser step on a host batch that every host holds whole; each host feeds its share. `state` is
         donated."""
         parts = self.packing.split(batch, targets, self._objective.token_weights(batch.response_mask))
-        return self._update(state, [rows_of_host(part) for part in parts], padding(parts, batch), kl_coefficient)
+        own = [rows_of_host(part, row_shares(self._opened.mesh)) for part in parts]
+        return self._update(state, own, padding(parts, batch), kl_coefficient)
 
     def imitate(self, state: TrainState, share: GroupBatch) -> tuple[TrainState, Metrics]:
         """One optimiser step towards given responses, of which every host holds its own rows. `state` is donated."""
-        hosts = jax.process_count()
-        masks = every_host(share.response_mask)
-        weights = self._objective.token_weights(masks.reshape(-1, *masks.shape[2:])).reshape(masks.shape)
-        own = self.packing.of_host(hosts)
-        parts = own.split(share, None, weights[jax.process_index()], longest_of=max_over_hosts)
+        shares = row_shares(self._opened.mesh)
+        weights = self._objective.token_weights(rows_of_all(share.response_mask, shares.hosts))
+        own = self.packing.of_host(shares.count)
+        parts = own.split(share, None, rows_of_host(weights, shares), longest_of=max_over_hosts)
         return self._update(state, parts, padding(parts, share), 0.0)
 
     def _update(
@@ -182,7 +182,8 @@ class Learner:
             batch = rows.mask(_batch_of([groups[group] for group in rows.groups], config))
             # Through the mesh with their numbers: its order of rows need not be the order of hosts.
             numbers = np.arange(len(rows.groups), dtype=np.int32)
-            on_device, numbers = to_global(self._opened.mesh, rows_of_host((batch, numbers)))
+            own = rows_of_host((batch, numbers), row_shares(self._opened.mesh))
+            on_device, numbers = to_global(self._opened.mesh, own)
             values, numbers = gather_rows((compute(on_device), numbers))
             values = np.where(batch.response_mask[numbers], values, 0.0)
             np.add.at(result, rows.groups[numbers], values)  # the rows of a group each add their responses

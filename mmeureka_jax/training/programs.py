@@ -1,19 +1,20 @@
 """The programs that a run compiles, from its config and its mesh only: no weights, no data, and nothing is computed.
 
-All functions here are called under `jax.set_mesh`. While a program runs, devices also hold what is not among its
-arguments: the rest of `Learner.abstract_state`, and the parameters of a reference policy.
+All functions here are called under `jax.set_mesh` of the run's mesh. While a program runs, devices also hold what is
+not among its arguments: the rest of `Learner.abstract_state`, and the parameters of a reference policy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mmeureka_jax.config.schema import Config, SamplerConfig
-from mmeureka_jax.mesh import Program, abstract
+from mmeureka_jax.mesh import Program, abstract, batch_divisor
 from mmeureka_jax.models.batch import GroupBatch, Prompt, collate
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.policy import Params, Policy, encode_images
@@ -23,6 +24,7 @@ from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.spread import copies_of_prompts
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.job import Recipe
@@ -45,7 +47,7 @@ def run_programs(
         drawn = rollout_settings(config, recipe, opened, learner, sizes)
         settings = SamplingSettings.of(opened.policy.config, drawn, config.rl.group_size)
         sampler = Sampler(opened.policy, settings, "rollout", config.seed)
-        programs += sampler_programs(sampler, learner.abstract_state().params, sizes)
+        programs += sampler_programs(sampler, opened.sampler_mesh, learner.abstract_state().params, sizes)
     parts = part_shapes(config, recipe, opened.policy, learner, image_windows)
     programs += learner.programs(
         parts,
@@ -103,21 +105,29 @@ def part_shapes(
     return parts
 
 
-def sampler_programs(sampler: Sampler, params: Params, sizes: PromptSizes) -> Iterator[Program]:
+def sampler_programs(sampler: Sampler, mesh: Mesh, params: Params, sizes: PromptSizes) -> list[Program]:
     """What sampling may need, for prompts of every bucket.
 
     Args:
+        mesh: the sampler's.
         params: parameters, or their shapes with shardings.
     """
-    seen: set[str] = set()
-    for bucket in sorted(sizes.buckets, reverse=True):
-        prompts = prompt_shapes(sampler.policy.config, sizes.prompts, bucket, sizes.image_windows)
-        names = by_row(np.zeros((sizes.prompts, 2), np.uint32))
-        active = by_row(np.zeros(sizes.prompts, bool))
-        for program in sampler.programs(params, Request(prompts, names, active)):
-            if program.name not in seen:  # buckets share what comes after `start` if their caches have one size
-                seen.add(program.name)
-                yield program
+    programs: dict[str, Program] = {}
+    copies = copies_of_prompts(sizes.prompts, batch_divisor(mesh), sampler.settings.group_size)
+    rows = sizes.prompts * copies
+    with jax.set_mesh(mesh):
+        for bucket in sorted(sizes.buckets, reverse=True):
+            request = Request(
+                prompts=prompt_shapes(sampler.policy.config, rows, bucket, sizes.image_windows),
+                names=by_row(np.zeros((rows, 2), np.uint32)),
+                active=by_row(np.zeros(rows, bool)),
+                first=by_row(np.zeros(rows, np.int32)) if copies > 1 else None,
+                copies=copies,
+            )
+            for program in sampler.programs(params, request):
+                # Buckets share what comes after `start` if their caches have one size.
+                programs.setdefault(program.name, dataclasses.replace(program, mesh=mesh))
+    return list(programs.values())
 
 
 def prompt_shapes(config: PolicyConfig, count: int, length: int, image_windows: int) -> Prompt:

@@ -185,13 +185,11 @@ def recipe(config: Config) -> Recipe:
         updates_per_step=rl.updates_per_step,
         packing=Packing.of(config),
         prompts_per_batch=config.sampler.batch_prompts or rl.prompts_per_rollout,
-        batch_sizes={
-            "rl.prompts_per_rollout": rl.prompts_per_rollout,
-            "sampler.batch_prompts": config.sampler.batch_prompts,
-        },
+        batch_sizes={},
         scored=True,
         with_reference=rl.kl_coefficient > 0,
         with_critic=rl.critic.kind != "none",
+        group_size=rl.group_size,
     )
 
 

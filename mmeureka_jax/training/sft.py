@@ -13,6 +13,7 @@ import numpy as np
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
+from mmeureka_jax.mesh import row_shares
 from mmeureka_jax.models.batch import GroupBatch, collate, pick_bucket
 from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
 from mmeureka_jax.rl.objective import imitation_objective
@@ -57,7 +58,8 @@ def fine_tune(config: Config) -> Path:
                     }
                 )
             )
-            (tokens,) = sum_over_hosts([batch.prompts.length.sum() + batch.response_mask.sum()])
+            counted = batch.prompts.length.sum() + batch.response_mask.sum()
+            (tokens,) = sum_over_hosts([counted / len(row_shares(job.opened.mesh).sharing)])
             row["time/update"] = time.perf_counter() - start
             row["time/update_tokens_per_s"] = tokens / row["time/update"]
             row |= job.validate_if_due()

@@ -9,6 +9,7 @@ from helpers.groups import NUMBERS, PLACES, WIDTH, N, make_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmeureka_jax.mesh import RowShares
 from mmeureka_jax.models.batch import stack_rows, take_row
 from mmeureka_jax.rl.groups import make_group_batch, rows_of_host, sampled_log_probs
 
@@ -101,15 +102,16 @@ def test_nothing_is_ever_cut_off(prompt_length, response_length):
 
 
 def test_the_hosts_shares_make_up_the_batch(monkeypatch):
+    """Of four hosts two have the same rows."""
     rng = np.random.default_rng(0)
     groups = [make_group(rng) for _ in range(6)]
     batch = make_group_batch(groups, prompt_length=8, response_length=8)
-    assert rows_of_host(batch) is batch
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    assert rows_of_host(batch, RowShares(((0,),), ((0,),))) is batch
+    rows = RowShares(((1,), (0, 3), (2,)), ((0,), (1,), (2,)))
     shares = []
-    for host in range(3):
+    for host in (1, 3, 2):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        shares.append(rows_of_host(batch))
+        shares.append(rows_of_host(batch, rows))
     assert all(share.responses.shape[0] == 2 for share in shares)
     together = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
     jax.tree.map(np.testing.assert_array_equal, together, batch)

@@ -69,20 +69,20 @@ class Runs:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def commands(self, name: str, processes: int) -> list[list]:
+    def commands(self, name: str, processes: int, *overrides: str) -> list[list]:
         command = [
             "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={self.folder / name}", "steps=3",
             "rl.packing=0", "rl.micro_batches=1", "checkpoint.every_steps=1", "checkpoint.keep=3",
-            "tracking.progress=false", "reward.workers=1", "sampler.compile_ahead=false", *ONE_LAYER,
+            "tracking.progress=false", "reward.workers=1", "sampler.compile_ahead=false", *ONE_LAYER, *overrides,
         ]  # fmt: skip
         if processes == 1:
             return [command]
         joined = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes]
         return [[*command, *joined, "--process-id", index] for index in range(processes)]
 
-    def train(self, name: str, processes: int) -> list[dict[str, float]]:
+    def train(self, name: str, processes: int, *overrides: str) -> list[dict[str, float]]:
         """Starts the run, or continues it; the rows of its metrics.jsonl."""
-        run_together(self.commands(name, processes), 2 // processes, self.folder)
+        run_together(self.commands(name, processes, *overrides), 2 // processes, self.folder)
         return self.rows(name)
 
     def rows(self, name: str) -> list[dict[str, float]]:
@@ -107,8 +107,20 @@ def together(runs):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(runs, together):
-    alone = runs.train("one", 1)
-    assert [row["step"] for row in together] == [row["step"] for row in alone] == [0, 1, 2, 3]
+    check_equal(together, runs.train("one", 1))
+    metadata = json.loads((runs.folder / "two" / "metadata.json").read_text())
+    assert metadata["processes"] == 2
+
+
+@pytest.mark.slow
+def test_processes_that_share_all_rows_train_as_one_does(runs):
+    """`mesh.tensor` over the processes."""
+    sizes = "mesh.tensor=2", "steps=1", "tracking.validate_every=1"
+    check_equal(runs.train("two_tensor", 2, *sizes), runs.train("one_tensor", 1, *sizes), steps=1)
+
+
+def check_equal(together, alone, steps=3):
+    assert [row["step"] for row in together] == [row["step"] for row in alone] == list(range(steps + 1))
     for mine, expected in zip(together, alone, strict=True):
         mine = without_times(mine)
         expected = without_times(expected)
@@ -116,9 +128,7 @@ def test_two_processes_train_as_one_does(runs, together):
         for name, value in expected.items():
             np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{expected['step']} {name}")
     losses = [row["loss/total"] for row in alone[1:]]
-    assert len(set(losses)) == 3 and np.isfinite(losses).all()
-    metadata = json.loads((runs.folder / "two" / "metadata.json").read_text())
-    assert metadata["processes"] == 2
+    assert len(set(losses)) == steps and np.isfinite(losses).all()
 
 
 @pytest.mark.slow
@@ -141,7 +151,16 @@ def test_a_killed_process_ends_the_other_and_the_run_continues(runs, together):
 
 
 @pytest.mark.slow
-def test_rewards_stay_with_their_responses_on_alternating_hosts(tmp_path):
-    port = free_port()
-    command = ["tests.helpers.collect_on_two_hosts", port]
-    run_together([[*command, index, tmp_path / "work", *ONE_LAYER] for index in range(2)], 2, tmp_path)
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (2, ["sampler.batch_prompts=4"]),
+        # Tensor and context over hosts; all load the same three prompts, and two of them draw half of the responses.
+        (4, ["sampler.batch_prompts=3", "sampler.max_new_tokens=8", "mesh.tensor=2", "mesh.context=2"]),
+    ],
+    ids=["two hosts", "tensor over hosts"],
+)
+def test_groups_on_alternating_hosts_are_those_of_one_device(tmp_path, processes, settings):
+    command = ["tests.helpers.collect_on_hosts", free_port()]
+    settings = [tmp_path / "work", *settings, *ONE_LAYER]
+    run_together([[*command, index, processes, *settings] for index in range(processes)], 4 // processes, tmp_path)

@@ -1,0 +1,114 @@
+"""One of several processes that sample together; run by test_distributed.py.
+
+    python -m tests.helpers.collect_on_hosts PORT PROCESS PROCESSES WORK_DIR [key.sub=value ...]
+
+In the order of the mesh the hosts alternate, as on pods (see mesh.make_mesh). Rewards here are a checksum of the text,
+and of the process that scored it: every process checks that each group, its own and the others', has the prompt of its
+order, the tokens that one device draws, and the rewards of its responses, and that all processes hold the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.schema import MeshConfig
+from mmeureka_jax.data.loader import LoadedProblem
+from mmeureka_jax.data.record import Problem
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.hosts import barrier, every_host, raise_together
+from mmeureka_jax.mesh import make_mesh
+from mmeureka_jax.models.batch import collate
+from mmeureka_jax.rewards.base import RewardResult
+from mmeureka_jax.rl.online_filter import GroupBuffer
+from mmeureka_jax.sampling.request import Request
+from mmeureka_jax.setup.policy import OpenedPolicy, find_checkpoint, open_policy
+from mmeureka_jax.setup.problems import open_processor
+from mmeureka_jax.training.collect import Collector
+
+PROMPTS = 12
+
+
+def problem(order):
+    text = f"how many dots ? {order}"
+    return Problem(str(order), ({"role": "user", "content": [{"type": "text", "text": text}]},), (), "1", {})
+
+
+def checksum(text):
+    return float(zlib.crc32(text.encode()) % 1000)
+
+
+class Rewards:
+    def __init__(self, process):
+        self.process = process
+        self.count = 0
+
+    def score(self, requests):
+        self.count += len(requests)
+        total = [checksum(request.response) + 1000 * self.process for request in requests]
+        return [RewardResult(value, {"accuracy": 0.5}) for value in total]
+
+
+def collected(config, opened, processor, rewards):
+    def batches():  # as the loader deals them out: position i of every `count` goes to share i
+        shares = collector.spread.shares
+        step = config.sampler.batch_prompts
+        for start in range(0, 1000, step):
+            orders = range(start + shares.index, start + step, shares.count)
+            yield [LoadedProblem(problem(order), processor(problem(order)), order) for order in orders]
+
+    collector = Collector(config, opened, processor, batches(), rewards, num_windows=0, vision_frozen=False)
+    params = opened.load_params()
+    result = collector.collect(params, GroupBuffer(), step=0, updates=0, on_round=lambda count: None)
+    assert result.metrics["filter/rounds"] == PROMPTS // config.sampler.batch_prompts
+    return collector, result.groups
+
+
+def on_one_device(collector, opened, processor):
+    """The tokens of all responses, drawn by this process alone."""
+    alone = OpenedPolicy(opened.policy, make_mesh(MeshConfig(), jax.local_devices()[:1]), opened.checkpoint)
+    prompts = collate([processor(problem(order)) for order in range(PROMPTS)], 64, 0)
+    with jax.set_mesh(alone.mesh):
+        request = Request.of([f"{order}/{order}" for order in range(PROMPTS)], prompts, alone.mesh)
+        return collector.sampler.sample(alone.load_params(), request)[0]
+
+
+def main(port, process, processes, work_dir, *overrides):
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    sizes = f"rl.prompts_per_rollout={PROMPTS}", f"rl.prompts_per_update={PROMPTS}", "rl.filter.enabled=false"
+    config = load_config("configs/smoke.yaml", [*sizes, *overrides])
+    by_host = sorted(jax.devices(), key=lambda device: device.process_index)
+    checkpoint = find_checkpoint(config.model, Path(work_dir))
+    opened = open_policy(checkpoint, config.model, config.mesh, devices=[by_host[i] for i in (0, 2, 1, 3)])
+    with jax.set_mesh(opened.mesh):
+        processor = open_processor(opened.checkpoint, config.data)
+        rewards = Rewards(process)
+        collector, groups = collected(config, opened, processor, rewards)
+
+    assert [group.order for group in groups] == list(range(PROMPTS))
+    for group in groups:
+        tokens = group.prompt.tokens[: group.prompt_length]
+        np.testing.assert_array_equal(tokens, processor(problem(group.order)).tokens)
+        texts = [processor.decode(row[:length]) for row, length in zip(group.responses, group.lengths, strict=True)]
+        assert [reward % 1000 for reward in group.rewards] == [checksum(text) for text in texts], group.order
+        assert len({reward // 1000 for reward in group.rewards}) == 1
+    numbers = np.stack([group.rewards for group in groups])
+    assert len(np.unique(numbers % 1000)) > 50
+    assert (every_host(numbers) == numbers).all()
+    expected = on_one_device(collector, opened, processor)
+    np.testing.assert_array_equal(np.stack([group.responses for group in groups]), expected.tokens)
+
+    raise_together(None)
+    with pytest.raises(UserError, match=r"^héllo from 1$"):
+        raise_together("héllo from 1" if process == 1 else None)
+    barrier("done")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
