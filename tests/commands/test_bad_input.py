@@ -309,7 +309,6 @@ def test_prompt_over_the_limit(sample_fails, train_fails, checkpoint, rows):
     [
         (("mesh.fsdp=3",), "(data, fsdp, context, tensor) = (1, 3, 1, 1) does not divide the 8 devices"),
         (("mesh.fsdp=2", "mesh.tensor=4"), "mesh.tensor = 4 does not divide the model's 2 query heads"),
-        (("rl.prompts_per_rollout=12", "rl.prompts_per_update=12"), "rl.prompts_per_update / rl.micro_batches = 12"),
         (("sampler.batch_prompts=7", "rl.group_size=6"), "7 prompts in a sampler call, with 6 responses to each"),
         (("mesh.data=-1", "mesh.fsdp=-1"), "one of them may be -1"),
     ],

@@ -1,4 +1,4 @@
-"""Meshes of TPU slices that are not there, by context and tensor size; run by test_mesh.py.
+"""Meshes of TPU slices that are not there, by context and tensor size; run by test_meshes_of_tpus.py.
 
     python -m tests.helpers.meshes_of_tpus v6e:4x4 v5p:4x4x4 ...
 

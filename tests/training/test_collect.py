@@ -7,7 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from helpers.collect_on_two_hosts import problem
+from helpers.collect_on_hosts import problem
 from helpers.commands import ONE_LAYER
 
 from mmeureka_jax.config.load import load_config
