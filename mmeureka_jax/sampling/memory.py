@@ -57,13 +57,14 @@ def rollout_bytes(
     policy = opened.policy
     text = policy.config.text
     shapes = policy.abstract_params()
-    with jax.set_mesh(opened.mesh):
+    with jax.set_mesh(opened.sampler_mesh):
         weights = jax.eval_shape(lambda params: decoder_weights(policy, params, split=split), shapes)
         weights = weights.with_axes(policy.param_axes(), lambda leaf, names: abstract(leaf, *names))
         prompts = -(-sizes.prompts // batch_shards())
+        responses = -(-sizes.prompts * group_size // batch_shards())
         heads = text.num_kv_heads // shard_count("act_heads")
     place = 2 * text.num_layers * heads * text.head_dim * jnp.dtype(policy.compute_dtype).itemsize
-    caches = prompts * (max(sizes.buckets) + group_size * sampler.max_new_tokens) * place
+    caches = (prompts * max(sizes.buckets) + responses * sampler.max_new_tokens) * place
     params = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, opened.shardings()
     )
