@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_exit_code_3(too_small, capsys):
         ("v5p:4x4", "has 3 sizes, such as v5p:2x2x2"),
         ("v5e:4x4", "libtpu, the TPU compiler, which is not installed: pip install 'jax[tpu]=="),
         ("h100:8", "jax-cuda12-pjrt=="),
-        ("cpu:32", "6 prompts in a sampler call, with 8 responses to each, cannot be spread evenly"),
+        ("cpu:7", "mesh: these parameters cannot be sharded over it"),
     ],
 )
 def test_what_cannot_be_planned_is_exit_code_2(target, said, monkeypatch, capsys):
