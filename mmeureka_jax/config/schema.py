@@ -253,13 +253,13 @@ class RLConfig:
     # the rows need
     micro_batches: Annotated[int, POSITIVE] = 1
     # places for responses in a row of the update, which holds a prompt and as many of its responses as fit: a group may
-    # take several rows, each with the prompt. Rows have one of two widths, this or half of it: memory is bounded, and
-    # little is compiled. At least sampler.max_new_tokens, at most group size x that; 0: a row is a whole group, or,
+    # take several rows, each with the prompt. Rows have one of two widths, this or half of it (with rl.packing 0 this
+    # one): memory is bounded, and little is compiled. At least sampler.max_new_tokens; 0: a row is a whole group, or,
     # where the mesh does not divide the groups of a part, an equal share of its responses
     row_tokens: Annotated[int, NOT_NEGATIVE] = 0
     # the responses of a group are packed one after another into a row, as wide as the longest group of its part needs.
     # Widths go down from group size x sampler.max_new_tokens, each this share of the one before; each compiles once,
-    # when it is first needed; 0: one width, every response padded. Of rl.row_tokens 0
+    # when it is first needed; 0: one width, every response padded. With rl.row_tokens: this or 0
     packing: Annotated[float, BELOW_ONE] = 0.8
     # ratios below 1 - this are clipped; null: as the loss's source has it, 0.2, gspo 3e-4, cispo no bound
     clip_epsilon_low: Annotated[float | None, POSITIVE_OR_NULL] = None

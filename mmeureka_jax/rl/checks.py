@@ -101,17 +101,15 @@ def _batches(rl: RLConfig) -> Iterator[str]:
 def _rows(rl: RLConfig, longest: int) -> Iterator[str]:
     if rl.row_tokens == 0:
         return
-    most = rl.group_size * longest
-    if not longest <= rl.row_tokens <= most:
+    if rl.row_tokens < longest:
         yield (
-            f"rl.row_tokens must be from sampler.max_new_tokens ({longest}), so that every response fits into a row, "
-            f"to rl.group_size x sampler.max_new_tokens ({most}), which is a whole group; or 0 for rows of whole "
-            f"groups; got {rl.row_tokens}"
+            f"rl.row_tokens must be at least sampler.max_new_tokens ({longest}), so that every response fits into a "
+            f"row, or 0 for rows of whole groups; got {rl.row_tokens}"
         )
-    if rl.packing != RLConfig.packing:
+    if rl.packing not in (0, RLConfig.packing):
         yield (
-            "rl.packing is for rows of whole groups; with rl.row_tokens a row has that many places or half of them. "
-            "Leave one of the two keys out"
+            f"rl.packing ({rl.packing:g}) is for rows of whole groups; with rl.row_tokens a row has that many places, "
+            "or half of them. Leave rl.packing out, or set it to 0 for one width"
         )
 
 

@@ -73,8 +73,8 @@ class Packing:
         longest: the most tokens that a response may have, Lr.
         micro_batches: parts that the groups are cut into. With `row_tokens`, which makes as many parts as it needs: the
             rows of a part are the groups by this.
-        ratio: see `packed_widths`. Not read with `row_tokens`.
-        row_tokens: places for the responses of a row, at least `longest`; 0: whole groups.
+        ratio: see `packed_widths`. With `row_tokens` there is a second width, half of it, unless this is 0.
+        row_tokens: places for the responses of a row, from `longest` to those of a group; 0: whole groups.
         shards: the rows of a micro-batch are a multiple of this.
     """
 
@@ -96,7 +96,7 @@ class Packing:
             longest=config.sampler.max_new_tokens,
             micro_batches=rl.micro_batches,
             ratio=rl.packing,
-            row_tokens=rl.row_tokens,
+            row_tokens=min(rl.row_tokens, rl.group_size * config.sampler.max_new_tokens),
         )
 
     def of_host(self, hosts: int) -> Packing:
@@ -136,7 +136,7 @@ class Packing:
         """The widths of rows, ascending; of whole groups the last is None, where every response is padded."""
         if self.row_tokens:
             half = -(-self.row_tokens // 32) * 16
-            return (half, self.row_tokens) if half < self.row_tokens else (self.row_tokens,)
+            return (half, self.row_tokens) if self.ratio and half < self.row_tokens else (self.row_tokens,)
         places = self.group_size // self._rows_of_group * self.longest
         widths = packed_widths(places, self.ratio)
         return widths if self._rows_of_group > 1 else (*widths[:-1], None)

@@ -131,7 +131,7 @@ def test_every_response_is_in_one_row_that_has_places_for_it(drawn):
 def test_a_group_takes_the_rows_that_its_responses_need():
     """Where all are as long as they may be, no rule of packing could do with fewer."""
     lengths = np.array([[40, 40, 40, 40], [40, 10, 20, 5], [1, 1, 1, 0]])
-    packing = Packing(3, 4, 40, micro_batches=3, row_tokens=80, shards=2)
+    packing = Packing(3, 4, 40, micro_batches=3, ratio=0.8, row_tokens=80, shards=2)
     assert (packing.rows, packing.most_micro_batches, packing.widths) == (2, 3, (48, 80))
     parts = packing.layout(lengths)
     assert [part.groups.tolist() for part in parts] == [[0, 0], [1, 2]]

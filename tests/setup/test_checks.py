@@ -33,6 +33,8 @@ def test_default_recipe_with_a_model_is_valid():
         (["model.random.vision_full_attention_blocks=[4]"], ["0 to 3"]),
         (["model.random.family=qwen2_vl"], ["vision_intermediate_size (256)", "multiple of vision_hidden_size (96)"]),
         (["rl.prompts_per_update=24"], ["(24)", "(128)", "must divide"]),
+        (["rl.row_tokens=8"], ["rl.row_tokens must be at least sampler.max_new_tokens", "got 8"]),
+        (["rl.row_tokens=9999", "rl.packing=0.5"], ["rl.packing (0.5)", "rl.row_tokens", "set it to 0 for one width"]),
         (["rl.micro_batches=3"], ["rl.micro_batches (3)", "rl.prompts_per_update (16)"]),
         (["rl.group_size=1"], ["rl.group_size", "at least 2"]),
         (["rl.filter.lower=0.9", "rl.filter.upper=0.1"], ["lower <= upper"]),
