@@ -29,7 +29,7 @@ _OTHER_MEMORY = re.compile(r"S\((?!0\))\d+\)")  # a memory space that is not the
 _FIRST_PIECE = "async-collective-start"
 _COUNTED_LOOP = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(LT|GT|LE|GE)")
 # What makes no buffer of its own: names for parts of others, and the second half of an asynchronous operation.
-_NO_BUFFER = {
+NO_BUFFER = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "constant", "after-all",
     "optimization-barrier", "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done",
     "async-update", "copy-start", "async-start", "add-dependency", "partition-id", "replica-id",
@@ -145,7 +145,7 @@ class ProgramText:
         makers: Counter[tuple[Shape, str]] = Counter()
         for name in self._unfused():
             for instruction in self.computations[name].instructions:
-                if instruction.opcode in _NO_BUFFER:
+                if instruction.opcode in NO_BUFFER:
                     continue
                 origin = self.sources.origin(instruction.rest) or instruction.opcode
                 for shape in instruction.shapes:
@@ -165,7 +165,7 @@ class ProgramText:
             found.add(name)
             for instruction in self.computations[name].instructions:
                 if instruction.opcode in ("while", "conditional", "call"):
-                    waiting += _called(instruction)
+                    waiting += called_by(instruction)
         return found
 
     def trips(self, computation: str, loop: Instruction) -> int | None:
@@ -173,11 +173,11 @@ class ProgramText:
         another."""
         if known := _TRIPS.search(loop.rest):
             return int(known[1])
-        condition = self.computations[_attribute(loop, "condition")]
+        condition = self.computations[attribute(loop, "condition")]
         root = condition.instructions[-1]
         compared = _COUNTED_LOOP.search(f"{root.opcode}({root.rest}")
         if compared is None and root.opcode == "fusion":
-            condition = self.computations[_attribute(root, "calls")]
+            condition = self.computations[attribute(root, "calls")]
             root = condition.instructions[-1]
             compared = _COUNTED_LOOP.search(f"{root.opcode}({root.rest}")
         if compared is None or compared[3] not in ("LT", "LE"):
@@ -226,19 +226,19 @@ class _Walk:
             if instruction.opcode == "while":
                 _add(total, self._loop(name, instruction, depth))
             elif instruction.opcode == "conditional":
-                branches = [self.of(branch, depth) for branch in _called(instruction)]
+                branches = [self.of(branch, depth) for branch in called_by(instruction)]
                 _add(total, max(branches, key=lambda found: sum(one.bytes * n for one, n in found.items())))
             elif instruction.opcode == "fusion":
                 total.update(self._fused(instruction))
             elif instruction.opcode in ("call", "async-start"):
-                for called in _called(instruction):
+                for called in called_by(instruction):
                     _add(total, self.of(called, depth))
             elif one := self._collective(instruction):
                 total[one] += 1
         return total
 
     def _loop(self, name: str, loop: Instruction, depth: int) -> Counter[Collective]:
-        body = _attribute(loop, "body")
+        body = attribute(loop, "body")
         trips: float | None = self.program.trips(name, loop)
         if trips is None:
             found = self.of(body, depth + 1)
@@ -255,7 +255,7 @@ class _Walk:
         with which it is fused; only the first piece counts. Its fusion of an all-reduce with the choice of one part is
         a reduce-scatter.
         """
-        called = _attribute(fusion, "calls")
+        called = attribute(fusion, "calls")
         for instruction in self.program.computations[called].instructions:
             one = self._collective(instruction)
             if one is None or ("chain_id=" in instruction.rest and not fusion.name.startswith(_FIRST_PIECE)):
@@ -356,13 +356,13 @@ def _padded(sizes: tuple[int, ...], layout: str) -> tuple[int, ...]:
     return tuple(padded)
 
 
-def _attribute(instruction: Instruction, name: str) -> str:
+def attribute(instruction: Instruction, name: str) -> str:
     found = re.search(rf"\b{name}=%?([\w.\-]+)", instruction.rest)
     assert found is not None, f"{instruction.name} has no {name}"
     return found[1]
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called_by(instruction: Instruction) -> list[str]:
     """The computations that an instruction runs."""
     if branches := _BRANCHES.search(instruction.rest):
         return [name.strip().removeprefix("%") for name in branches[1].split(",")]

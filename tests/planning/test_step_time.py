@@ -1,0 +1,99 @@
+"""Lengths of responses, bytes of programs, and the time of a step."""
+
+from __future__ import annotations
+
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmeureka_jax.planning.hlo import ProgramText
+from mmeureka_jax.planning.lengths import Lengths
+from mmeureka_jax.planning.step_time import Cost
+from mmeureka_jax.planning.traffic import bytes_moved
+
+
+def test_lengths_against_draws():
+    lengths = Lengths.with_mean(400, None)
+    drawn = np.ceil(np.random.default_rng(0).lognormal(np.log(lengths.median), 1.0, (20_000, 8))).clip(1, 400)
+    assert lengths.mean == pytest.approx(drawn.mean(), rel=0.01)
+    assert lengths.longest(8) == pytest.approx(drawn.max(1).mean(), rel=0.01)
+    assert lengths.running[100] == pytest.approx((drawn > 100).mean(), rel=0.02)
+    assert Lengths.with_mean(400, 120.0).mean == pytest.approx(120.0)
+    assert sum(lengths.typical(7.5)) == pytest.approx(7.5 * lengths.mean)
+    with pytest.raises(ValueError, match="not between 1 and the limit 400"):
+        Lengths.with_mean(400, 401.0)
+
+
+def test_bytes_are_those_of_xla_where_there_is_no_loop():
+    def function(x, y):
+        return jnp.tanh(x @ y) @ y.T, jnp.sum(x, axis=0)
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 256), (256, 512))]
+    compiled = jax.jit(function).lower(*shapes).compile()
+    own = bytes_moved(ProgramText(compiled.as_text()))
+    assert own == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.05)
+
+
+# A loop over stacked weights: each turn reads one layer's, and writes one row of a stack in place.
+STACKED = textwrap.dedent("""\
+    HloModule jit_f
+
+    %product (a: f32[8,64], w: f32[5,64,64], i: s32[]) -> f32[8,64] {
+      %a = f32[8,64]{1,0:T(8,128)} parameter(0)
+      %w = f32[5,64,128]{2,1,0:T(8,128)} parameter(1)
+      %i = s32[]{:T(128)} parameter(2)
+      %slice = f32[1,64,128]{2,1,0:T(8,128)} dynamic-slice(%w, %i), dynamic_slice_sizes={1,64,128}
+      %layer = f32[64,128]{1,0:T(8,128)} bitcast(%slice)
+      ROOT %dot = f32[8,128]{1,0:T(8,128)S(1)} convolution(%a, %layer)
+    }
+
+    %keep (s: f32[5,8,128], x: f32[8,128], i: s32[]) -> f32[5,8,128] {
+      %s = f32[5,8,128]{2,1,0:T(8,128)} parameter(0)
+      %x = f32[8,128]{1,0:T(8,128)} parameter(1)
+      %i = s32[]{:T(128)} parameter(2)
+      %row = f32[1,8,128]{2,1,0:T(8,128)} bitcast(%x)
+      ROOT %put = f32[5,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%s, %row, %i)
+    }
+
+    %condition (c: (s32[], f32[8,128], f32[5,64,128], f32[5,8,128])) -> pred[] {
+      %c = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+      %five = s32[]{:T(128)} constant(5)
+      %i = s32[]{:T(128)} get-tuple-element(%c), index=0
+      ROOT %lt = pred[]{:T(512)} compare(%i, %five), direction=LT
+    }
+
+    %body (b: (s32[], f32[8,128], f32[5,64,128], f32[5,8,128])) -> (s32[], f32[8,128]) {
+      %b = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+      %i = s32[]{:T(128)S(4)} get-tuple-element(%b), index=0
+      %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%b), index=1
+      %w = f32[5,64,128]{2,1,0:T(8,128)} get-tuple-element(%b), index=2
+      %s = f32[5,8,128]{2,1,0:T(8,128)} get-tuple-element(%b), index=3
+      %out = f32[8,128]{1,0:T(8,128)S(1)} fusion(%x, %w, %i), kind=kOutput, calls=%product
+      %kept = f32[5,8,128]{2,1,0:T(8,128)} fusion(%s, %x, %i), kind=kLoop, calls=%keep
+      ROOT %t = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%i, %out)
+    }
+
+    ENTRY %main (a: (s32[], f32[8,128], f32[5,64,128], f32[5,8,128])) -> f32[8,128] {
+      %a = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+      %while = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) while(%a), condition=%condition, body=%body
+      ROOT %out = f32[8,128]{1,0:T(8,128)} get-tuple-element(%while), index=1
+    }
+    """)
+
+
+def test_a_loop_reads_a_layer_and_writes_a_row_each_turn():
+    activations = 8 * 128 * 4
+    layer = 64 * 128 * 4
+    product = activations + layer  # its result stays on the chip
+    kept = activations + activations  # read, and written in place
+    assert bytes_moved(ProgramText(STACKED)) == 5 * (product + kept)
+
+
+def test_what_can_be_sent_ahead_overlaps():
+    cost = Cost(compute=3.0, memory=2.0, ahead=2.5, waited=1.0)
+    assert (cost.seconds, cost.binding) == (4.0, "links")
+    assert Cost(compute=3.0, ahead=2.5).binding == "compute"
+    assert (cost + cost * 2).seconds == 12.0
