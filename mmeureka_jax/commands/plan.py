@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmeureka_jax.commands.arguments import add_command, positive_int
+from mmeureka_jax.commands.arguments import add_command, positive, positive_int
 from mmeureka_jax.errors import EXIT_DOES_NOT_FIT
 from mmeureka_jax.process.console import stderr_closed
 
@@ -33,6 +33,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default="largest",
         help="compile of each kind of program the largest, which decides whether it fits, or all",
     )
+    parser.add_argument(
+        "--response",
+        type=positive,
+        metavar="TOKENS",
+        help="mean response, for the time of a step (default: a fifth of sampler.max_new_tokens)",
+    )
+    parser.add_argument(
+        "--prompt", type=positive, metavar="TOKENS", help="mean prompt (default: half of data.max_prompt_tokens)"
+    )
     parser.add_argument("--cache", metavar="DIR", help="keep the compiled programs there, for the run to load")
     parser.add_argument("--json", action="store_true", help="print one JSON object, last on stdout")
 
@@ -44,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from mmeureka_jax.planning.plan import make_plan
     from mmeureka_jax.planning.planned_run import stage_of
     from mmeureka_jax.planning.printing import as_json, as_text
+    from mmeureka_jax.planning.step_time import Assumptions
     from mmeureka_jax.planning.targets import open_target
     from mmeureka_jax.setup.checks import validate_config
 
@@ -51,7 +61,13 @@ def run(args: argparse.Namespace) -> int:
     validate_config(config, command=args.job)
     target = open_target(args.on)
     with cache_in(args.cache):
-        plan = make_plan(stage_of(config, args.stage), target, command=args.job, which=args.programs)
+        plan = make_plan(
+            stage_of(config, args.stage),
+            target,
+            command=args.job,
+            which=args.programs,
+            assumptions=Assumptions(args.response, args.prompt),
+        )
     print(json.dumps(as_json(plan)) if args.json else as_text(plan))
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
 

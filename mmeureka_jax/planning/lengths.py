@@ -38,7 +38,8 @@ class Lengths:
             return cls(limit, max(limit * USUAL_SHARE, 1.0))
         if not 1 <= mean <= limit:
             raise ValueError(f"a mean response of {mean} tokens is not between 1 and the limit {limit}")
-        low, high = 1e-3, 1e6 * limit
+        low = 1e-3
+        high = 1e6 * limit
         for _ in range(200):
             middle = math.sqrt(low * high)
             low, high = (middle, high) if cls(limit, middle).mean < mean else (low, middle)
@@ -67,3 +68,8 @@ class Lengths:
         factor = whole * self.mean / sum(quantiles) if quantiles else 1.0
         rest = [(count - whole) * self.mean] if count > whole else []
         return [length * factor for length in quantiles] + rest
+
+    def draw(self, shape: tuple[int, ...], seed: int) -> np.ndarray:
+        """Lengths drawn at random, int64."""
+        drawn = np.random.default_rng(seed).lognormal(math.log(self.median), SIGMA, shape)
+        return np.clip(np.ceil(drawn), 1, self.limit).astype(np.int64)

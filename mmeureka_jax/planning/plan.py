@@ -13,12 +13,15 @@ import jax
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.mesh import Program
+from mmeureka_jax.planning.hlo import ProgramText
 from mmeureka_jax.planning.memory import PlannedProgram, compile_programs
 from mmeureka_jax.planning.planned_run import Command, PlannedRun, open_run
+from mmeureka_jax.planning.step_time import Assumptions, CompiledKind, StepTime, predict_step
 from mmeureka_jax.planning.targets import Target
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.training.sizes import always_there, device_bytes
 
+DEFAULTS = Assumptions()
 Which = Literal["largest", "all"]
 
 
@@ -29,12 +32,16 @@ class Plan:
     Attributes:
         programs: those that were compiled.
         compiles: how many the run compiles.
+        texts: those of compiled programs, by their names.
+        time: of a step; None: see `predict_step`.
     """
 
     target: Target
     run: PlannedRun
     programs: tuple[PlannedProgram, ...]
     compiles: int
+    texts: dict[str, ProgramText]
+    time: StepTime | None
 
     @property
     def fits(self) -> bool:
@@ -47,12 +54,19 @@ class Plan:
 
 
 def make_plan(
-    config: Config, target: Target, *, command: Command = "train", which: Which = "largest", quiet: bool = False
+    config: Config,
+    target: Target,
+    *,
+    command: Command = "train",
+    which: Which = "largest",
+    assumptions: Assumptions = DEFAULTS,
+    quiet: bool = False,
 ) -> Plan:
     """Compiles the programs of a run (of a config without stages) for a target's devices.
 
     Args:
         which: `largest`: of each kind of program the one of the largest shapes, which decides whether the run fits.
+        assumptions: for the time of a step.
         quiet: without a progress bar.
 
     Raises:
@@ -67,7 +81,17 @@ def make_plan(
     always = always_there(run.learner, with_reference=run.recipe.with_reference)
     with progress(len(chosen), f"compile for {target.name}", unit="program", enabled=not quiet) as bar:
         planned = compile_programs(chosen, mesh, always, target.memory_bytes, bar.update)
-    return Plan(target, run, tuple(planned), len(programs))
+    texts = {
+        program.name: ProgramText(program.compiled.as_text() or "")
+        for program in planned
+        if program.compiled is not None
+    }
+    kinds = {
+        program.name.partition(",")[0]: CompiledKind(program, texts[program.name])
+        for program in largest(chosen)
+        if program.name in texts
+    }
+    return Plan(target, run, tuple(planned), len(programs), texts, predict_step(run, target, kinds, assumptions))
 
 
 def largest(programs: Sequence[Program]) -> list[Program]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmeureka_jax.planning.details import program_lines, time_lines
 from mmeureka_jax.planning.memory import HEADROOM, PlannedProgram
 from mmeureka_jax.planning.plan import Plan
 from mmeureka_jax.process.console import duration, plural
@@ -31,9 +32,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         ],
         "compiles": plan.compiles,
         "compile_s": round(plan.compile_s, 2),
-        "step_s": None,
-        "mfu": None,
-        "binding": None,
+        "step_s": round(plan.time.seconds, 3) if plan.time else None,
+        "mfu": round(plan.time.mfu, 4) if plan.time else None,
+        "binding": plan.time.binding if plan.time else None,
         "suggestions": [],
     }
 
@@ -51,7 +52,11 @@ def as_text(plan: Plan) -> str:
         _verdict(plan),
         f"{plural(plan.compiles, 'program')} in a run; {plural(len(plan.programs), 'program')} compiled here in "
         f"{duration(plan.compile_s)} of CPU time",
+        "",
+        *(line for name, text in plan.texts.items() for line in program_lines(name, text, plan.run.opened.mesh.shape)),
     ]
+    if plan.time is not None:
+        lines += ["", *time_lines(plan.time)]
     return "\n".join(lines)
 
 

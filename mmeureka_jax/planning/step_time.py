@@ -9,8 +9,10 @@ responses: what depends on them is scaled down to those that are assumed.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +27,10 @@ from mmeureka_jax.planning.arithmetic import Model, Operations, cache_bytes
 from mmeureka_jax.planning.hlo import Collective, ProgramText
 from mmeureka_jax.planning.lengths import Lengths
 from mmeureka_jax.planning.links import Network
+from mmeureka_jax.planning.planned_run import PlannedRun
+from mmeureka_jax.planning.targets import Target
 from mmeureka_jax.planning.traffic import bytes_moved
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.sampling.decode_state import DecodeState
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.setup.chips import Chip
@@ -33,7 +38,7 @@ from mmeureka_jax.training.sizes import device_bytes
 
 T = TypeVar("T")
 
-PADDING = 1.15  # places of an update's rows for each response token: 13% of them are empty (docs/architecture.md)
+DRAWS = 8  # batches of lengths whose rows are laid out
 _AHEAD = {"data", "fsdp"}  # mesh axes along which weights and gradients travel
 
 
@@ -153,9 +158,23 @@ class CompiledKind:
     program: Program
     text: ProgramText
 
-    @classmethod
-    def of(cls, program: Program, compiled: jax.stages.Compiled) -> CompiledKind:
-        return cls(program, ProgramText(compiled.as_text() or ""))
+
+def predict_step(
+    run: PlannedRun, target: Target, programs: Mapping[str, CompiledKind], assumptions: Assumptions
+) -> StepTime | None:
+    """The time of a step of a planned run; None where it cannot be said: for the processor of this machine, for
+    supervised fine-tuning, and if a program is missing because the compiler refuses it.
+
+    Args:
+        programs: by kind, the part of a program's name before its sizes.
+    """
+    needed = {"start", "decode"} | ({"gradients", "optimiser"} if "optimiser" in programs else {"update"})
+    if target.chip is None or run.recipe.kind != "rl" or not needed <= set(programs):
+        return None
+    model = Model.of(run.opened.policy, run.learner.abstract_state().trainable)
+    network = Network(target.chip, run.opened.mesh)
+    packing = run.learner.packing
+    return StepClock(run.config, model, network, programs, packing, assumptions, run.image_windows).predict()
 
 
 class StepClock:
@@ -167,6 +186,7 @@ class StepClock:
         model: Model,
         network: Network,
         programs: Mapping[str, CompiledKind],
+        packing: Packing,
         assumptions: Assumptions,
         image_windows: int,
     ):
@@ -174,12 +194,14 @@ class StepClock:
         Args:
             config: of a run of `mmeureka train`.
             programs: by kind, the part of a program's name before its sizes.
+            packing: `Learner.packing`.
             image_windows: vision windows of a prompt.
         """
         self.config = config
         self.model = model
         self.network = network
         self.programs = programs
+        self.packing = packing
         self.assumptions = assumptions
         self.image_windows = image_windows
         self.chip: Chip = network.chip
@@ -252,31 +274,66 @@ class StepClock:
 
     def _scoring(self) -> Iterable[Phase]:
         """Log-probabilities and values that an update compares with."""
+        rl = self.config.rl
+        wanted = self.model.log_probs(self.prompt, self.lengths.typical(rl.group_size)) * rl.prompts_per_rollout
+        batches = rl.prompts_per_rollout / rl.prompts_per_update
         for name in ("log-probabilities", "reference log-probabilities", "values"):
-            if name not in self.programs:
-                continue
-            kind = self.programs[name]
-            rows = self._rows(kind, self.config.rl.prompts_per_rollout)
-            of_row = self.model.log_probs(self.bucket, self.lengths.typical(rows.responses))
-            cost = self._cost(kind, of_row.hardware * rows.count, rows.scale)
-            wanted = self.model.log_probs(self.prompt, self.lengths.typical(self.config.rl.group_size))
-            operations = wanted * self.config.rl.prompts_per_rollout
-            yield Phase(name, rows.runs, operations, cost * rows.runs, cost.seconds * rows.runs)
+            if name in self.programs:
+                yield self._by_rows(name, self.programs[name], batches, wanted, self.model.log_probs)
 
     def _update(self) -> Phase:
         kind = self.programs["gradients"] if "gradients" in self.programs else self.programs["update"]
         rl = self.config.rl
-        rows = self._rows(kind, rl.prompts_per_update)
-        runs = rows.runs * rl.updates_per_step
         windows = self.image_windows
-        of_row = self.model.update(self.bucket, self.lengths.typical(rows.responses))
-        whole = self.model.update(self.bucket, self.lengths.typical(rows.responses), windows)
-        tower = whole.hardware - of_row.hardware
-        operations = (of_row.hardware + tower * self._tower_copies()) * rows.count
-        cost = self._cost(kind, operations, rows.scale)
         wanted = self.model.update(self.prompt, self.lengths.typical(rl.group_size), windows)
         wanted *= rl.prompts_per_rollout * rl.epochs_per_rollout
-        return Phase("update", runs, wanted, cost * runs, cost.seconds * runs)
+
+        def of_row(prompt: float, responses: Iterable[float]) -> Operations:
+            lengths = tuple(responses)
+            without = self.model.update(prompt, lengths)
+            whole = self.model.update(prompt, lengths, windows)
+            return Operations(
+                whole.model, without.hardware + (whole.hardware - without.hardware) * self._tower_copies()
+            )
+
+        return self._by_rows("update", kind, rl.updates_per_step, wanted, of_row)
+
+    def _by_rows(
+        self,
+        name: str,
+        kind: CompiledKind,
+        batches: float,
+        wanted: Operations,
+        of_row: Callable[[float, Iterable[float]], Operations],
+    ) -> Phase:
+        """A program over rows of groups, for so many batches of `packing.groups` groups.
+
+        Args:
+            of_row: operations of a row: a prompt, and responses of these lengths.
+        """
+        batch = found(kind.program.arguments, GroupBatch)
+        count = len(batch.responses)
+        packing = self.packing
+        compiled = batch.prompts.tokens.shape[1] + packing.places(batch.width)
+        cost = Cost()
+        seconds = 0.0
+        for width, share in self._micro_batches().items():
+            operations = of_row(self.bucket, self.lengths.typical(width / self.lengths.mean)).hardware * count
+            one = self._cost(kind, operations, (self.bucket + width) / compiled) * (share * batches)
+            cost += one
+            seconds += one.seconds
+        return Phase(name, batches * sum(self._micro_batches().values()), wanted, cost, seconds)
+
+    @functools.cache  # noqa: B019  (a clock is short-lived)
+    def _micro_batches(self) -> dict[int, float]:
+        """Places for responses in a row -> how many micro-batches of such rows a batch has, on average over a few
+        batches whose lengths are drawn."""
+        packing = self.packing
+        widths: Counter[int] = Counter()
+        for seed in range(DRAWS):
+            drawn = self.lengths.draw((packing.groups, packing.group_size), seed)
+            widths.update(packing.places(rows.width) for rows in packing.layout(drawn))
+        return {width: number / DRAWS for width, number in widths.items()}
 
     def _optimiser(self) -> Phase:
         kind = self.programs["optimiser"]
@@ -285,18 +342,6 @@ class StepClock:
         return Phase("optimiser", runs, Operations(), cost * runs, cost.seconds * runs)
 
     # What they share.
-
-    def _rows(self, kind: CompiledKind, groups: int) -> _Rows:
-        """How a program for rows of groups is run over so many of them."""
-        batch = found(kind.program.arguments, GroupBatch)
-        count, n, longest = batch.responses.shape
-        width = batch.width or n * longest
-        needed = groups * self.config.rl.group_size * self.lengths.mean * PADDING
-        # As many groups at a time as the program takes, and their rows as wide as these need.
-        runs = max(groups / count, needed / (count * width))
-        used = min(needed / (runs * count), width)
-        places = batch.prompts.tokens.shape[1] + width
-        return _Rows(runs, count, used / self.lengths.mean, (self.bucket + used) / places)
 
     def _tower_copies(self) -> int:
         """Chips that each run the vision tower on the same pictures: it is not split over `tensor`."""
@@ -323,7 +368,8 @@ class StepClock:
 
     def _links(self, text: ProgramText, scale: float, trips: Sequence[float] = ()) -> tuple[float, float]:
         """Seconds of what can be sent ahead, and of what is waited for, whose bytes are scaled."""
-        ahead = waited = 0.0
+        ahead = 0.0
+        waited = 0.0
         for one in text.collectives(self.sizes, trips)[0]:
             if self._goes_ahead(one):
                 ahead += one.count * self.network.seconds(one)
@@ -350,23 +396,6 @@ class StepClock:
             f"{rates.links:.0%} of its links' are reached"
         )
         yield "phases follow one another; pictures are read and rewards computed meanwhile"
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """How a program for rows of groups runs.
-
-    Attributes:
-        runs: how often.
-        count: rows of a run.
-        responses: in a row, padding among them.
-        scale: places of a row that is assumed, by those of the compiled program.
-    """
-
-    runs: float
-    count: int
-    responses: float
-    scale: float
 
 
 def found(arguments: Any, kind: type[T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import jax
 import pytest
@@ -12,10 +13,13 @@ from helpers.commands import ONE_LAYER, mmeureka
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.planning import plan as planning
+from mmeureka_jax.planning.arithmetic import Model
 from mmeureka_jax.planning.memory import bytes_in
 from mmeureka_jax.planning.plan import make_plan
 from mmeureka_jax.planning.printing import as_json, as_text
+from mmeureka_jax.planning.step_time import Assumptions, CompiledKind, predict_step
 from mmeureka_jax.planning.targets import open_target
+from mmeureka_jax.setup.chips import chip_named
 
 SMALL = [
     *ONE_LAYER, "sampler.batch_prompts=4", "rl.prompts_per_update=8", "mesh.data=-1", "mesh.fsdp=2",
@@ -105,3 +109,55 @@ def test_what_cannot_be_planned_is_exit_code_2(target, said, monkeypatch, capsys
 )
 def test_the_bytes_of_a_refusal_are_read(message, size):
     assert bytes_in(message) == round(size)
+
+
+def on_gpus(plan, **changes):
+    """The time of a step, if the plan's four devices were H100s in one host."""
+    h100 = chip_named("h100")
+    target = dataclasses.replace(plan.target, chip=dataclasses.replace(h100, **changes))
+    kinds = {
+        program.name.partition(",")[0]: CompiledKind(program.program, plan.texts[program.name])
+        for program in plan.programs
+    }
+    return predict_step(plan.run, target, kinds, Assumptions(response=5, prompt=40, pass_rate=0.25))
+
+
+def test_a_step_is_the_sum_of_its_phases(plan):
+    time = on_gpus(plan)
+    assert [phase.name for phase in time.phases] == [
+        "prefill", "decode", "reference log-probabilities", "update", "optimiser",
+    ]  # fmt: skip
+    assert time.seconds == pytest.approx(sum(phase.seconds for phase in time.phases))
+    prefill, decode, *_, update, optimiser = time.phases
+    rl = plan.run.config.rl
+    assert prefill.runs == decode.runs == rl.prompts_per_rollout / 0.25 / 4  # batch_prompts
+    assert optimiser.runs == rl.prompts_per_rollout / rl.prompts_per_update
+    assert time.tokens == pytest.approx(rl.prompts_per_rollout * (40 + rl.group_size * 5))
+    model = Model.of(plan.run.opened.policy, plan.run.learner.abstract_state().trainable)
+    groups = rl.prompts_per_rollout / 0.25
+    wanted = model.encode(plan.run.image_windows) + model.prefill(40)
+    assert prefill.operations.model == pytest.approx(groups * wanted.model)
+    assert time.mfu == pytest.approx(
+        sum(phase.operations.model for phase in time.phases) / (time.seconds * 4 * time.peak)
+    )
+
+
+def test_each_rate_moves_its_own_part(plan):
+    before = on_gpus(plan)
+    for field, part in {"flops": "compute", "memory_bandwidth": "memory"}.items():
+        faster = on_gpus(plan, **{field: 2 * getattr(chip_named("h100"), field)})
+        for phase, old in zip(faster.phases, before.phases, strict=True):
+            for name in ("compute", "memory", "links"):
+                factor = 0.5 if name == part else 1.0
+                assert getattr(phase.cost, name) == pytest.approx(factor * getattr(old.cost, name))
+    near = on_gpus(plan, link_bandwidth=1e30)
+    assert all(new.cost.links < old.cost.links for new, old in zip(near.phases, before.phases, strict=True))
+
+
+def test_the_text_names_buffers_links_and_assumptions(plan):
+    text = as_text(dataclasses.replace(plan, time=on_gpus(plan)))
+    assert re.search(r"makes [\d.]+ [kMG]B.*  f32\[", text)
+    assert re.search(r"sends [\d.]+ [kMG]B  all-gather over fsdp, \d+ times", text)
+    assert re.search(r"a step takes [\d.e-]+ s: .* MFU [\d.]+%", text)
+    assert "assumed: 25% of the groups pass the online filter" in text
+    assert as_json(plan)["step_s"] is None  # no time of this machine's processor

@@ -17,7 +17,8 @@ from mmeureka_jax.planning.traffic import bytes_moved
 
 def test_lengths_against_draws():
     lengths = Lengths.with_mean(400, None)
-    drawn = np.ceil(np.random.default_rng(0).lognormal(np.log(lengths.median), 1.0, (20_000, 8))).clip(1, 400)
+    drawn = lengths.draw((20_000, 8), seed=0)
+    assert (drawn.min(), drawn.max(), np.median(drawn)) == (1, 400, lengths.median)
     assert lengths.mean == pytest.approx(drawn.mean(), rel=0.01)
     assert lengths.longest(8) == pytest.approx(drawn.max(1).mean(), rel=0.01)
     assert lengths.running[100] == pytest.approx((drawn > 100).mean(), rel=0.02)
