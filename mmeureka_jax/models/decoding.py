@@ -40,15 +40,16 @@ class DecoderWeights:
     """The decoder as single-token decoding reads it: embedding, a tree for each layer, and output projection, in the
     compute dtype.
 
-    XLA does not hoist slices of stacked weights out of a loop, so they are cut once before it.
+    XLA does not hoist slices of stacked weights out of a loop, so they are cut once before it. A weight is None where
+    decoding reads the parameter itself (see `policy.with_parameters`).
 
     Attributes:
         split: whether they lie split (see the top of this file), or gathered.
     """
 
-    embedding: Float[Array, "V D"]
+    embedding: Float[Array, "V D"] | None
     layers: list[dict[str, Any]]
-    head: Float[Array, "D V"]
+    head: Float[Array, "D V"] | None
     split: bool = flax.struct.field(pytree_node=False, default=False)
 
     def with_axes(self, axes: dict[str, Any], function: Callable[[Any, Axes], Any]) -> DecoderWeights:
@@ -58,25 +59,29 @@ class DecoderWeights:
             axes: `Policy.param_axes`.
         """
         of_layer = _layer_axes(axes)
-        embedding = axes["language"]["embed_tokens"]["embedding"]
+        of_embedding = axes["language"]["embed_tokens"]["embedding"]
+
+        def apply(leaf: Any, names: Axes) -> Any:
+            if leaf is None:
+                return None
+            if not self.split:
+                return function(leaf, gathered(*names))
+            return function(leaf, names if names == of_embedding else _cut(names, leaf.shape))
 
         def in_layer(layer: dict[str, Any]) -> dict[str, Any]:
             flat = flatten_dict(layer, sep="/")
-            flat = {path: function(leaf, self._axes(of_layer[path], leaf.shape)) for path, leaf in flat.items()}
-            return unflatten_dict(flat, sep="/")
+            return unflatten_dict({path: apply(leaf, of_layer[path]) for path, leaf in flat.items()}, sep="/")
 
         return dataclasses.replace(
             self,
-            embedding=function(self.embedding, embedding if self.split else gathered(*embedding)),
+            embedding=apply(self.embedding, of_embedding),
             layers=[in_layer(layer) for layer in self.layers],
-            head=function(self.head, self._axes(_HEAD, self.head.shape)),
+            head=apply(self.head, _HEAD),
         )
-
-    def _axes(self, names: Axes, shape: tuple[int, ...]) -> Axes:
-        return _cut(names, shape) if self.split else gathered(*names)
 
     def embed(self, tokens: Int[Array, "R"]) -> Float[Array, "R D"]:
         """The rows of the embedding."""
+        assert self.embedding is not None
         if not self.split:
             return jnp.take(self.embedding, tokens, axis=0)
         rows = jnp.take(self.embedding, constrain(tokens, "shared_rows"), axis=0)

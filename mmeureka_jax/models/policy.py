@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.mesh import batch_shards, constrain
+from mmeureka_jax.mesh import batch_shards, constrain, platform, shard_count
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageFeatures, Images, Prompt
 from mmeureka_jax.models.decoding import DecoderWeights, PromptCache
@@ -181,9 +181,40 @@ def prefill(
 
 
 def decoder_weights(policy: Policy, params: Params, *, split: bool = False) -> DecoderWeights:
-    """The weights that single-token decoding reads, of a parameter tree; gathered or split, see models/decoding.py."""
+    """The weights that single-token decoding reads, of a parameter tree; gathered or split, see models/decoding.py.
+
+    Those that decoding reads in their place among the parameters are left out: `with_parameters` adds them.
+    """
+    dtype = jnp.dtype(policy.compute_dtype)
+    in_place = _reads_parameters()
+
+    def weight(leaf: Array, names: tuple[str | None, ...]) -> Array | None:
+        return None if in_place and leaf.dtype == dtype else constrain(leaf.astype(dtype), *names)
+
+    return _cut_by_layer(policy, params, split=split).with_axes(policy.param_axes(), weight)
+
+
+def with_parameters(policy: Policy, params: Params, weights: DecoderWeights) -> DecoderWeights:
+    """All weights, with slices of the parameters for those that `decoder_weights` left out. In the body of a loop."""
+
+    def is_absent(leaf: Any) -> bool:
+        return leaf is None
+
+    if not any(map(is_absent, jax.tree.leaves(weights, is_leaf=is_absent))):
+        return weights
+    whole = _cut_by_layer(policy, params, split=weights.split)
+    return jax.tree.map(lambda own, cut: cut if own is None else own, weights, whole, is_leaf=is_absent)
+
+
+def _reads_parameters() -> bool:
+    """Whether decoding reads parameters that are in the compute dtype where they are: on TPUs, whose compiler makes the
+    slice of a layer a part of the product that reads it, if `fsdp` splits none of them."""
+    return platform() == "tpu" and shard_count("embed") == 1
+
+
+def _cut_by_layer(policy: Policy, params: Params, *, split: bool) -> DecoderWeights:
     language = params["language"]
-    weights = DecoderWeights(
+    return DecoderWeights(
         embedding=language["embed_tokens"]["embedding"],
         layers=[
             jax.tree.map(lambda leaf, number=number: leaf[number], language["layers"])
@@ -192,8 +223,6 @@ def decoder_weights(policy: Policy, params: Params, *, split: bool = False) -> D
         head=policy.module(params).language.head_kernel(),
         split=split,
     )
-    dtype = jnp.dtype(policy.compute_dtype)
-    return weights.with_axes(policy.param_axes(), lambda leaf, names: constrain(leaf.astype(dtype), *names))
 
 
 def prompt_cache(prompts: Prompt, cache: tuple[Array, Array], places: int) -> PromptCache:

@@ -19,6 +19,7 @@ from mmeureka_jax.models.policy import (
     Policy,
     decode_step,
     decoder_weights,
+    with_parameters,
 )
 from mmeureka_jax.sampling.decode_state import (
     DecodeState,
@@ -66,7 +67,8 @@ def start(
     keys = response_keys(seed, stream, request.rollout, request.names, n, request.first).reshape(-1)
     state = first_state(policy, settings, sizes.own, request, keys, cache)
     noise = token_noise(keys, jnp.arange(1))[0]
-    state = draw_next(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), weights.head)
+    head = with_parameters(policy, params, weights).head
+    state = draw_next(policy, settings, state, noise, jnp.repeat(hidden, n, axis=0), head)
     return lay_out(state), weights, features
 
 
@@ -228,8 +230,9 @@ class _BlockStep:
         loop = self.loop
         rotary = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1, axis=1), self.rotary)
         attend = functools.partial(self._attend, number, recent)
-        hidden, recent = decode_step(loop.policy, loop.params, loop.weights, now.last, rotary, attend)
-        now = draw_next(loop.policy, loop.settings, now, self.noise[number], hidden, loop.weights.head)
+        weights = with_parameters(loop.policy, loop.params, loop.weights)
+        hidden, recent = decode_step(loop.policy, loop.params, weights, now.last, rotary, attend)
+        now = draw_next(loop.policy, loop.settings, now, self.noise[number], hidden, weights.head)
         number += 1
         running = jax.lax.cond(number % _CHECK_EVERY == 0, most_running, lambda _: running, now)
         return number, now, running, recent

@@ -13,8 +13,8 @@ from helpers.support import PROBLEMS, Lively
 
 from mmeureka_jax.config.schema import MeshConfig, SamplerConfig
 from mmeureka_jax.mesh import abstract, bytes_of_device, make_mesh, tree_shardings
+from mmeureka_jax.models import policy
 from mmeureka_jax.models.lora import Lora, initial_adapters
-from mmeureka_jax.models.policy import decoder_weights
 from mmeureka_jax.sampling import memory
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.request import Request
@@ -71,13 +71,16 @@ def sampled(model):
     ("sizes", "changes"),
     [
         ((1, 4, 2), {"split_weights": True, "prefill_prompts": 1}),
+        pytest.param((1, 1, 2), {"in_place": True}, marks=pytest.mark.slow),
         pytest.param((2, 4, 1), {"split_weights": True, "shrink": 0.75}, marks=pytest.mark.slow),
         pytest.param((2, 2, 2), {"prefill_prompts": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_samples_are_those_of_one_device(sampled, sizes, changes):
+def test_samples_are_those_of_one_device(sampled, monkeypatch, sizes, changes):
     expected, pictures = sampled((1, 1, 1))
+    if changes.pop("in_place", False):  # as on a TPU
+        monkeypatch.setattr(policy, "_reads_parameters", lambda: True)
     samples, features = sampled(sizes, **changes)
     np.testing.assert_array_equal(samples.tokens, expected.tokens)
     np.testing.assert_array_equal(samples.lengths, expected.lengths)
@@ -86,22 +89,32 @@ def test_samples_are_those_of_one_device(sampled, sizes, changes):
     assert len(np.unique(samples.tokens)) > 20 and len(np.unique(samples.log_probs)) > 200
 
 
-def bytes_per_device(policy, mesh, *, split):
+def bytes_per_device(subject, mesh, *, split):
     with jax.set_mesh(mesh):
-        weights = jax.eval_shape(lambda params: decoder_weights(policy, params, split=split), policy.abstract_params())
-        return bytes_of_device(weights.with_axes(policy.param_axes(), lambda leaf, names: abstract(leaf, *names)))
+        shapes = subject.abstract_params()
+        weights = jax.eval_shape(lambda params: policy.decoder_weights(subject, params, split=split), shapes)
+        return bytes_of_device(weights.with_axes(subject.param_axes(), lambda leaf, names: abstract(leaf, *names)))
 
 
 def test_split_weights_take_their_part_of_a_device(model):
     """But for norms and biases, which are small. Where the MLP does not divide, its hidden size does."""
     mesh = mesh_of(1, 4, 2)
-    policy = replace(model.policy, lora=None)
-    whole = bytes_per_device(policy, mesh_of(1, 1, 1), split=False)
-    assert whole / 2 < bytes_per_device(policy, mesh, split=False) < 0.52 * whole
-    assert whole / 8 < bytes_per_device(policy, mesh, split=True) < 0.14 * whole
-    text = replace(policy.config.text, intermediate_size=132)
-    odd = replace(policy, config=replace(policy.config, text=text))
+    dense = replace(model.policy, lora=None)
+    whole = bytes_per_device(dense, mesh_of(1, 1, 1), split=False)
+    assert whole / 2 < bytes_per_device(dense, mesh, split=False) < 0.52 * whole
+    assert whole / 8 < bytes_per_device(dense, mesh, split=True) < 0.14 * whole
+    text = replace(dense.config.text, intermediate_size=132)
+    odd = replace(dense, config=replace(dense.config, text=text))
     assert bytes_per_device(odd, mesh, split=True) < 0.14 * bytes_per_device(odd, mesh_of(1, 1, 1), split=False)
+
+
+def test_parameters_that_decoding_reads_in_place_are_not_copied(model, monkeypatch):
+    """Those in the compute dtype: not the adapters, which are float32."""
+    monkeypatch.setattr(policy, "platform", lambda: "tpu")
+    half = replace(model.policy, compute_dtype="bfloat16", lora=replace(model.policy.lora, base_dtype="bfloat16"))
+    adapters = initial_adapters(half.abstract_params(), 0).values()
+    assert bytes_per_device(half, mesh_of(2, 1, 1), split=False) == 2 * sum(x.size for x in adapters)
+    assert bytes_per_device(half, mesh_of(1, 2, 1), split=False) > 20 * sum(x.size for x in adapters)
 
 
 def test_weights_are_split_where_gathered_ones_do_not_fit(model, monkeypatch, capsys):
