@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mmeureka_jax.config.schema import (
     Config,
@@ -40,6 +41,7 @@ from mmeureka_jax.data.vision_layout import VisionGeometry
 from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.formats.hugging_face import read_config
+from mmeureka_jax.mesh import batch_divisor
 from mmeureka_jax.models.batch import Prompt, collate
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.models.qwen_vl_config import QWEN2_5_VL, Qwen2_5VLConfig
@@ -300,6 +302,16 @@ def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[s
 
 def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
+
+
+def check_batch_sizes(mesh: Mesh, sizes: dict[str, int]) -> None:
+    """Raises a UserError that lists every number of prompts that the mesh does not divide."""
+    divisor = batch_divisor(mesh)
+    problems = [f"  {name} = {size}" for name, size in sizes.items() if size % divisor]
+    if problems:
+        raise UserError(
+            f"mesh: data x fsdp = {divisor} does not divide these numbers of prompts:\n" + "\n".join(problems)
+        )
 
 
 def peak_memory_mb() -> float:

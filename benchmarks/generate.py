@@ -19,6 +19,7 @@ import jax
 from benchmarks.common import (
     add_group_argument,
     add_prompt_arguments,
+    check_batch_sizes,
     make_parser,
     open_model,
     peak_memory_mb,
@@ -31,7 +32,6 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
-from mmeureka_jax.training.job import check_batch_sizes
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -45,7 +45,6 @@ from mmeureka_jax.runs.checkpoint import RunState
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.setup.problems import open_processor
 from mmeureka_jax.training.collect import Collector
-from mmeureka_jax.training.job import check_batch_sizes
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.rl import learn
 from mmeureka_jax.training.watchers import NonFiniteGuard
@@ -87,7 +86,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         opened = open_model(args, folder)
         stack.enter_context(jax.set_mesh(opened.mesh))
-        check_batch_sizes(opened.mesh, {"--prompts": args.prompts})
         config = training_config(args, opened)
         validate_config(config)
         processor = open_processor(opened.checkpoint, config.data)

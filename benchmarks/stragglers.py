@@ -23,6 +23,7 @@ from benchmarks.common import (
     LONGEST,
     add_group_argument,
     add_prompt_arguments,
+    check_batch_sizes,
     log_normal_lengths,
     make_parser,
     open_model,
@@ -35,7 +36,6 @@ from benchmarks.common import (
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
-from mmeureka_jax.training.job import check_batch_sizes
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mmeureka_jax.setup.policy import OpenedPolicy, open_policy
 from mmeureka_jax.setup.random_models import write_tiny_config
 from mmeureka_jax.setup.released_models import RELEASED_MODELS, write_released_model
 from mmeureka_jax.training import rl, sft
-from mmeureka_jax.training.job import Recipe, check_batch_sizes, make_learner
+from mmeureka_jax.training.job import Recipe, make_learner
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.programs import run_programs
 
@@ -80,7 +80,7 @@ def open_run(config: Config, target: Target, folder: Path, command: Command = "t
     checkpoint = shapes_of_model(config.model, folder)
     recipe = _RECIPES[command](config)
     opened = open_policy(checkpoint, config.model, config.mesh, seed=config.seed, devices=list(target.devices))
-    check_batch_sizes(opened.mesh, recipe.batch_sizes)
+    recipe.shares(opened)
     windows, assumption = picture_windows(opened.policy.config, config.data)
     return PlannedRun(
         config=config,

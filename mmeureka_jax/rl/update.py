@@ -7,6 +7,7 @@ up, and their sum is the full batch's loss and gradient exactly (to rounding), w
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,7 +227,7 @@ class CompiledUpdate:
             jax.tree.broadcast(self._of_sums, shapes),
         )
         for name, part in parts.items():
-            others = [part] * (self._most_parts - 1)
+            others = [jax.tree.map(copy.copy, part) for _ in range(self._most_parts - 1)]
             yield Program(f"gradients, {name}", self._add, (sums, state, part, coefficient), others)
         yield Program("optimiser", self._apply, (state, sums))
 

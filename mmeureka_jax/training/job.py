@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-from jax.sharding import Mesh
 
 from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import Config
@@ -20,7 +19,7 @@ from mmeureka_jax.evaluation.examiner import Examiner
 from mmeureka_jax.evaluation.validation import open_validation, summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
-from mmeureka_jax.mesh import RowShares, batch_divisor, row_shares
+from mmeureka_jax.mesh import RowShares, row_shares
 from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, say_facts, waiting
 from mmeureka_jax.rl.objective import Objective
 from mmeureka_jax.rl.rows import Packing
@@ -54,7 +53,6 @@ class Recipe:
         updates_per_step: optimiser steps in a step of the loop.
         prompts_per_batch: problems that the loader gives at a time, over all hosts.
         packing: how the batches of optimiser steps become rows, on one shard.
-        batch_sizes: config key -> number of prompts that the mesh has to divide.
         scored: problems need gold answers, and responses are scored while training.
         with_reference: the policy that the run starts from is kept, to compare with.
         with_critic: see `Learner`.
@@ -68,7 +66,6 @@ class Recipe:
     updates_per_step: int
     packing: Packing
     prompts_per_batch: int
-    batch_sizes: dict[str, int]
     scored: bool
     with_reference: bool = False
     with_critic: bool = False
@@ -82,7 +79,14 @@ class Recipe:
             UserError: the problems of a batch cannot be spread over the mesh.
         """
         if self.kind == "sft":
-            return row_shares(opened.mesh)
+            shares = row_shares(opened.mesh)
+            problems = self.packing.groups // self.packing.micro_batches
+            if problems % shares.count:
+                raise UserError(
+                    f"sft.problems_per_step / sft.micro_batches = {problems} must be a multiple of {shares.count}, the "
+                    "number of shares in which hosts load problems"
+                )
+            return shares
         return Spread.of(opened.sampler_mesh, self.prompts_per_batch, self.group_size).shares
 
 
@@ -287,7 +291,6 @@ def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
         frozen=config.optimizer.frozen,
         run_dir=config.run_dir,
     )
-    check_batch_sizes(opened.mesh, recipe.batch_sizes)
     recipe.shares(opened)
     response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
     check_context(opened.policy.config.text, config.data.max_prompt_tokens + response)
@@ -393,16 +396,6 @@ def restore(checkpointer: Checkpointer, learner: Learner) -> RunState | None:
         return None
     with waiting(f"reading checkpoint {checkpointer.steps()[-1]}"):
         return checkpointer.restore_latest(learner.abstract_state())
-
-
-def check_batch_sizes(mesh: Mesh, sizes: dict[str, int]) -> None:
-    """Raises a UserError that lists every number of prompts that the mesh does not divide."""
-    divisor = batch_divisor(mesh)
-    problems = [f"  {name} = {size}" for name, size in sizes.items() if size % divisor]
-    if problems:
-        raise UserError(
-            f"mesh: data x fsdp = {divisor} does not divide these numbers of prompts:\n" + "\n".join(problems)
-        )
 
 
 def check_image_windows(limit: int, needed: int, *, text_only: bool = False) -> None:

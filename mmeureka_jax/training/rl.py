@@ -185,7 +185,6 @@ def recipe(config: Config) -> Recipe:
         updates_per_step=rl.updates_per_step,
         packing=Packing.of(config),
         prompts_per_batch=config.sampler.batch_prompts or rl.prompts_per_rollout,
-        batch_sizes={},
         scored=True,
         with_reference=rl.kl_coefficient > 0,
         with_critic=rl.critic.kind != "none",

@@ -83,7 +83,6 @@ def recipe(config: Config) -> Recipe:
             ratio=sft.packing,
         ),
         prompts_per_batch=sft.problems_per_step,
-        batch_sizes={"sft.problems_per_step / sft.micro_batches": sft.problems_per_step // sft.micro_batches},
         scored=False,
         also_check=lambda problem, processor: solution_tokens(problem, processor, sft.max_response_tokens),
     )

@@ -31,7 +31,7 @@ from jax.experimental import topologies  # noqa: E402
 from mmeureka_jax.config.load import load_config  # noqa: E402
 from mmeureka_jax.mesh import Program  # noqa: E402
 from mmeureka_jax.setup.policy import find_checkpoint, open_policy  # noqa: E402
-from mmeureka_jax.training.job import check_batch_sizes, make_learner  # noqa: E402
+from mmeureka_jax.training.job import make_learner  # noqa: E402
 from mmeureka_jax.training.programs import run_programs  # noqa: E402
 from mmeureka_jax.training.rl import recipe  # noqa: E402
 
@@ -42,7 +42,6 @@ def main(config_file: str, work_dir: str, *overrides: str) -> dict[str, Any]:
     checkpoint = find_checkpoint(config.model, Path(work_dir))
     opened = open_policy(checkpoint, config.model, config.mesh, devices=list(devices))
     job = recipe(config)
-    check_batch_sizes(opened.mesh, job.batch_sizes)
     learner = make_learner(config, job, opened)
     state = learner.abstract_state()
     described: dict[str, Any] = {"state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))}

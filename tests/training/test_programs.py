@@ -16,7 +16,7 @@ from mmeureka_jax.training.programs import run_programs
 SIZES = """
     steps=2 sampler.max_new_tokens=64 sampler.batch_prompts=16 rl.group_size=4 rl.prompts_per_rollout=16
     rl.prompts_per_update=16 rl.packing=0.1 rl.filter.enabled=false data.validation=null
-    sft.problems_per_step=8 sft.micro_batches=1 sft.packing=0.3 sft.max_response_tokens=64
+    sft.problems_per_step=6 sft.micro_batches=1 sft.packing=0.3 sft.max_response_tokens=64
     data.train=tfds:shapes/dots@train[:64] checkpoint.every_steps=2 reward.workers=1
     tracking.progress=false tracking.tensorboard=false mesh.data=2 mesh.fsdp=2 mesh.tensor=2
 """.split()
