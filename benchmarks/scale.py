@@ -64,7 +64,7 @@ ROWS = (
         "InternVL2.5-8B v5e:4x4",
         "configs/mm_eureka_internvl_8b.yaml",
         "v5e:4x4",
-        "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=8",
+        "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=8 sampler.batch_prompts=8",
     ),
     Row(
         "InternVL2.5-38B v5p:4x4x4",
