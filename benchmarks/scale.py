@@ -51,33 +51,19 @@ class Row:
 
 QWEN_7B = "configs/mm_eureka_qwen_7b.yaml"
 QWEN_32B = "configs/mm_eureka_qwen_32b.yaml"
+INTERNVL_8B = "configs/mm_eureka_internvl_8b.yaml"
 ROWS = (
-    Row("7B v5e:4x4", QWEN_7B, "v5e:4x4", "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16"),
-    Row("7B v5e:8x8", QWEN_7B, "v5e:8x8", "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16"),
-    Row("7B v5e:16x16", QWEN_7B, "v5e:16x16", "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16"),
-    Row("7B v6e:4x4", QWEN_7B, "v6e:4x4", "mesh.tensor=2 rl.row_tokens=16384 rl.micro_batches=16"),
+    Row("7B v5e:4x4", QWEN_7B, "v5e:4x4", "mesh.tensor=4"),
+    Row("7B v5e:8x8", QWEN_7B, "v5e:8x8", "mesh.tensor=4"),
+    Row("7B v5e:16x16", QWEN_7B, "v5e:16x16", "mesh.tensor=4"),
+    Row("7B v6e:4x4", QWEN_7B, "v6e:4x4", "mesh.tensor=2"),
     Row("7B v5p:2x2x2", QWEN_7B, "v5p:2x2x2"),
     Row("7B h100:8", QWEN_7B, "h100:8"),
     Row("32B v5p:4x4x4", QWEN_32B, "v5p:4x4x4"),
-    Row("32B v5e:16x16", QWEN_32B, "v5e:16x16", "mesh.tensor=8 rl.row_tokens=4096 rl.micro_batches=32"),
-    Row(
-        "InternVL2.5-8B v5e:4x4",
-        "configs/mm_eureka_internvl_8b.yaml",
-        "v5e:4x4",
-        "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=8 sampler.batch_prompts=8",
-    ),
-    Row(
-        "InternVL2.5-38B v5p:4x4x4",
-        "configs/mm_eureka_zero_38b.yaml",
-        "v5p:4x4x4",
-        "mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=8",
-    ),
-    Row(
-        "7B LoRA v5e:2x2",
-        QWEN_7B,
-        "v5e:2x2",
-        "model.lora={} mesh.tensor=4 rl.row_tokens=8192 rl.micro_batches=16 sampler.batch_prompts=4",
-    ),
+    Row("32B v5e:16x16", QWEN_32B, "v5e:16x16", "mesh.tensor=8"),
+    Row("InternVL2.5-8B v5e:4x4", INTERNVL_8B, "v5e:4x4", "mesh.tensor=4 sampler.batch_prompts=8"),
+    Row("InternVL2.5-38B v5p:4x4x4", "configs/mm_eureka_zero_38b.yaml", "v5p:4x4x4", "mesh.tensor=4"),
+    Row("7B LoRA v5e:2x2", QWEN_7B, "v5e:2x2", "model.lora={} mesh.tensor=4 sampler.batch_prompts=4"),
     Row("3B v5e:2x4", "configs/small/qwen_3b.yaml", "v5e:2x4"),
     Row("3B LoRA v5e:2x4", "configs/small/qwen_3b_lora.yaml", "v5e:2x4"),
     Row("3B LoRA v5e:1x1", "configs/small/qwen_3b_lora_v5e.yaml", "v5e:1x1"),
