@@ -21,9 +21,10 @@ from mmeureka_jax.setup.policy import OpenedPolicy, open_policy
 from mmeureka_jax.setup.random_models import write_tiny_config
 from mmeureka_jax.setup.released_models import RELEASED_MODELS, write_released_model
 from mmeureka_jax.training import rl, sft
-from mmeureka_jax.training.job import Recipe, make_learner
+from mmeureka_jax.training.job import make_learner
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.programs import run_programs
+from mmeureka_jax.training.recipe import Recipe
 
 Command = Literal["train", "sft"]
 _RECIPES: dict[Command, Callable[[Config], Recipe]] = {"train": rl.recipe, "sft": sft.recipe}

@@ -125,6 +125,7 @@ def _tpu_devices(name: str, chip: Chip, slices: int, sizes: tuple[int, ...]) -> 
     topology = f"{chip.name}:{'x'.join(map(str, sizes))}"
     try:
         with stderr_closed():
+            jax.devices("cpu")
             described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--on {name}: libtpu does not know this topology ({brief(error)})") from None
@@ -145,6 +146,7 @@ def _gpu_devices(name: str, chip: Chip, slices: int, sizes: tuple[int, ...]) -> 
     topology = f"1x{count // a_host}x{a_host}"  # slices x hosts x GPUs of a host
     try:
         with stderr_closed():
+            jax.devices("cpu")
             described = topologies.get_topology_desc(
                 platform="cuda", topology_name=topology, topology=topology, target_config=gpu_description(chip)
             )

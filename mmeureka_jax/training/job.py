@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -19,75 +19,26 @@ from mmeureka_jax.evaluation.examiner import Examiner
 from mmeureka_jax.evaluation.validation import open_validation, summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
-from mmeureka_jax.mesh import RowShares, row_shares
 from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, say_facts, waiting
-from mmeureka_jax.rl.objective import Objective
-from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.runs.wandb_log import import_wandb
-from mmeureka_jax.sampling.spread import Spread
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
 from mmeureka_jax.training.learner import Learner
+from mmeureka_jax.training.memory_check import warn_of_memory
+from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.reward_failures import check_custom
 from mmeureka_jax.training.watchers import CompileCounter, NonFiniteGuard, TerminationSignal
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import ProblemLoader
     from mmeureka_jax.data.processor import Processor
-    from mmeureka_jax.data.record import Problem
     from mmeureka_jax.rewards.workers import RewardWorkers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """In what one kind of job differs from the other.
-
-    Attributes:
-        command: what the user calls it.
-        updates_per_step: optimiser steps in a step of the loop.
-        prompts_per_batch: problems that the loader gives at a time, over all hosts.
-        packing: how the batches of optimiser steps become rows, on one shard.
-        scored: problems need gold answers, and responses are scored while training.
-        with_reference: the policy that the run starts from is kept, to compare with.
-        with_critic: see `Learner`.
-        also_check: see `open_checked`.
-        group_size: responses that are sampled to each prompt.
-    """
-
-    kind: Literal["rl", "sft"]
-    command: str
-    objective: Objective
-    updates_per_step: int
-    packing: Packing
-    prompts_per_batch: int
-    scored: bool
-    with_reference: bool = False
-    with_critic: bool = False
-    also_check: Callable[[Problem, Processor], object] | None = None
-    group_size: int = 1
-
-    def shares(self, opened: OpenedPolicy) -> RowShares:
-        """Which hosts load which problems.
-
-        Raises:
-            UserError: the problems of a batch cannot be spread over the mesh.
-        """
-        if self.kind == "sft":
-            shares = row_shares(opened.mesh)
-            problems = self.packing.groups // self.packing.micro_batches
-            if problems % shares.count:
-                raise UserError(
-                    f"sft.problems_per_step / sft.micro_batches = {problems} must be a multiple of {shares.count}, the "
-                    "number of shares in which hosts load problems"
-                )
-            return shares
-        return Spread.of(opened.sampler_mesh, self.prompts_per_batch, self.group_size).shares
 
 
 @dataclass
@@ -242,6 +193,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         problems = _open_problems(config, recipe, processor, rewards)
         learner = make_learner(config, recipe, opened)
         examiner = _open_examiner(config, recipe, learner, opened, processor, rewards) if validated else None
+        warn_of_memory(config, recipe, opened, learner, _image_windows(config, problems))
         if recipe.with_reference:
             learner.load_reference()
 
@@ -252,9 +204,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         at_start = run.step
         say_start(at_start, config.steps, config.run_dir)
-        loader = _open_loader(config, recipe, opened, problems, processor)
+        loader = _open_loader(config, recipe, opened, problems, processor, run.data)
         stack.callback(loader.close)
-        restore_position(loader, run.data, config)
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
         stack.callback(tracker.close)
         steps = stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress))
@@ -266,7 +217,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             examiner=examiner,
             learner=learner,
             loader=loader,
-            num_windows=config.data.max_image_windows or problems.report.max_windows,
+            num_windows=_image_windows(config, problems),
             run=run,
             checkpointer=checkpointer,
             guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind == "sft"),
@@ -371,15 +322,29 @@ def make_learner(config: Config, recipe: Recipe, opened: OpenedPolicy) -> Learne
     )
 
 
+def _image_windows(config: Config, problems: CheckedProblems) -> int:
+    """Vision windows of a prompt."""
+    return config.data.max_image_windows or problems.report.max_windows
+
+
 def _open_loader(
-    config: Config, recipe: Recipe, opened: OpenedPolicy, problems: CheckedProblems, processor: Processor
+    config: Config,
+    recipe: Recipe,
+    opened: OpenedPolicy,
+    problems: CheckedProblems,
+    processor: Processor,
+    position: dict[str, Any] | None,
 ) -> ProblemLoader:
-    """This host's share of the problems, from the beginning."""
+    """This host's share of the problems, from a checkpoint's position or from the beginning.
+
+    Raises:
+        UserError: see `restore_position`.
+    """
     from mmeureka_jax.data.loader import ProblemLoader, RowOrder
     from mmeureka_jax.setup.difficulty import rows_by_difficulty
 
     shares = recipe.shares(opened)
-    return ProblemLoader(
+    loader = ProblemLoader(
         problems.source,
         RowOrder(rows_by_difficulty(config.data, problems), config.seed, config.data.shuffle),
         processor,
@@ -388,6 +353,12 @@ def _open_loader(
         workers=config.data.workers,
         prefetch=config.data.prefetch,
     )
+    try:
+        restore_position(loader, position, config)
+    except UserError:
+        loader.close()
+        raise
+    return loader
 
 
 def restore(checkpointer: Checkpointer, learner: Learner) -> RunState | None:

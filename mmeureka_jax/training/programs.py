@@ -27,8 +27,8 @@ from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.spread import copies_of_prompts
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
-from mmeureka_jax.training.job import Recipe
 from mmeureka_jax.training.learner import Learner
+from mmeureka_jax.training.recipe import Recipe
 
 
 def run_programs(

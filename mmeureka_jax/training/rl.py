@@ -41,9 +41,10 @@ from mmeureka_jax.runs.tracking import Tracker
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.collect import Collected, Collector
-from mmeureka_jax.training.job import Recipe, due, open_job
+from mmeureka_jax.training.job import due, open_job
 from mmeureka_jax.training.learner import Learner, make_experience, update_batches
 from mmeureka_jax.training.programs import rollout_settings
+from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.watchers import NonFiniteGuard
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
 from mmeureka_jax.rl.objective import imitation_objective
 from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.setup.checks import validate_config
-from mmeureka_jax.training.job import Recipe, open_job
+from mmeureka_jax.training.job import open_job
+from mmeureka_jax.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem
