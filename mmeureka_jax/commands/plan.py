@@ -42,6 +42,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--prompt", type=positive, metavar="TOKENS", help="mean prompt (default: half of data.max_prompt_tokens)"
     )
+    parser.add_argument(
+        "--search",
+        type=positive_int,
+        metavar="N",
+        help="look for settings that fit, or take less time: the N that are estimated best are compiled",
+    )
     parser.add_argument("--cache", metavar="DIR", help="keep the compiled programs there, for the run to load")
     parser.add_argument("--json", action="store_true", help="print one JSON object, last on stdout")
 
@@ -50,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
     with stderr_closed():  # JAX's CUDA plugin misses a driver, which a plan does not need
         import jax  # noqa: F401
     from mmeureka_jax.config.load import load_config
-    from mmeureka_jax.planning.plan import make_plan
+    from mmeureka_jax.config.schema import Config
+    from mmeureka_jax.planning.plan import Plan, make_plan
     from mmeureka_jax.planning.planned_run import stage_of
     from mmeureka_jax.planning.printing import as_json, as_text
+    from mmeureka_jax.planning.search import search
     from mmeureka_jax.planning.step_time import Assumptions
     from mmeureka_jax.planning.targets import open_target
     from mmeureka_jax.setup.checks import validate_config
@@ -61,14 +69,14 @@ def run(args: argparse.Namespace) -> int:
     validate_config(config, command=args.job)
     target = open_target(args.on)
     with cache_in(args.cache):
-        plan = make_plan(
-            stage_of(config, args.stage),
-            target,
-            command=args.job,
-            which=args.programs,
-            assumptions=Assumptions(args.response, args.prompt),
-        )
-    print(json.dumps(as_json(plan)) if args.json else as_text(plan))
+        assumptions = Assumptions(args.response, args.prompt)
+
+        def plan_of(config: Config) -> Plan:
+            return make_plan(config, target, command=args.job, which=args.programs, assumptions=assumptions)
+
+        plan = plan_of(stage_of(config, args.stage))
+        found = search(plan, plan_of, args.search, assumptions) if args.search else []
+    print(json.dumps(as_json(plan, found)) if args.json else as_text(plan, found))
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
 
 

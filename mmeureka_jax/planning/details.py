@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mmeureka_jax.planning.hlo import ProgramText
+from mmeureka_jax.planning.search import Suggestion
 from mmeureka_jax.planning.step_time import StepTime
 
 _BUFFERS = 3  # of each program
@@ -56,6 +57,14 @@ def time_lines(time: StepTime) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
     for sentence in time.assumed:
         yield f"assumed: {sentence}"
+
+
+def suggestion_lines(found: Sequence[Suggestion]) -> Iterator[str]:
+    """Settings that were tried, to be put behind the config's name."""
+    yield "tried, each compiled:"
+    for one in found:
+        verdict = "does not fit" if not one.fits else f"{_seconds(one.step_s)} s a step" if one.step_s else "fits"
+        yield f"  {verdict}: {' '.join(one.overrides)}"
 
 
 def size(count: float) -> str:

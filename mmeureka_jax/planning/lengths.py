@@ -28,6 +28,7 @@ class Lengths:
     median: float
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def with_mean(cls, limit: int, mean: float | None) -> Lengths:
         """The distribution of this mean, cut off at `limit`; None: of the usual median.
 
@@ -52,22 +53,24 @@ class Lengths:
         far = [math.erf(math.log(t / self.median) / (SIGMA * math.sqrt(2))) if t else -1.0 for t in after]
         return 0.5 - 0.5 * np.array(far)
 
-    @property
+    @functools.cached_property
     def mean(self) -> float:
         return float(self.running.sum())
 
+    @functools.lru_cache(maxsize=64)  # noqa: B019  (small, and few)
     def longest(self, count: int) -> float:
         """The expected length of the longest of `count` responses."""
         return float((1 - (1 - self.running) ** count).sum())
 
-    def typical(self, count: float) -> list[float]:
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def typical(self, count: float) -> tuple[float, ...]:
         """Lengths of `count` responses that have the distribution's mean and are as uneven as it is: its quantiles. A
         last one for a fraction."""
         whole = int(count)
         quantiles = [float(np.sum(self.running > 1 - (place + 0.5) / whole)) for place in range(whole)]
         factor = whole * self.mean / sum(quantiles) if quantiles else 1.0
         rest = [(count - whole) * self.mean] if count > whole else []
-        return [length * factor for length in quantiles] + rest
+        return (*(length * factor for length in quantiles), *rest)
 
     def draw(self, shape: tuple[int, ...], seed: int) -> np.ndarray:
         """Lengths drawn at random, int64."""

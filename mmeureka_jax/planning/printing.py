@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from mmeureka_jax.planning.details import program_lines, time_lines
+from mmeureka_jax.planning.details import program_lines, suggestion_lines, time_lines
 from mmeureka_jax.planning.memory import HEADROOM, PlannedProgram
 from mmeureka_jax.planning.plan import Plan
+from mmeureka_jax.planning.search import Suggestion
 from mmeureka_jax.process.console import duration, plural
 
 _BAR = 20  # characters
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan, found: Sequence[Suggestion] = ()) -> dict[str, Any]:
     """The object that `mmeureka plan --json` prints. Its keys are fixed: scripts rely on them."""
     return {
         "target": plan.target.name,
@@ -35,11 +37,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "step_s": round(plan.time.seconds, 3) if plan.time else None,
         "mfu": round(plan.time.mfu, 4) if plan.time else None,
         "binding": plan.time.binding if plan.time else None,
-        "suggestions": [],
+        "suggestions": [
+            {"overrides": list(one.overrides), "fits": one.fits, "step_s": round(one.step_s, 3) if one.step_s else None}
+            for one in found
+        ],
     }
 
 
-def as_text(plan: Plan) -> str:
+def as_text(plan: Plan, found: Sequence[Suggestion] = ()) -> str:
     """The same for people: programs against the memory of a device, then the verdict."""
     target = plan.target
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.run.opened.mesh.shape.items())
@@ -57,6 +62,8 @@ def as_text(plan: Plan) -> str:
     ]
     if plan.time is not None:
         lines += ["", *time_lines(plan.time)]
+    if found:
+        lines += ["", *suggestion_lines(found)]
     return "\n".join(lines)
 
 

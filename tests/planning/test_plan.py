@@ -12,11 +12,13 @@ import pytest
 from helpers.commands import ONE_LAYER, mmeureka
 
 from mmeureka_jax.config.load import load_config
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.planning import plan as planning
 from mmeureka_jax.planning.arithmetic import Model
 from mmeureka_jax.planning.memory import bytes_in
 from mmeureka_jax.planning.plan import make_plan
 from mmeureka_jax.planning.printing import as_json, as_text
+from mmeureka_jax.planning.search import as_overrides, candidates, estimate, search, with_changes
 from mmeureka_jax.planning.step_time import Assumptions, CompiledKind, predict_step
 from mmeureka_jax.planning.targets import open_target
 from mmeureka_jax.setup.chips import chip_named
@@ -180,3 +182,57 @@ def test_the_text_names_buffers_links_and_assumptions(plan):
     assert re.search(r"a step takes [\d.e-]+ s: .* MFU [\d.]+%", text)
     assert "assumed: 25% of the groups pass the online filter" in text
     assert as_json(plan)["step_s"] is None  # no time of this machine's processor
+
+
+def test_candidates_are_legal_and_differ(plan):
+    config = plan.run.config
+    model = Model.of(plan.run.opened.policy, plan.run.learner.abstract_state().trainable)
+    found = list(candidates(config, model, 8))
+    assert len({as_overrides(one) for one in found}) == len(found) > 50
+    for one in found[::7]:
+        changed = with_changes(config, one)
+        mesh = changed.mesh
+        assert mesh.data * mesh.fsdp * mesh.context * mesh.tensor in (8, -mesh.data * mesh.context * mesh.tensor)
+        assert model.text.num_kv_heads % mesh.tensor == 0
+        assert load_config("configs/smoke.yaml", [*SMALL, *as_overrides(one)]) == changed  # they can be pasted
+
+
+def test_estimates_follow_what_is_split(plan):
+    """More parts, more chips and split weights need less; a slower chip takes longer."""
+    config = plan.run.config
+    model = Model.of(plan.run.opened.policy, plan.run.learner.abstract_state().trainable)
+    chip = chip_named("v5e")
+
+    def needed(chips=8, chip=chip, **changes):
+        return estimate(with_changes(config, {k.replace("__", "."): v for k, v in changes.items()}), model, chip, chips,
+                        Assumptions())  # fmt: skip
+
+    assert needed(mesh__tensor=2, mesh__fsdp=4).bytes > needed(16, mesh__tensor=2, mesh__fsdp=8).bytes
+    assert needed(rl__micro_batches=1).bytes >= needed(rl__micro_batches=8).bytes
+    assert needed(sampler__decode_weights="split").bytes <= needed(sampler__decode_weights="gathered").bytes
+    assert needed(chip=dataclasses.replace(chip, memory_bandwidth=chip.memory_bandwidth / 8)).seconds > needed().seconds
+
+
+def test_the_fastest_that_fits_is_suggested_first(plan):
+    gpus = dataclasses.replace(plan, target=dataclasses.replace(plan.target, chip=chip_named("h100")))
+    time = on_gpus(plan)
+    slower = dataclasses.replace(time, phases=time.phases * 2)
+    refused = dataclasses.replace(plan.programs[0], compiled=None)
+    outcomes = iter([
+        dataclasses.replace(plan, programs=(refused,)),
+        UserError("a mesh that does not divide a size"),
+        dataclasses.replace(plan, time=slower),
+        dataclasses.replace(plan, time=time),
+    ])  # fmt: skip
+
+    def compile_plan(config):
+        outcome = next(outcomes)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
+    found = search(gpus, compile_plan, 3, Assumptions())
+    assert [one.fits for one in found] == [True, True, False]
+    assert [one.step_s for one in found] == [time.seconds, slower.seconds, None]
+    assert "does not fit: " in as_text(plan, found)
+    assert as_json(plan, found)["suggestions"][0]["overrides"] == list(found[0].overrides)
