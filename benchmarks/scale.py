@@ -123,7 +123,8 @@ def table(results: Mapping[str, Any]) -> list[str]:
 
     GB are 10^9 bytes of one device; `needed` is the compiler's peak and what lies there besides.
     """
-    header = ("recipe and target", "overrides", "largest program", "peak", "resident", "needed", "limit", "free", "")
+    header = ("recipe and target", "overrides", "largest program", "peak", "resident", "needed", "limit", "free")
+    header = (*header, "step", "verdict")
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     return lines + [f"| {' | '.join(cells_of(row, results.get(row.name)))} |" for row in ROWS]
 
@@ -132,23 +133,17 @@ def cells_of(row: Row, result: Mapping[str, Any] | None) -> tuple[str, ...]:
     name = f"{row.name} ([recipe](../{row.recipe}))"
     overrides = f"`{row.overrides}`" if row.overrides else "none"
     if result is None or result["command"] != row.command:
-        return (name, overrides, "nobody has computed it", *[""] * 5, "")
+        return (name, overrides, "not computed", *[""] * 7)
     if "error" in result:
-        return (name, overrides, "refused", *[""] * 5, result["error"].splitlines()[-1])
+        return (name, overrides, *[""] * 7, f"refused: {result['error'].splitlines()[-1]}")
     plan = result["plan"]
     limit = plan["limit_bytes"]
     worst = max(plan["programs"], key=lambda program: program["peak_bytes"] + program["resident_bytes"])
     needed = worst["peak_bytes"] + worst["resident_bytes"]
-    sizes = (worst["peak_bytes"], worst["resident_bytes"], needed, limit)
+    sizes = [f"{size / 1e9:.1f}" for size in (worst["peak_bytes"], worst["resident_bytes"], needed, limit)]
+    step = f"{plan['step_s']:.0f} s, {plan['binding']}" if plan["step_s"] is not None else ""
     verdict = "fits" if plan["fits"] else "**does not fit**"
-    return (
-        name,
-        overrides,
-        worst["name"],
-        *(f"{size / 1e9:.1f}" for size in sizes),
-        f"{1 - needed / limit:.0%}",
-        verdict,
-    )
+    return (name, overrides, worst["name"], *sizes, f"{1 - needed / limit:.0%}", step, verdict)
 
 
 if __name__ == "__main__":
