@@ -44,6 +44,8 @@ VOCABULARY = "tests/models/test_padded_vocabulary.py"
 POLICY = "tests/models/test_policy.py"
 ROLLOUT_MEMORY = "tests/sampling/test_split_weights.py"
 SAMPLER = "tests/sampling/test_sampler.py"
+MESH = "tests/test_mesh.py"
+SPREAD = "tests/sampling/test_spread.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
 LORA = "tests/models/test_lora.py"
 
@@ -209,6 +211,19 @@ FAULTS = [
     Fault("sampling/memory.py", "> _USABLE * chip", "> chip", ROLLOUT_MEMORY, "no room for scores and logits"),
     Fault("models/decoding.py", "{\"mlp\": \"split_mlp\", ", "{\"mlp\": \"mlp\", ", ROLLOUT_MEMORY,
           "the MLP lies gathered"),
+    # Rows over hosts and devices.
+    Fault("mesh.py", "np.concatenate([of_shard[list(shards)].ravel() for shards in self.shards])",
+          "of_shard.ravel()", MESH, "rows are taken to lie in the order of hosts"),
+    Fault("mesh.py", "return arranged if shares >= most else by_host", "return arranged", MESH,
+          "hosts share rows though each could have its own"),
+    Fault("hosts.py", "[hosts[i % len(hosts)] for i in", "[hosts[0] for i in", "tests/test_hosts.py",
+          "scores of the first host alone count"),
+    Fault("sampling/spread.py", "np.tile(numbers, len(ids))", "np.repeat(numbers, len(ids))", SPREAD,
+          "copies of a prompt draw the same responses"),
+    Fault("sampling/spread.py", "return np.split(x, parts)[rows.index % parts]", "return np.split(x, parts)[0]", SPREAD,
+          "hosts that share a prompt draw the same responses"),
+    Fault("sampling/token_draws.py", "key_of(words, start + index)", "key_of(words, index)", SAMPLER,
+          "copies of a prompt have the same random numbers"),
     # Checkpoints and files.
     Fault("runs/checkpoint.py", "        verify_arrays(state, progress[\"arrays\"])\n", "", CHECKPOINT,
           "flipped bits are read"),

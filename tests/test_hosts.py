@@ -28,3 +28,12 @@ def test_all_hosts_raise_the_message_of_the_first_that_has_one(monkeypatch, ours
     monkeypatch.setattr(hosts, "every_host", with_another)
     with pytest.raises(UserError, match="^theirs$"):
         hosts.raise_together(ours)
+
+
+def test_each_row_comes_from_the_host_that_sees_to_it(monkeypatch):
+    """Hosts 0 and 2 have the first share, 1 and 3 the second; they take turns."""
+    of_hosts = np.arange(4)[:, None] * 10 + np.arange(3)
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 4)
+    monkeypatch.setattr(hosts, "every_host", lambda own: of_hosts)
+    result = hosts.rows_of_all({"a": of_hosts[3]}, ((0, 2), (1, 3)))
+    assert result["a"].tolist() == [0, 21, 2, 10, 31, 12]

@@ -41,7 +41,7 @@ from mmeureka_jax.rl.objective import policy_objective
 from mmeureka_jax.rl.train_state import make_training
 from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.sampling.sampler import Sampler
-from mmeureka_jax.sampling.spread import Spread, copies_of_prompts
+from mmeureka_jax.sampling.spread import Spread
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 
 MESHES = [(2, 2, 2), (1, 4, 1), (1, 1, 2, 4)]  # (data, fsdp, tensor), context 1 or (data, fsdp, tensor, context)
@@ -232,19 +232,6 @@ def test_fewer_prompts_than_shards_get_the_tokens_of_one_device(model, two_promp
     np.testing.assert_array_equal(spread.lengths, alone.lengths)
     np.testing.assert_array_equal(spread.finished, alone.finished)
     np.testing.assert_allclose(spread.log_probs, alone.log_probs, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "shards", "group_size", "copies"),
-    [(16, 8, 8, 1), (16, 64, 8, 4), (4, 32, 8, 8), (12, 8, 6, 2), (6, 4, 6, 2), (3, 9, 9, 3)],
-)
-def test_the_smallest_number_of_copies_that_divides(prompts, shards, group_size, copies):
-    assert copies_of_prompts(prompts, shards, group_size) == copies
-
-
-def test_prompts_that_cannot_be_spread_say_which_could():
-    with pytest.raises(UserError, match="6 prompts .* over data x fsdp x context = 64 shards; choose a multiple of 8 "):
-        copies_of_prompts(6, 64, 8)
 
 
 @pytest.mark.slow

@@ -161,6 +161,13 @@ def test_both_words_of_a_prompt_s_name_count(word):
     assert (one != other).any()
 
 
+def test_a_part_of_a_group_has_the_keys_of_its_numbers():
+    names = prompt_seeds(["a", "b"])
+    whole = jax.random.key_data(response_keys(0, "rollout", 0, names, 8))
+    part = jax.random.key_data(response_keys(0, "rollout", 0, names, 2, np.asarray([4, 6], np.int32)))
+    np.testing.assert_array_equal(part, [whole[0, 4:6], whole[1, 6:8]])
+
+
 def test_picture_placeholders_are_never_sampled(model):
     image, video = model.policy.forbidden_tokens
     params = one_of_two_wins(model, image, video)

@@ -263,10 +263,10 @@ def test_a_run_continues_on_another_mesh(make_config, monkeypatch, tmp_path, cap
     one = state_of(run, 3)
     shutil.rmtree(run / "checkpoints" / "3")
     use_devices(monkeypatch, 8)
-    train(make_config(*sizes, "mesh.data=4", "mesh.tensor=2"))
+    train(make_config(*sizes, "mesh.data=2", "mesh.slices=2", "mesh.context=2", "mesh.tensor=2"))
     said = capsys.readouterr().err
-    assert "made on data 1 x fsdp 1 x tensor 1 (1 x cpu, 1 process); it continues on data 4 x fsdp 1 x" in said
-    assert read_metadata(run)["mesh"] == "data 4 x fsdp 1 x tensor 2 (8 x cpu, 1 process)"
+    assert "made on data 1 x fsdp 1 x tensor 1 (1 x cpu, 1 process); it continues on data 2 x fsdp 1 x" in said
+    assert read_metadata(run)["mesh"] == "data 2 x fsdp 1 x context 2 x tensor 2 (8 x cpu, 1 process)"
     rows = without_times(run)
     assert rows[:2] == expected[:2] and rows[2].keys() == expected[2].keys()
     exact = [name for name in rows[2] if name.startswith(("response/", "reward/", "filter/"))]
