@@ -305,7 +305,8 @@ class SFTConfig:
     """Supervised fine-tuning on `metadata["solution"]` of each problem (`mmeureka sft`)."""
 
     problems_per_step: Annotated[int, POSITIVE, COUNT] = 64  # problems of one optimiser step, over all hosts
-    # parts that a step is computed in; must divide sft.problems_per_step. Empty rows fill up what the mesh does not divide
+    # parts that a step is computed in; must divide sft.problems_per_step. Empty rows fill up what the mesh does not
+    # divide
     micro_batches: Annotated[int, POSITIVE] = 1
     packing: Annotated[float, BELOW_ONE] = 0.8  # as rl.packing, down from sft.max_response_tokens
     # problems with longer solutions, or with none, are reported and left out
