@@ -14,7 +14,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ AXES = ("data", "fsdp", "context", "tensor")
 AXIS_RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
-    "seq": None,
+    "seq": "context",
+    "residual_seq": ("context", "tensor"),  # between layers, where each place is computed by itself
     "act_embed": None,
     "act_heads": "tensor",
     "act_mlp": "tensor",
@@ -241,9 +242,21 @@ def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Asks the compiler to lay `x` out as `AXIS_RULES` say. Outside `jax.set_mesh` x is returned as it is."""
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(*names))
+    spec = partition_spec(*names)
+    if mesh.manual_axes:  # inside of `map_shards`, which has split some already
+        spec = PartitionSpec(
+            *(tuple(axis for axis in _mesh_axes(name) if axis not in mesh.manual_axes) for name in names)
+        )
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _mesh_axes(name: str | None) -> tuple[str, ...]:
+    """The mesh axes of a logical axis."""
+    axes = None if name is None else AXIS_RULES[name]
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def gathered(*names: str | None) -> tuple[str | None, ...]:
@@ -275,8 +288,44 @@ def shard_count(name: str) -> int:
 
 
 def _parts(mesh: Mesh | AbstractMesh, name: str) -> int:
-    axes = AXIS_RULES[name] or ()
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes(name) if axis not in mesh.manual_axes)
+
+
+def map_shards(
+    function: Callable[..., Any],
+    over: Sequence[str],
+    in_names: Sequence[tuple[str | None, ...]],
+    out_names: Any,
+) -> Callable[..., Any]:
+    """`function` on every shard of some logical axes by itself, under `jax.set_mesh`. The compiler still lays out the
+    other axes; in there `constrain` and `shard_count` know only those.
+
+    Args:
+        over: the logical axes.
+        in_names: for each argument (or tree of arrays that are alike) the names of its dimensions. Those at the end and
+            those not in `over` can be left out or None. An argument without any of `over` is given whole; its gradient
+            is the sum over the shards.
+        out_names: such names for each result, each of which is sharded by all of `over`; those of a single one as such.
+    """
+    axes = [axis for name in over for axis in _mesh_axes(name)]
+
+    def spec(names: tuple[str | None, ...]) -> PartitionSpec:
+        return PartitionSpec(*(AXIS_RULES[name] if name is not None and name in over else None for name in names))
+
+    single = not out_names or not isinstance(out_names[0], tuple)
+    return jax.shard_map(
+        function,
+        in_specs=tuple(map(spec, in_names)),
+        out_specs=spec(out_names) if single else tuple(map(spec, out_names)),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+
+
+def sum_over_shards(x: jax.Array, name: str, dimension: int) -> jax.Array:
+    """The sum of what all shards of a logical axis have, inside of `map_shards`: each keeps its own part of
+    `dimension`."""
+    return jax.lax.psum_scatter(x, _mesh_axes(name), scatter_dimension=dimension, tiled=True)
 
 
 def take_in_shards(x: jax.Array, index: jax.Array, *names: str | None) -> jax.Array:

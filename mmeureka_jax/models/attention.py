@@ -22,15 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmeureka_jax.mesh import constrain, platform, shard_count
+from mmeureka_jax.mesh import constrain, map_shards, platform, shard_count, sum_over_shards
 from mmeureka_jax.models.batch import Array
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
 # Segments of a row; any other number is one that sees only itself (and the prompt).
 PROMPT = 0
 PADDING = -1
-_SPANS = 8
 _FEWEST_QUERIES = 16
+_PLACES = (None, None, None, "seq")  # of queries
 
 
 def split_heads(x: Float[Array, "... d"], head_dim: int) -> Float[Array, "... N h"]:
@@ -69,14 +69,23 @@ def attention(
 
     Args:
         heads_axis: logical axis of the heads (see mesh.AXIS_RULES); None: every device has all of them.
+
+    Where devices share the places of a row of text (mesh.context), each has the queries of its own places, and all keys
+    and values, of which there are few. The places must then divide.
     """
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[1]
     shards = shard_count("batch") * (shard_count(heads_axis) if heads_axis else 1)
     at_a_time = max(1, _scores_at_a_time() * shards // (batch * heads))
-    spans = _causal_spans(layout, length, at_a_time) if layout else (_span(0, length, length, at_a_time),)
+    parts = shard_count("seq") if layout else 1
+    if layout is None:
+        spans: tuple[_Span, ...] = (_span(0, length, length, at_a_time),)
+    elif parts > 1:
+        spans = (_shared_span(layout, length, parts, at_a_time),)
+    else:
+        spans = _causal_spans(layout, length, at_a_time)
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
-    out = _attention(spans, layout is not None, heads_axis, grouped, key, value, segments)
+    out = _attention(_Plan(spans, layout is not None, heads_axis, parts), grouped, key, value, segments)
     return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
@@ -85,30 +94,53 @@ def _scores_at_a_time() -> int:
     return 2**20 if platform() == "cpu" else 2**26
 
 
+def _most_spans() -> int:
+    """How many spans a triangle of queries and keys may take: the more, the fewer scores that no query sees, and the
+    more there is to compile. Four times as long on a TPU with 8 as with 2, for few percent of an update's work."""
+    return 8 if platform() == "cpu" else 2
+
+
 @dataclass(frozen=True)
 class _Span:
-    """The queries of places [start, stop), `queries` at a time. Those of turn i meet the keys of places [0, shared) and
-    of the `window` places from windows[i]."""
+    """The queries of places [start, stop), `queries` at a time. They meet the keys of places [0, shared) and, of those
+    from there to `length`, the `window` keys that end with the turn's last query.
+
+    Where devices share a row, `start` and `stop` count from the first place that a device has.
+    """
 
     start: int
     stop: int
     queries: int
     shared: int
-    window: int
-    windows: tuple[int, ...]
+    window: int = 0
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the attention of a batch is computed.
+
+    Attributes:
+        spans: those of a row, or where `parts` devices share a row of one device's part.
+        causal, heads_axis: see `attention`.
+    """
+
+    spans: tuple[_Span, ...]
+    causal: bool
+    heads_axis: str | None
+    parts: int
 
 
 def _span(start: int, stop: int, keys: int, scores: int) -> _Span:
     """Queries that meet the first `keys` keys, with `scores` scores at a time for each row and head."""
-    queries = _even(stop - start, scores // keys)
-    return _Span(start, stop, queries, keys, 0, (0,) * -(-(stop - start) // queries))
+    return _Span(start, stop, _even(stop - start, scores // keys), keys)
 
 
 def _triangle(start: int, stop: int, scores: int) -> list[_Span]:
     """Queries of [start, stop) in a few spans, none of which meets a key that comes after the span."""
     if start == stop:
         return []
-    part = _even(stop - start, max(-(-(stop - start) // _SPANS), 4 * _FEWEST_QUERIES))
+    part = _even(stop - start, max(-(-(stop - start) // _most_spans()), 4 * _FEWEST_QUERIES))
     ends = [min(end, stop) for end in range(start + part, stop + part, part)]
     return [_span(first, end, end, scores) for first, end in zip([start, *ends], ends, strict=False)]
 
@@ -120,30 +152,44 @@ def _even(count: int, most: int) -> int:
 
 
 def _causal_spans(layout: RowLayout, length: int, scores: int) -> tuple[_Span, ...]:
-    prompt = layout.prompt
-    places = length - layout.prompt
-    spans = _triangle(0, prompt, scores)
-    if places <= layout.longest:
-        return (*spans, *_triangle(prompt, length, scores))
+    spans = _triangle(0, layout.prompt, scores)
+    if length - layout.prompt <= layout.longest:
+        return (*spans, *_triangle(layout.prompt, length, scores))
+    return (*spans, _windowed(layout, layout.prompt, length, length, scores))
+
+
+def _windowed(layout: RowLayout, start: int, stop: int, length: int, scores: int) -> _Span:
+    """Queries that meet the prompt and as many keys before them as a response may have."""
     # The more queries at a time, the more keys they meet that only few of them see.
     most = max(layout.longest // 4, 2 * _FEWEST_QUERIES)
-    queries = min(_even(places, min(scores // (prompt + layout.longest + most), most)), places)
-    window = min(layout.longest - 1 + queries, places)
-    last = length - window
-    windows = tuple(min(max(end - window, prompt), last) for end in range(prompt + queries, length + queries, queries))
-    return (*spans, _Span(prompt, length, queries, prompt, window, windows))
+    queries = _even(stop - start, min(scores // (layout.prompt + layout.longest + most), most))
+    window = min(layout.longest - 1 + queries, length - layout.prompt)
+    return _Span(start, stop, queries, layout.prompt, window, length)
+
+
+def _shared_span(layout: RowLayout, length: int, parts: int, scores: int) -> _Span:
+    """The queries of one of `parts` devices, wherever in the row they are."""
+    if length - layout.prompt <= layout.longest:
+        return _span(0, length // parts, length, scores)
+    return _windowed(layout, 0, length // parts, length, scores)
 
 
 class _Turns:
-    """One span of a row, turn by turn: which queries, keys and segments meet."""
+    """One span of a row, turn by turn: which queries, keys and segments meet.
 
-    def __init__(self, span: _Span, causal: bool, segments: Int[Array, "B T"]):
+    Args:
+        segments: of all keys.
+        first: the place in the row that the span's places count from.
+    """
+
+    def __init__(self, span: _Span, causal: bool, segments: Int[Array, "B T"], first: Array | np.integer):
         self.span = span
         self.causal = causal
         self.segments = segments
-        self.count = len(span.windows)
-        self.windows = np.asarray(span.windows, np.int32)
-        self.places = np.arange(self.count * span.queries, dtype=np.int32).reshape(self.count, -1) + span.start
+        self.count = -(-(span.stop - span.start) // span.queries)
+        self.places = np.arange(self.count * span.queries, dtype=np.int32).reshape(self.count, -1) + span.start + first
+        ends = self.places[:, -1] + 1
+        self.windows = (ends - span.window).clip(span.shared, span.length - span.window)
 
     def split(self, x: Array, axis: int, fill: int = 0) -> Array:
         """The places of the span in `x`, by turn: [turns, ..., queries, ...]."""
@@ -193,34 +239,47 @@ class _Turns:
         return carry, jax.tree.map(lambda x: x[None], out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _tied(xs: Any) -> Any:
+    """What a turn reads, as one whole. JAX and XLA would else make the masks, which no layer computes, once for all
+    layers and turns, and keep them."""
+    return jax.lax.optimization_barrier(xs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    spans: tuple[_Span, ...],
-    causal: bool,
-    heads_axis: str | None,
+    plan: _Plan,
     query: Float[Array, "B K G T h"],
     key: Float[Array, "B K T h"],
     value: Float[Array, "B K T h"],
     segments: Int[Array, "B T"],
 ) -> Float[Array, "B K G T h"]:
-    return _forward(spans, causal, heads_axis, query, key, value, segments)[0]
+    return _forward(plan, query, key, value, segments)[0]
 
 
-def _forward(
-    spans: tuple[_Span, ...],
-    causal: bool,
-    heads_axis: str | None,
-    query: Array,
-    key: Array,
-    value: Array,
-    segments: Array,
-) -> tuple[Array, Any]:
+def _forward(plan: _Plan, query: Array, key: Array, value: Array, segments: Array) -> tuple[Array, Any]:
+    run: Callable[..., Any] = functools.partial(_forward_of_part, plan)
+    if plan.parts > 1:
+        run = map_shards(run, ["seq"], (("seq",), _PLACES, (None, "seq"), (), (), ()), (_PLACES, _PLACES))
+    out, normaliser = run(_first_places(plan, segments), query, segments, key, value, segments)
+    return out, (query, key, value, segments, out, normaliser)
+
+
+def _first_places(plan: _Plan, segments: Int[Array, "B T"]) -> Int[np.ndarray, "parts"]:
+    """The first place of each device that shares a row."""
+    return np.arange(plan.parts, dtype=np.int32) * (segments.shape[1] // plan.parts)
+
+
+def _forward_of_part(
+    plan: _Plan, first: Array, query: Array, own: Array, key: Array, value: Array, segments: Array
+) -> tuple[Array, Array]:
+    """Attention, and the logarithm of the sum of the weights, for queries from place `first` on, whose segments are
+    `own`, and all keys, whose segments are `segments`."""
     parts = []
-    for span in spans:
-        turns = _Turns(span, causal, segments)
+    for span in plan.spans:
+        turns = _Turns(span, plan.causal, segments, first[0])
 
         def turn(_: None, xs: Any, turns: _Turns = turns) -> tuple[None, tuple[Array, Array]]:
-            query, segments, places, window = xs
+            query, segments, places, window = _tied(xs)
             scores = turns.scores(query, turns.keys(key, window, 2), segments, places, window)
             peak = scores.max(-1, keepdims=True)
             weights = jnp.exp(scores - peak)
@@ -231,33 +290,45 @@ def _forward(
             )
             return None, ((out / total).astype(query.dtype), peak + jnp.log(total))
 
-        xs = (turns.split(query, 3), turns.split(segments, 1, PADDING), turns.places, turns.windows)
+        xs = (turns.split(query, 3), turns.split(own, 1, PADDING), turns.places, turns.windows)
         parts.append(jax.tree.map(functools.partial(turns.join, axis=3), turns.run(turn, None, xs)[1]))
     out, normaliser = (jnp.concatenate(list(x), axis=3) for x in zip(*parts, strict=True))
-    return out, (query, key, value, segments, out, normaliser)
+    return out, normaliser
 
 
-def _backward(
-    spans: tuple[_Span, ...],
-    causal: bool,
-    heads_axis: str | None,
-    saved: Any,
-    gradient: Float[Array, "B K G T h"],
-) -> tuple[Array, Array, Array, None]:
+def _backward(plan: _Plan, saved: Any, gradient: Float[Array, "B K G T h"]) -> tuple[Array, Array, Array, None]:
     query, key, value, segments, out, normaliser = saved
+    run: Callable[..., Any] = functools.partial(_backward_of_part, plan)
+    if plan.parts > 1:
+        keys = (None, None, "seq")
+        run = map_shards(run, ["seq"], (("seq",), _PLACES, (None, "seq"), ()), (_PLACES, keys, keys))
+    firsts = _first_places(plan, segments)
+    return *run(firsts, (gradient, query, out, normaliser), segments, (key, value, segments)), None
+
+
+def _backward_of_part(
+    plan: _Plan,
+    first: Array,
+    of_queries: tuple[Array, Array, Array, Array],
+    own: Array,
+    of_keys: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    """Gradients by query, key and value; see `_forward_of_part`."""
+    gradient, query, out, normaliser = of_queries
+    key, value, segments = of_keys
     mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     batch, kv_heads, length, head_dim = key.shape
     # Transposed: on a CPU the products below are two to three times as fast if their result is as wide as the scores.
     zero = jnp.zeros((batch, kv_heads, head_dim, length), jnp.float32)
-    totals = (constrain(zero, "batch", heads_axis, None, None),) * 2
+    totals: tuple[Array, ...] = (constrain(zero, "batch", plan.heads_axis, None, None),) * 2
     of_query = []
-    for span in spans:
-        turns = _Turns(span, causal, segments)
+    for span in plan.spans:
+        turns = _Turns(span, plan.causal, segments, first[0])
 
-        def turn(totals: tuple[Array, Array], xs: Any, turns: _Turns = turns) -> tuple[tuple[Array, Array], Array]:
-            query, gradient, normaliser, mean, segments, places, window = xs
-            of_keys = turns.keys(key, window, 2)
-            scores = turns.scores(query, of_keys, segments, places, window)
+        def turn(totals: tuple[Array, ...], xs: Any, turns: _Turns = turns) -> tuple[tuple[Array, ...], Array]:
+            query, gradient, normaliser, mean, segments, places, window = _tied(xs)
+            met = turns.keys(key, window, 2)
+            scores = turns.scores(query, met, segments, places, window)
             weights = jnp.exp(scores - normaliser)
             of_weights = jnp.einsum(
                 "bkgth,bksh->bkgts", gradient, turns.keys(value, window, 2), preferred_element_type=jnp.float32
@@ -270,16 +341,18 @@ def _backward(
                 ),
             )
             totals = tuple(turns.add(total, part, window) for total, part in zip(totals, more, strict=True))
-            return totals, jnp.einsum("bkgts,bksh->bkgth", of_scores, of_keys)
+            return totals, jnp.einsum("bkgts,bksh->bkgth", of_scores, met)
 
         xs = (
             *(turns.split(x, 3) for x in (query, gradient, normaliser, mean)),
-            turns.split(segments, 1, PADDING), turns.places, turns.windows,
+            turns.split(own, 1, PADDING), turns.places, turns.windows,
         )  # fmt: skip
         totals, part = turns.run(turn, totals, xs)
         of_query.append(turns.join(part, 3))
+    if plan.parts > 1:
+        totals = tuple(sum_over_shards(total, "seq", 3) for total in totals)
     of_key, of_value = (jnp.swapaxes(total, 2, 3).astype(key.dtype) for total in totals)
-    return jnp.concatenate(of_query, axis=3), of_key, of_value, None
+    return jnp.concatenate(of_query, axis=3), of_key, of_value
 
 
 _attention.defvjp(_forward, _backward)

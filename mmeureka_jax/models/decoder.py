@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from mmeureka_jax.mesh import constrain
+from mmeureka_jax.mesh import constrain, shard_count
 from mmeureka_jax.models.attention import split_heads
 from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.chunks import chunk_count, in_chunks
 from mmeureka_jax.models.decoder_config import TextConfig
 from mmeureka_jax.models.layers import Embedding, GatedMLP, Linear, RMSNorm, Rotary, apply_rotary
 
@@ -85,12 +86,30 @@ class SelfAttention(nnx.Module):
         return query.reshape(*x.shape[:2], -1, self.head_dim), key[..., 0, :], value[..., 0, :]
 
     def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
-        query, key, value = (constrain(part, "batch", "seq", "act_heads", None) for part in self.heads(x))
+        places = "seq" if _is_shared(x) else None
+        query, key, value = (constrain(part, "batch", places, "act_heads", None) for part in self.heads(x))
         if self.qk_norm:
             query = self.q_norm(query)
             key = self.k_norm(key)
         out, kept = attend(apply_rotary(query, rotary), apply_rotary(key, rotary), value)
+        if x.shape[1] > 1:  # as in DecoderMLP
+            out = constrain(out, "batch", places, "act_heads", None)
         return self.o_proj(out.reshape(*out.shape[:-2], -1)), kept
+
+
+class DecoderMLP(GatedMLP):
+    """An MLP of places of rows, [B, T, D] or [B, S, C, D] (see chunks.py).
+
+    `tensor` splits its hidden layer, also in the backward pass: the gradient comes from the residual stream, which is
+    split by place, and the compiler would else gather the weights.
+    """
+
+    def hidden(self, x: Float[Array, "B T ... D"]) -> Float[Array, "B T ... f"]:
+        inner = super().hidden(x)
+        if x.shape[1] == 1:  # a token that is decoded, with weights that may be split in other ways
+            return inner
+        places = "seq" if x.shape[1] % shard_count("seq") == 0 else None
+        return constrain(inner, "batch", places, *(None,) * (x.ndim - 3), "act_mlp")
 
 
 class DecoderLayer(nnx.Module):
@@ -98,13 +117,47 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, stack=stack)
         self.self_attn = SelfAttention(config, stack=stack)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, stack=stack)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, ("embed", "mlp"), stack=stack)
+        self.mlp = DecoderMLP(config.hidden_size, config.intermediate_size, ("embed", "mlp"), stack=stack)
 
     def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
-        mixed, kept = self.self_attn(self.input_layernorm(x), rotary, attend)
-        x = constrain(x + mixed, "batch", "seq", "act_embed")
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return constrain(x, "batch", "seq", "act_embed"), kept
+        mixed, kept = self.self_attn(whole_residual(self.input_layernorm(x)), rotary, attend)
+        x = split_residual(x + split_residual(mixed))
+        return split_residual(x + self._mlp(x)), kept
+
+    def _mlp(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The second branch, of a long row chunk by chunk."""
+        count = chunk_count(x.shape[0], x.shape[1], self.mlp.gate_proj.kernel.shape[-1])
+        if count == 1 or self.mlp.gate_proj.dropout_key is not None:  # what is dropped must not depend on chunks
+            return split_residual(self.mlp(whole_residual(self.post_attention_layernorm(x))))
+        definition, state = nnx.split((self.post_attention_layernorm, self.mlp))
+
+        def of_places(parameters: nnx.State, x: Float[Array, "B S C D"]) -> Float[Array, "B S C D"]:
+            norm, mlp = nnx.merge(definition, parameters)
+            return mlp(constrain(norm(x), "batch", "seq", None, "act_embed"))
+
+        return in_chunks(of_places, jax.tree.map(lambda leaf: leaf.astype(x.dtype), state), x, count)
+
+
+def split_residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The residual stream between layers, of which devices that share a row hold different places."""
+    return constrain(x, "batch", "residual_seq" if _is_shared(x) else None, "act_embed")
+
+
+def whole_residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """What goes into projections that `tensor` splits by their outputs: all places, but for what `context` splits."""
+    return constrain(x, "batch", "seq" if _is_shared(x) else None, "act_embed")
+
+
+def _is_shared(x: Float[Array, "B T D"]) -> bool:
+    """A single token, in decoding, is not split."""
+    return x.shape[1] % shard_count("residual_seq") == 0
+
+
+def aligned(places: int) -> int:
+    """How many places a row has that holds `places`: so many that each of the devices that share it has whole tiles of
+    its memory (16 vectors in bfloat16)."""
+    shards = shard_count("residual_seq")
+    return places if shards == 1 else -(-places // (16 * shards)) * 16 * shards
 
 
 class Decoder(nnx.Module):

@@ -182,7 +182,7 @@ class InternViT(nnx.Module):
 
         x, _ = run_stack(body, x, stacked, remat=remat)
         x = x[:, 1:].reshape(prompts, tiles * places, -1)
-        return ImageFeatures(constrain(self.merger(x), "batch", "seq", "act_embed"))
+        return ImageFeatures(constrain(self.merger(x), "batch", None, "act_embed"))
 
 
 class InternVL(nnx.Module):

@@ -7,6 +7,7 @@ it at a time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -153,8 +154,11 @@ class GatedMLP(nnx.Module):
         self.up_proj = Linear(size, hidden, (outer, inner), bias=bias, stack=stack)
         self.down_proj = Linear(hidden, size, (inner, outer), bias=bias, stack=stack)
 
+    def hidden(self, x: Float[Array, "... d"]) -> Float[Array, "... f"]:
+        return jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.hidden(x))
 
 
 class Embedding(nnx.Module):
@@ -162,7 +166,7 @@ class Embedding(nnx.Module):
         self.embedding = parameter((vocab_size, size), ("vocab", "embed"), None)
 
     def __call__(self, tokens: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... d"]:
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
+        return jnp.take(self.embedding[...].astype(dtype), tokens, axis=0)
 
     def with_table(
         self, tokens: Int[Array, "..."], dtype: jnp.dtype
@@ -172,22 +176,24 @@ class Embedding(nnx.Module):
         Where a loss uses both, the table's gradient is one buffer: the head's, to which that of the rows is added. JAX
         would make a buffer for each use and add them.
         """
-        rows, table = _rows_and_table(self.embedding[...], tokens)
-        return rows.astype(dtype), table
+        return _rows_and_table(jnp.dtype(dtype), self.embedding[...], tokens)
 
 
-@jax.custom_vjp
-def _rows_and_table(table: Float[Array, "V d"], tokens: Int[Array, "..."]) -> tuple[Array, Array]:
-    return jnp.take(table, tokens, axis=0), table
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows_and_table(dtype: jnp.dtype, table: Float[Array, "V d"], tokens: Int[Array, "..."]) -> tuple[Array, Array]:
+    # Cast before rows are taken: those of a whole batch are more than a device's part of the table.
+    return jnp.take(table.astype(dtype), tokens, axis=0), table
 
 
-def _rows_and_table_forward(table: Array, tokens: Array) -> tuple[tuple[Array, Array], Array]:
-    return _rows_and_table(table, tokens), tokens
+def _rows_and_table_forward(dtype: jnp.dtype, table: Array, tokens: Array) -> tuple[tuple[Array, Array], Array]:
+    return _rows_and_table(dtype, table, tokens), tokens
 
 
-def _rows_and_table_backward(tokens: Array, gradients: tuple[Array, Array]) -> tuple[Array, None]:
+def _rows_and_table_backward(dtype: jnp.dtype, tokens: Array, gradients: tuple[Array, Array]) -> tuple[Array, None]:
     of_rows, of_table = gradients
-    return of_table.at[tokens].add(of_rows, mode="drop"), None
+    # Where devices share the places of a row, each would else add its own to a whole table, and all tables be summed.
+    of_rows = constrain(of_rows, "batch", *(None,) * (of_rows.ndim - 1))
+    return of_table.at[tokens].add(of_rows.astype(of_table.dtype), mode="drop"), None
 
 
 _rows_and_table.defvjp(_rows_and_table_forward, _rows_and_table_backward)

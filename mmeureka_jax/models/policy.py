@@ -30,6 +30,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import batch_shards, constrain, platform, shard_count
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageFeatures, Images, Prompt
+from mmeureka_jax.models.decoder import aligned, split_residual, whole_residual
 from mmeureka_jax.models.decoding import DecoderWeights, PromptCache
 from mmeureka_jax.models.families import PolicyConfig, family_of
 from mmeureka_jax.models.layers import Rotary, multimodal_rotary
@@ -144,13 +145,13 @@ def encode_images(policy: Policy, params: Params, images: Images) -> ImageFeatur
 
 
 def insert_images(
-    embeds: Float[Array, "P Lp D"], prompts: Prompt, features: ImageFeatures | None
-) -> Float[Array, "P Lp D"]:
-    """The prompts' token embeddings, with image tokens where `image_index` points to one."""
+    embeds: Float[Array, "P T D"], image_index: Int[Array, "P T"], features: ImageFeatures | None
+) -> Float[Array, "P T D"]:
+    """Token embeddings, with image tokens where `image_index` (see `Prompt`) points to one."""
     if features is None:
         return embeds
-    pictured = jnp.take_along_axis(features.tokens, jnp.maximum(prompts.image_index, 0)[..., None], axis=1)
-    return jnp.where((prompts.image_index >= 0)[..., None], pictured.astype(embeds.dtype), embeds)
+    pictured = jnp.take_along_axis(features.tokens, jnp.maximum(image_index, 0)[..., None], axis=1)
+    return split_residual(jnp.where((image_index >= 0)[..., None], pictured.astype(embeds.dtype), embeds))
 
 
 def prompt_segments(prompts: Prompt) -> Int[Array, "P Lp"]:
@@ -166,17 +167,18 @@ def prefill(
 ) -> tuple[Float[Array, "P D"], tuple[Float[Array, "L P K Lp h"], Float[Array, "L P K Lp h"]]]:
     """Runs the prompts. Returns the final hidden state of each prompt's last token, and all layers' keys and values."""
     model = policy.module(params)
-    segments = prompt_segments(prompts)
+    length = prompts.tokens.shape[1]
+    segments = _aligned_row(prompt_segments(prompts), PADDING)
     layout = RowLayout(prompt=segments.shape[1])
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, KeyValue]:
         key = keys_first(key)
         value = keys_first(value)
-        return attention(query, key, value, segments, layout), (key, value)
+        return attention(query, key, value, segments, layout), (key[:, :, :length], value[:, :, :length])
 
-    x = model.language.embed_tokens(prompts.tokens, jnp.dtype(policy.compute_dtype))
-    x = insert_images(x, prompts, features)
-    x, cache = model.language.scan_layers(x, policy.rotary(prompts.positions), attend, remat=False)
+    x = model.language.embed_tokens(_aligned_row(prompts.tokens), jnp.dtype(policy.compute_dtype))
+    x = insert_images(split_residual(x), _aligned_row(prompts.image_index, -1), features)
+    x, cache = model.language.scan_layers(x, policy.rotary(_aligned_row(prompts.positions)), attend, remat=False)
     return model.language.norm(last_token(x, prompts)), cache
 
 
@@ -281,7 +283,7 @@ class _Places:
             are those.
     """
 
-    index: Int[Array, "P W"] | None
+    index: Int[Array, "#P W"] | None
     n: int = flax.struct.field(pytree_node=False)
     longest: int = flax.struct.field(pytree_node=False)
 
@@ -289,9 +291,12 @@ class _Places:
     def of(cls, responses: Int[Array, "P n Lr"], lengths: Int[Array, "P n"] | None, width: int | None) -> _Places:
         _, n, longest = responses.shape
         if width is None:
-            return cls(None, n, longest)
+            even = aligned(n * longest)
+            index = None if even == n * longest else jnp.minimum(jnp.arange(even), n * longest)[None]
+            return cls(index, n, longest)
         if lengths is None:
             raise ValueError("packing responses into rows of a width takes their lengths")
+        width = aligned(width)
         ends = jnp.cumsum(lengths, axis=1)
         place = jnp.arange(width)
         number = jnp.sum(place[:, None] >= ends[:, None], axis=-1)  # the response that the place belongs to
@@ -303,13 +308,15 @@ class _Places:
         x = x.reshape(x.shape[0], -1)
         if self.index is None:
             return x
-        return jnp.take_along_axis(x, jnp.minimum(self.index, x.shape[1] - 1), axis=1)
+        index = jnp.broadcast_to(self.index, (len(x), self.index.shape[1]))
+        return jnp.take_along_axis(x, jnp.minimum(index, x.shape[1] - 1), axis=1)
 
     def unpack(self, x: Array) -> Array:
         """[P, W] as [P, n, Lr], with 0 where no token is."""
         if self.index is not None:
             empty = jnp.zeros(self.n * self.longest, x.dtype)
-            x = jax.vmap(lambda row, index: empty.at[index].set(row, mode="drop"))(x, self.index)
+            index = jnp.broadcast_to(self.index, x.shape)
+            x = jax.vmap(lambda row, index: empty.at[index].set(row, mode="drop"))(x, index)
         return x.reshape(-1, self.n, self.longest)
 
     def segments_and_offsets(self) -> tuple[Int[Array, "#P W"], Int[Array, "#P W"]]:
@@ -360,24 +367,32 @@ def group_hidden(
     count, prompt_length = prompts.tokens.shape
     segments, offsets = places.segments_and_offsets()
     segments = jnp.concatenate([prompt_segments(prompts), jnp.tile(segments, (count // len(segments), 1))], axis=1)
+    segments = _aligned_row(segments, PADDING)
     layout = RowLayout(prompt_length, places.longest)
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
         return attention(query, keys_first(key), keys_first(value), segments, layout), None
 
-    tokens = jnp.concatenate([prompts.tokens, places.pack(responses)], axis=1)
+    tokens = _aligned_row(jnp.concatenate([prompts.tokens, places.pack(responses)], axis=1))
     x, table = model.language.embed_tokens.with_table(tokens, jnp.dtype(policy.compute_dtype))
-    of_prompts = insert_images(x[:, :prompt_length], prompts, features)
-    x = jnp.concatenate([of_prompts, x[:, prompt_length:]], axis=1)
+    image_index = jnp.pad(prompts.image_index, ((0, 0), (0, offsets.shape[1])), constant_values=-1)
+    x = insert_images(split_residual(x), _aligned_row(image_index, -1), features)
     own_positions = prompts.next_position[:, None] + offsets
     own_positions = jnp.broadcast_to(own_positions[:, None], (count, 3, own_positions.shape[1]))
-    rotary = policy.rotary(jnp.concatenate([prompts.positions, own_positions], axis=2))
-    x, _ = model.language.scan_layers(constrain(x, "batch", "seq", "act_embed"), rotary, attend, remat=policy.remat)
+    rotary = policy.rotary(_aligned_row(jnp.concatenate([prompts.positions, own_positions], axis=2)))
+    x, _ = model.language.scan_layers(x, rotary, attend, remat=policy.remat)
 
     # The first token of a response is predicted by the prompt's last one, any other by the one before it.
-    first = last_token(x[:, :prompt_length], prompts)[:, None]
-    hidden = jnp.where((offsets == 0)[..., None], first, x[:, prompt_length - 1 : -1])
-    return GroupHidden(model.language.norm(hidden), table, places, responses)
+    x = whole_residual(x)
+    first = last_token(x, prompts)[:, None]
+    before = jax.lax.slice_in_dim(x, prompt_length - 1, prompt_length - 1 + offsets.shape[1], axis=1)
+    hidden = split_residual(jnp.where((offsets == 0)[..., None], first, before))
+    return GroupHidden(whole_residual(model.language.norm(hidden)), table, places, responses)
+
+
+def _aligned_row(x: Int[Array, "P ... T"], fill: int = 0) -> Int[Array, "P ... _"]:
+    """Rows, filled up to as many places as devices can share."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, aligned(x.shape[-1]) - x.shape[-1])], constant_values=fill)
 
 
 def log_probs_of_hidden(

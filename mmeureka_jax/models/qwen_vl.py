@@ -151,7 +151,7 @@ class VisionTower(nnx.Module):
             return constrain(x, "batch", None, None), None
 
         x, _ = run_stack(body, x, (stacked, np.asarray(self.is_full)), remat=remat)
-        return ImageFeatures(constrain(self.merger(x), "batch", "seq", "act_embed"))
+        return ImageFeatures(constrain(self.merger(x), "batch", None, "act_embed"))
 
 
 class Qwen2_5VL(nnx.Module):

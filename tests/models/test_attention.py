@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmeureka_jax.config.schema import MeshConfig
+from mmeureka_jax.mesh import make_mesh, sharding
 from mmeureka_jax.models import attention as module
 from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention
 
@@ -95,6 +99,50 @@ def test_gradients_equal_those_of_plain_softmax(name, scores, monkeypatch):
     result = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(query, key, value)
     for x, y in zip(result, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "longest"), [((1, 2, 2, 2), 12), ((1, 1, 2, 4), 99), ((1, 1, 1, 8), 12)], ids=str)
+def test_devices_that_share_a_row_give_what_one_gives(sizes, longest, monkeypatch):
+    """Values and gradients, on meshes of (data, fsdp, tensor, context); with windows of keys and without."""
+    monkeypatch.setattr(module, "_scores_at_a_time", lambda: 2 * H * 40 * 16)
+    rows = [packed_row(17, 24, (9, 3, 12, 11), 40), packed_row(24, 24, (1, 12, 12, 5), 40)]
+    segments = jnp.asarray(np.stack(rows))
+    query, weight = (normal(seed, 2, 64, H, HEAD) for seed in range(2))
+    key, value = (normal(seed, 2, K, 64, HEAD) for seed in range(2, 4))
+
+    def total(query, key, value):
+        return jnp.sum(weight * attention(query, key, value, segments, RowLayout(24, longest)))
+
+    step = jax.value_and_grad(total, argnums=(0, 1, 2))
+    expected = jax.jit(step)(query, key, value)
+    mesh = make_mesh(MeshConfig(*sizes))
+    of_keys = sharding(mesh, "batch", "act_heads", "seq", None)
+    with jax.set_mesh(mesh):
+        shardings = (sharding(mesh, "batch", "seq", "act_heads", None), of_keys, of_keys)
+        compiled = jax.jit(lambda *x: step(*x), in_shardings=shardings).lower(query, key, value).compile()
+    result = compiled(*map(jax.device_put, (query, key, value), shardings))
+    for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_are_made_anew_in_every_layer(monkeypatch):
+    """Not once for all layers and turns, as large as all scores: forward and backward, over four layers."""
+    monkeypatch.setattr(module, "_scores_at_a_time", lambda: 2**14)
+    segments = jnp.asarray(packed_row(128, 128, (128,) * 7, 896))[None]
+    layout = RowLayout(128, longest=128)
+
+    def loss(scale, x):
+        def layer(x, scale):
+            query = x[:, :, None] * scale * jnp.ones((H, 1))
+            key = x[:, None] * scale * jnp.ones((K, 1, 1))
+            return x + attention(query, key, key, segments, layout).sum(2), None
+
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, scale)[0])
+
+    step = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    text = step.lower(jnp.ones(4), normal(0, 1, 1024, HEAD)).compile().as_text()
+    masks = [np.prod([int(size) for size in sizes.split(",")]) for sizes in re.findall(r"pred\[([\d,]+)\]", text)]
+    assert 1000 < max(masks) <= 2**15
 
 
 def test_no_more_scores_exist_at_a_time_than_asked_for(monkeypatch):
