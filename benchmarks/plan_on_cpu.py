@@ -31,8 +31,9 @@ from benchmarks.common import positive, significant
 
 SMOKE = (
     "steps=2", "data.max_image_windows=1", "data.validation=null", "sampler.compile_ahead=true",
-    "sampler.batch_prompts=8", "rl.prompts_per_update=8", "rl.filter.if_none_kept=keep_all",
-    "model.random.hidden_size=128", "model.random.intermediate_size=256",
+    "sampler.batch_prompts=4", "rl.group_size=2", "rl.prompts_per_rollout=8", "rl.prompts_per_update=8",
+    "rl.filter.if_none_kept=keep_all", "model.random.hidden_size=128", "model.random.num_layers=1",
+    "model.random.vision_depth=1", "model.random.vision_full_attention_blocks=[0]",
 )  # fmt: skip
 LORA = ("model.lora.rank=8", "model.lora.alpha=16")
 CONFIGS = {

@@ -46,6 +46,7 @@ ROLLOUT_MEMORY = "tests/sampling/test_split_weights.py"
 SAMPLER = "tests/sampling/test_sampler.py"
 MESH = "tests/test_mesh.py"
 SPREAD = "tests/sampling/test_spread.py"
+PLAN = "tests/planning/test_plan.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
 LORA = "tests/models/test_lora.py"
 
@@ -224,6 +225,12 @@ FAULTS = [
           "hosts that share a prompt draw the same responses"),
     Fault("sampling/token_draws.py", "key_of(words, start + index)", "key_of(words, index)", SAMPLER,
           "copies of a prompt have the same random numbers"),
+    # Plans.
+    Fault("training/sizes.py", "if id(leaf) not in arguments]", "]", PLAN, "arguments are counted twice"),
+    Fault("training/sizes.py", "_arrays((always, program.beside))", "_arrays(always)", PLAN,
+          "other parts of a batch take no room"),
+    Fault("planning/memory.py", "replace(memory, peak=memory.sum) if is_cpu else memory", "memory", PLAN,
+          "on a CPU a plan leaves out what programs compute with"),
     # Checkpoints and files.
     Fault("runs/checkpoint.py", "        verify_arrays(state, progress[\"arrays\"])\n", "", CHECKPOINT,
           "flipped bits are read"),

@@ -31,6 +31,9 @@ _LIBTPU_VARIABLES = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# Without a GPU no kernel can be tried, and for some products the default of XLA's own kernels has no tiles that fit:
+# products are cuBLAS's, as most are where kernels are tried.
+_NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 _TARGET = re.compile(r"(?:(?P<slices>\d{1,4})x)?(?P<kind>[a-z]\w*):(?P<sizes>\d{1,5}(?:x\d{1,5}){0,2})")
 
 
@@ -143,6 +146,8 @@ def _gpu_devices(name: str, chip: Chip, slices: int, sizes: tuple[int, ...]) -> 
         f"--on {name} needs JAX's CUDA plugin, which compiles without a GPU too: pip install --no-deps "
         f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}"
     )
+    if _NO_TRITON not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_TRITON}".strip()
     topology = f"1x{count // a_host}x{a_host}"  # slices x hosts x GPUs of a host
     try:
         with stderr_closed():

@@ -47,6 +47,14 @@ def test_the_json_has_the_fixed_form(plan):
     assert printed["compile_s"] == pytest.approx(sum(one["compile_s"] for one in printed["programs"]), abs=0.1)
 
 
+def test_a_peak_on_a_cpu_has_the_temporaries(plan):
+    """XLA leaves them out there."""
+    gradients = next(program for program in plan.programs if program.name.startswith("gradients"))
+    memory = gradients.memory
+    assert memory.peak == memory.sum == memory.arguments + memory.outputs - memory.aliased + memory.temporaries
+    assert memory.temporaries > 0
+
+
 def test_the_largest_of_each_kind_are_compiled(plan):
     names = [program.name for program in plan.programs]
     assert len({name.partition(",")[0] for name in names}) == len(names) < plan.compiles
