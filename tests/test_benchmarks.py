@@ -363,3 +363,11 @@ def test_the_table_of_scale_is_that_of_its_results():
     for row in scale.ROWS:
         assert load_config(ROOT / row.recipe, row.overrides.split()).run_dir
         assert row.overrides in (ROOT / row.recipe).read_text(), f"{row.recipe} does not name what {row.name} adds"
+
+
+def test_predicted_mfu_is_near_what_is_published(benchmark):
+    """Three rows of MaxText's tables, of which the first one gave the attainable fraction of a chip's operations."""
+    predictions = benchmark("predictions")
+    rates = predictions.Assumptions()
+    for row in predictions.TABLE:
+        assert predictions.predicted_mfu(row, rates) == pytest.approx(row.mfu, rel=0.1)

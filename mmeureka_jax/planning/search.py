@@ -16,6 +16,7 @@ from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.planning.arithmetic import Model, cache_bytes, language_parameters, language_read, layer_kernels
 from mmeureka_jax.planning.lengths import Lengths
+from mmeureka_jax.planning.links import HOP_SECONDS
 from mmeureka_jax.planning.memory import HEADROOM
 from mmeureka_jax.planning.plan import Plan
 from mmeureka_jax.planning.step_time import Assumptions
@@ -25,6 +26,7 @@ from mmeureka_jax.setup.chips import Chip
 Overrides = Mapping[str, Any]  # dotted key -> value
 
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+_KINDS = ("mesh.context", "mesh.tensor", "sampler.batch_prompts", "sampler.decode_weights")
 _SAVED_WITHOUT_REMAT = 6  # arrays of the MLP's width that a layer keeps for the backward pass, in the compute dtype
 _AT_WORK = 4  # arrays of the MLP's width that exist at a time
 
@@ -48,11 +50,16 @@ class Estimate:
 
     Attributes:
         bytes: in the phase that needs most.
-        seconds: of a step.
+        parts: seconds of a step by what they are for: `prefill`, `decode`, `update`, and `decode links`, `update links`
+            for what is added by waiting for other chips.
     """
 
     bytes: float
-    seconds: float
+    parts: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
 
 
 def search(
@@ -90,19 +97,26 @@ def ranked(plan: Plan, assumptions: Assumptions) -> list[Overrides]:
     if chip is None:
         raise UserError("--search needs a target whose speed is known: a TPU slice or GPUs")
     model = Model.of(run.opened.policy, run.learner.abstract_state().trainable)
-    limit = (1 - HEADROOM) * plan.target.memory_bytes
-    chips = len(plan.target.devices)
-    best: dict[tuple[Any, ...], tuple[tuple[Any, ...], Overrides]] = {}
-    for overrides in candidates(run.config, model, chips):
-        config = with_changes(run.config, overrides)
-        one = estimate(config, model, chip, chips, assumptions)
+    found = best_candidates(run.config, model, chip, len(plan.target.devices), assumptions)
+    return [overrides for overrides, _ in found]
+
+
+def best_candidates(
+    config: Config, model: Model, chip: Chip, chips: int, assumptions: Assumptions
+) -> list[tuple[Overrides, Estimate]]:
+    """The candidates in the order of `ranked`, with their estimates."""
+    limit = (1 - HEADROOM) * chip.memory_bytes
+    best: dict[tuple[Any, ...], tuple[tuple[Any, ...], Overrides, Estimate]] = {}
+    for overrides in candidates(config, model, chips):
+        changed = with_changes(config, overrides)
+        one = estimate(changed, model, chip, chips, assumptions)
         fits = one.bytes <= limit
         rank = (not fits, one.seconds if fits else one.bytes, len(overrides), one.bytes)
-        # Of settings that differ in how an update is cut only the best: each compile should tell something new.
-        key = tuple(_get(config, name) for name in ("mesh.context", "mesh.tensor", "sampler.batch_prompts"))
+        # Of settings that only differ in how an update is cut the best: each compile should tell something new.
+        key = tuple(_get(changed, name) for name in _KINDS)
         if key not in best or rank < best[key][0]:
-            best[key] = rank, overrides
-    return [overrides for _, overrides in sorted(best.values(), key=lambda pair: pair[0])]
+            best[key] = rank, overrides, one
+    return [(overrides, one) for _, overrides, one in sorted(best.values(), key=lambda entry: entry[0])]
 
 
 def candidates(config: Config, model: Model, chips: int) -> Iterator[Overrides]:
@@ -116,11 +130,14 @@ def candidates(config: Config, model: Model, chips: int) -> Iterator[Overrides]:
         for tensor, context in itertools.product(_POWERS[:4], _POWERS[:4])
         if chips % (slices * tensor * context) == 0 and model.text.num_kv_heads % tensor == 0
     ]
-    rows = [tokens for tokens in (0, longest, 2 * longest) if tokens <= rl.group_size * longest]
+    some = {0, rl.row_tokens, longest, longest + longest // 4, 2 * longest}
+    rows = sorted(tokens for tokens in some if tokens <= rl.group_size * longest)
     parts = [count for count in _POWERS if rl.prompts_per_update % count == 0]
-    calls = [count for count in (8, 16, 32, 64, 128) if rl.prompts_per_rollout % count == 0]
+    calls = [count for count in (*_POWERS[3:], 256, 512, 1024) if rl.prompts_per_rollout % count == 0]
     remats = ("full", "none")
-    for (tensor, context), row, part, call, remat in itertools.product(meshes, rows, parts, calls, remats):
+    kinds = ("auto", "split")
+    every = itertools.product(meshes, rows, parts, calls, remats, kinds)
+    for (tensor, context), row, part, call, remat, kind in every:
         changes: dict[str, Any] = {
             "mesh.data": slices,
             "mesh.fsdp": chips // (slices * tensor * context),
@@ -129,9 +146,10 @@ def candidates(config: Config, model: Model, chips: int) -> Iterator[Overrides]:
             "rl.row_tokens": row,
             "rl.micro_batches": part,
             "sampler.batch_prompts": call,
+            "sampler.decode_weights": kind,
             "model.remat": remat,
         }
-        if row:
+        if not row:
             changes["rl.packing"] = type(rl).packing
         given = {key: value for key, value in changes.items() if _get(config, key) != value}
         # -1 is what is left: the same mesh in other words.
@@ -157,6 +175,7 @@ class _Estimator:
         self.context = mesh.context
         self.shards = chips // (mesh.tensor * mesh.context)  # of the rows of an update
         self.fsdp = self.shards // mesh.slices  # of parameters
+        self.sampling = self.fsdp * mesh.context  # the same in the sampler, which has no `context`
         self.width = model.width
         self.prompt = config.data.max_prompt_tokens
         self.limit = config.sampler.max_new_tokens
@@ -165,7 +184,7 @@ class _Estimator:
 
     def whole(self) -> Estimate:
         needed = self._state() + max(self._update_bytes(), self._decode_bytes(), self._prefill_bytes())
-        return Estimate(needed, self._rollout_seconds() + self._update_seconds())
+        return Estimate(needed, self._rollout_seconds() | self._update_seconds())
 
     def _state(self) -> float:
         base = language_parameters(self.model.text) * (self.model.base_width if self.model.adapters else 4)
@@ -195,7 +214,7 @@ class _Estimator:
         return of_chip * text.num_layers * kept + work + gathered + gradients + logits
 
     def _decode_weights(self) -> float:
-        shared = self.tensor * (self.fsdp if self.config.sampler.decode_weights == "split" else 1)
+        shared = self.tensor * (self.sampling if self.config.sampler.decode_weights == "split" else 1)
         return self.width * (language_read(self.model.text) + self.model.adapters) / shared
 
     def _calls(self) -> tuple[float, int]:
@@ -229,7 +248,7 @@ class _Estimator:
     def _moves(self, size: float) -> float:
         return size / (self.chip.memory_bandwidth * self.assumptions.memory)
 
-    def _rollout_seconds(self) -> float:
+    def _rollout_seconds(self) -> dict[str, float]:
         text = self.model.text
         calls, prompts = self._calls()
         n = self.config.rl.group_size
@@ -240,12 +259,19 @@ class _Estimator:
         caches = cache_bytes(text, prompts * prompt + rows * steps / 2, self.width) / self.chips
         token = self._moves(self._decode_weights() + caches)
         activations = rows * text.hidden_size * self.width * self.tensor / self.chips
-        token += 2 * text.num_layers * 2 * self._sends(activations, self.tensor)
+        sent = 2 * text.num_layers * 2 * self._sends(activations, self.tensor)
+        if self.tensor > 1:
+            sent += 2 * text.num_layers * 2 * HOP_SECONDS
+        if self.config.sampler.decode_weights == "split":
+            # Each of a layer's four products is computed in parts of its sums, for the rows of all chips that share it.
+            parts = rows * text.hidden_size * self.width / self.tensor
+            hops = HOP_SECONDS * max(self.sampling // 2, 1)
+            sent += 4 * text.num_layers * 2 * (self._sends(parts, self.sampling) + hops)
         prefill = self._computes(self.model.prefill(prompt).hardware * prompts)
-        prefill += self._sends(self._decode_weights(), self.fsdp)
-        return calls * (steps * token + prefill)
+        prefill = max(prefill, self._sends(self._decode_weights(), self.fsdp))
+        return {"prefill": calls * prefill, "decode": calls * steps * token, "decode links": calls * steps * sent}
 
-    def _update_seconds(self) -> float:
+    def _update_seconds(self) -> dict[str, float]:
         text = self.model.text
         rl = self.config.rl
         lengths = self.lengths
@@ -262,7 +288,7 @@ class _Estimator:
         weights = gathered * runs * rl.updates_per_step
         tokens = groups * (prompt * (1 + more) + rl.group_size * lengths.mean) / self.shards / self.context
         activations = 8 * text.num_layers * self._sends(tokens * text.hidden_size * self.width, self.tensor)
-        return max(compute, weights) + activations
+        return {"update": compute, "update links": max(weights - compute, 0.0) + activations}
 
 
 def as_overrides(changes: Overrides) -> tuple[str, ...]:
