@@ -36,6 +36,9 @@ def start_jax(args: argparse.Namespace | None = None, config: Config | None = No
     elif distributed:
         jax.distributed.initialize()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmeureka_jax" / "xla"
+        if distributed and config is not None:  # on the disk of all hosts, since process 0 alone writes it
+            cache = Path(config.run_dir).absolute().parent / "xla_cache"
+        else:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmeureka_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

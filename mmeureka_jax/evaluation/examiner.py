@@ -58,6 +58,7 @@ class Examiner:
         checked: the problems that can be asked.
         indices: the rows of those that are asked, over all hosts.
         sizes: of the batches of problems that are answered together.
+        compiled: see `generate`.
     """
 
     opened: OpenedPolicy
@@ -67,6 +68,7 @@ class Examiner:
     indices: Sequence[int]
     sampler: Sampler
     sizes: PromptSizes
+    compiled: bool = False
 
     @property
     def count(self) -> int:
@@ -104,7 +106,8 @@ class Examiner:
 
     def answer(self, params: Params, problems: Sequence[Problem]) -> Iterator[tuple[Problem, list[Response]]]:
         """Each problem of this host with the responses to it, as soon as its batch is decoded."""
-        return generate(self.sampler, self.opened.sampler_mesh, params, self.processor, problems, self.sizes)
+        mesh = self.opened.sampler_mesh
+        return generate(self.sampler, mesh, params, self.processor, problems, self.sizes, compiled=self.compiled)
 
     def grade(self, answered: Iterable[tuple[Problem, Sequence[Response]]]) -> list[Graded]:
         """All responses with their scores; those to one problem follow one another."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.evaluation.examiner import Examiner, Graded
+from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.process.console import say_facts
 from mmeureka_jax.rl.metrics import Mean, Sum, computed, over_hosts
 from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.sampler import Sampler
-from mmeureka_jax.sampling.token_draws import SamplingSettings
+from mmeureka_jax.sampling.token_draws import SamplingSettings, SpecialTokens
 from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.setup.problems import open_checked
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def open_validation(
-    config: Config, opened: OpenedPolicy, processor: Processor, rewards: RewardWorkers, resident_bytes: int
+    config: Config,
+    opened: OpenedPolicy,
+    processor: Processor,
+    rewards: RewardWorkers,
+    resident_bytes: int,
 ) -> Examiner:
     """The examiner of a run: greedy answers with the limits of its rollouts, graded by its own rules.
 
@@ -38,18 +43,34 @@ def open_validation(
     assert data.validation is not None
     checked = open_checked(data.validation, data, processor, bars=tracking.progress)
     say_facts({"validation": checked.describe()})
-    sizes = PromptSizes(tracking.validation_batch, data.prompt_lengths, checked.report.max_windows)
-    greedy = dataclasses.replace(config.sampler, temperature=0.0, top_k=0, top_p=1.0)
-    greedy = with_weights_chosen(greedy, opened, sizes, 1, resident_bytes)
+    longest = checked.report.max_tokens
+    sizes = validation_sizes(config, longest, checked.report.max_windows)
     return Examiner(
         opened,
         processor,
         rewards,
         checked,
         checked.indices[: tracking.validation_problems or None],
-        Sampler(opened.policy, SamplingSettings.of(processor, greedy, group_size=1), "validation"),
+        validation_sampler(config, opened, processor, sizes, resident_bytes),
         sizes,
+        compiled=config.sampler.compile_ahead,
     )
+
+
+def validation_sampler(
+    config: Config, opened: OpenedPolicy, tokens: SpecialTokens, sizes: PromptSizes, resident_bytes: int
+) -> Sampler:
+    """What draws the greedy answers, with the limits of rollouts."""
+    greedy = dataclasses.replace(config.sampler, temperature=0.0, top_k=0, top_p=1.0)
+    greedy = with_weights_chosen(greedy, opened, sizes, 1, resident_bytes)
+    return Sampler(opened.policy, SamplingSettings.of(tokens, greedy, group_size=1), "validation")
+
+
+def validation_sizes(config: Config, longest: int, image_windows: int) -> PromptSizes:
+    """Sizes of a batch of validation: prompts of one length, which the longest of them needs. Programs for shorter
+    ones would take longer to compile than they save."""
+    bucket = pick_bucket(longest, config.data.prompt_lengths)
+    return PromptSizes(config.tracking.validation_batch, (bucket,), image_windows)
 
 
 def summarise(graded: Sequence[Graded]) -> dict[str, float]:

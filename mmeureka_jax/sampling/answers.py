@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,16 @@ def generate(
     processor: Processor,
     problems: Sequence[Problem],
     sizes: PromptSizes,
+    *,
+    compiled: bool = False,
 ) -> Iterator[tuple[Problem, list[Response]]]:
     """Samples responses to each of this host's problems, in order, batch after batch, under `mesh`.
 
     Pictures of the next batch are processed while this one is decoded. All hosts must call it together; a host with
     fewer problems than another runs along with empty batches.
+
+    Args:
+        compiled: the programs for these sizes are compiled already, so that nothing needs to be said.
     """
     rows = rows_per_batch(mesh, sizes.prompts)
     batches = [problems[i : i + rows] for i in range(0, len(problems), rows)]
@@ -83,14 +89,9 @@ def generate(
             pending = process(index + 1)
             request = _request(mesh, processor, [problem.id for problem in own], prompts, rows, sizes)
             shape = request.prompts.tokens.shape
-            with (
-                jax.set_mesh(mesh),
-                first_time(
-                    (sampler.policy, sampler.settings, shape),
-                    f"answering {plural(rows, 'prompt')} of up to {shape[1]} tokens, "
-                    "which compiles the sampler for them",
-                ),
-            ):
+            text = f"answering {plural(rows, 'prompt')} of up to {shape[1]} tokens, which compiles the sampler for them"
+            speaks = nullcontext() if compiled else first_time((sampler.policy, sampler.settings, shape), text)
+            with jax.set_mesh(mesh), speaks:
                 samples, _ = sampler.sample(params, request)
             for i, problem in enumerate(own):
                 yield problem, [_response(samples, processor, i, j) for j in range(samples.tokens.shape[1])]

@@ -25,20 +25,17 @@ from mmeureka_jax.evaluation.pass_at_k import pass_at_k
 from mmeureka_jax.hosts import is_main, max_over_hosts, rows_of_all
 from mmeureka_jax.models.batch import ImageFeatures, Prompt, collate, pick_bucket, take_row
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.process.console import first_time, plural, progress
+from mmeureka_jax.process.console import first_time, plural
 from mmeureka_jax.rewards.chosen import fallible_rules
 from mmeureka_jax.rewards.overlong import overlong_penalty
 from mmeureka_jax.rl.groups import Group
 from mmeureka_jax.rl.metrics import Mean, Metrics, Sum, computed
 from mmeureka_jax.rl.online_filter import KEPT, TOO_EASY, TOO_HARD, GroupBuffer, classify, staleness
 from mmeureka_jax.runs.rollout_samples import ResponseSample, RolloutSample
-from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.sampling.request import Samples
-from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.spread import Spread
-from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy
-from mmeureka_jax.training.programs import sampler_programs
+from mmeureka_jax.training.programs import rollout_sampler
 from mmeureka_jax.training.reward_failures import FailureWatch
 
 if TYPE_CHECKING:
@@ -181,19 +178,8 @@ class Collector:
         self._prompts_per_call = config.sampler.batch_prompts or config.rl.prompts_per_rollout
         self._failures = FailureWatch(config.reward)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
-        settings = SamplingSettings.of(processor, config.sampler, config.rl.group_size)
         self.spread = Spread.of(opened.sampler_mesh, self._prompts_per_call, config.rl.group_size)
-        self.sampler = Sampler(opened.policy, settings, "rollout", config.seed)
-
-    def compile_ahead(self, params: Params) -> None:
-        """Compiles what rollouts may need, for prompts of every bucket. All hosts call it together."""
-        sizes = PromptSizes(self._prompts_per_call, self._buckets, self._num_windows)
-        programs = sampler_programs(self.sampler, self.spread.mesh, params, sizes)
-        show = self._config.tracking.progress and is_main()
-        with progress(len(programs), "compile the sampler", unit="program", enabled=show) as bar:
-            for program in programs:
-                program.lower().compile()
-                bar.update(1)
+        self.sampler = rollout_sampler(opened.policy, processor, config)
 
     def collect(
         self, params: Params, buffer: GroupBuffer, *, step: int, updates: int, on_round: Callable[[int], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +27,9 @@ from mmeureka_jax.runs.wandb_log import import_wandb
 from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
-from mmeureka_jax.training.learner import Learner
+from mmeureka_jax.training.learner import INITIAL_STATE, Learner
 from mmeureka_jax.training.memory_check import warn_of_memory
+from mmeureka_jax.training.programs import compile_programs, run_programs
 from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.reward_failures import check_custom
 from mmeureka_jax.training.watchers import CompileCounter, NonFiniteGuard, TerminationSignal
@@ -193,7 +194,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         problems = _open_problems(config, recipe, processor, rewards)
         learner = make_learner(config, recipe, opened)
         examiner = _open_examiner(config, recipe, learner, opened, processor, rewards) if validated else None
-        warn_of_memory(config, recipe, opened, learner, _image_windows(config, problems))
+        image_windows = _image_windows(config, problems)
+        warn_of_memory(config, recipe, opened, learner, image_windows)
         if recipe.with_reference:
             learner.load_reference()
 
@@ -201,9 +203,9 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         checkpointer = Checkpointer(run_dir, config.checkpoint, opened.load_base if opened.policy.lora else None)
         stack.callback(checkpointer.close)
         _begin_run(config, recipe, opened, problems, resuming=bool(checkpointer.steps()))
+        _compile_ahead(config, recipe, opened, learner, image_windows, examiner, checkpointer.steps())
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
-        at_start = run.step
-        say_start(at_start, config.steps, config.run_dir)
+        say_start(at_start := run.step, config.steps, config.run_dir)
         loader = _open_loader(config, recipe, opened, problems, processor, run.data)
         stack.callback(loader.close)
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
@@ -217,7 +219,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             examiner=examiner,
             learner=learner,
             loader=loader,
-            num_windows=_image_windows(config, problems),
+            num_windows=image_windows,
             run=run,
             checkpointer=checkpointer,
             guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind == "sft"),
@@ -227,8 +229,12 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             termination=termination,
         )
         if run.step > at_start:
-            with waiting(f"finishing checkpoint {run.step} in {checkpointer.folder}"):
-                checkpointer.wait()
+            _finish_saving(checkpointer, run.step)
+
+
+def _finish_saving(checkpointer: Checkpointer, step: int) -> None:
+    with waiting(f"finishing checkpoint {step} in {checkpointer.folder}"):
+        checkpointer.wait()
 
 
 def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
@@ -259,6 +265,24 @@ def _open_examiner(
     assert rewards is not None
     resident = learner.resident_bytes(with_reference=recipe.with_reference)
     return open_validation(config, opened, processor, rewards, resident)
+
+
+def _compile_ahead(
+    config: Config,
+    recipe: Recipe,
+    opened: OpenedPolicy,
+    learner: Learner,
+    image_windows: int,
+    examiner: Examiner | None,
+    saved: Sequence[int],
+) -> None:
+    """Compiles what a run needs from here on, if it should. `saved` are the steps of its checkpoints."""
+    if not config.sampler.compile_ahead or (saved and saved[-1] >= config.steps):
+        return
+    validation = examiner.sizes if examiner is not None else None
+    programs = run_programs(config, recipe, opened, learner, image_windows, validation)
+    needed = [program for program in programs if not (saved and program.name == INITIAL_STATE)]
+    compile_programs(needed, show=config.tracking.progress and is_main())
 
 
 def _begin_run(

@@ -36,6 +36,8 @@ from mmeureka_jax.rl.train_state import TrainState, make_training
 from mmeureka_jax.rl.update import CompiledUpdate
 from mmeureka_jax.setup.policy import OpenedPolicy
 
+INITIAL_STATE = "initial state"  # the program that makes it; a run that continues does without
+
 
 class Learner:
     """Owns the compiled update. `total_updates` sizes the learning-rate schedule."""
@@ -69,6 +71,7 @@ class Learner:
             lambda params: self._training.init(opened.policy, params), out_shardings=self.shardings, donate_argnums=0
         )
         self._reference: _Reference | None = None
+        self._compiled_ahead = config.sampler.compile_ahead
         self._programs: set[tuple[int, int]] = set()  # (prompt length, width) of the parts that it is compiled for
 
     def initial_state(self) -> TrainState:
@@ -118,7 +121,7 @@ class Learner:
         state = self.abstract_state()
         policy = self._opened.policy
         temperature = self._objective.temperature
-        yield Program("initial state", self._init, (state.params,))
+        yield Program(INITIAL_STATE, self._init, (state.params,))
         yield from self.compiled.programs(state, parts)
         for name, (batch, _, _) in parts.items():
             if with_log_probs:
@@ -161,7 +164,7 @@ class Learner:
         shapes = {(part.batch.prompts.tokens.shape[1], self.packing.places(part.batch.width)) for part in parts}
         new = sorted(shapes - self._programs)
         self._programs |= shapes
-        if not new:
+        if self._compiled_ahead or not new:
             yield
             return
         what = " and ".join(f"{length} + {width}" for length, width in new)

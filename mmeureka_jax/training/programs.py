@@ -8,52 +8,70 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mmeureka_jax.config.schema import Config, SamplerConfig
-from mmeureka_jax.mesh import Program, abstract, batch_divisor
+from mmeureka_jax.evaluation.validation import validation_sampler, validation_sizes
+from mmeureka_jax.mesh import Program, abstract, batch_divisor, row_shares
 from mmeureka_jax.models.batch import GroupBatch, Prompt, collate
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.policy import Params, Policy, encode_images
+from mmeureka_jax.process.console import progress
+from mmeureka_jax.process.cpu import cores
 from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.rows import MicroBatch
-from mmeureka_jax.sampling.answers import PromptSizes
+from mmeureka_jax.sampling.answers import PromptSizes, rows_per_batch
 from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.spread import copies_of_prompts
-from mmeureka_jax.sampling.token_draws import SamplingSettings
+from mmeureka_jax.sampling.token_draws import SamplingSettings, SpecialTokens
 from mmeureka_jax.setup.policy import OpenedPolicy
 from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.recipe import Recipe
 
 
 def run_programs(
-    config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner, image_windows: int
+    config: Config,
+    recipe: Recipe,
+    opened: OpenedPolicy,
+    learner: Learner,
+    image_windows: int,
+    validation: PromptSizes | None = None,
 ) -> list[Program]:
-    """Every program of a run but those of validation.
+    """Every program of a run.
 
     Args:
         learner: the run's, or one of `make_learner`: programs belong to the learner that has them.
         image_windows: vision windows of a prompt: `data.max_image_windows`, or where that is 0 the most that a problem
             of the run has.
+        validation: sizes of a batch of validation; None: the largest that the config allows.
     """
     programs: list[Program] = []
+    policy = opened.policy
+    mesh = opened.sampler_mesh
+    params = learner.abstract_state().params
     if recipe.kind == "rl":
         sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, image_windows)
-        drawn = rollout_settings(config, recipe, opened, learner, sizes)
-        settings = SamplingSettings.of(opened.policy.config, drawn, config.rl.group_size)
-        sampler = Sampler(opened.policy, settings, "rollout", config.seed)
-        programs += sampler_programs(sampler, opened.sampler_mesh, learner.abstract_state().params, sizes)
-    parts = part_shapes(config, recipe, opened.policy, learner, image_windows)
+        drawn = dataclasses.replace(config, sampler=rollout_settings(config, recipe, opened, learner, sizes))
+        programs += sampler_programs(rollout_sampler(policy, policy.config, drawn), mesh, params, sizes)
     programs += learner.programs(
-        parts,
+        part_shapes(config, recipe, policy, learner, image_windows),
         with_log_probs=recipe.kind == "rl" and config.rl.importance_cap is not None,
         with_reference=recipe.with_reference,
     )
+    if config.data.validation is not None and config.tracking.validate_every > 0:
+        sizes = validation or validation_sizes(config, config.data.max_prompt_tokens, image_windows)
+        resident = learner.resident_bytes(with_reference=recipe.with_reference)
+        sampler = validation_sampler(config, opened, policy.config, sizes, resident)
+        sizes = dataclasses.replace(sizes, prompts=rows_per_batch(mesh, sizes.prompts) * row_shares(mesh).count)
+        for program in sampler_programs(sampler, mesh, params, sizes):
+            programs.append(dataclasses.replace(program, name=f"validation's {program.name}"))
     return programs
 
 
@@ -63,6 +81,41 @@ def rollout_settings(
     """`config.sampler`, with what a run decides: the way that decoding's weights lie."""
     resident = learner.resident_bytes(with_reference=recipe.with_reference)
     return with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)
+
+
+def compile_programs(programs: Sequence[Program], *, show: bool) -> None:
+    """Compiles programs under `jax.set_mesh`, in as many threads as there are cores: a later call of their functions
+    compiles nothing. Each is traced here, while those before it are compiled.
+
+    Args:
+        show: show a bar.
+    """
+    with (
+        progress(len(programs), "compile", unit="program", enabled=show) as bar,
+        ThreadPoolExecutor(min(cores(), len(programs)), thread_name_prefix="compiling") as pool,
+    ):
+        futures = []
+        try:
+            for program in programs:
+                futures.append(pool.submit(_compile_under, program.mesh or jax.sharding.get_mesh(), program.lower()))
+                futures[-1].add_done_callback(lambda _: bar.update(1))
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _compile_under(mesh: Mesh, lowered: jax.stages.Lowered) -> None:
+    """JAX finds again what was compiled under the same mesh, which each thread sets for itself."""
+    with jax.set_mesh(mesh):
+        lowered.compile()
+
+
+def rollout_sampler(policy: Policy, tokens: SpecialTokens, config: Config) -> Sampler:
+    """What draws the responses that are trained on."""
+    settings = SamplingSettings.of(tokens, config.sampler, config.rl.group_size)
+    return Sampler(policy, settings, "rollout", config.seed, longest_prompt=config.data.prompt_lengths[-1])
 
 
 def part_shapes(

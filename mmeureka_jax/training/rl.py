@@ -131,8 +131,6 @@ def train_stage(config: Config) -> bool:
             num_windows=job.num_windows,
             vision_frozen=learner.vision_frozen,
         )
-        if config.sampler.compile_ahead and not job.at_end:
-            collector.compile_ahead(run.train.params)
         job.validate_before_training()
         job.begin_training()
         while job.begin_step():

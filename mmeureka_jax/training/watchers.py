@@ -89,6 +89,7 @@ class CompileCounter:
         self.total = 0
         self._seen = 0
         self._intervals: list[tuple[float, float]] = []  # (begin, end), apart from one another
+        self._lock = threading.Lock()  # programs are compiled in several threads
 
     def __enter__(self) -> CompileCounter:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -98,8 +99,10 @@ class CompileCounter:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
-        self.total += event == self._EVENT
-        if event in self._TIMED:
+        if event not in self._TIMED:
+            return
+        with self._lock:
+            self.total += event == self._EVENT
             end = time.monotonic()
             while self._intervals and self._intervals[-1][0] >= end - duration_secs:
                 self._intervals.pop()  # within this one: functions are traced while others are

@@ -69,7 +69,7 @@ def test_a_new_run_says_what_it_does_in_order(logs):
         "step 1/2: sampling (first time: compiles its programs; later steps are faster) ...",
         "sampling for 8 prompts of up to 96 tokens, which compiles the sampler for them ...",
         "step 1/2: updating (first time",
-        "compiling the update for groups of 96 + 16 tokens, width 1 of up to 1 (each compiles once) ...",
+        "compiling the update for rows of 96 + 16 tokens, width 1 of up to 1 (each compiles once) ...",
         "step 1/2  acc 0.",
         "step 1/2: saving a checkpoint ...",
         "step 2/2  acc 0.",

@@ -1,21 +1,23 @@
-"""The list of a run's programs: what a run needs is on it, in the very shapes."""
+"""The list of a run's programs: what a run needs is on it, in the very shapes, and compiled before step 0."""
 
 from __future__ import annotations
 
 import contextlib
+import re
+from collections import Counter
 
 import jax
 import pytest
 from helpers.commands import ONE_LAYER
 
 from mmeureka_jax.config.load import load_config
-from mmeureka_jax.training import rl, sft
-from mmeureka_jax.training.job import open_job
-from mmeureka_jax.training.programs import run_programs
+from mmeureka_jax.setup.policy import find_checkpoint, open_policy
+from mmeureka_jax.training import job, rl, sft
+from mmeureka_jax.training.programs import compile_programs, run_programs
 
 SIZES = """
     steps=2 sampler.max_new_tokens=64 sampler.batch_prompts=16 rl.group_size=4 rl.prompts_per_rollout=16
-    rl.prompts_per_update=16 rl.packing=0.1 rl.filter.enabled=false data.validation=null
+    rl.prompts_per_update=16 rl.packing=0.1 rl.filter.enabled=false tracking.validate_every=1
     sft.problems_per_step=6 sft.micro_batches=1 sft.packing=0.3 sft.max_response_tokens=64
     data.train=tfds:shapes/dots@train[:64] checkpoint.every_steps=2 reward.workers=1
     tracking.progress=false tracking.tensorboard=false mesh.data=2 mesh.fsdp=2 mesh.tensor=2
@@ -55,25 +57,38 @@ def compiled_functions():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_compiles_nothing_that_is_not_on_the_list(run, tmp_path, monkeypatch):
+def test_a_run_compiles_nothing_that_was_not_compiled_before_step_0(run, tmp_path, monkeypatch):
     module, overrides = RUNS[run]
-    config = load_config("configs/smoke.yaml", [f"run_dir={tmp_path / 'run'}", *SIZES, *ONE_LAYER, *overrides])
-    names = []
-    after = []
+    settings = [f"run_dir={tmp_path / 'run'}", "sampler.compile_ahead=true", *SIZES, *ONE_LAYER, *overrides]
+    listed = []
+    before = []
 
-    @contextlib.contextmanager
-    def with_programs(config, recipe):
-        with open_job(config, recipe) as job:
-            programs = run_programs(config, recipe, job.opened, job.learner, job.num_windows)
-            names.extend(program.name for program in programs)
-            for program in programs:
-                program.lower().compile()
-            with compiled_functions() as compiled:
-                yield job
-            functions = FUNCTIONS | {program.function.__name__ for program in programs}
-            after.extend(name for name in compiled if name in functions)
+    def compile_and_note(programs, *, show):
+        compile_programs(programs, show=show)
+        listed.extend(programs)
+        before.extend(compiled)
 
-    monkeypatch.setattr(module, "open_job", with_programs)
-    (rl.train if module is rl else sft.fine_tune)(config)
-    assert after == []
-    assert len(set(names)) == len(names)
+    monkeypatch.setattr(job, "compile_programs", compile_and_note)
+    with compiled_functions() as compiled:
+        (rl.train if module is rl else sft.fine_tune)(load_config("configs/smoke.yaml", settings))
+    functions = FUNCTIONS | {program.function.__name__ for program in listed}
+    assert [name for name in compiled[len(before) :] if name in functions] == []
+    assert len({program.name for program in listed}) == len(listed)
+    assert len([name for name in before if name in functions]) >= len(listed)
+
+
+def test_the_programs_of_the_smoke_run(tmp_path):
+    """On one device; 48 responses are decoded in batches of six sizes."""
+    config = load_config("configs/smoke.yaml", [f"run_dir={tmp_path / 'run'}", *ONE_LAYER])
+    checkpoint = find_checkpoint(config.model, tmp_path)
+    opened = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:1])
+    recipe = rl.recipe(config)
+    learner = job.make_learner(config, recipe, opened)
+    with jax.set_mesh(opened.mesh):
+        names = [program.name for program in run_programs(config, recipe, opened, learner, image_windows=4)]
+    kinds = Counter(re.split(r", (?=prompt)", name)[0] for name in names)
+    assert kinds == {
+        "initial state": 1, "sums of no part": 1, "gradients": 6, "optimiser": 1,
+        "start": 1, "decode": 6, "repack": 5,
+        "validation's start": 1, "validation's decode": 1,
+    }  # fmt: skip
