@@ -50,7 +50,7 @@ def test_every_tpu_slice_has_its_meshes(described, name):
 
 def test_the_readmes_command_for_16_chips_starts(described):
     text = (Path(__file__).parents[1] / "README.md").read_text()
-    command = re.search(r"slice of 16 chips(?s:.*?) -- (\S+\.yaml) (?s:.*?)mesh\.tensor=(\d)", text)
+    command = re.search(r"on 16 chips(?s:.*?) -- (\S+\.yaml) (?s:.*?)mesh\.tensor=(\d)", text)
     tensor = int(command[2])
     assert all(
         described[name][f"1 {tensor}"]["shape"] == [1, 16 // tensor, 1, tensor] for name in ("v5e:4x4", "v6e:4x4")

@@ -115,7 +115,7 @@ def test_a_run_warns_of_too_little_memory_before_it_loads(plan, monkeypatch, cap
     run = plan.run
     state, reference = always_there(run.learner, with_reference=True)
     held = device_bytes((state, reference))
-    monkeypatch.setattr(memory_check, "device_memory", lambda _: 2 * held)
+    monkeypatch.setattr(memory_check, "device_memory", lambda _: 4 * held)
     with jax.set_mesh(run.opened.mesh):
         memory_check.warn_of_memory(run.config, run.recipe, run.opened, run.learner, run.image_windows)
         assert not caplog.messages
