@@ -53,6 +53,7 @@ from mmeureka_jax.models.policy import Params, encode_images, prefill
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.rl.objective import policy_objective
+from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -126,8 +127,7 @@ def update_call(opened: OpenedPolicy, args: argparse.Namespace, calls: int) -> C
         opened,
         policy_objective(config),
         total_updates=calls,
-        micro_batches=args.micro_batches,
-        packing=config.rl.packing,
+        packing=Packing.of(config),
     )
     state = learner.initial_state()
 

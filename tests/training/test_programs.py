@@ -16,9 +16,9 @@ from mmeureka_jax.training import job, rl, sft
 from mmeureka_jax.training.programs import compile_programs, run_programs
 
 SIZES = """
-    steps=2 sampler.max_new_tokens=64 sampler.batch_prompts=16 rl.group_size=4 rl.prompts_per_rollout=16
-    rl.prompts_per_update=16 rl.packing=0.1 rl.filter.enabled=false tracking.validate_every=1
-    sft.problems_per_step=6 sft.micro_batches=1 sft.packing=0.3 sft.max_response_tokens=64
+    steps=2 sampler.max_new_tokens=32 sampler.batch_prompts=16 rl.group_size=4 rl.prompts_per_rollout=16
+    rl.prompts_per_update=16 rl.packing=0.1 rl.filter.enabled=false tracking.validate_every=0 sampler.shrink=0
+    sft.problems_per_step=6 sft.micro_batches=1 sft.packing=0.3 sft.max_response_tokens=32
     data.train=tfds:shapes/dots@train[:64] checkpoint.every_steps=2 reward.workers=1
     tracking.progress=false tracking.tensorboard=false mesh.data=2 mesh.fsdp=2 mesh.tensor=2
 """.split()
@@ -26,7 +26,8 @@ FUNCTIONS = {"start", "decode", "repack", "whole", "weigh", "add", "apply", "_lo
 RUNS = {
     "parts, with a reference": (
         rl,
-        ["rl.micro_batches=2", "rl.kl_coefficient=0.01", 'optimizer.frozen=["vision"]', "data.prompt_buckets=[64,96]"],
+        ["rl.micro_batches=2", "rl.kl_coefficient=0.01", 'optimizer.frozen=["vision"]', "data.prompt_buckets=[64,96]",
+         "sampler.shrink=0.5", "tracking.validate_every=1"],
     ),
     "one part, of two groups on four shards, with a critic, and log-probabilities anew": (
         rl,
@@ -35,7 +36,7 @@ RUNS = {
     ),
     "rows of some tokens": (
         rl,
-        ["rl.micro_batches=4", "rl.packing=0.8", "rl.row_tokens=96", "rl.kl_coefficient=0.01"],
+        ["rl.micro_batches=4", "rl.packing=0.8", "rl.row_tokens=48", "rl.kl_coefficient=0.01"],
     ),
     "imitation": (sft, ['optimizer.frozen=["vision"]']),
 }  # fmt: skip
