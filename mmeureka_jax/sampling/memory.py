@@ -16,9 +16,9 @@ from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.setup.chips import chip_of_kind
 from mmeureka_jax.setup.policy import OpenedPolicy
 
-# The part of a device's memory that what is counted may take; the rest is for what prefill and decoding compute with. At
-# 7B on v5e:4x4, where 69% are counted, the compiled start of a rollout took 95%.
-_USABLE = 0.65
+# The part of a device's memory that what is counted may take; the rest is for what prefill and decoding compute with.
+# At 7B on v5e:4x4, where 65% are counted, the compiled start of a rollout took 95%.
+_USABLE = 0.6
 
 
 def with_weights_chosen(
