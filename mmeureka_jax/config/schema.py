@@ -185,8 +185,8 @@ class SamplerConfig:
     # when this part of a batch's rows or less is unfinished, they continue in a smaller batch; nearer to 1 wastes fewer
     # rows and compiles more programs, 0 keeps all rows to the end. Does not change what is drawn
     shrink: Annotated[float, BELOW_ONE] = 0.75
-    # compile every program of a run before step 0, in parallel: of rollouts, updates and validation; false: each when
-    # it is first needed
+    # compile every program of a run before step 0, in parallel: of rollouts, validation and, if rows have one or two
+    # widths (rl.row_tokens, or rl.packing 0), updates; false, and updates of more widths: each when it is first needed
     compile_ahead: bool = True
 
 

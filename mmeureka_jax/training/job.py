@@ -280,7 +280,9 @@ def _compile_ahead(
     if not config.sampler.compile_ahead or (saved and saved[-1] >= config.steps):
         return
     validation = examiner.sizes if examiner is not None else None
-    programs = run_programs(config, recipe, opened, learner, image_windows, validation)
+    programs = run_programs(
+        config, recipe, opened, learner, image_windows, validation, with_updates=learner.compiled_ahead
+    )
     needed = [program for program in programs if not (saved and program.name == INITIAL_STATE)]
     compile_programs(needed, show=config.tracking.progress and is_main())
 

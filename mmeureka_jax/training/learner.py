@@ -38,6 +38,8 @@ from mmeureka_jax.setup.policy import OpenedPolicy
 
 INITIAL_STATE = "initial state"  # the program that makes it; a run that continues does without
 
+_MOST_WIDTHS_AHEAD = 2  # widths of rows whose programs are compiled before step 0
+
 
 class Learner:
     """Owns the compiled update. `total_updates` sizes the learning-rate schedule."""
@@ -71,7 +73,8 @@ class Learner:
             lambda params: self._training.init(opened.policy, params), out_shardings=self.shardings, donate_argnums=0
         )
         self._reference: _Reference | None = None
-        self._compiled_ahead = config.sampler.compile_ahead
+        few = len(self.packing.widths) <= _MOST_WIDTHS_AHEAD  # of many, a run may never need most
+        self.compiled_ahead = config.sampler.compile_ahead and few
         self._programs: set[tuple[int, int]] = set()  # (prompt length, width) of the parts that it is compiled for
 
     def initial_state(self) -> TrainState:
@@ -164,7 +167,7 @@ class Learner:
         shapes = {(part.batch.prompts.tokens.shape[1], self.packing.places(part.batch.width)) for part in parts}
         new = sorted(shapes - self._programs)
         self._programs |= shapes
-        if self._compiled_ahead or not new:
+        if self.compiled_ahead or not new:
             yield
             return
         what = " and ".join(f"{length} + {width}" for length, width in new)

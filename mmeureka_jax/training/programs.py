@@ -43,6 +43,8 @@ def run_programs(
     learner: Learner,
     image_windows: int,
     validation: PromptSizes | None = None,
+    *,
+    with_updates: bool = True,
 ) -> list[Program]:
     """Every program of a run.
 
@@ -51,6 +53,7 @@ def run_programs(
         image_windows: vision windows of a prompt: `data.max_image_windows`, or where that is 0 the most that a problem
             of the run has.
         validation: sizes of a batch of validation; None: the largest that the config allows.
+        with_updates: those of the initial state and of updates are among them.
     """
     programs: list[Program] = []
     policy = opened.policy
@@ -60,11 +63,12 @@ def run_programs(
         sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, image_windows)
         drawn = dataclasses.replace(config, sampler=rollout_settings(config, recipe, opened, learner, sizes))
         programs += sampler_programs(rollout_sampler(policy, policy.config, drawn), mesh, params, sizes)
-    programs += learner.programs(
-        part_shapes(config, recipe, policy, learner, image_windows),
-        with_log_probs=recipe.kind == "rl" and config.rl.importance_cap is not None,
-        with_reference=recipe.with_reference,
-    )
+    if with_updates:
+        programs += learner.programs(
+            part_shapes(config, recipe, policy, learner, image_windows),
+            with_log_probs=recipe.kind == "rl" and config.rl.importance_cap is not None,
+            with_reference=recipe.with_reference,
+        )
     if config.data.validation is not None and config.tracking.validate_every > 0:
         sizes = validation or validation_sizes(config, config.data.max_prompt_tokens, image_windows)
         resident = learner.resident_bytes(with_reference=recipe.with_reference)
