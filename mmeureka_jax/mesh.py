@@ -266,8 +266,7 @@ def gathered(*names: str | None) -> tuple[str | None, ...]:
 
 def over_fsdp(name: str | None) -> bool:
     """Whether `fsdp` splits a dimension of this logical name."""
-    axes = AXIS_RULES[name] if name is not None else None
-    return "fsdp" in ((axes,) if isinstance(axes, str) else axes or ())
+    return "fsdp" in _mesh_axes(name)
 
 
 def platform() -> str:
@@ -377,8 +376,13 @@ def abstract(x: Any, *names: str | None) -> jax.ShapeDtypeStruct:
 
 
 def bytes_of_device(tree: Any) -> int:
-    """Bytes that arrays, or their shapes with shardings, take on each device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """Bytes that arrays, or their shapes, take on each device. One without a sharding is whole on each."""
+
+    def of_leaf(x: Any) -> int:
+        sharding = getattr(x, "sharding", None)
+        return math.prod(x.shape if sharding is None else sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(map(of_leaf, jax.tree.leaves(tree)))
 
 
 def batch_divisor(mesh: Mesh) -> int:

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from mmeureka_jax.config.schema import Config
 from mmeureka_jax.mesh import Program
 from mmeureka_jax.models.batch import GroupBatch, pick_bucket
 from mmeureka_jax.models.decoding import DecoderWeights
@@ -30,7 +29,6 @@ from mmeureka_jax.planning.links import Network
 from mmeureka_jax.planning.planned_run import PlannedRun
 from mmeureka_jax.planning.targets import Target
 from mmeureka_jax.planning.traffic import bytes_moved
-from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.sampling.decode_state import DecodeState
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.setup.chips import Chip
@@ -173,8 +171,7 @@ def predict_step(
         return None
     model = Model.of(run.opened.policy, run.learner.abstract_state().trainable)
     network = Network(target.chip, run.opened.mesh)
-    packing = run.learner.packing
-    return StepClock(run.config, model, network, programs, packing, assumptions, run.image_windows).predict()
+    return StepClock(run, model, network, programs, assumptions).predict()
 
 
 class StepClock:
@@ -182,28 +179,25 @@ class StepClock:
 
     def __init__(
         self,
-        config: Config,
+        run: PlannedRun,
         model: Model,
         network: Network,
         programs: Mapping[str, CompiledKind],
-        packing: Packing,
         assumptions: Assumptions,
-        image_windows: int,
     ):
         """
         Args:
-            config: of a run of `mmeureka train`.
+            run: one of `mmeureka train`.
             programs: by kind, the part of a program's name before its sizes.
-            packing: `Learner.packing`.
-            image_windows: vision windows of a prompt.
         """
+        config = run.config
         self.config = config
         self.model = model
         self.network = network
         self.programs = programs
-        self.packing = packing
+        self.packing = run.learner.packing
         self.assumptions = assumptions
-        self.image_windows = image_windows
+        self.image_windows = run.image_windows
         self.chip: Chip = network.chip
         self.sizes = dict(zip(network.axes, network.devices.shape, strict=True))
         self.chips = network.devices.size

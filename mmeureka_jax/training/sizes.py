@@ -6,13 +6,12 @@ state, a reference policy, and for the sampler's programs what was made before a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 
-from mmeureka_jax.mesh import Program
+from mmeureka_jax.mesh import Program, bytes_of_device
 from mmeureka_jax.training.learner import Learner
 
 INITIAL_STATE = "initial state"  # the program that makes the train state: there is none before
@@ -20,7 +19,7 @@ INITIAL_STATE = "initial state"  # the program that makes the train state: there
 
 def device_bytes(tree: Any) -> int:
     """Bytes of a tree's arrays on one device. An array that comes twice counts once."""
-    return sum(_bytes_of(leaf) for leaf in {id(leaf): leaf for leaf in _arrays(tree)}.values())
+    return bytes_of_device(list({id(leaf): leaf for leaf in _arrays(tree)}.values()))
 
 
 def always_there(learner: Learner, *, with_reference: bool) -> Any:
@@ -50,9 +49,3 @@ def live_bytes(program: Program, always: Any) -> int:
 
 def _arrays(tree: Any) -> Iterator[Any]:
     return (leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
-
-
-def _bytes_of(leaf: Any) -> int:
-    sharding = getattr(leaf, "sharding", None)
-    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
-    return math.prod(shape) * leaf.dtype.itemsize
