@@ -85,6 +85,9 @@ class ModelConfig:
     remat: Literal["none", "full"] = "full"
     # megabytes of logits that exist on a device at one time in the update; more means larger matrix products
     logits_mb: Annotated[float, POSITIVE, AtMost(2**16)] = 64.0
+    # attention of prompts and in updates. splash: JAX's kernel for TPUs, interpreted (slow) elsewhere; xla: products
+    # that XLA compiles; auto: splash on a TPU
+    attention: Literal["auto", "xla", "splash"] = "auto"
 
 
 @dataclass(frozen=True)

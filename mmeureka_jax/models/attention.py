@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import constrain, map_shards, platform, shard_count, sum_over_shards
 from mmeureka_jax.models.batch import Array
+from mmeureka_jax.models.splash import LONGEST_ROW, splash_attention
+
+Kernel = Literal["auto", "xla", "splash"]
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives a uniform average instead of NaN
 # Segments of a row; any other number is one that sees only itself (and the prompt).
@@ -57,6 +60,7 @@ def attention(
     segments: Int[Array, "B T"],
     layout: RowLayout | None,
     heads_axis: str | None = "act_heads",
+    kernel: Kernel = "auto",
 ) -> Float[Array, "B T H h"]:
     """Softmax attention with grouped heads: query head i reads key head i // (H / K).
 
@@ -69,11 +73,16 @@ def attention(
 
     Args:
         heads_axis: logical axis of the heads (see mesh.AXIS_RULES); None: every device has all of them.
+        kernel: what computes rows of text. splash: models/splash.py; xla: products that XLA compiles; auto: splash on
+            a TPU, but for rows that are too long for it.
 
     Where devices share the places of a row of text (mesh.context), each has the queries of its own places, and all keys
     and values, of which there are few. The places must then divide.
     """
     batch, length, heads, head_dim = query.shape
+    if layout is not None and _takes_splash(kernel, length):
+        interpret = platform() != "tpu"
+        return splash_attention(query, key, value, segments, segments == PADDING, layout.prompt, interpret=interpret)
     kv_heads = key.shape[1]
     shards = shard_count("batch") * (shard_count(heads_axis) if heads_axis else 1)
     at_a_time = max(1, _scores_at_a_time() * shards // (batch * heads))
@@ -87,6 +96,10 @@ def attention(
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     out = _attention(_Plan(spans, layout is not None, heads_axis, parts), grouped, key, value, segments)
     return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+def _takes_splash(kernel: Kernel, length: int) -> bool:
+    return kernel == "splash" or (kernel == "auto" and platform() == "tpu" and length <= LONGEST_ROW)
 
 
 def _scores_at_a_time() -> int:

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import batch_shards, constrain, platform, shard_count
-from mmeureka_jax.models.attention import PADDING, PROMPT, RowLayout, attention, keys_first
+from mmeureka_jax.models.attention import PADDING, PROMPT, Kernel, RowLayout, attention, keys_first
 from mmeureka_jax.models.batch import Array, ImageFeatures, Images, Prompt
 from mmeureka_jax.models.decoder import aligned, split_residual, whole_residual
 from mmeureka_jax.models.decoding import DecoderWeights, PromptCache
@@ -61,6 +61,7 @@ class Policy:
             angles and log-probabilities are always float32.
         remat: recompute each layer's activations in the backward pass.
         logits_mb: megabytes (2**20 bytes) of float32 logits that exist on a device at one time.
+        attention: see `attention.attention`.
         lora: adapters of some linear maps.
         dropping: inputs of adapters are dropped out (see `with_dropout`).
     """
@@ -69,6 +70,7 @@ class Policy:
     compute_dtype: str = "float32"
     remat: bool = True
     logits_mb: float = 64.0
+    attention: Kernel = "auto"
     lora: Lora | None = None
     dropping: bool = False
 
@@ -174,7 +176,8 @@ def prefill(
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, KeyValue]:
         key = keys_first(key)
         value = keys_first(value)
-        return attention(query, key, value, segments, layout), (key[:, :, :length], value[:, :, :length])
+        out = attention(query, key, value, segments, layout, kernel=policy.attention)
+        return out, (key[:, :, :length], value[:, :, :length])
 
     x = model.language.embed_tokens(_aligned_row(prompts.tokens), jnp.dtype(policy.compute_dtype))
     x = insert_images(split_residual(x), _aligned_row(prompts.image_index, -1), features)
@@ -371,7 +374,7 @@ def group_hidden(
     layout = RowLayout(prompt_length, places.longest)
 
     def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
-        return attention(query, keys_first(key), keys_first(value), segments, layout), None
+        return attention(query, keys_first(key), keys_first(value), segments, layout, kernel=policy.attention), None
 
     tokens = _aligned_row(jnp.concatenate([prompts.tokens, places.pack(responses)], axis=1))
     x, table = model.language.embed_tokens.with_table(tokens, jnp.dtype(policy.compute_dtype))

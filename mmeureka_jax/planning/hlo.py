@@ -32,7 +32,8 @@ _COUNTED_LOOP = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(L
 NO_BUFFER = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "constant", "after-all",
     "optimization-barrier", "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done",
-    "async-update", "copy-start", "async-start", "add-dependency", "partition-id", "replica-id",
+    "async-update", "copy-start", "async-start", "slice-start", "slice-done", "add-dependency",
+    "partition-id", "replica-id",
 }  # fmt: skip
 
 

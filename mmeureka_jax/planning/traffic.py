@@ -53,6 +53,9 @@ class _Traffic:
             return 2 * self._read(name, instruction.operands[1])
         if opcode == "copy-start":
             return sum(shape.bytes for shape in instruction.shapes[:2] if self._counts(shape.in_main_memory))
+        if opcode == "slice-start":  # returns what it slices, the slice, and what it waits with
+            whole, part = instruction.shapes[:2]
+            return sum(part.bytes for shape in (whole, part) if self._counts(shape.in_main_memory))
         if opcode in NO_BUFFER:
             return 0.0
         return self._written(instruction) + sum(self._read(name, operand) for operand in instruction.operands)

@@ -138,6 +138,7 @@ def open_policy(
         compute_dtype=compute_dtype(config, device_mesh),
         remat=config.remat == "full",
         logits_mb=config.logits_mb,
+        attention=config.attention,
         lora=lora_of(config, seed),
     )
     opened = OpenedPolicy(policy, device_mesh, checkpoint, _open_adapters(config.lora, policy))

@@ -38,7 +38,8 @@ def test_bytes_are_those_of_xla_where_there_is_no_loop():
     assert own == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.05)
 
 
-# A loop over stacked weights: each turn reads one layer's, and writes one row of a stack in place.
+# A loop over stacked weights: each turn reads one layer's, fetches a part of an array into the chip's memory ahead of
+# its use, and writes one row of a stack in place.
 STACKED = textwrap.dedent("""\
     HloModule jit_f
 
@@ -72,6 +73,9 @@ STACKED = textwrap.dedent("""\
       %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%b), index=1
       %w = f32[5,64,128]{2,1,0:T(8,128)} get-tuple-element(%b), index=2
       %s = f32[5,8,128]{2,1,0:T(8,128)} get-tuple-element(%b), index=3
+      %ahead = ((f32[5,64,128]{2,1,0:T(8,128)}), f32[5,16,128]{2,1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%w), \
+slice={[0:5], [0:16], [0:128]}
+      %part = f32[5,16,128]{2,1,0:T(8,128)S(1)} slice-done(%ahead)
       %out = f32[8,128]{1,0:T(8,128)S(1)} fusion(%x, %w, %i), kind=kOutput, calls=%product
       %kept = f32[5,8,128]{2,1,0:T(8,128)} fusion(%s, %x, %i), kind=kLoop, calls=%keep
       ROOT %t = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%i, %out)
@@ -85,12 +89,15 @@ STACKED = textwrap.dedent("""\
     """)
 
 
-def test_a_loop_reads_a_layer_and_writes_a_row_each_turn():
+def test_a_loop_reads_a_layer_and_a_part_and_writes_a_row_each_turn():
     activations = 8 * 128 * 4
     layer = 64 * 128 * 4
     product = activations + layer  # its result stays on the chip
     kept = activations + activations  # read, and written in place
-    assert bytes_moved(ProgramText(STACKED)) == 5 * (product + kept)
+    part = 5 * 16 * 128 * 4
+    program = ProgramText(STACKED)
+    assert bytes_moved(program) == 5 * (product + kept + part)
+    assert program.largest_buffers(1)[0].shape == "f32[5,8,128]"  # not what is sliced, which was there
 
 
 def test_what_can_be_sent_ahead_overlaps():

@@ -35,6 +35,7 @@ CASES = {
 WAYS = {
     "whole groups": {},
     "rows of some tokens": {"row_tokens": LENGTH},
+    "the same with splash attention": {"row_tokens": LENGTH},
     "equal shares": {"ratio": 0.8},
 }
 
@@ -87,8 +88,9 @@ def update_of(model, case, way):
     training = make_training(config, 3, make_critic(config, 3))
     objective = policy_objective(config)
     shardings = training.shardings(model.policy, mesh)
-    most = 2 if way == "rows of some tokens" else 1
-    step = CompiledUpdate(model.policy, objective, training, shardings, most_parts=most)
+    most = 2 if "row_tokens" in WAYS[way] else 1
+    policy = replace(model.policy, attention="splash" if "splash" in way else "xla")
+    step = CompiledUpdate(policy, objective, training, shardings, most_parts=most)
 
     def run(part, averaging):
         with jax.set_mesh(mesh):
