@@ -24,7 +24,6 @@ from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import constrain, map_shards, platform, shard_count, sum_over_shards
 from mmeureka_jax.models.batch import Array
-from mmeureka_jax.models.splash import LONGEST_ROW, splash_attention
 
 Kernel = Literal["auto", "xla", "splash"]
 
@@ -74,13 +73,15 @@ def attention(
     Args:
         heads_axis: logical axis of the heads (see mesh.AXIS_RULES); None: every device has all of them.
         kernel: what computes rows of text. splash: models/splash.py; xla: products that XLA compiles; auto: splash on
-            a TPU, but for rows that are too long for it.
+            a TPU.
 
     Where devices share the places of a row of text (mesh.context), each has the queries of its own places, and all keys
     and values, of which there are few. The places must then divide.
     """
     batch, length, heads, head_dim = query.shape
-    if layout is not None and _takes_splash(kernel, length):
+    if layout is not None and _takes_splash(kernel):
+        from mmeureka_jax.models.splash import splash_attention  # imports Pallas, which no other way needs
+
         interpret = platform() != "tpu"
         return splash_attention(query, key, value, segments, segments == PADDING, layout.prompt, interpret=interpret)
     kv_heads = key.shape[1]
@@ -98,8 +99,8 @@ def attention(
     return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
-def _takes_splash(kernel: Kernel, length: int) -> bool:
-    return kernel == "splash" or (kernel == "auto" and platform() == "tpu" and length <= LONGEST_ROW)
+def _takes_splash(kernel: Kernel) -> bool:
+    return kernel == "splash" or (kernel == "auto" and platform() == "tpu")
 
 
 def _scores_at_a_time() -> int:
