@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.groups import parts_of
+from helpers.groups import assert_updates_equal, parts_of
 from helpers.support import PROBLEMS, Lively
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
@@ -83,12 +83,13 @@ def part(model):
 
 
 class OnMesh:
-    """The sampler and one update of the same policy, on one mesh."""
+    """The sampler and three steps of the same policy, on one mesh."""
 
     def __init__(self, model, part, sizes):
         config = Config(
             rl=RLConfig(loss="cpgd", clip_epsilon_high=5.0, clip_epsilon_low=0.99),
-            optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_fraction=0.0, frozen=()),
+            # With a small `eps` Adam makes steps of what is rounding: gradients of the biases of keys nearly cancel.
+            optimizer=OptimizerConfig(3e-4, schedule="constant", warmup_fraction=0.0, eps=1e-3, frozen=()),
         )
         mesh = self.mesh = mesh_of(*sizes)
         with jax.set_mesh(mesh):
@@ -103,9 +104,17 @@ class OnMesh:
             packing = PACKING.get(sizes, 0.8)
             parts = to_global(mesh, parts_of(objective, *part, 2, packing))
             assert [part.batch.width for part in parts] == [None, 16 if packing else None]
-            self.update = lambda: step(jax.tree.map(jnp.copy, self.start), parts)
-            self.state, metrics = self.update()
-            self.metrics = computed(gather_rows(metrics))
+            self.update = lambda: three_steps(step, jax.tree.map(jnp.copy, self.start), parts)
+            self.state, self.metrics = self.update()
+
+
+def three_steps(step, state, parts):
+    """The state after them, and the metrics of each."""
+    rows = []
+    for _ in range(3):
+        state, metrics = step(state, parts)
+        rows.append(computed(gather_rows(metrics)))
+    return state, rows
 
 
 def samples_of(model, params, prompts, mesh, group_size):
@@ -134,18 +143,12 @@ def by_path(tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_the_update_equals_one_device(on_mesh, sizes):
-    """Parameters, both Adam moments and metrics, 1e-4 relative per tensor."""
-    alone = on_mesh(1, 1, 1)
-    spread = on_mesh(*sizes)
-    expected = by_path(gather_rows(alone.state))
-    result = by_path(gather_rows(spread.state))
-    assert expected.keys() == result.keys() and len(result) > 3 * 30
-    for name, value in expected.items():
-        assert np.linalg.norm(result[name] - value) <= 1e-4 * np.linalg.norm(value), name
-    for name, value in alone.metrics.items():
-        np.testing.assert_allclose(spread.metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-    assert alone.metrics["optimizer/grad_norm"] > 1e-3 and alone.metrics["optimizer/skipped"] == 0
+def test_three_updates_equal_those_of_one_device(on_mesh, sizes):
+    """Parameters, both Adam moments, and metrics of each, to 1e-5."""
+    alone, spread = (on_mesh(*of) for of in [(1, 1, 1), sizes])
+    assert_updates_equal(*((gather_rows(one.state), one.metrics) for one in (alone, spread)))
+    assert len(by_path(alone.state)) > 3 * 30
+    assert all(row["optimizer/grad_norm"] > 1e-3 and row["optimizer/skipped"] == 0 for row in alone.metrics)
 
 
 @pytest.mark.slow
@@ -154,7 +157,7 @@ def test_the_update_is_the_same_every_time(on_mesh):
     spread = on_mesh(2, 2, 2)
     first = gather_rows(spread.state)
     with jax.set_mesh(spread.mesh):
-        for _ in range(8):
+        for _ in range(3):
             jax.tree.map(np.testing.assert_array_equal, gather_rows(spread.update()[0]), first)
 
 

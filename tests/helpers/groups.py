@@ -1,7 +1,8 @@
-"""Groups as a rollout leaves them, of random numbers."""
+"""Groups as a rollout leaves them, of random numbers; and what updates on them came to."""
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from mmeureka_jax.models.batch import ImageFeatures, Images, Prompt
@@ -59,3 +60,19 @@ def parts_of(objective, batch, targets, micro_batches=1, ratio=0.0, **settings):
     prompts, n, longest = batch.responses.shape
     packing = Packing(prompts, n, longest, micro_batches, ratio, **settings)
     return packing.split(batch, targets, objective.token_weights(batch.response_mask))
+
+
+def assert_updates_equal(expected, result):
+    """The same after some updates, to 1e-5: arrays of the state in norm, and the metrics of each update.
+
+    Args:
+        expected, result: a state on the host, and rows of metrics.
+    """
+    leaves, others = (jax.tree_util.tree_leaves_with_path(state) for state, _ in (expected, result))
+    for (path, x), (other_path, y) in zip(leaves, others, strict=True):
+        assert path == other_path
+        assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(x), jax.tree_util.keystr(path)
+    for row, other in zip(expected[1], result[1], strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            np.testing.assert_allclose(other[name], value, rtol=1e-5, atol=2e-7, err_msg=name)

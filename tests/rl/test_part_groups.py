@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import jax
 import numpy as np
 import pytest
-from helpers.groups import parts_of
+from helpers.groups import assert_updates_equal, parts_of
 from helpers.support import PROBLEMS, Lively
 
 from mmeureka_jax.config.schema import Config, MeshConfig, OptimizerConfig, RLConfig, SamplerConfig
@@ -106,16 +106,6 @@ def update_of(model, case, way):
     return run
 
 
-def assert_equal(one, other):
-    of_one, of_other = (jax.tree_util.tree_leaves_with_path(result[0]) for result in (one, other))
-    for (path, x), (_, y) in zip(of_one, of_other, strict=True):
-        assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(x), path
-    for expected, row in zip(one[1], other[1], strict=True):
-        assert expected.keys() == row.keys()
-        for name, value in expected.items():
-            np.testing.assert_allclose(row[name], value, rtol=1e-5, atol=2e-7, err_msg=name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("way", list(WAYS)[1:])
 @pytest.mark.parametrize("case", CASES)
@@ -123,6 +113,6 @@ def test_parts_of_groups_on_eight_devices_equal_one(model, case, way):
     """Parameters and moments after three steps, and every metric of each, to 1e-5, for every averaging."""
     part = make_part(model, case)
     for averaging in AVERAGINGS:
-        assert_equal(*(update_of(model, case, name)(part, averaging) for name in ("whole groups", way)))
+        assert_updates_equal(*(update_of(model, case, name)(part, averaging) for name in ("whole groups", way)))
     full = make_part(model, case, longest=True)
-    assert_equal(*(update_of(model, case, name)(full, AVERAGINGS[0]) for name in ("whole groups", way)))
+    assert_updates_equal(*(update_of(model, case, name)(full, AVERAGINGS[0]) for name in ("whole groups", way)))
