@@ -55,7 +55,7 @@ def gradients(args: argparse.Namespace, folder: Path) -> tuple[jax.stages.Compil
     config_file.write_text(json.dumps(read_json(config_file) | {"num_hidden_layers": args.layers}))
     run = open_run(load_config(RECIPE, settings(args, model)), target, folder)
     with jax.set_mesh(run.opened.mesh):
-        (program,) = [one for one in run.programs() if one.name.startswith("gradients")]
+        (program,) = [one for one in run.programs().all if one.name.startswith("gradients")]
         return compile_program(program)
 
 

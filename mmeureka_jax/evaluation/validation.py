@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.schema import Config, SamplerConfig
 from mmeureka_jax.evaluation.examiner import Examiner, Graded
 from mmeureka_jax.models.batch import pick_bucket
 from mmeureka_jax.process.console import say_facts
 from mmeureka_jax.rl.metrics import Mean, Sum, computed, over_hosts
 from mmeureka_jax.sampling.answers import PromptSizes
-from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.token_draws import SamplingSettings, SpecialTokens
 from mmeureka_jax.setup.policy import OpenedPolicy
@@ -28,12 +27,12 @@ def open_validation(
     opened: OpenedPolicy,
     processor: Processor,
     rewards: RewardWorkers,
-    resident_bytes: int,
+    limits: SamplerConfig,
 ) -> Examiner:
     """The examiner of a run: greedy answers with the limits of its rollouts, graded by its own rules.
 
     Args:
-        resident_bytes: what lies on a device beyond the parameters.
+        limits: see `validation_sampler`.
 
     Raises:
         UserError: see `open_checked`.
@@ -51,18 +50,15 @@ def open_validation(
         rewards,
         checked,
         checked.indices[: tracking.validation_problems or None],
-        validation_sampler(config, opened, processor, sizes, resident_bytes),
+        validation_sampler(limits, opened, processor),
         sizes,
         compiled=config.sampler.compile_ahead,
     )
 
 
-def validation_sampler(
-    config: Config, opened: OpenedPolicy, tokens: SpecialTokens, sizes: PromptSizes, resident_bytes: int
-) -> Sampler:
-    """What draws the greedy answers, with the limits of rollouts."""
-    greedy = dataclasses.replace(config.sampler, temperature=0.0, top_k=0, top_p=1.0)
-    greedy = with_weights_chosen(greedy, opened, sizes, 1, resident_bytes)
+def validation_sampler(limits: SamplerConfig, opened: OpenedPolicy, tokens: SpecialTokens) -> Sampler:
+    """What draws the greedy answers, with the limits of rollouts. `limits.decode_weights` is chosen."""
+    greedy = dataclasses.replace(limits, temperature=0.0, top_k=0, top_p=1.0)
     return Sampler(opened.policy, SamplingSettings.of(tokens, greedy, group_size=1), "validation")
 
 

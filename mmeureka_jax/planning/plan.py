@@ -76,7 +76,7 @@ def make_plan(
         run = open_run(config, target, Path(folder), command)
     mesh = run.opened.mesh
     with jax.set_mesh(mesh):
-        programs = run.programs()
+        programs = run.programs().all
     chosen = largest(programs) if which == "largest" else programs
     always = always_there(run.learner, with_reference=run.recipe.with_reference)
     with progress(len(chosen), f"compile for {target.name}", unit="program", enabled=not quiet) as bar:

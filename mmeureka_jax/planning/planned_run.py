@@ -12,7 +12,6 @@ from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.data.processor import PREPROCESSORS
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hub import resolve_checkpoint
-from mmeureka_jax.mesh import Program
 from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.internvl_config import InternVLConfig
 from mmeureka_jax.models.qwen_vl_config import Qwen2_5VLConfig
@@ -23,7 +22,7 @@ from mmeureka_jax.setup.released_models import RELEASED_MODELS, write_released_m
 from mmeureka_jax.training import rl, sft
 from mmeureka_jax.training.job import make_learner
 from mmeureka_jax.training.learner import Learner
-from mmeureka_jax.training.programs import run_programs
+from mmeureka_jax.training.programs import RunPrograms, choose_sampling
 from mmeureka_jax.training.recipe import Recipe
 
 Command = Literal["train", "sft"]
@@ -49,9 +48,10 @@ class PlannedRun:
     image_windows: int
     assumptions: tuple[str, ...]
 
-    def programs(self) -> list[Program]:
+    def programs(self) -> RunPrograms:
         """What the run compiles, under `jax.set_mesh`."""
-        return run_programs(self.config, self.recipe, self.opened, self.learner, self.image_windows)
+        sampling = choose_sampling(self.config, self.recipe, self.opened, self.learner)
+        return RunPrograms(self.config, self.recipe, self.opened, self.learner, sampling, self.image_windows)
 
 
 def stage_of(config: Config, number: int) -> Config:

@@ -22,9 +22,15 @@ _USABLE = 0.6
 
 
 def with_weights_chosen(
-    sampler: SamplerConfig, opened: OpenedPolicy, sizes: PromptSizes, group_size: int, resident_bytes: int = 0
+    sampler: SamplerConfig,
+    opened: OpenedPolicy,
+    sizes: PromptSizes,
+    group_size: int,
+    resident_bytes: int = 0,
+    *,
+    is_said: bool = True,
 ) -> SamplerConfig:
-    """The settings with `decode_weights: auto` replaced by `gathered` or `split`; a choice of split weights is said.
+    """The settings with `decode_weights: auto` replaced by `gathered` or `split`.
 
     Weights are gathered if the device then has room for parameters, caches, these weights and what else lies on it.
     They are, too, on devices that setup/chips.py does not know. The choice depends on shapes only, so that all hosts
@@ -33,6 +39,7 @@ def with_weights_chosen(
     Args:
         sizes: of the batches of prompts; the longest bucket counts.
         resident_bytes: what lies on a device beyond the parameters.
+        is_said: say so if weights are split.
     """
     if sampler.decode_weights != "auto":
         return sampler
@@ -42,12 +49,12 @@ def with_weights_chosen(
         needed = rollout_bytes(sampler, opened, sizes, group_size) + resident_bytes
         if needed > _USABLE * chip.memory_bytes:
             weights = "split"
-            say_facts(
-                {
-                    "decoding": f"weights stay split over {opened.mesh.size} devices; gathered, a device would hold "
-                    f"{needed / 1e9:.1f} of {chip.memory_bytes / 1e9:.1f} GB (sampler.decode_weights)"
-                }
+            sentence = (
+                f"weights stay split over {opened.mesh.size} devices; gathered, a device would hold "
+                f"{needed / 1e9:.1f} of {chip.memory_bytes / 1e9:.1f} GB (sampler.decode_weights)"
             )
+            if is_said:
+                say_facts({"decoding": sentence})
     return dataclasses.replace(sampler, decode_weights=weights)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoi
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
 from mmeureka_jax.training.learner import INITIAL_STATE, Learner
 from mmeureka_jax.training.memory_check import warn_of_memory
-from mmeureka_jax.training.programs import compile_programs, run_programs
+from mmeureka_jax.training.programs import RunPrograms, RunSampling, choose_sampling, compile_programs, is_validated
 from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.reward_failures import check_custom
 from mmeureka_jax.training.watchers import CompileCounter, NonFiniteGuard, TerminationSignal
@@ -60,6 +60,7 @@ class Job:
     rewards: RewardWorkers | None
     examiner: Examiner | None
     learner: Learner
+    sampling: RunSampling
     loader: ProblemLoader
     num_windows: int
     run: RunState
@@ -189,13 +190,15 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         opened = _open_policy(config, recipe)
         stack.enter_context(jax.set_mesh(opened.mesh))
         processor = open_processor(opened.checkpoint, config.data)
-        validated = config.data.validation is not None and config.tracking.validate_every > 0
-        rewards = stack.enter_context(_reward_workers(config)) if recipe.scored or validated else None
+        rewards = stack.enter_context(_reward_workers(config, recipe))
         problems = _open_problems(config, recipe, processor, rewards)
         learner = make_learner(config, recipe, opened)
-        examiner = _open_examiner(config, recipe, learner, opened, processor, rewards) if validated else None
-        image_windows = _image_windows(config, problems)
-        warn_of_memory(config, recipe, opened, learner, image_windows)
+        sampling = choose_sampling(config, recipe, opened, learner)
+        examiner = _open_examiner(config, opened, processor, rewards, sampling)
+        image_windows = config.data.max_image_windows or problems.report.max_windows
+        sizes = examiner.sizes if examiner else None
+        programs = RunPrograms(config, recipe, opened, learner, sampling, image_windows, sizes)
+        warn_of_memory(programs)
         if recipe.with_reference:
             learner.load_reference()
 
@@ -203,14 +206,12 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         checkpointer = Checkpointer(run_dir, config.checkpoint, opened.load_base if opened.policy.lora else None)
         stack.callback(checkpointer.close)
         _begin_run(config, recipe, opened, problems, resuming=bool(checkpointer.steps()))
-        _compile_ahead(config, recipe, opened, learner, image_windows, examiner, checkpointer.steps())
+        _compile_ahead(programs, checkpointer.steps())
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         say_start(at_start := run.step, config.steps, config.run_dir)
-        loader = _open_loader(config, recipe, opened, problems, processor, run.data)
-        stack.callback(loader.close)
+        loader = stack.enter_context(closing(_open_loader(config, recipe, opened, problems, processor, run.data)))
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
         stack.callback(tracker.close)
-        steps = stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress))
         yield Job(
             config=config,
             opened=opened,
@@ -218,21 +219,23 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             rewards=rewards,
             examiner=examiner,
             learner=learner,
+            sampling=sampling,
             loader=loader,
             num_windows=image_windows,
             run=run,
             checkpointer=checkpointer,
             guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind == "sft"),
             tracker=tracker,
-            steps=steps,
+            steps=stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress)),
             compiles=compiles,
             termination=termination,
         )
-        if run.step > at_start:
-            _finish_saving(checkpointer, run.step)
+        _finish_saving(checkpointer, run.step, at_start)
 
 
-def _finish_saving(checkpointer: Checkpointer, step: int) -> None:
+def _finish_saving(checkpointer: Checkpointer, step: int, at_start: int) -> None:
+    if step == at_start:
+        return
     with waiting(f"finishing checkpoint {step} in {checkpointer.folder}"):
         checkpointer.wait()
 
@@ -256,34 +259,23 @@ def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
 
 def _open_examiner(
     config: Config,
-    recipe: Recipe,
-    learner: Learner,
     opened: OpenedPolicy,
     processor: Processor,
     rewards: RewardWorkers | None,
-) -> Examiner:
-    assert rewards is not None
-    resident = learner.resident_bytes(with_reference=recipe.with_reference)
-    return open_validation(config, opened, processor, rewards, resident)
+    sampling: RunSampling,
+) -> Examiner | None:
+    if rewards is None or not is_validated(config):
+        return None
+    return open_validation(config, opened, processor, rewards, sampling.validation)
 
 
-def _compile_ahead(
-    config: Config,
-    recipe: Recipe,
-    opened: OpenedPolicy,
-    learner: Learner,
-    image_windows: int,
-    examiner: Examiner | None,
-    saved: Sequence[int],
-) -> None:
+def _compile_ahead(programs: RunPrograms, saved: Sequence[int]) -> None:
     """Compiles what a run needs from here on, if it should. `saved` are the steps of its checkpoints."""
+    config = programs.config
     if not config.sampler.compile_ahead or (saved and saved[-1] >= config.steps):
         return
-    validation = examiner.sizes if examiner is not None else None
-    programs = run_programs(
-        config, recipe, opened, learner, image_windows, validation, with_updates=learner.compiled_ahead
-    )
-    needed = [program for program in programs if not (saved and program.name == INITIAL_STATE)]
+    ahead = programs.all if programs.learner.compiled_ahead else [*programs.of_rollouts, *programs.of_validation]
+    needed = [program for program in ahead if not (saved and program.name == INITIAL_STATE)]
     compile_programs(needed, show=config.tracking.progress and is_main())
 
 
@@ -302,10 +294,13 @@ def _begin_run(
 
 
 @contextmanager
-def _reward_workers(config: Config) -> Iterator[RewardWorkers]:
-    """The workers, once they have started."""
+def _reward_workers(config: Config, recipe: Recipe) -> Iterator[RewardWorkers | None]:
+    """The workers, once they have started; None for a job that scores no answers."""
     from mmeureka_jax.rewards.workers import RewardWorkers
 
+    if not (recipe.scored or is_validated(config)):
+        yield None
+        return
     with RewardWorkers(config.reward) as rewards:
         with waiting(f"starting {plural(config.reward.workers, 'reward worker')}"):
             rewards.validate()
@@ -346,11 +341,6 @@ def make_learner(config: Config, recipe: Recipe, opened: OpenedPolicy) -> Learne
         packing=recipe.packing,
         with_critic=recipe.with_critic,
     )
-
-
-def _image_windows(config: Config, problems: CheckedProblems) -> int:
-    """Vision windows of a prompt."""
-    return config.data.max_image_windows or problems.report.max_windows
 
 
 def _open_loader(

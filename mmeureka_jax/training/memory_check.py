@@ -6,13 +6,9 @@ import logging
 
 import jax
 
-from mmeureka_jax.config.schema import Config
 from mmeureka_jax.hosts import is_main
 from mmeureka_jax.setup.chips import chip_of_kind
-from mmeureka_jax.setup.policy import OpenedPolicy
-from mmeureka_jax.training.learner import Learner
-from mmeureka_jax.training.programs import run_programs
-from mmeureka_jax.training.recipe import Recipe
+from mmeureka_jax.training.programs import RunPrograms
 from mmeureka_jax.training.sizes import always_there, device_bytes, live_bytes
 
 logger = logging.getLogger(__name__)
@@ -27,19 +23,15 @@ def device_memory(device: jax.Device) -> int | None:
     return stats.get("bytes_limit") or (None if chip is None else chip.memory_bytes)
 
 
-def warn_of_memory(config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner, image_windows: int) -> None:
+def warn_of_memory(programs: RunPrograms) -> None:
     """Warns if the train state, or a program's arguments with what lies beside them, take (nearly) all of a device's
-    memory. What programs need besides only `mmeureka plan` knows. Under `jax.set_mesh`.
-
-    Args:
-        image_windows: see `run_programs`.
-    """
-    memory = device_memory(opened.mesh.devices.flat[0])
+    memory. What programs need besides only `mmeureka plan` knows. Under `jax.set_mesh`."""
+    memory = device_memory(programs.opened.mesh.devices.flat[0])
     if memory is None or not is_main():
         return
-    always = always_there(learner, with_reference=recipe.with_reference)
-    programs = run_programs(config, recipe, opened, learner, image_windows)
-    most, name = max((live_bytes(program, always), program.name) for program in programs)
+    with_reference = programs.recipe.with_reference
+    always = always_there(programs.learner, with_reference=with_reference)
+    most, name = max((live_bytes(program, always), program.name) for program in programs.all)
     if most <= _MOST * memory:
         return
     logger.warning(
@@ -47,7 +39,7 @@ def warn_of_memory(config: Config, recipe: Recipe, opened: OpenedPolicy, learner
         "%.1f GB, before its temporaries: the run is likely to end for want of memory. `mmeureka plan CONFIG --on "
         "TARGET` compiles it without a device and says what it needs (docs/planning.md)",
         memory / 1e9,
-        " with the reference policy" if recipe.with_reference else "",
+        " with the reference policy" if with_reference else "",
         device_bytes(always) / 1e9,
         name,
         most / 1e9,

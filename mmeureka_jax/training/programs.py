@@ -10,6 +10,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,55 +38,88 @@ from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.recipe import Recipe
 
 
-def run_programs(
-    config: Config,
-    recipe: Recipe,
-    opened: OpenedPolicy,
-    learner: Learner,
-    image_windows: int,
-    validation: PromptSizes | None = None,
-    *,
-    with_updates: bool = True,
-) -> list[Program]:
-    """Every program of a run.
+class RunSampling(NamedTuple):
+    """`config.sampler`, with what a run decides: the way that decoding's weights lie, in rollouts and in validation."""
 
-    Args:
+    rollouts: SamplerConfig
+    validation: SamplerConfig
+
+
+def choose_sampling(config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner) -> RunSampling:
+    """Chooses for the largest batches that the config allows. Split weights are said once."""
+    resident = learner.resident_bytes(with_reference=recipe.with_reference)
+    rollouts = validation = config.sampler
+    if recipe.kind == "rl":
+        sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, 0)
+        rollouts = with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)
+    if is_validated(config):
+        sizes = validation_sizes(config, config.data.max_prompt_tokens, 0)
+        is_said = rollouts.decode_weights != "split"
+        validation = with_weights_chosen(config.sampler, opened, sizes, 1, resident, is_said=is_said)
+    return RunSampling(rollouts, validation)
+
+
+@dataclass(frozen=True)
+class RunPrograms:
+    """Every program of a run, each listed when it is first asked for and once.
+
+    Attributes:
         learner: the run's, or one of `make_learner`: programs belong to the learner that has them.
         image_windows: vision windows of a prompt: `data.max_image_windows`, or where that is 0 the most that a problem
             of the run has.
         validation: sizes of a batch of validation; None: the largest that the config allows.
-        with_updates: those of the initial state and of updates are among them.
     """
-    programs: list[Program] = []
-    policy = opened.policy
-    mesh = opened.sampler_mesh
-    params = learner.abstract_state().params
-    if recipe.kind == "rl":
-        sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, image_windows)
-        drawn = dataclasses.replace(config, sampler=rollout_settings(config, recipe, opened, learner, sizes))
-        programs += sampler_programs(rollout_sampler(policy, policy.config, drawn), mesh, params, sizes)
-    if with_updates:
-        programs += learner.programs(
-            part_shapes(config, recipe, policy, learner, image_windows),
-            with_log_probs=recipe.kind == "rl" and config.rl.importance_cap is not None,
-            with_reference=recipe.with_reference,
+
+    config: Config
+    recipe: Recipe
+    opened: OpenedPolicy
+    learner: Learner
+    sampling: RunSampling
+    image_windows: int
+    validation: PromptSizes | None = None
+
+    @property
+    def all(self) -> list[Program]:
+        return [*self.of_rollouts, *self.of_learning, *self.of_validation]
+
+    @functools.cached_property
+    def of_rollouts(self) -> list[Program]:
+        if self.recipe.kind != "rl":
+            return []
+        sizes = PromptSizes(self.recipe.prompts_per_batch, self.config.data.prompt_lengths, self.image_windows)
+        policy = self.opened.policy
+        drawn = dataclasses.replace(self.config, sampler=self.sampling.rollouts)
+        return self._of_sampler(rollout_sampler(policy, policy.config, drawn), sizes)
+
+    @functools.cached_property
+    def of_learning(self) -> list[Program]:
+        """Those of the initial state and of updates."""
+        parts = part_shapes(self.config, self.recipe, self.opened.policy, self.learner, self.image_windows)
+        programs = self.learner.programs(
+            parts,
+            with_log_probs=self.recipe.kind == "rl" and self.config.rl.importance_cap is not None,
+            with_reference=self.recipe.with_reference,
         )
-    if config.data.validation is not None and config.tracking.validate_every > 0:
-        sizes = validation or validation_sizes(config, config.data.max_prompt_tokens, image_windows)
-        resident = learner.resident_bytes(with_reference=recipe.with_reference)
-        sampler = validation_sampler(config, opened, policy.config, sizes, resident)
+        return list(programs)
+
+    @functools.cached_property
+    def of_validation(self) -> list[Program]:
+        if not is_validated(self.config):
+            return []
+        longest = self.config.data.max_prompt_tokens
+        sizes = self.validation or validation_sizes(self.config, longest, self.image_windows)
+        sampler = validation_sampler(self.sampling.validation, self.opened, self.opened.policy.config)
+        mesh = self.opened.sampler_mesh
         sizes = dataclasses.replace(sizes, prompts=rows_per_batch(mesh, sizes.prompts) * row_shares(mesh).count)
-        for program in sampler_programs(sampler, mesh, params, sizes):
-            programs.append(dataclasses.replace(program, name=f"validation's {program.name}"))
-    return programs
+        programs = self._of_sampler(sampler, sizes)
+        return [dataclasses.replace(program, name=f"validation's {program.name}") for program in programs]
+
+    def _of_sampler(self, sampler: Sampler, sizes: PromptSizes) -> list[Program]:
+        return sampler_programs(sampler, self.opened.sampler_mesh, self.learner.abstract_state().params, sizes)
 
 
-def rollout_settings(
-    config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner, sizes: PromptSizes
-) -> SamplerConfig:
-    """`config.sampler`, with what a run decides: the way that decoding's weights lie."""
-    resident = learner.resident_bytes(with_reference=recipe.with_reference)
-    return with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)
+def is_validated(config: Config) -> bool:
+    return config.data.validation is not None and config.tracking.validate_every > 0
 
 
 def compile_programs(programs: Sequence[Program], *, show: bool) -> None:
@@ -94,6 +129,8 @@ def compile_programs(programs: Sequence[Program], *, show: bool) -> None:
     Args:
         show: show a bar.
     """
+    if not programs:
+        return
     with (
         progress(len(programs), "compile", unit="program", enabled=show) as bar,
         ThreadPoolExecutor(min(cores(), len(programs)), thread_name_prefix="compiling") as pool,

@@ -38,12 +38,10 @@ from mmeureka_jax.runs.folder import config_changes
 from mmeureka_jax.runs.metadata import read_metadata
 from mmeureka_jax.runs.provenance import PROVENANCE_FILE, read_provenance
 from mmeureka_jax.runs.tracking import Tracker
-from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.collect import Collected, Collector
 from mmeureka_jax.training.job import due, open_job
 from mmeureka_jax.training.learner import Learner, make_experience, update_batches
-from mmeureka_jax.training.programs import rollout_settings
 from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.watchers import NonFiniteGuard
 
@@ -120,10 +118,8 @@ def train_stage(config: Config) -> bool:
         learner = job.learner
         assert job.rewards is not None
         buffer = GroupBuffer(fitting_groups(run.groups, config))
-        sizes = PromptSizes(made_of.prompts_per_batch, config.data.prompt_lengths, job.num_windows)
-        drawn = rollout_settings(config, made_of, job.opened, learner, sizes)
         collector = Collector(
-            dataclasses.replace(config, sampler=drawn),
+            dataclasses.replace(config, sampler=job.sampling.rollouts),
             job.opened,
             job.processor,
             job.loader,

@@ -117,10 +117,11 @@ def test_a_run_warns_of_too_little_memory_before_it_loads(plan, monkeypatch, cap
     held = device_bytes((state, reference))
     monkeypatch.setattr(memory_check, "device_memory", lambda _: 4 * held)
     with jax.set_mesh(run.opened.mesh):
-        memory_check.warn_of_memory(run.config, run.recipe, run.opened, run.learner, run.image_windows)
+        programs = run.programs()
+        memory_check.warn_of_memory(programs)
         assert not caplog.messages
         monkeypatch.setattr(memory_check, "device_memory", lambda _: held)
-        memory_check.warn_of_memory(run.config, run.recipe, run.opened, run.learner, run.image_windows)
+        memory_check.warn_of_memory(programs)
     (message,) = caplog.messages
     assert "`mmeureka plan CONFIG --on TARGET`" in message and "with the reference policy" in message
 

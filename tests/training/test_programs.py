@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import pytest
 from helpers.commands import ONE_LAYER
 
 from mmeureka_jax.config.load import load_config
+from mmeureka_jax.sampling import memory
+from mmeureka_jax.sampling.answers import PromptSizes
+from mmeureka_jax.setup.chips import CHIPS
 from mmeureka_jax.setup.policy import find_checkpoint, open_policy
-from mmeureka_jax.training import job, rl, sft
-from mmeureka_jax.training.programs import compile_programs, run_programs
+from mmeureka_jax.training import job, memory_check, rl, sft
+from mmeureka_jax.training.learner import Learner
+from mmeureka_jax.training.programs import RunPrograms, choose_sampling, compile_programs
 
 SIZES = """
     steps=2 sampler.max_new_tokens=32 sampler.batch_prompts=16 rl.group_size=4 rl.prompts_per_rollout=16
@@ -69,27 +74,59 @@ def test_a_run_compiles_nothing_that_was_not_compiled_before_step_0(run, tmp_pat
         listed.extend(programs)
         before.extend(compiled)
 
+    programs_of_learning = Learner.programs
+    lists = []
+    monkeypatch.setattr(Learner, "programs", lambda *a, **b: lists.append(1) or programs_of_learning(*a, **b))
+    monkeypatch.setattr(memory_check, "device_memory", lambda device: 10**12)
     monkeypatch.setattr(job, "compile_programs", compile_and_note)
     with compiled_functions() as compiled:
         (rl.train if module is rl else sft.fine_tune)(load_config("configs/smoke.yaml", settings))
     functions = FUNCTIONS | {program.function.__name__ for program in listed}
     assert [name for name in compiled[len(before) :] if name in functions] == []
     assert len({program.name for program in listed}) == len(listed)
+    assert len(lists) == 1  # to warn of too little memory, and to compile
     assert listed  # some are found again: an earlier test compiled them
+
+
+def smoke_run(tmp_path, devices):
+    """Of the smoke run: config, recipe, policy without weights, and learner."""
+    config = load_config("configs/smoke.yaml", [f"run_dir={tmp_path / 'run'}", *ONE_LAYER])
+    checkpoint = find_checkpoint(config.model, tmp_path)
+    opened = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:devices])
+    recipe = rl.recipe(config)
+    return config, recipe, opened, job.make_learner(config, recipe, opened)
 
 
 def test_the_programs_of_the_smoke_run(tmp_path):
     """On one device; 48 responses are decoded in batches of six sizes."""
-    config = load_config("configs/smoke.yaml", [f"run_dir={tmp_path / 'run'}", *ONE_LAYER])
-    checkpoint = find_checkpoint(config.model, tmp_path)
-    opened = open_policy(checkpoint, config.model, config.mesh, devices=jax.devices()[:1])
-    recipe = rl.recipe(config)
-    learner = job.make_learner(config, recipe, opened)
-    with jax.set_mesh(opened.mesh):
-        names = [program.name for program in run_programs(config, recipe, opened, learner, image_windows=4)]
+    run = smoke_run(tmp_path, 1)
+    with jax.set_mesh(run[2].mesh):
+        programs = RunPrograms(*run, choose_sampling(*run), image_windows=4)
+        names = [program.name for program in programs.all]
     kinds = Counter(re.split(r", (?=prompt)", name)[0] for name in names)
     assert kinds == {
         "initial state": 1, "sums of no part": 1, "gradients": 6, "optimiser": 1,
         "start": 1, "decode": 6, "repack": 5,
         "validation's start": 1, "validation's decode": 1,
     }  # fmt: skip
+
+
+def test_a_run_without_programs_to_compile_ahead():
+    compile_programs([], show=False)
+
+
+def test_that_weights_stay_split_is_said_once(tmp_path, monkeypatch, capsys):
+    """Of rollouts and validation, of which each has a choice of its own: the smoke run's rollouts are larger."""
+    run = config, recipe, opened, learner = smoke_run(tmp_path, 8)
+    resident = learner.resident_bytes(with_reference=False)
+    large, small = (
+        memory.rollout_bytes(config.sampler, opened, PromptSizes(prompts, (96,), 0), n) + resident
+        for prompts, n in [(recipe.prompts_per_batch, 8), (8, 1)]
+    )
+    assert large > small
+    for needed, expected in [(large, ("gathered", "gathered")), (large - 1, ("split", "gathered")),
+                             (small - 1, ("split", "split"))]:  # fmt: skip
+        chip = replace(CHIPS[0], memory_bytes=needed / memory._USABLE)
+        monkeypatch.setattr(memory, "chip_of_kind", lambda kind, chip=chip: chip)
+        assert tuple(one.decode_weights for one in choose_sampling(*run)) == expected
+        assert capsys.readouterr().err.count("weights stay split") == (expected[0] == "split")
