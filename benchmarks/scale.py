@@ -5,13 +5,15 @@
     python -m benchmarks.scale --table                        # only the table of what is stored
 
 A row is a recipe, the overrides that it names for the target, and the target. What `mmeureka plan --json` prints is
-kept in `--results` (benchmarks/scale.json) with the date and the versions; rows that are not computed stay as they are.
-The table is printed, and takes the place of the one in `--page` (docs/scale.md).
+kept in `--results` (benchmarks/scale.json) with the parts of a step, the date and the versions; rows that are not
+computed stay as they are. The tables are printed, and take the place of those in `--page` (docs/scale.md): all rows,
+and those of one recipe from few chips to many.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -25,13 +27,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.errors import EXIT_DOES_NOT_FIT
+from mmeureka_jax.config.load import load_config
+from mmeureka_jax.errors import EXIT_BAD_INPUT, UserError
 from mmeureka_jax.files import write_atomic
+from mmeureka_jax.planning.plan import Which, make_plan
+from mmeureka_jax.planning.planned_run import stage_of
+from mmeureka_jax.planning.printing import as_json
+from mmeureka_jax.planning.targets import open_target
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
-_BEGIN = "<!-- table: python -m benchmarks.scale --table -->\n"
-_END = "\n<!-- end of table -->"
+_BEGIN = "<!-- {}: python -m benchmarks.scale --table -->\n"
+_END = "\n<!-- end of {} -->"
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
 
 
@@ -52,10 +59,11 @@ class Row:
 QWEN_7B = "configs/mm_eureka_qwen_7b.yaml"
 QWEN_32B = "configs/mm_eureka_qwen_32b.yaml"
 INTERNVL_8B = "configs/mm_eureka_internvl_8b.yaml"
+EIGHT_TIMES = "rl.prompts_per_update=128 rl.prompts_per_rollout=1024 rl.micro_batches=128"
 ROWS = (
-    Row("7B v5e:4x4", QWEN_7B, "v5e:4x4", "mesh.tensor=4"),
+    Row("7B v5e:4x4", QWEN_7B, "v5e:4x4", "mesh.tensor=4 sampler.batch_prompts=16"),
     Row("7B v5e:8x8", QWEN_7B, "v5e:8x8", "mesh.tensor=4"),
-    Row("7B v5e:16x16", QWEN_7B, "v5e:16x16", "mesh.tensor=4"),
+    Row("7B v5e:16x16", QWEN_7B, "v5e:16x16", "mesh.tensor=4 sampler.batch_prompts=128"),
     Row("7B v6e:4x4", QWEN_7B, "v6e:4x4", "mesh.tensor=2"),
     Row("7B v5p:2x2x2", QWEN_7B, "v5p:2x2x2"),
     Row("7B h100:8", QWEN_7B, "h100:8"),
@@ -68,7 +76,17 @@ ROWS = (
     Row("3B LoRA v5e:2x4", "configs/small/qwen_3b_lora.yaml", "v5e:2x4"),
     Row("3B LoRA v5e:1x1", "configs/small/qwen_3b_lora_v5e.yaml", "v5e:1x1"),
     Row("3B LoRA v6e:1x1", "configs/small/qwen_3b_lora_v6e.yaml", "v6e:1x1"),
-)
+    Row("7B, 8 x the batch, v5e:16x16", QWEN_7B, "v5e:16x16", f"mesh.tensor=4 {EIGHT_TIMES} sampler.batch_prompts=256"),
+    Row(
+        "7B, 8 x the batch, 4xv5e:16x16", QWEN_7B, "4xv5e:16x16",
+        f"mesh.tensor=4 mesh.slices=4 mesh.data=4 {EIGHT_TIMES} sampler.batch_prompts=1024",
+    ),
+)  # fmt: skip
+KINDS = ("start", "decode", "gradients")
+# The rows of the table from few chips to many, of one recipe.
+MORE_CHIPS = (
+    "7B v5e:4x4", "7B v5e:8x8", "7B v5e:16x16", "7B, 8 x the batch, v5e:16x16", "7B, 8 x the batch, 4xv5e:16x16",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,25 +94,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="these rows")
     parser.add_argument("--programs", choices=("largest", "all"), default="largest", help="see mmeureka plan")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results are kept")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown page with the table")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown page with the tables")
     parser.add_argument("--table", action="store_true", help="compute nothing")
+    parser.add_argument("--row", metavar="ROW", help="only print what a row's process hands to this one")
     args = parser.parse_args(arguments)
+    if args.row is not None:
+        return print_row(next(row for row in ROWS if row.name == args.row), args.programs)
     results = json.loads(args.results.read_text()) if args.results.is_file() else {}
     for row in ROWS:
         if not args.table and (args.only is None or row.name in args.only):
             results[row.name] = computed(row, args.programs)
             write_atomic(args.results, (json.dumps(results, indent=1) + "\n").encode())
-    lines = "\n".join(table(results))
-    before, rest = args.page.read_text().split(_BEGIN)
-    write_atomic(args.page, (before + _BEGIN + lines + _END + rest.split(_END)[1]).encode())
-    print(lines)
+    page = args.page.read_text()
+    for name, lines in (("table", table(results)), ("chips", more_chips(results))):
+        before, rest = page.split(_BEGIN.format(name))
+        page = before + _BEGIN.format(name) + "\n".join(lines) + _END.format(name) + rest.split(_END.format(name))[1]
+        print("\n".join(lines))
+    write_atomic(args.page, page.encode())
+    return 0
+
+
+def print_row(row: Row, programs: Which) -> int:
+    """What `mmeureka plan --json` prints for a row, and the parts of a step."""
+    config = load_config(Path(row.recipe), row.overrides.split())
+    try:
+        plan = make_plan(stage_of(config, 1), open_target(row.target), which=programs, quiet=True)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    phases = {phase.name: dataclasses.asdict(phase.cost) | {"seconds": phase.seconds} for phase in plan.time.phases}
+    print(json.dumps({"plan": as_json(plan), "phases": phases}))
     return 0
 
 
 def computed(row: Row, programs: str) -> dict[str, Any]:
-    """What a row's command prints, or why it prints nothing."""
+    """What a row's process prints, or why it prints nothing."""
     print(f"{row.name}: {row.command}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "mmeureka_jax.cli", *row.command.split()[1:], "--programs", programs, "--json"]
+    command = [sys.executable, "-m", "benchmarks.scale", "--row", row.name, "--programs", programs]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     content: dict[str, Any] = {
@@ -103,9 +139,9 @@ def computed(row: Row, programs: str) -> dict[str, Any]:
         "versions": versions(),
         "wall_s": round(time.monotonic() - started),
     }
-    if done.returncode not in (0, EXIT_DOES_NOT_FIT):
+    if done.returncode != 0:
         return content | {"error": done.stderr.strip()[-2000:]}
-    return content | {"plan": json.loads(done.stdout.splitlines()[-1])}
+    return content | json.loads(done.stdout.splitlines()[-1])
 
 
 def versions() -> dict[str, str]:
@@ -144,6 +180,34 @@ def cells_of(row: Row, result: Mapping[str, Any] | None) -> tuple[str, ...]:
     step = f"{plan['step_s']:.0f} s, {plan['binding']}" if plan["step_s"] is not None else ""
     verdict = "fits" if plan["fits"] else "**does not fit**"
     return (name, overrides, worst["name"], *sizes, f"{1 - needed / limit:.0%}", step, verdict)
+
+
+def more_chips(results: Mapping[str, Any]) -> list[str]:
+    """The rows of `MORE_CHIPS` in Markdown: what a chip needs for each program, and what a step takes."""
+    header = ("recipe and target", "chips", "state", *(f"`{kind}`" for kind in KINDS), "prefill", "decode", "update")
+    header = (*header, "of it links", "step")
+    lines = [f"| {' | '.join(header)} |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return lines + [f"| {' | '.join(cells_of_chips(name, results.get(name)))} |" for name in MORE_CHIPS]
+
+
+def cells_of_chips(name: str, result: Mapping[str, Any] | None) -> tuple[str, ...]:
+    command = next(row.command for row in ROWS if row.name == name)
+    if result is None or result["command"] != command or "phases" not in result:
+        return (name, "not computed", *[""] * (len(KINDS) + 6))
+    plan = result["plan"]
+    by_kind = {program["name"].partition(",")[0]: program for program in plan["programs"]}
+    needed = [by_kind[kind]["peak_bytes"] + by_kind[kind]["resident_bytes"] for kind in KINDS]
+    state = by_kind["optimiser"]["resident_bytes"] + by_kind["optimiser"]["peak_bytes"]
+    phases = result["phases"]
+    links = sum(phase["ahead"] + phase["waited"] for phase in phases.values())
+    seconds = [phases[phase]["seconds"] for phase in ("prefill", "decode", "update")]
+    return (
+        name,
+        f"{plan['chips']:,}",
+        *(f"{size / 1e9:.1f}" for size in (state, *needed)),
+        *(f"{value:.0f}" for value in (*seconds, links)),
+        f"{plan['step_s']:.0f} s",
+    )
 
 
 if __name__ == "__main__":

@@ -359,7 +359,9 @@ def test_the_table_of_scale_is_that_of_its_results():
     """docs/scale.md shows what benchmarks/scale.json holds; `python -m benchmarks.scale --table` writes it."""
     scale = importlib.import_module("benchmarks.scale")
     results = json.loads(scale.RESULTS.read_text()) if scale.RESULTS.is_file() else {}
-    assert "\n".join(scale.table(results)) in scale.PAGE.read_text()
+    page = scale.PAGE.read_text()
+    assert "\n".join(scale.table(results)) in page
+    assert "\n".join(scale.more_chips(results)) in page
     for row in scale.ROWS:
         assert load_config(ROOT / row.recipe, row.overrides.split()).run_dir
         assert row.overrides in (ROOT / row.recipe).read_text(), f"{row.recipe} does not name what {row.name} adds"
