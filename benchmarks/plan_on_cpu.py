@@ -5,11 +5,15 @@
 For each of three configs (all parameters trained, next to a reference policy; adapters; adapters with tensor
 parallelism) it plans the run, which leaves its compiled programs in a cache, and then trains two steps with that cache.
 
-`held_mb` is the most that lay on a device at a time while it trained: the arrays that JAX knows of, looked at every few
-milliseconds. `planned_mb` is the same by the plan: arguments, outputs and what is resident, of the program for which
-these are most. What programs compute with is in neither, and cannot be looked at in a running CPU process. It is part
-of the compiled program, and the run executes those that the plan measured: `compiled_anew` lists the functions on the
-plan's list that the run did not find in the cache.
+`held_mb` is the most that lay on a device at a time while it trained: the buffers of the arrays that JAX knows of,
+looked at every few milliseconds. A buffer counts once. Who reads an array shard by shard, as the writer of checkpoints
+does, leaves further arrays behind, one for each shard, which lie in the buffers of the whole: array by array the train
+state would count twice from the first checkpoint on.
+
+`planned_mb` is the same by the plan: arguments, outputs and what is resident, of the program for which these are most.
+What programs compute with is in neither, and cannot be looked at in a running CPU process. It is part of the
+compiled program, and the run executes those that the plan measured: `compiled_anew` lists the functions on the plan's
+list that the run did not find in the cache.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -135,7 +138,7 @@ def train(name: str, devices: int, folder: Path) -> dict[str, Any]:
 
 
 class Watch(threading.Thread):
-    """Looks at the arrays on the first device every few milliseconds.
+    """Looks at what the first device holds every few milliseconds.
 
     Attributes:
         most: bytes, the most that were there.
@@ -153,15 +156,20 @@ class Watch(threading.Thread):
 
 
 def held_bytes() -> int:
-    """Bytes of the arrays on the first device."""
+    """Bytes of the buffers that arrays have on the first device."""
     import jax
 
     device = jax.devices()[0]
-    return sum(
-        math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-        for array in jax.live_arrays()
-        if device in array.sharding.device_set and not array.is_deleted()
-    )
+    sizes: dict[int, int] = {}  # by address
+    for array in jax.live_arrays():
+        if device not in array.sharding.device_set or array.is_deleted():
+            continue
+        try:
+            part = next(shard.data for shard in array.addressable_shards if shard.device == device)
+            sizes[part.unsafe_buffer_pointer()] = part.nbytes
+        except RuntimeError:  # a program has taken it in the meantime
+            continue
+    return sum(sizes.values())
 
 
 if __name__ == "__main__":

@@ -238,6 +238,8 @@ FAULTS = [
     Fault("training/sizes.py", "if id(leaf) not in arguments]", "]", PLAN, "arguments are counted twice"),
     Fault("training/sizes.py", "_arrays((always, program.beside))", "_arrays(always)", PLAN,
           "other parts of a batch take no room"),
+    Fault("rl/update.py", "(state, sums), batch)", "(state, sums))", PLAN,
+          "an optimiser step runs on devices without the batch"),
     Fault("planning/memory.py", "replace(memory, peak=memory.sum) if is_cpu else memory", "memory", PLAN,
           "on a CPU a plan leaves out what programs compute with"),
     # Checkpoints and files.

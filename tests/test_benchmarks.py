@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import math
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import ROOT, SMALL, run_script
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
@@ -353,6 +355,23 @@ def test_load_measures_each_way_in_a_process_of_its_own():
             row["beside_mb"] / result["largest_tensor_mb"], 0.02
         )
     assert result["ratio"] == result["rows"]["load"]["ratio"]
+
+
+def test_bytes_held_count_a_buffer_once(benchmark):
+    """Also while its shards are arrays of their own, and after the whole was donated."""
+    held_bytes = benchmark("plan_on_cpu").held_bytes
+    gc.collect()
+    before = held_bytes()
+    sharding = NamedSharding(jax.make_mesh((4,), ("x",)), PartitionSpec("x"))
+    whole = jax.device_put(np.ones((4, 1000), np.float32), sharding)
+    everywhere = jax.device_put(np.ones(10, np.float32), NamedSharding(sharding.mesh, PartitionSpec()))
+    elsewhere = jax.device_put(np.ones(500, np.float32), jax.devices()[1])
+    shards = [shard.data for shard in (*whole.addressable_shards, *everywhere.addressable_shards)]
+    assert len(jax.live_arrays()) >= 11 and held_bytes() - before == 4000 + 40
+    after = jax.jit(lambda x: x + 1, donate_argnums=0)(whole)
+    assert whole.is_deleted() and held_bytes() - before == 4000 + 40
+    del after
+    assert held_bytes() - before == 40 and len(shards) == 8 and not elsewhere.is_deleted()
 
 
 def test_the_table_of_scale_is_that_of_its_results():

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from mmeureka_jax.mesh import Program
+from mmeureka_jax.mesh import Program, bytes_of_device
 from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.rl.groups import Part
@@ -217,8 +217,9 @@ class CompiledUpdate:
             for name, part in parts.items():
                 yield Program(f"update, {name}", self._whole, (state, part, coefficient))
             return
-        some = next(iter(parts.values()))
-        zeros = Program("sums of no part", self._make_zeros(state, some, coefficient), ())
+        largest = max(parts.values(), key=bytes_of_device)
+        batch = [_another(largest) for _ in range(self._most_parts)]  # there from the first program to the last
+        zeros = Program("sums of no part", self._make_zeros(state, largest, coefficient), (), batch)
         yield zeros
         shapes = zeros.outputs()
         sums = jax.tree.map(
@@ -227,9 +228,9 @@ class CompiledUpdate:
             jax.tree.broadcast(self._of_sums, shapes),
         )
         for name, part in parts.items():
-            others = [jax.tree.map(copy.copy, part) for _ in range(self._most_parts - 1)]
+            others = [_another(part) for _ in range(self._most_parts - 1)]
             yield Program(f"gradients, {name}", self._add, (sums, state, part, coefficient), others)
-        yield Program("optimiser", self._apply, (state, sums))
+        yield Program("optimiser", self._apply, (state, sums), batch)
 
     def _make_zeros(self, state: TrainState, part: MicroBatch, kl_coefficient: Any) -> Callable[[], Sums]:
         """What makes the sums of no part; the same for parts of all shapes."""
@@ -238,3 +239,8 @@ class CompiledUpdate:
             zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             self._zeros = jax.jit(zeros, out_shardings=self._of_sums)
         return self._zeros
+
+
+def _another(part: MicroBatch) -> MicroBatch:
+    """Shapes of a part as large, whose arrays are others."""
+    return jax.tree.map(copy.copy, part)

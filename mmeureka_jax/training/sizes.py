@@ -1,7 +1,8 @@
 """What a run keeps on each device, from shapes and shardings only: nothing is compiled.
 
 While a program runs, a device holds its arguments, what it makes, and what it knows nothing of: the rest of the train
-state, a reference policy, and for the sampler's programs what was made before and is used later (`Program.beside`).
+state, a reference policy, for the sampler's programs what was made before and is used later, and for an update's the
+parts of the batch that they do not read (`Program.beside`).
 """
 
 from __future__ import annotations

@@ -65,16 +65,19 @@ def bytes_of(tree) -> int:
 
 
 def test_resident_is_what_no_argument_holds(plan):
-    """Gradients read neither moments nor the reference nor other parts; the optimiser reads all but the reference."""
+    """Gradients read neither moments nor the reference nor other parts; the optimiser reads all of the state, and no
+    part; the sums that it starts from are made of nothing."""
     by_kind = {program.name.partition(",")[0]: program for program in plan.programs}
     state = plan.run.learner.abstract_state()
     reference = bytes_of(state.params)
     moments = bytes_of(state.optimizer)
-    assert by_kind["optimiser"].resident_bytes == reference
-    assert by_kind["initial state"].resident_bytes == reference
     gradients = by_kind["gradients"]
-    _, _, other_part, _ = gradients.program.arguments
-    beside = moments + reference + bytes_of(other_part)
+    _, _, part, _ = gradients.program.arguments
+    parts = 2 * bytes_of(part)
+    assert by_kind["optimiser"].resident_bytes == reference + parts
+    assert by_kind["sums of no part"].resident_bytes == bytes_of(state) + reference + parts
+    assert by_kind["initial state"].resident_bytes == reference
+    beside = moments + reference + bytes_of(part)
     assert gradients.resident_bytes == pytest.approx(beside, abs=100)  # the counters of the state
     assert by_kind["decode"].resident_bytes >= moments + reference
 
