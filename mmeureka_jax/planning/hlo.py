@@ -294,7 +294,8 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
     name: str | None = None
     instructions: list[Instruction] = []
     for line in text.splitlines():
-        if line.startswith("}") and name is not None:
+        # Not every line that starts so ends a computation: the metadata of a Pallas kernel goes over several.
+        if line.rstrip() == "}" and name is not None:
             found[name] = _Computation(tuple(instructions))
             name = None
         elif name is None and line.endswith("{") and (head := _COMPUTATION.match(line)):

@@ -146,6 +146,10 @@ dimensions={0}, frontend_attributes={chain_id="12"}, metadata={op_name="jit(f)/t
 
     %body (b: (s32[], bf16[20,100])) -> (s32[], bf16[20,100]) {
       %b = (s32[]{:T(128)}, bf16[20,100]{1,0:T(8,128)(2,1)}) parameter(0)
+      %kernel.1 = bf16[20,100]{1,0:T(8,128)(2,1)S(1)} custom-call(%b), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+    "xprof_metadata":"{}"
+    }}, metadata={op_name="jit(f)/pallas_call"}
       %async-collective-start.1 = (bf16[20,100]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) fusion(%b), kind=kCustom, \
 calls=%piece.1
       %fusion.2 = (bf16[20,100]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) fusion(%async-collective-start.1), calls=%piece.1
