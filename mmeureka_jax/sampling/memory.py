@@ -27,10 +27,8 @@ def with_weights_chosen(
     sizes: PromptSizes,
     group_size: int,
     resident_bytes: int = 0,
-    *,
-    is_said: bool = True,
 ) -> SamplerConfig:
-    """The settings with `decode_weights: auto` replaced by `gathered` or `split`.
+    """The settings with `decode_weights: auto` replaced by `gathered` or `split`; a choice of split weights is said.
 
     Weights are gathered if the device then has room for parameters, caches, these weights and what else lies on it.
     They are, too, on devices that setup/chips.py does not know. The choice depends on shapes only, so that all hosts
@@ -39,7 +37,6 @@ def with_weights_chosen(
     Args:
         sizes: of the batches of prompts; the longest bucket counts.
         resident_bytes: what lies on a device beyond the parameters.
-        is_said: say so if weights are split.
     """
     if sampler.decode_weights != "auto":
         return sampler
@@ -53,8 +50,7 @@ def with_weights_chosen(
                 f"weights stay split over {opened.mesh.size} devices; gathered, a device would hold "
                 f"{needed / 1e9:.1f} of {chip.memory_bytes / 1e9:.1f} GB (sampler.decode_weights)"
             )
-            if is_said:
-                say_facts({"decoding": sentence})
+            say_facts({"decoding": sentence})
     return dataclasses.replace(sampler, decode_weights=weights)
 
 

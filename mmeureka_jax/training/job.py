@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from mmeureka_jax.config.reading import to_dict
-from mmeureka_jax.config.schema import Config
+from mmeureka_jax.config.schema import Config, SamplerConfig
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.evaluation.examiner import Examiner
 from mmeureka_jax.evaluation.validation import open_validation, summarise
@@ -29,7 +29,7 @@ from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoi
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
 from mmeureka_jax.training.learner import INITIAL_STATE, Learner
 from mmeureka_jax.training.memory_check import warn_of_memory
-from mmeureka_jax.training.programs import RunPrograms, RunSampling, choose_sampling, compile_programs, is_validated
+from mmeureka_jax.training.programs import RunPrograms, choose_sampling, compile_programs, is_validated
 from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.reward_failures import check_custom
 from mmeureka_jax.training.watchers import CompileCounter, NonFiniteGuard, TerminationSignal
@@ -60,7 +60,7 @@ class Job:
     rewards: RewardWorkers | None
     examiner: Examiner | None
     learner: Learner
-    sampling: RunSampling
+    sampling: SamplerConfig
     loader: ProblemLoader
     num_windows: int
     run: RunState
@@ -262,11 +262,11 @@ def _open_examiner(
     opened: OpenedPolicy,
     processor: Processor,
     rewards: RewardWorkers | None,
-    sampling: RunSampling,
+    sampling: SamplerConfig,
 ) -> Examiner | None:
     if rewards is None or not is_validated(config):
         return None
-    return open_validation(config, opened, processor, rewards, sampling.validation)
+    return open_validation(config, opened, processor, rewards, sampling)
 
 
 def _compile_ahead(programs: RunPrograms, saved: Sequence[int]) -> None:

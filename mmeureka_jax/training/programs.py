@@ -11,7 +11,6 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -38,25 +37,18 @@ from mmeureka_jax.training.learner import Learner
 from mmeureka_jax.training.recipe import Recipe
 
 
-class RunSampling(NamedTuple):
-    """`config.sampler`, with what a run decides: the way that decoding's weights lie, in rollouts and in validation."""
-
-    rollouts: SamplerConfig
-    validation: SamplerConfig
-
-
-def choose_sampling(config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner) -> RunSampling:
-    """Chooses for the largest batches that the config allows. Split weights are said once."""
+def choose_sampling(config: Config, recipe: Recipe, opened: OpenedPolicy, learner: Learner) -> SamplerConfig:
+    """`config.sampler` with the way that decoding's weights lie, chosen for the largest batches of rollouts that the
+    config allows; of validation in a run without rollouts. Validation does as rollouts do: where their weights hardly
+    fit next to everything else, its start needs as much room for them."""
     resident = learner.resident_bytes(with_reference=recipe.with_reference)
-    rollouts = validation = config.sampler
     if recipe.kind == "rl":
         sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, 0)
-        rollouts = with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)
+        return with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)
     if is_validated(config):
         sizes = validation_sizes(config, config.data.max_prompt_tokens, 0)
-        is_said = rollouts.decode_weights != "split"
-        validation = with_weights_chosen(config.sampler, opened, sizes, 1, resident, is_said=is_said)
-    return RunSampling(rollouts, validation)
+        return with_weights_chosen(config.sampler, opened, sizes, 1, resident)
+    return config.sampler
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class RunPrograms:
     recipe: Recipe
     opened: OpenedPolicy
     learner: Learner
-    sampling: RunSampling
+    sampling: SamplerConfig
     image_windows: int
     validation: PromptSizes | None = None
 
@@ -88,7 +80,7 @@ class RunPrograms:
             return []
         sizes = PromptSizes(self.recipe.prompts_per_batch, self.config.data.prompt_lengths, self.image_windows)
         policy = self.opened.policy
-        drawn = dataclasses.replace(self.config, sampler=self.sampling.rollouts)
+        drawn = dataclasses.replace(self.config, sampler=self.sampling)
         return self._of_sampler(rollout_sampler(policy, policy.config, drawn), sizes)
 
     @functools.cached_property
@@ -108,7 +100,7 @@ class RunPrograms:
             return []
         longest = self.config.data.max_prompt_tokens
         sizes = self.validation or validation_sizes(self.config, longest, self.image_windows)
-        sampler = validation_sampler(self.sampling.validation, self.opened, self.opened.policy.config)
+        sampler = validation_sampler(self.sampling, self.opened, self.opened.policy.config)
         mesh = self.opened.sampler_mesh
         sizes = dataclasses.replace(sizes, prompts=rows_per_batch(mesh, sizes.prompts) * row_shares(mesh).count)
         programs = self._of_sampler(sampler, sizes)

@@ -119,7 +119,7 @@ def train_stage(config: Config) -> bool:
         assert job.rewards is not None
         buffer = GroupBuffer(fitting_groups(run.groups, config))
         collector = Collector(
-            dataclasses.replace(config, sampler=job.sampling.rollouts),
+            dataclasses.replace(config, sampler=job.sampling),
             job.opened,
             job.processor,
             job.loader,

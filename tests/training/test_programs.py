@@ -115,18 +115,18 @@ def test_a_run_without_programs_to_compile_ahead():
     compile_programs([], show=False)
 
 
-def test_that_weights_stay_split_is_said_once(tmp_path, monkeypatch, capsys):
-    """Of rollouts and validation, of which each has a choice of its own: the smoke run's rollouts are larger."""
+def test_that_weights_stay_split_is_chosen_and_said_once(tmp_path, monkeypatch, capsys):
+    """By the size of rollouts; of validation in a run without them."""
     run = config, recipe, opened, learner = smoke_run(tmp_path, 8)
     resident = learner.resident_bytes(with_reference=False)
-    large, small = (
+    rollouts, validation = (
         memory.rollout_bytes(config.sampler, opened, PromptSizes(prompts, (96,), 0), n) + resident
         for prompts, n in [(recipe.prompts_per_batch, 8), (8, 1)]
     )
-    assert large > small
-    for needed, expected in [(large, ("gathered", "gathered")), (large - 1, ("split", "gathered")),
-                             (small - 1, ("split", "split"))]:  # fmt: skip
-        chip = replace(CHIPS[0], memory_bytes=needed / memory._USABLE)
-        monkeypatch.setattr(memory, "chip_of_kind", lambda kind, chip=chip: chip)
-        assert tuple(one.decode_weights for one in choose_sampling(*run)) == expected
-        assert capsys.readouterr().err.count("weights stay split") == (expected[0] == "split")
+    imitation = config, replace(recipe, kind="sft"), opened, learner
+    for of, needed in ((run, rollouts), (imitation, validation)):
+        for less, expected in ((0, "gathered"), (1, "split")):
+            chip = replace(CHIPS[0], memory_bytes=(needed - less) / memory._USABLE)
+            monkeypatch.setattr(memory, "chip_of_kind", lambda kind, chip=chip: chip)
+            assert choose_sampling(*of).decode_weights == expected
+            assert capsys.readouterr().err.count("weights stay split") == less
