@@ -32,7 +32,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # What is compiled once serves every worker and every command that a test starts.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     compiled = tempfile.mkdtemp(prefix="mmeureka-test-compiled-")
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
 # Annotated shapes and dtypes are checked at run time wherever a test calls the numeric core.
