@@ -23,7 +23,6 @@ REPOSITORY = Path(__file__).parents[2]
 # Some groups are turned away and some wait: the filter is on, and 8 prompts a sampler call do not come out even.
 RL = """
     steps=9 sampler.max_new_tokens=6 sampler.batch_prompts=8 rl.prompts_per_rollout=4 rl.prompts_per_update=2
-    rl.group_size=4 rl.micro_batches=1 rl.packing=0
     rl.filter.lower=0.1 rl.filter.upper=0.9 tracking.validate_every=4 tracking.rollouts_every=2
     data.train=tfds:shapes/dots@train[:20] data.validation=tfds:shapes/dots@test[:4] checkpoint.keep=2
 """.split()
