@@ -28,6 +28,8 @@ _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"?(\d+)"?\}')
 _OTHER_MEMORY = re.compile(r"S\((?!0\))\d+\)")  # a memory space that is not the device's main memory
 _FIRST_PIECE = "async-collective-start"
 _COUNTED_LOOP = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(LT|GT|LE|GE)")
+# Not every line that starts with a brace: the metadata of a Pallas kernel goes over several.
+_END = re.compile(r"\}(, execution_thread=.*)?\s*$")
 # What makes no buffer of its own: names for parts of others, and the second half of an asynchronous operation.
 NO_BUFFER = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "constant", "after-all",
@@ -294,8 +296,7 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
     name: str | None = None
     instructions: list[Instruction] = []
     for line in text.splitlines():
-        # Not every line that starts so ends a computation: the metadata of a Pallas kernel goes over several.
-        if line.rstrip() == "}" and name is not None:
+        if name is not None and _END.match(line):
             found[name] = _Computation(tuple(instructions))
             name = None
         elif name is None and line.endswith("{") and (head := _COMPUTATION.match(line)):

@@ -135,7 +135,7 @@ dimensions={0}, frontend_attributes={chain_id="12"}, metadata={op_name="jit(f)/t
     %all-reduce-scatter.3 (p: f32[8,256]) -> f32[4,256] {
       %all-reduce.1 = f32[8,256]{1,0:T(8,128)} all-reduce(%p), channel_id=9, replica_groups=[2,2]<=[2,2]T(1,0)
       ROOT %slice.1 = f32[4,256]{1,0:T(4,128)} dynamic-slice(%all-reduce.1, %zero)
-    }
+    }, execution_thread="sparsecore"
 
     %condition (c: (s32[], bf16[20,100])) -> pred[] {
       %c = (s32[]{:T(128)}, bf16[20,100]{1,0:T(8,128)(2,1)}) parameter(0)
