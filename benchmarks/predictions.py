@@ -4,7 +4,8 @@
 
 Published: MFU of MaxText's models on TPU v5e and v5p, and EasyR1's step on 8 H100, with the settings of their sources.
 Against chips: the 7B recipe, with its own batches and with 8 times as many prompts, each at the mesh and the sizes that
-are estimated best for so many chips (planning/search.py).
+are estimated best for so many chips (planning/search.py). The plot also shows what `benchmarks.scale` holds of compiled
+programs on v5e, at the settings that the recipe names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks.common import significant
+from benchmarks.scale import MORE_CHIPS, RESULTS
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.files import explain_write_errors, write_atomic
@@ -147,12 +149,24 @@ def chips_table(title: str, rows: Sequence[tuple[int, tuple[str, ...], Estimate]
     return [*lines, ""]
 
 
-def draw(panels: dict[str, list[tuple[int, tuple[str, ...], Estimate]]]) -> bytes:
-    """A PNG: seconds of a step and of its parts against chips, on logarithmic axes."""
+def compiled_steps() -> list[list[tuple[int, float]]]:
+    """(chips, seconds of a step) of compiled programs, for the recipe's batch and for 8 times as many prompts."""
+    results = json.loads(RESULTS.read_text())
+    plans = {name: results[name]["plan"] for name in MORE_CHIPS if name in results and "plan" in results[name]}
+    steps = {name: (plan["chips"], plan["step_s"]) for name, plan in plans.items()}
+    return [[step for name, step in steps.items() if ("8 x" in name) == larger] for larger in (False, True)]
+
+
+def draw(
+    panels: dict[str, list[tuple[int, tuple[str, ...], Estimate]]], compiled: Sequence[Sequence[tuple[int, float]]] = ()
+) -> bytes:
+    """A PNG: seconds of a step and of its parts against chips, on logarithmic axes. `compiled` are further steps of
+    each panel, as (chips, seconds)."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.8), dpi=160, layout="constrained")
+        figure = Figure(figsize=(9.2, 3.8), dpi=160, layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-        for axes, (title, rows) in zip(grid[0], panels.items(), strict=True):
+        for number, (title, rows) in enumerate(panels.items()):
+            axes = grid[0, number]
             chips = [count for count, _, _ in rows]
             steps = [one.seconds for _, _, one in rows]
             axes.loglog(chips, steps, "o-", color="#1f2933", lw=2, markersize=4, label="step")
@@ -160,6 +174,9 @@ def draw(panels: dict[str, list[tuple[int, tuple[str, ...], Estimate]]]) -> byte
                 axes.loglog(chips, [one.parts[part] for _, _, one in rows], "-", color=color, label=part)
             ideal = [steps[0] * chips[0] / count for count in chips]
             axes.loglog(chips, ideal, ":", color="#6b7785", lw=1, label="step, 1 / chips")
+            points = compiled[number] if compiled else ()
+            if points:
+                axes.loglog(*zip(*points, strict=True), "D", color="#1f2933", mfc="white", label="step, compiled")
             bound = links_bind_from(rows)
             if bound is not None:
                 here = steps[chips.index(bound)]
@@ -174,7 +191,7 @@ def draw(panels: dict[str, list[tuple[int, tuple[str, ...], Estimate]]]) -> byte
             axes.set_xlabel("chips")
         grid[0, 0].set_ylabel("seconds, estimated")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=7, frameon=False)
+        figure.legend(handles, labels, loc="outside upper center", ncols=8, frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -201,7 +218,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with explain_write_errors(out):
         write_atomic(out / "published.md", ("\n".join(published) + "\n").encode())
         write_atomic(out / "chips.md", "\n".join(tables).encode())
-        write_atomic(out / "chips.png", draw(panels))
+        write_atomic(out / "chips.png", draw(panels, compiled_steps() if args.chip == "v5e" else ()))
     bound = {title: links_bind_from(rows) for title, rows in panels.items()}
     return {"mfu": mfu, "links_bind_from": bound, "easyr1": easyr1(folder), "sources": [MAXTEXT, EASYR1]}
 
