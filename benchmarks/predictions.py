@@ -181,7 +181,7 @@ def draw(
             if bound is not None:
                 here = steps[chips.index(bound)]
                 arrow = {"arrowstyle": "->", "lw": 0.8}
-                axes.annotate("links bind", (bound, here), (bound, here * 3), ha="center", fontsize=8, arrowprops=arrow)
+                axes.annotate("links bind", (bound, here), (bound, 1200), ha="center", fontsize=8, arrowprops=arrow)
             axes.set_xticks(chips, [f"{count:,}" for count in chips])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_minor_locator(NullLocator())
