@@ -349,7 +349,9 @@ class StepClock:
             scale: places that it is assumed to have, by those that it is compiled for.
         """
         rates = self.assumptions
-        moved = bytes_moved(kind.text)
+        # Branches are taken in the vision tower: between attention to a window and to the whole picture.
+        tower = self.model.tower
+        moved = bytes_moved(kind.text, costliest=tower.full / tower.depth if tower and tower.full else 1.0)
         fixed = min(2.0 * device_bytes(kind.program.arguments), moved)  # parameters, gradients: read and written
         moved = fixed + (moved - fixed) * scale
         ahead, waited = self._links(kind.text, scale)

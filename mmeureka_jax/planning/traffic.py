@@ -16,18 +16,21 @@ _PARTS = {"dynamic-slice", "slice", "gather"}
 _RENAMES = {"bitcast", "reshape", "copy", "convert", "transpose"}
 
 
-def bytes_moved(program: ProgramText, unknown_trips: Sequence[float] = ()) -> float:
+def bytes_moved(program: ProgramText, unknown_trips: Sequence[float] = (), costliest: float = 1.0) -> float:
     """
     Args:
         unknown_trips: see `ProgramText.collectives`; 1 where it says nothing.
+        costliest: of the times that a branch is taken, the share of the one that moves most; the others, of the one
+            that moves least.
     """
-    return _Traffic(program, tuple(unknown_trips)).of(program.entry, 0)
+    return _Traffic(program, tuple(unknown_trips), costliest).of(program.entry, 0)
 
 
 class _Traffic:
-    def __init__(self, program: ProgramText, unknown_trips: tuple[float, ...]):
+    def __init__(self, program: ProgramText, unknown_trips: tuple[float, ...], costliest: float):
         self.program = program
         self.unknown_trips = unknown_trips
+        self.costliest = costliest
         self._known: dict[tuple[str, int], float] = {}
 
     def of(self, name: str, depth: int) -> float:
@@ -42,7 +45,8 @@ class _Traffic:
         if opcode == "while":
             return self._loop(name, instruction, depth)
         if opcode == "conditional":
-            return max(self.of(branch, depth) for branch in called_by(instruction))
+            branches = [self.of(branch, depth) for branch in called_by(instruction)]
+            return self.costliest * max(branches) + (1 - self.costliest) * min(branches)
         if opcode == "call":
             return sum(self.of(called, depth) for called in called_by(instruction))
         if opcode == "fusion":

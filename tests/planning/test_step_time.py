@@ -100,6 +100,17 @@ def test_a_loop_reads_a_layer_and_a_part_and_writes_a_row_each_turn():
     assert program.largest_buffers(1)[0].shape == "f32[5,8,128]"  # not what is sliced, which was there
 
 
+def test_branches_count_by_how_often_they_are_taken():
+    def block(x, whole):
+        return jax.lax.cond(whole, lambda x: x @ jnp.ones((64, 4096)) @ jnp.ones((4096, 64)), lambda x: x + 1, x), None
+
+    compiled = jax.jit(lambda x, whole: jax.lax.scan(block, x, whole)[0]).lower(jnp.ones((8, 64)), jnp.ones(8, bool))
+    program = ProgramText(compiled.compile().as_text())
+    every, half, none = (bytes_moved(program, costliest=share) for share in (1.0, 0.5, 0.0))
+    assert every > 8 * 4 * 64 * 4096 > none
+    assert half == (every + none) / 2
+
+
 def test_what_can_be_sent_ahead_overlaps():
     cost = Cost(compute=3.0, memory=2.0, ahead=2.5, waited=1.0)
     assert (cost.seconds, cost.binding) == (4.0, "links")
