@@ -101,6 +101,7 @@ class _Blocks:
 
     def read(self, head: Array, number: Array) -> Array:
         part = jax.lax.dynamic_slice_in_dim(head, self.start(number), self.size, self.axis)
+        part = constrain(part, *self.names)  # else the whole head may be gathered for every block
         return constrain(part, *self.gathered)
 
     def add(self, head: Array, number: Array, part: Array) -> Array:
