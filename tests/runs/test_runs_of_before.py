@@ -10,6 +10,9 @@ They are made by `mmeureka train configs/smoke.yaml` with `model.random` of one 
                     coefficient, an average of the parameters, two epochs a rollout
     whole_model     everything trained (the groups hold patches), GAE with a value head
 
+Later changes of the order of sums change last bits: `since` has the bits of frozen_tower from when whole rows carry their
+pictures and the residual stream was split (2026-11-30); numbers are held to those of the earlier version to rounding.
+
 Bits depend on the CPU's instructions and on the version of JAX: where these are not those of the recording, numbers
 are compared to rounding.
 """
@@ -76,8 +79,9 @@ def test_a_run_of_an_earlier_version_continues_as_it_would_have(tmp_path, name):
     arrays = arrays_of(run_dir / "checkpoints" / "6")
     assert arrays.keys() == expected["digests"].keys()
     if is_alike:
-        assert rows[4:] == expected["rows"]
-        assert {path: checksum(x) for path, x in arrays.items()} == expected["digests"]
+        exactly = expected.get("since", expected)
+        assert rows[4:] == exactly["rows"]
+        assert {path: checksum(x) for path, x in arrays.items()} == exactly["digests"]
     for row, before in zip(rows[4:], expected["rows"], strict=True):
         assert row == pytest.approx(before, rel=1e-3, abs=1e-5)
     with np.load(BEFORE / f"{name}.npz") as trained:
