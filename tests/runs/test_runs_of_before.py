@@ -10,8 +10,9 @@ They are made by `mmeureka train configs/smoke.yaml` with `model.random` of one 
                     coefficient, an average of the parameters, two epochs a rollout
     whole_model     everything trained (the groups hold patches), GAE with a value head
 
-Later changes of the order of sums change last bits: `since` has the bits of frozen_tower from when whole rows carry their
-pictures and the residual stream was split (2026-11-30); numbers are held to those of the earlier version to rounding.
+Later changes of the order of sums change last bits: `since` has the bits of frozen_tower from when whole rows carry
+their pictures and the residual stream was split (2026-11-30); numbers are held to those of the earlier version to
+rounding.
 
 Bits depend on the CPU's instructions and on the version of JAX: where these are not those of the recording, numbers
 are compared to rounding.
