@@ -88,12 +88,13 @@ MORE_CHIPS = ("7B v5e:4x4", "7B v5e:8x8", "7B v5e:16x16", "7B, 8 x the batch, 4x
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="these rows")
+    names = [row.name for row in ROWS]
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help="these rows")
     parser.add_argument("--programs", choices=("largest", "all"), default="largest", help="see mmeureka plan")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results are kept")
     parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown page with the tables")
     parser.add_argument("--table", action="store_true", help="compute nothing")
-    parser.add_argument("--row", metavar="ROW", help="only print what a row's process hands to this one")
+    parser.add_argument("--row", metavar="ROW", choices=names, help="only print what a row's process hands to this one")
     args = parser.parse_args(arguments)
     if args.row is not None:
         return print_row(next(row for row in ROWS if row.name == args.row), args.programs)

@@ -155,9 +155,10 @@ class _Rows:
         # Queries that only fill up a block see what the last one sees.
         numbers = jnp.pad(numbers, (0, self.queries.padded - length), mode="edge")
         meeting = self.mask.meeting(numbers.reshape(self.queries.count, -1), self.keys)
+        by_query = _mask_info(meeting, numbers, axis=1)
         kernel = library.SplashAttentionKernel(
-            _mask_info(meeting, numbers, axis=1),
-            _mask_info(meeting, numbers, axis=1),
+            by_query,
+            by_query,
             _mask_info(meeting, numbers, axis=0),
             block_sizes=self._block_sizes(),
             is_mqa=False,

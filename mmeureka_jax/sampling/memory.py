@@ -22,11 +22,7 @@ _USABLE = 0.6
 
 
 def with_weights_chosen(
-    sampler: SamplerConfig,
-    opened: OpenedPolicy,
-    sizes: PromptSizes,
-    group_size: int,
-    resident_bytes: int = 0,
+    sampler: SamplerConfig, opened: OpenedPolicy, sizes: PromptSizes, group_size: int, resident_bytes: int = 0
 ) -> SamplerConfig:
     """The settings with `decode_weights: auto` replaced by `gathered` or `split`; a choice of split weights is said.
 
@@ -46,11 +42,12 @@ def with_weights_chosen(
         needed = rollout_bytes(sampler, opened, sizes, group_size) + resident_bytes
         if needed > _USABLE * chip.memory_bytes:
             weights = "split"
-            sentence = (
-                f"weights stay split over {opened.mesh.size} devices; gathered, a device would hold "
-                f"{needed / 1e9:.1f} of {chip.memory_bytes / 1e9:.1f} GB (sampler.decode_weights)"
+            say_facts(
+                {
+                    "decoding": f"weights stay split over {opened.mesh.size} devices; gathered, a device would hold "
+                    f"{needed / 1e9:.1f} of {chip.memory_bytes / 1e9:.1f} GB (sampler.decode_weights)"
+                }
             )
-            say_facts({"decoding": sentence})
     return dataclasses.replace(sampler, decode_weights=weights)
 
 
