@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from mmeureka_jax.process.console import say
 LOCK_FILE = ".lock"
 _MAX_JSON_BYTES = 2**28  # ten times the largest tokenizers
 _MAX_JSON_DEPTH = 64
+_LOOKS_FOR_LATE_WRITES = 40  # 2 seconds
+_QUIET_LOOKS = 2
+_SECONDS_BETWEEN_LOOKS = 0.05
 _JSON_NAMES: dict[type, str] = {
     dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null", int: "a number",
 }  # fmt: skip
@@ -121,14 +125,29 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     refuse_address("output", target)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder, descriptor = _open_temporary(target, _open_folder)
+    failed = True
     try:
         _empty(folder)
         yield folder
+        failed = False
     finally:
         # If it was renamed, its old name may belong to another process by now.
         if _is_at(descriptor, folder):
             shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+        if failed:
+            _remove_late_writes(folder)
+
+
+def _remove_late_writes(folder: Path) -> None:
+    """Removes what threads of a library that failed still write into its folder, which they make anew if it is gone."""
+    quiet = 0
+    for _ in range(_LOOKS_FOR_LATE_WRITES):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        quiet = 0 if folder.exists() else quiet + 1
+        if quiet == _QUIET_LOOKS:
+            return
+        _remove_if_free(folder)
 
 
 def remove_folder(folder: Path) -> None:
@@ -191,15 +210,20 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _remove_leftovers(target: Path, number: int) -> None:
     """Removes what killed processes left while others wrote the same target."""
     while (path := target.with_name(f".{target.name}.{number}.tmp")).exists():
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, path):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            finally:
-                os.close(descriptor)
+        _remove_if_free(path)
         number += 1
+
+
+def _remove_if_free(path: Path) -> None:
+    """Removes a file or folder that no process holds, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _empty(folder: Path) -> None:

@@ -87,6 +87,22 @@ def test_an_error_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_failed_library_still_writes_is_removed(tmp_path, monkeypatch):
+    """Its threads go on for a while, and make the folder anew."""
+    late = iter(["0", "1", None, "2"])
+
+    def write_while_waiting(seconds):
+        if (name := next(late, None)) is not None:
+            (folder / "params").mkdir(parents=True, exist_ok=True)
+            (folder / "params" / name).write_text("late")
+
+    monkeypatch.setattr("time.sleep", write_while_waiting)
+    with pytest.raises(OSError, match="full"), temporary_folder(tmp_path / "model") as folder:
+        raise OSError("the disk is full")
+    assert list(tmp_path.iterdir()) == []
+    assert next(late, "all written") == "all written"
+
+
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
