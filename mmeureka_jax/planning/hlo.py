@@ -26,7 +26,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"?(\d+)"?\}')
 _OTHER_MEMORY = re.compile(r"S\((?!0\))\d+\)")  # a memory space that is not the device's main memory
-_FIRST_PIECE = "async-collective-start"
+FIRST_PIECE = "async-collective-start"
 _COUNTED_LOOP = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(LT|GT|LE|GE)")
 # Not every line that starts with a brace: the metadata of a Pallas kernel goes over several.
 _END = re.compile(r"\}(, execution_thread=.*)?\s*$")
@@ -261,7 +261,7 @@ class _Walk:
         called = attribute(fusion, "calls")
         for instruction in self.program.computations[called].instructions:
             one = self._collective(instruction)
-            if one is None or ("chain_id=" in instruction.rest and not fusion.name.startswith(_FIRST_PIECE)):
+            if one is None or (is_piece(instruction) and not fusion.name.startswith(FIRST_PIECE)):
                 continue
             if called.startswith("all-reduce-scatter") and one.kind == "all-reduce":
                 one = dataclasses.replace(one, kind="reduce-scatter")
@@ -370,6 +370,11 @@ def called_by(instruction: Instruction) -> list[str]:
     if branches := _BRANCHES.search(instruction.rest):
         return [name.strip().removeprefix("%") for name in branches[1].split(",")]
     return _CALLED.findall(instruction.rest)
+
+
+def is_piece(instruction: Instruction) -> bool:
+    """Whether it is a piece of a collective that runs in a chain of fusions."""
+    return "chain_id=" in instruction.rest
 
 
 def _constant(computation: _Computation, name: str) -> int | None:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mmeureka_jax.planning.hlo import NO_BUFFER, Instruction, ProgramText, attribute, called_by
+from mmeureka_jax.planning.hlo import (
+    FIRST_PIECE,
+    NO_BUFFER,
+    Instruction,
+    ProgramText,
+    attribute,
+    called_by,
+    is_piece,
+)
 
 _PARTS = {"dynamic-slice", "slice", "gather"}
 _RENAMES = {"bitcast", "reshape", "copy", "convert", "transpose"}
@@ -84,13 +92,37 @@ class _Traffic:
 
     def _fusion(self, name: str, fusion: Instruction) -> float:
         called = attribute(fusion, "calls")
+        pieces = {one.name for one in self.program.computations[called].instructions if is_piece(one)}
+        if pieces:
+            return self._with_pieces(name, fusion, called, pieces)
+        read = sum(self._read_by_fusion(name, fusion, called, number) for number in range(len(fusion.operands)))
+        written = self._written(fusion)
+        return read + (min(written, self._written_by_root(called, written)) if written else 0.0)
+
+    def _with_pieces(self, name: str, fusion: Instruction, called: str, pieces: set[str]) -> float:
+        """A fusion that does pieces of collectives, each of which passes on whole arrays: they are counted where the
+        collective begins."""
+        *others, root = self.program.computations[called].instructions
+        if fusion.name.startswith(FIRST_PIECE):
+            read = sum(self._read(name, operand) for operand in fusion.operands)
+            return read + sum(self._written(one) for one in others if one.name in pieces)
+        parameters = {one.name: one for one in others if one.opcode == "parameter"}
         total = 0.0
-        for number, operand in enumerate(fusion.operands):
-            if whole := self._read(name, operand):
-                total += min(whole, self._read_of_parameter(called, number, whole))
-        if written := self._written(fusion):
-            total += min(written, self._written_by_root(called, written))
+        for number in range(len(fusion.operands)):
+            (parameter,) = [one for one in parameters.values() if one.rest.startswith(f"{number})")]
+            users = [one for one in (*others, root) if parameter.name in one.operands]
+            if any(user is not root and user.name not in pieces for user in users):
+                total += self._read_by_fusion(name, fusion, called, number)
+        if root.opcode == "tuple":
+            for shape, operand in zip(fusion.shapes, root.operands, strict=True):
+                if operand not in pieces and operand not in parameters and self._counts(shape.in_main_memory):
+                    total += shape.bytes
         return total
+
+    def _read_by_fusion(self, name: str, fusion: Instruction, called: str, number: int) -> float:
+        """What a fusion reads of its operand of this number."""
+        whole = self._read(name, fusion.operands[number])
+        return min(whole, self._read_of_parameter(called, number, whole)) if whole else 0.0
 
     def _read_of_parameter(self, name: str, number: int, whole: float) -> float:
         """What a fused computation reads of its parameter of this number."""

@@ -100,6 +100,63 @@ def test_a_loop_reads_a_layer_and_a_part_and_writes_a_row_each_turn():
     assert program.largest_buffers(1)[0].shape == "f32[5,8,128]"  # not what is sliced, which was there
 
 
+# An all-gather that a TPU does piece by piece, one of them while a product is computed (as libtpu 0.0.42 writes it).
+IN_PIECES = textwrap.dedent("""\
+    HloModule jit_f
+
+    %start (p: f32[16,128]) -> (f32[16,128], f32[64,128], u32[]) {
+      %p = f32[16,128]{1,0:T(8,128)} parameter(0)
+      %gather.1 = f32[64,128]{1,0:T(8,128)} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="4"}
+      ROOT %begun = (f32[16,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}, u32[]{:S(2)}) custom-call(%gather.1)
+    }
+
+    %meanwhile (p: f32[16,128], g: f32[64,128], s: u32[], a: f32[8,128], w: f32[128,128]) -> (f32[8,128]) {
+      %a = f32[8,128]{1,0:T(8,128)} parameter(3)
+      %w = f32[128,128]{1,0:T(8,128)} parameter(4)
+      %product = f32[8,128]{1,0:T(8,128)} convolution(%a, %w), dim_labels=bf_io->bf
+      %p = f32[16,128]{1,0:T(8,128)} parameter(0)
+      %g = f32[64,128]{1,0:T(8,128)} parameter(1)
+      %gather.2 = f32[64,128]{1,0:T(8,128)} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="4"}
+      %s = u32[]{:S(2)} parameter(2)
+      ROOT %t = (f32[8,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}, \
+f32[64,128]{1,0:T(8,128)}, u32[]{:S(2)}) tuple(%product, %p, %g, %gather.2, %s)
+    }
+
+    %done (p: f32[16,128], g: f32[64,128], s: u32[]) -> f32[64,128] {
+      %p = f32[16,128]{1,0:T(8,128)} parameter(0)
+      %g = f32[64,128]{1,0:T(8,128)} parameter(1)
+      %gather.3 = f32[64,128]{1,0:T(8,128)} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="4"}
+      %s = u32[]{:S(2)} parameter(2)
+      ROOT %whole = f32[64,128]{1,0:T(8,128)} custom-call(%p, %g, %gather.3, %s)
+    }
+
+    ENTRY %main (x: f32[16,128], a: f32[8,128], w: f32[128,128]) -> (f32[8,128], f32[64,128]) {
+      %x = f32[16,128]{1,0:T(8,128)} parameter(0)
+      %a = f32[8,128]{1,0:T(8,128)} parameter(1)
+      %w = f32[128,128]{1,0:T(8,128)} parameter(2)
+      %async-collective-start.4 = (f32[16,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}, u32[]{:S(2)}) fusion(%x), \
+kind=kCustom, calls=%start
+      %x.1 = f32[16,128]{1,0:T(8,128)} get-tuple-element(%async-collective-start.4), index=0
+      %g.1 = f32[64,128]{1,0:T(8,128)} get-tuple-element(%async-collective-start.4), index=1
+      %s.1 = u32[]{:S(2)} get-tuple-element(%async-collective-start.4), index=2
+      %fusion.7 = (f32[8,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}, \
+f32[64,128]{1,0:T(8,128)}, u32[]{:S(2)}) fusion(%x.1, %g.1, %s.1, %a, %w), kind=kOutput, calls=%meanwhile
+      %out = f32[8,128]{1,0:T(8,128)} get-tuple-element(%fusion.7), index=0
+      %x.2 = f32[16,128]{1,0:T(8,128)} get-tuple-element(%fusion.7), index=1
+      %g.2 = f32[64,128]{1,0:T(8,128)} get-tuple-element(%fusion.7), index=2
+      %s.2 = u32[]{:S(2)} get-tuple-element(%fusion.7), index=4
+      %async-collective-done.4 = f32[64,128]{1,0:T(8,128)} fusion(%x.2, %g.2, %s.2), kind=kCustom, calls=%done
+      ROOT %both = (f32[8,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}) tuple(%out, %async-collective-done.4)
+    }
+    """)
+
+
+def test_a_collective_in_pieces_moves_its_bytes_once():
+    gathered = (16 + 64) * 128 * 4
+    product = (8 + 128 + 8) * 128 * 4
+    assert bytes_moved(ProgramText(IN_PIECES)) == gathered + product
+
+
 def test_branches_count_by_how_often_they_are_taken():
     def block(x, whole):
         return jax.lax.cond(whole, lambda x: x @ jnp.ones((64, 4096)) @ jnp.ones((4096, 64)), lambda x: x + 1, x), None
