@@ -82,6 +82,14 @@ def mesh(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def benchmark(text: str) -> tuple[str, Path]:
+    """An argument type: a benchmark's name and where its released files are."""
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise argparse.ArgumentTypeError(f"must be NAME=PATH, such as mathvista=data/MathVista; got {text!r}")
+    return name, Path(path)
+
+
 def add_command(
     commands: argparse._SubParsersAction,
     name: str,
@@ -122,9 +130,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=count, metavar="I")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Those of the commands that open a policy; see `model_options`."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a checkpoint folder or hub id")
+    parser.add_argument("--model", required=required, metavar="DIR", help="a checkpoint folder or hub id")
     parser.add_argument("--adapters", metavar="DIR", help="adapters that belong to it, in PEFT's layout")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
@@ -196,6 +204,12 @@ def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
     """The limits of pictures; None where they are not given."""
     parser.add_argument("--min-pixels", type=pixels, metavar="N", help="pictures are resized to between these;")
     parser.add_argument("--max-pixels", type=pixels, metavar="N", help="28 x 28 pixels are one token")
+
+
+def refuse_missing(args: argparse.Namespace, *names: str) -> None:
+    """Raises a UserError for required arguments that are not there: those of a command that has commands of its own."""
+    if missing := [f"--{name}" for name in names if getattr(args, name) is None]:
+        raise UserError(f"the following arguments are required: {', '.join(missing)}")
 
 
 def refuse_too_many(args: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ def _make_problem(row: Mapping[str, Any], finder: ImageFinder, problem_id: str, 
         messages=parts.messages,
         images=tuple(finder.find(value) for value in parts.pictures),
         answer=parts.answer,
-        metadata=_plain(metadata) | _plain(row["metadata"]),
+        metadata=plain(metadata) | plain(row["metadata"]),
         unread=parts.unread,
     )
     _refuse_surrogates(problem)
@@ -98,16 +98,16 @@ def _refuse_surrogates(problem: Problem) -> None:
             ) from None
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON can hold it; bytes (pictures that are not the problem's own) are left out."""
     if type(value) in (str, int, float, bool, type(None)):
         return value
     if depth > _DEEPEST:
         raise RowError(f"a column is nested more than {_DEEPEST} levels deep; flatten or remove it")
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items() if not isinstance(item, bytes)}
+        return {str(key): plain(item, depth + 1) for key, item in value.items() if not isinstance(item, bytes)}
     if isinstance(value, list | tuple):
-        return [_plain(item, depth + 1) for item in value if not isinstance(item, bytes)]
+        return [plain(item, depth + 1) for item in value if not isinstance(item, bytes)]
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import os
 import resource
@@ -170,6 +171,9 @@ def load_rules(rule: str) -> Run:
                 return problem
             case "rule":
                 return custom.finite_number(RULES[job["rule"]].function(**job["arguments"]))
+            case "call":
+                module, _, name = job["function"].partition(":")
+                return getattr(importlib.import_module(module), name)(**job["arguments"])
             case kind:
                 raise ValueError(f"unknown job {kind!r}")
 

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
@@ -144,6 +144,21 @@ class RewardWorkers:
             f"{answer!r} cannot be compared: {reply['error']}" if "error" in reply else reply["value"]
             for answer, reply in zip(answers, replies, strict=True)
         ]
+
+    def call(self, function: str, arguments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What a function gives for each of these keyword arguments, computed in the workers under the time limit.
+
+        Args:
+            function: `module:function`. It takes and returns what JSON holds.
+
+        Returns:
+            For each `{"value": ...}`, or `{"error": reason}` where it failed or ran over the limit.
+        """
+        return self._run([{"kind": "call", "function": function, "arguments": dict(one)} for one in arguments])
+
+    def compare(self, texts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """What the accuracy rule says of each pair of an answer's text and a gold answer, as `call` returns it."""
+        return self._run([{"kind": "accuracy", "text": text, "answer": answer} for text, answer in texts])
 
     def _result(self, request: RewardRequest, replies: Sequence[dict[str, Any]]) -> RewardResult:
         parts = {
@@ -331,5 +346,5 @@ def _custom_job(request: RewardRequest) -> dict[str, Any]:
 def _skeleton(job: bytes) -> str:
     """The text of a job without its numbers: answers that hang are often many of one form."""
     fields = json.loads(job)
-    text = json.dumps(fields["arguments"]) if fields["kind"] == "rule" else fields.get("text") or fields["answer"]
+    text = json.dumps(fields["arguments"]) if "arguments" in fields else fields.get("text") or fields["answer"]
     return re.sub(r"\d+", "0", text)

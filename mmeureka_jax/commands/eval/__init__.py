@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 from pathlib import Path
 
 from mmeureka_jax.commands.arguments import (
     add_command,
+    add_commands,
     add_model_arguments,
     add_pixel_arguments,
     add_root_arguments,
@@ -14,6 +16,7 @@ from mmeureka_jax.commands.arguments import (
     eval_options,
     model_options,
     positive_int,
+    refuse_missing,
     refuse_too_many,
     size,
 )
@@ -30,14 +33,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "accuracy on a problem set, pass@k with several answers",
         resumes="continues after the last whole batch",
     )
-    add_model_arguments(parser)
+    names = "|".join(info.name for info in pkgutil.iter_modules(__path__))
+    add_commands(__name__, parser.add_subparsers(title="commands on answers that are there", metavar=names))
+    add_model_arguments(parser, required=False)
     parser.add_argument(
         "--data",
-        required=True,
         metavar="SPEC",
         help="a .jsonl, .json or .parquet file, a folder or glob, tfds:NAME@SPLIT",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of results.json, rows.jsonl")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of results.json, rows.jsonl")
     add_root_arguments(parser)
     parser.add_argument("--limit", type=positive_int, metavar="N", help="ask only the first N usable problems")
     parser.add_argument("--batch-size", type=size, default=32, metavar="N", help="default: %(default)s")
@@ -53,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    refuse_missing(args, "model", "data", "output")
     refuse_too_many(args)
     start_jax()
     from mmeureka_jax.evaluation.accuracy import RESULTS_FILE, measure_accuracy

@@ -1,0 +1,48 @@
+"""`mmeureka eval judge`: answers to a public benchmark, judged without a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mmeureka_jax.commands.arguments import add_command, benchmark, size
+from mmeureka_jax.config.schema import RewardConfig
+from mmeureka_jax.errors import UserError
+from mmeureka_jax.files import write_atomic
+from mmeureka_jax.process.console import progress
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(commands, "judge", run, "judge answers to public benchmarks, without a model")
+    parser.add_argument("--benchmark", type=benchmark, required=True, metavar="NAME=PATH", help="its released files")
+    parser.add_argument(
+        "--answers", type=Path, required=True, metavar="A.jsonl", help="rows {id, response}; of one id: samples"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of results.json, NAME.jsonl")
+    parser.add_argument("--partial", action="store_true", help="accept a part of the release, and mark its scores")
+    parser.add_argument("--reward-workers", type=size, default=RewardConfig.workers, metavar="N", help="processes")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmeureka_jax.evaluation.benchmark import open_benchmark
+    from mmeureka_jax.evaluation.judging import in_words, judge, read_answers, results_of, write_results
+    from mmeureka_jax.evaluation.release import read_release
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+    name, path = args.benchmark
+    released = read_release(open_benchmark(name), path, partial=args.partial)
+    answers = read_answers(args.answers, released)
+    if not answers:
+        raise UserError(f"{args.answers}: no answers in it")
+    with RewardWorkers(RewardConfig(workers=args.reward_workers)) as workers:
+        workers.validate()
+        with progress(len(answers), f"judge {name}", unit="answer") as bar:
+            rows = judge(released, answers, workers, bar.update)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(args.output / f"{name}.jsonl", lines.encode())
+    results = results_of(released, rows)
+    file = write_results(args.output, {name: results})
+    print(in_words(name, results))
+    print(f"results: {file.resolve()}")
+    return 0
