@@ -28,6 +28,7 @@ from mmeureka_jax.setup.policy import OpenedPolicy, check_context
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked
 
 if TYPE_CHECKING:
+    from mmeureka_jax.data.problems import ProblemSource
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.record import Problem
     from mmeureka_jax.rewards.base import RewardResult
@@ -141,6 +142,7 @@ def open_examiner(
     *,
     stream: str,
     report_file: Path | None = None,
+    source: ProblemSource | None = None,
 ) -> Iterator[Examiner]:
     """An examiner for a command without a run: opens the problems and starts the reward workers, under `jax.set_mesh`.
 
@@ -148,6 +150,7 @@ def open_examiner(
         asked: how problems are asked and graded, see `questions`.
         stream: whose random numbers the answers are drawn with, see `Sampler`.
         report_file: see `open_checked`.
+        source: problems that are not those of `options.data`, and need no answer that the accuracy rule reads.
 
     Raises:
         UserError: the checkpoint and the problems do not go together, or no problem can be used.
@@ -163,7 +166,9 @@ def open_examiner(
     with RewardWorkers(rule) as rewards, jax.set_mesh(opened.mesh):
         rewards.validate()
         data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
-        checked = open_checked(options.data, data, processor, report_file=report_file)
+        checked = open_checked(
+            options.data, data, processor, report_file=report_file, source=source, require_answer=source is None
+        )
         say_facts({"data": checked.describe()})
         longest = checked.report.max_tokens
         check_context(opened.policy.config.text, longest + asked["max_new_tokens"])

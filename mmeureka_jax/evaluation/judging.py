@@ -13,6 +13,7 @@ import numpy as np
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.benchmark import Benchmark
+from mmeureka_jax.evaluation.intervals import bootstrap, of_samples
 from mmeureka_jax.evaluation.release import ReleasedRow, ReleasedRows
 from mmeureka_jax.files import parse_json, write_atomic
 from mmeureka_jax.rewards.answers.extraction import answer_text
@@ -127,16 +128,16 @@ def _judged(
     benchmark: Benchmark, asked: Sequence[ReleasedRow], answers: Sequence[Answer], workers: RewardWorkers
 ) -> list[dict[str, Any]]:
     golds = [benchmark.answer(row.columns) for row in asked]
-    arguments = [
-        {"response": answer.response, "row": row.plain} for row, answer in zip(asked, answers, strict=True)
-    ]
+    arguments = [{"response": answer.response, "row": row.plain} for row, answer in zip(asked, answers, strict=True)]
     official = workers.call(benchmark.official, arguments)
     texts = [answer_text(answer.response, "instruct") for answer in answers]
     ours = workers.compare(list(zip(texts, golds, strict=True)))
     rows = []
     for answer, theirs, own in zip(answers, official, ours, strict=True):
         right, extracted = theirs.get("value", (False, None))
-        failures = [f"{name}: {one['error']}" for name, one in zip(JUDGES, (theirs, own), strict=True) if "error" in one]
+        failures = [
+            f"{name}: {one['error']}" for name, one in zip(JUDGES, (theirs, own), strict=True) if "error" in one
+        ]
         if (nothing := answer.why_nothing) is not None:
             right, extracted, own, failures = False, None, {}, [nothing]
         rows.append(
@@ -159,9 +160,11 @@ def results_of(released: ReleasedRows, rows: Sequence[Mapping[str, Any]]) -> dic
     Returns:
         official, ours: the mean over problems of the share of right answers.
         count: problems. samples: answers to each.
-        unparsed, truncated, failed: shares of the answers in which the official rule found nothing, that were cut at the
-            limit of tokens, and that have a `reason`.
+        unparsed, truncated, failed: shares of the answers in which the official rule found nothing, that were cut at
+            the limit of tokens, and that have a `reason`.
         disagreements: answers of which the judges say different things.
+        intervals: of each judge's score, 95% (bootstrap over problems).
+        several: of several answers to each problem avg@n, pass@k and the majority's vote, by judge.
         breakdowns: for each the scores and count of each value. figures: what else the authors report, by judge.
         partial: True for a part of a release, else absent.
     """
@@ -172,8 +175,13 @@ def results_of(released: ReleasedRows, rows: Sequence[Mapping[str, Any]]) -> dic
     asked = [row for row in released.rows if row.id in own]
     shares = {judge: {row.id: float(np.mean([one[judge] for one in own[row.id]])) for row in asked} for judge in JUDGES}
     overall = [row for row in asked if benchmark.counts_overall(row.columns)]
+    samples = len(rows) // max(len(asked), 1)
     results: dict[str, Any] = _scores(shares, overall) | {
-        "samples": len(rows) // max(len(asked), 1),
+        "intervals": {
+            judge: list(bootstrap(np.asarray([shares[judge][row.id] for row in overall]))) if overall else None
+            for judge in JUDGES
+        },
+        "samples": samples,
         "unparsed": _share(row["extracted"] is None for row in rows),
         "truncated": _share(row["truncated"] for row in rows),
         "failed": _share(row["reason"] is not None for row in rows),
@@ -184,6 +192,8 @@ def results_of(released: ReleasedRows, rows: Sequence[Mapping[str, Any]]) -> dic
             for judge in JUDGES
         },
     }
+    if samples > 1:
+        results["several"] = {judge: of_samples([own[row.id] for row in overall], judge) for judge in JUDGES}
     return results | ({"partial": True} if released.is_partial or len(asked) < len(released.rows) else {})
 
 
@@ -205,9 +215,7 @@ def _breakdowns(
         for name, values in benchmark.groups(row.columns).items():
             for value in values:
                 groups[name][value].append(row)
-    return {
-        name: {value: _scores(shares, own[value]) for value in sorted(own)} for name, own in sorted(groups.items())
-    }
+    return {name: {value: _scores(shares, own[value]) for value in sorted(own)} for name, own in sorted(groups.items())}
 
 
 def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -221,7 +229,8 @@ def in_words(name: str, results: Mapping[str, Any]) -> str:
     """A benchmark's scores in a line."""
     part = ", a part of the release" if results.get("partial") else ""
     return (
-        f"{name} ({results['count']:,} problems{part}): official {results['official']:.1%}, ours {results['ours']:.1%}; "
+        f"{name} ({results['count']:,} problems{part}): "
+        f"official {results['official']:.1%}, ours {results['ours']:.1%}; "
         f"unparsed {results['unparsed']:.1%}, truncated {results['truncated']:.1%}, "
         f"{results['disagreements']} answers judged differently"
     )

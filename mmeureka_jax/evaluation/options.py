@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,9 +117,12 @@ class EvalOptions:
         return SamplingSettings.of(processor, drawn, group_size=self.n)
 
 
-def questions(options: EvalOptions, opened: OpenedPolicy) -> dict[str, Any]:
+def questions(options: EvalOptions, opened: OpenedPolicy, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """How problems are asked and graded: as `options` say, else as the run did that exported the adapters or, if these
     say nothing, the checkpoint; else as in a config, with prompts as long as the checkpoint's context.
+
+    Args:
+        usual: how a benchmark is asked, instead of as in a config.
 
     Returns:
         The values of the options that may be None, by name.
@@ -132,6 +136,7 @@ def questions(options: EvalOptions, opened: OpenedPolicy) -> dict[str, Any]:
         "max_prompt_tokens": opened.policy.config.text.max_position_embeddings,
         "accuracy": RewardConfig.accuracy,
         "max_new_tokens": SamplerConfig.max_new_tokens,
+        **(usual or {}),
     }
     given = {key: getattr(options, key) for key in defaults}
     return {key: given[key] if given[key] is not None else exported.get(key, defaults[key]) for key in defaults}

@@ -1,4 +1,4 @@
-"""The rows of a benchmark's release, as files have them: JSON, JSON lines, Parquet or TSV, whole or (said so) a part."""
+"""The rows of a benchmark's release, as files have them: JSON, JSON lines, Parquet or TSV; all of them, or a part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.data.forms import MARKER
-from mmeureka_jax.data.problems import plain
+from mmeureka_jax.data.problems import ProblemSource, plain
 from mmeureka_jax.data.readers import FILE_SUFFIXES, Table, open_table
 from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.data.row_pictures import ImageFinder
@@ -182,3 +182,32 @@ def _parts(question: str, pictures: int) -> list[dict[str, Any]]:
         end = match.end()
     content.append({"type": "text", "text": question[end:]})
     return [part for part in content if part["type"] == "image" or part["text"]]
+
+
+class ReleaseSource(ProblemSource):
+    """Released rows as the problems of an examiner."""
+
+    def __init__(self, released: ReleasedRows):
+        self.released = released
+        self.name = released.benchmark.name
+        self.settings: dict[str, Any] = {"benchmark": self.name}
+
+    def __len__(self) -> int:
+        return len(self.released.rows)
+
+    def __getitem__(self, index: int) -> Problem:
+        return self.released.problem(self.released.rows[index])
+
+    def where(self, index: int) -> str:
+        return self.released.rows[index].where
+
+    @property
+    def embeds_images(self) -> bool:
+        return False
+
+    def fingerprint(self) -> str:
+        """A hash of the rows, whose embedded pictures count by their bytes."""
+        digest = hashlib.sha256(self.name.encode())
+        for row in self.released.rows:
+            digest.update(repr(sorted(row.columns.items(), key=lambda item: item[0])).encode("utf-8", "replace"))
+        return digest.hexdigest()

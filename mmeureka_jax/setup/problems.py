@@ -76,6 +76,7 @@ def open_checked(
     also_check: Callable[[Problem, Processor], object] | None = None,
     report_file: Path | None = None,
     bars: bool = True,
+    source: ProblemSource | None = None,
 ) -> CheckedProblems:
     """Opens and checks a dataset. Unusable rows are logged, and written to `report_file`, by id and reason.
 
@@ -84,6 +85,7 @@ def open_checked(
         require_answer: every problem needs a gold answer that can be read.
         also_check: raises RowError for a problem that cannot be used for another reason.
         bars: progress is shown as a bar.
+        source: the problems, where `spec` is only what they are called.
 
     Raises:
         UserError: no row can be used, or hosts see other rows.
@@ -91,10 +93,11 @@ def open_checked(
     from mmeureka_jax.data.check import check_problems
     from mmeureka_jax.data.problems import open_problems
 
-    with waiting(f"reading {spec}"):
-        source = open_problems(
-            spec, root=data.root, allow_outside_root=data.allow_outside_root, require_answer=require_answer
-        )
+    if source is None:
+        with waiting(f"reading {spec}"):
+            source = open_problems(
+                spec, root=data.root, allow_outside_root=data.allow_outside_root, require_answer=require_answer
+            )
     show = bars and is_main()
     accuracy: AccuracyRule | None = "instruct" if require_answer else None  # ungraded answers need not parse
     with nullcontext() if show else waiting(f"checking {spec}, {plural(len(source), 'row')}"):

@@ -1,9 +1,10 @@
-"""`mmeureka eval`: accuracy on a problem set."""
+"""`mmeureka eval`: accuracy on a problem set, or on public benchmarks; `mmeureka eval judge` without a model."""
 
 from __future__ import annotations
 
 import argparse
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
 from mmeureka_jax.commands.arguments import (
@@ -13,6 +14,7 @@ from mmeureka_jax.commands.arguments import (
     add_pixel_arguments,
     add_root_arguments,
     add_sampling_arguments,
+    benchmark,
     eval_options,
     model_options,
     positive_int,
@@ -22,6 +24,7 @@ from mmeureka_jax.commands.arguments import (
 )
 from mmeureka_jax.commands.jax_setup import start_jax
 from mmeureka_jax.config.schema import ACCURACY_RULES, PROMPT_STYLES
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.process.console import plural
 
 
@@ -36,6 +39,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     names = "|".join(info.name for info in pkgutil.iter_modules(__path__))
     add_commands(__name__, parser.add_subparsers(title="commands on answers that are there", metavar=names))
     add_model_arguments(parser, required=False)
+    parser.add_argument(
+        "--benchmark",
+        type=benchmark,
+        action="append",
+        metavar="NAME=PATH",
+        help="a public benchmark and its released files; may be given several times",
+    )
+    parser.add_argument("--partial", action="store_true", help="accept a part of a release, and mark its scores")
+    parser.add_argument(
+        "--judge-only", action="store_true", help="judge the answers that are in DIR again, without a model"
+    )
     parser.add_argument(
         "--data",
         metavar="SPEC",
@@ -57,7 +71,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.benchmark is not None:
+        return _run_benchmarks(args)
     refuse_missing(args, "model", "data", "output")
+    for name in ("partial", "judge_only"):
+        if getattr(args, name):
+            raise UserError(f"--{name.replace('_', '-')} is for --benchmark")
     refuse_too_many(args)
     start_jax()
     from mmeureka_jax.evaluation.accuracy import RESULTS_FILE, measure_accuracy
@@ -68,5 +87,34 @@ def run(args: argparse.Namespace) -> int:
     print(f"accuracy {results['accuracy']:.4f} ({results['correct']} of {counted}{problems})")
     for k, rate in results.get("pass_at_k", {}).items():
         print(f"pass@{k} {rate:.4f}")
+    print(f"results: {(args.output / RESULTS_FILE).resolve()}")
+    return 0
+
+
+def _run_benchmarks(args: argparse.Namespace) -> int:
+    """Public benchmarks, one after another."""
+    if args.data is not None:
+        raise UserError("give --data or --benchmark, not both")
+    refuse_missing(args, "output", *(() if args.judge_only else ("model",)))
+    refuse_too_many(args)
+    names = [name for name, _ in args.benchmark]
+    if len(set(names)) < len(names):
+        raise UserError("a benchmark is given twice; its answers would have the same file")
+    if not args.judge_only:
+        start_jax()
+    from mmeureka_jax.evaluation.ask import Exam, ask_and_judge, judge_again
+    from mmeureka_jax.evaluation.benchmark import open_benchmark
+    from mmeureka_jax.evaluation.judging import RESULTS_FILE, in_words
+    from mmeureka_jax.evaluation.release import read_release
+
+    releases = [read_release(open_benchmark(name), path, partial=args.partial) for name, path in args.benchmark]
+    options = eval_options(args, "")
+    if args.judge_only:
+        results = judge_again(releases, args.output, options.reward_workers)
+    else:
+        exams = [Exam(released, replace(options, data=str(released.path))) for released in releases]
+        results = ask_and_judge(model_options(args), exams, args.output)
+    for name, figures in results.items():
+        print(in_words(name, figures))
     print(f"results: {(args.output / RESULTS_FILE).resolve()}")
     return 0
