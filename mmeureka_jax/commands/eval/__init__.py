@@ -46,6 +46,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="NAME=PATH",
         help="a public benchmark and its released files; may be given several times",
     )
+    parser.add_argument("--suite", type=Path, metavar="FILE.yaml", help="several benchmarks, such as eval/papers.yaml")
+    parser.add_argument("--files", type=Path, default=Path(), metavar="DIR", help="where the paths of a suite start")
     parser.add_argument("--partial", action="store_true", help="accept a part of a release, and mark its scores")
     parser.add_argument(
         "--judge-only", action="store_true", help="judge the answers that are in DIR again, without a model"
@@ -71,12 +73,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.benchmark is not None:
+    if args.benchmark is not None or args.suite is not None:
         return _run_benchmarks(args)
     refuse_missing(args, "model", "data", "output")
     for name in ("partial", "judge_only"):
         if getattr(args, name):
-            raise UserError(f"--{name.replace('_', '-')} is for --benchmark")
+            raise UserError(f"--{name.replace('_', '-')} is for --benchmark and --suite")
     refuse_too_many(args)
     start_jax()
     from mmeureka_jax.evaluation.accuracy import RESULTS_FILE, measure_accuracy
@@ -94,25 +96,31 @@ def run(args: argparse.Namespace) -> int:
 def _run_benchmarks(args: argparse.Namespace) -> int:
     """Public benchmarks, one after another."""
     if args.data is not None:
-        raise UserError("give --data or --benchmark, not both")
+        raise UserError("give --data or benchmarks, not both")
     refuse_missing(args, "output", *(() if args.judge_only else ("model",)))
     refuse_too_many(args)
-    names = [name for name, _ in args.benchmark]
-    if len(set(names)) < len(names):
-        raise UserError("a benchmark is given twice; its answers would have the same file")
     if not args.judge_only:
         start_jax()
     from mmeureka_jax.evaluation.ask import Exam, ask_and_judge, judge_again
     from mmeureka_jax.evaluation.benchmark import open_benchmark
     from mmeureka_jax.evaluation.judging import RESULTS_FILE, in_words
     from mmeureka_jax.evaluation.release import read_release
+    from mmeureka_jax.evaluation.suite import Entry, read_suite
 
-    releases = [read_release(open_benchmark(name), path, partial=args.partial) for name, path in args.benchmark]
+    entries = [Entry(name, path, {}) for name, path in args.benchmark or ()]
+    entries += read_suite(args.suite, args.files) if args.suite is not None else []
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise UserError("a benchmark is given twice; its answers would have the same file")
+    releases = [read_release(open_benchmark(entry.name), entry.path, partial=args.partial) for entry in entries]
     options = eval_options(args, "")
     if args.judge_only:
         results = judge_again(releases, args.output, options.reward_workers)
     else:
-        exams = [Exam(released, replace(options, data=str(released.path))) for released in releases]
+        exams = [
+            Exam(released, entry.options(replace(options, data=str(released.path))))
+            for released, entry in zip(releases, entries, strict=True)
+        ]
         results = ask_and_judge(model_options(args), exams, args.output)
     for name, figures in results.items():
         print(in_words(name, figures))
