@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmeureka_jax"
 # Its own module imports the Python API when that is asked for; for everybody else it is a name and a version.
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+# `eval` is a link, which is not followed from above.
+FILES = sorted(
+    path for path in {*PACKAGE.rglob("*.py"), *(PACKAGE / "eval").rglob("*.py")} if path != PACKAGE / "__init__.py"
+)
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 

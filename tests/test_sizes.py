@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("mmeureka_jax", "benchmarks", "tests")
+    for folder in ("mmeureka_jax", "eval", "benchmarks", "tests")
     for path in (ROOT / folder).rglob("*.py")
 )
 # What a training step goes through: modules and folders of the package.

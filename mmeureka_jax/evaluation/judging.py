@@ -134,24 +134,28 @@ def _judged(
     ours = workers.compare(list(zip(texts, golds, strict=True)))
     rows = []
     for answer, theirs, own in zip(answers, official, ours, strict=True):
-        right, extracted = theirs.get("value", (False, None))
+        if (nothing := answer.why_nothing) is not None:
+            rows.append(_row(answer, {}, {}, nothing))
+            continue
         failures = [
             f"{name}: {one['error']}" for name, one in zip(JUDGES, (theirs, own), strict=True) if "error" in one
         ]
-        if (nothing := answer.why_nothing) is not None:
-            right, extracted, own, failures = False, None, {}, [nothing]
-        rows.append(
-            {
-                "id": answer.id,
-                "sample": answer.sample,
-                "official": int(bool(right)),
-                "ours": int(own.get("value", 0.0) > 0.5),
-                "extracted": extracted,
-                "truncated": answer.truncated,
-                "reason": "; ".join(failures) or None,
-            }
-        )
+        rows.append(_row(answer, theirs, own, "; ".join(failures) or None))
     return rows
+
+
+def _row(answer: Answer, official: Mapping[str, Any], ours: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
+    """The row of an answer, from the judges' replies."""
+    right, extracted = official.get("value", (False, None))
+    return {
+        "id": answer.id,
+        "sample": answer.sample,
+        "official": int(bool(right)),
+        "ours": int(ours.get("value", 0.0) > 0.5),
+        "extracted": extracted,
+        "truncated": answer.truncated,
+        "reason": reason,
+    }
 
 
 def results_of(released: ReleasedRows, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
