@@ -128,6 +128,10 @@ class Benchmark(ABC):
     def answer(self, row: Row) -> str:
         """The gold answer as the project's accuracy rule takes it."""
 
+    def readable(self, response: str) -> str:
+        """A response as the project's accuracy rule takes it, where the question asks for a form of its own."""
+        return response
+
     def pictures(self, row: Row) -> Sequence[Any]:
         """The pictures, in order: paths, bytes, or objects that hold them."""
         return find_pictures(row, used={"question", "answer"}).values

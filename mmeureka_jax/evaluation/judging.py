@@ -130,7 +130,7 @@ def _judged(
     golds = [benchmark.answer(row.columns) for row in asked]
     arguments = [{"response": answer.response, "row": row.plain} for row, answer in zip(asked, answers, strict=True)]
     official = workers.call(benchmark.official, arguments)
-    texts = [answer_text(answer.response, "instruct") for answer in answers]
+    texts = [answer_text(benchmark.readable(answer.response), "instruct") for answer in answers]
     ours = workers.compare(list(zip(texts, golds, strict=True)))
     rows = []
     for answer, theirs, own in zip(answers, official, ours, strict=True):
