@@ -2,13 +2,13 @@
 
 A chain is a problem of two or three steps and one problem for each of its steps.
 
-With several samples of each problem, a rate is its mean over all ways to take one sample of each problem of a chain: the
-steps of a chain are separate problems, so which of their samples belong together is arbitrary. For shares of right
+With several samples of each problem, a rate is its mean over all ways to take one sample of each problem of a chain:
+the steps of a chain are separate problems, so which of their samples belong together is arbitrary. For shares of right
 answers p of the steps and q of the whole, CM (strict) is the product of all p and q, IK is (1 - product of p)(1 - q),
 and so on. With one sample these are the authors' counts.
 
-Source: github.com/We-Math/We-Math (commit a57a0e8), evaluation/four_dimensional_metrics.py and accuracy.py, and the paper,
-arXiv 2407.01284.
+Source: github.com/We-Math/We-Math (commit a57a0e8), evaluation/four_dimensional_metrics.py and accuracy.py, and the
+paper, arXiv 2407.01284.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def rates(chains: Sequence[Chain]) -> dict[str, float]:
     """IK, IG, CM and RM as shares of the chains, the RM rates and the scores; nothing without a chain.
 
     IK (insufficient knowledge): a step and the whole are wrong. IG (inadequate generalisation): all steps are right,
-    the whole is wrong. CM (complete mastery): the whole is right, and (strict) all steps, (loose) at least one. RM (rote
-    memorisation): the whole is right, and (strict) a step is wrong, (loose) all are. An RM rate is RM / (CM + RM), and 0
-    where no whole problem is right; a score is CM + IG / 2.
+    the whole is wrong. CM (complete mastery): the whole is right, and (strict) all steps, (loose) at least one. RM
+    (rote memorisation): the whole is right, and (strict) a step is wrong, (loose) all are. An RM rate is
+    RM / (CM + RM), and 0 where no whole problem is right; a score is CM + IG / 2.
     """
     if not chains:
         return {}

@@ -42,6 +42,4 @@ def _split(text: str) -> dict[str, str]:
         if match[1] == following or (match[1] > last and all(later[1] != following for later in rest)):
             labels.append(match)
     ends = [label.start() for label in labels[1:]] + [len(text)]
-    return {
-        label[1]: text[label.end() : end].strip(" \n;；") for label, end in zip(labels, ends, strict=True)
-    }
+    return {label[1]: text[label.end() : end].strip(" \n;；") for label, end in zip(labels, ends, strict=True)}

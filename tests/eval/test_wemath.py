@@ -71,7 +71,7 @@ ROWS = make_rows()
 
 @pytest.fixture(scope="module")
 def workers():
-    with RewardWorkers(RewardConfig()) as rewards:
+    with RewardWorkers(RewardConfig(time_limit=60)) as rewards:
         rewards.validate()
         yield rewards
 
