@@ -80,7 +80,7 @@ def options_of(question: str) -> dict[str, str]:
 
 
 def _gold_option(gold: str, options: Mapping[str, str]) -> str:
-    """The gold of a question with options: a letter (`(C)` in some rows), two on two lines, or the text of an option."""
+    """The gold of a question with options: a letter (`(C)` in some rows), two on two lines, or an option's text."""
     if (letter := _LETTER.fullmatch(gold)) is not None:
         return gold_option(letter[1], options.get(letter[1], ""))
     if all(_LETTER.fullmatch(line) for line in gold.split("\n")):
