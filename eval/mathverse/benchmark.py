@@ -15,7 +15,7 @@ from mmeureka_jax.evaluation.cells import gold_option, nested
 TEXT_ONLY = "Text Only"  # a split of its own, apart from the overall score
 
 _OPTIONS = re.compile(r"\nChoices?:\s*\n")
-_LABEL = re.compile(r"^([A-H])\s*[:.]", re.MULTILINE)
+_OPTION = re.compile(r"^([A-H])\s*[:.](.*?)(?=^[A-H]\s*[:.]|\Z)", re.MULTILINE | re.DOTALL)
 _LETTER = re.compile(r"\(?([A-H])\)?")
 # Slips in golds, which the accuracy rule would read as something else or not at all.
 _SLIPS = {
@@ -73,10 +73,8 @@ class MathVerse(Benchmark):
 
 def options_of(question: str) -> dict[str, str]:
     """The options after `Choices:` in a question, by letter; none where the picture holds them."""
-    listed = _OPTIONS.split(question)[-1] if _OPTIONS.search(question) else ""
-    labels = list(_LABEL.finditer(listed))
-    ends = [label.start() for label in labels[1:]] + [len(listed)]
-    return {label[1]: listed[label.end() : end].strip() for label, end in zip(labels, ends, strict=True)}
+    start = _OPTIONS.search(question)
+    return {letter: text.strip() for letter, text in _OPTION.findall(question, start.end())} if start else {}
 
 
 def _gold_option(gold: str, options: Mapping[str, str]) -> str:
