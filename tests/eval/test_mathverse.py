@@ -14,6 +14,7 @@ from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.data.record import RowError
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.eval.mathverse.benchmark import options_of
+from mmeureka_jax.eval.mathverse.official import judge as official
 from mmeureka_jax.evaluation.benchmark import open_benchmark
 from mmeureka_jax.evaluation.judging import Answer, judge, read_answers, results_of
 from mmeureka_jax.evaluation.release import read_release
@@ -249,6 +250,7 @@ def test_an_empty_answer_is_wrong_with_a_reason(workers, tmp_path):
     assert [row["reason"] for row in rows] == ["the response is empty", "its picture cannot be read"]
     assert all((row["official"], row["ours"], row["extracted"]) == (0, 0, None) for row in rows)
     assert results_of(released, rows)["unparsed"] == 1.0
+    assert official(" \n", case_rows()[0]) == (False, None)
 
 
 def test_golds_for_our_rule():

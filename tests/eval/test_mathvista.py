@@ -51,6 +51,7 @@ def value(answer, kind, precision=None, unit=None):
 
 LENGTHS = choice("6 cm", "4 cm", "6 cm", "8 cm", "10 cm")
 VERDICT = choice("Yes", "No", "Yes")
+TREND = choice("increase", "increase", "down")
 LABELS = choice("(b)", "(c)", "(a)", "(e)", "(d)", "(b)")  # as pid 168
 SAMPLES = choice("sample A", "neither; both are alike", "sample A", "sample B")  # as pid 64
 REPEATED = choice("20√{2}海里", "20海里", "20√{2}海里", "15海里", "20海里")  # as pid 587
@@ -89,6 +90,9 @@ CASES = [
     (LENGTHS, thought(r"\boxed{B}"), 0, 1, None),
     (LENGTHS, thought(r"\boxed{C}"), 0, 0, None),
     (LENGTHS, 'The answer is "B"', 0, 1, None),  # without the full stop
+    (LENGTHS, 'The answer is ".', 0, 0, None),  # one quotation mark
+    (LENGTHS, 'The answer is "B\n".', 0, 0, None),  # on two lines
+    (LENGTHS, f'{quoted("6 cm")} So it is "B".', 1, 1, '6 cm". So it is "B'),  # up to the line's last `".`
     (LENGTHS, quoted(""), 0, 0, None),
     # The nearest text counts, and the first of those that are equally near.
     (LENGTHS, quoted("6 centimetres"), 1, 1, "6 centimetres"),
@@ -96,6 +100,7 @@ CASES = [
     (VERDICT, quoted("neither"), 1, 0, "neither"),  # 6 edits from Yes (its e stays), 7 from No
     (VERDICT, quoted("I cannot tell"), 0, 0, "I cannot tell"),
     (VERDICT, quoted("E"), 0, 0, "E"),  # no such option: 2 edits from No, 3 from Yes
+    (TREND, quoted("incr"), 1, 0, "incr"),  # 4 edits from either
     (VERDICT, "Yes", 1, 1, "Yes"),
     (VERDICT, thought("Yes"), 0, 1, None),
     # A letter in parentheses anywhere counts as an option's.
@@ -265,6 +270,7 @@ def test_questions_are_the_authors_queries():
     integer = f"{hint}requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.\n"
     assert ask(row) == f"{integer}Question: How old?  (Unit: years)"
     assert ask(row | {"unit": None}) == f"{integer}Question: How old?"  # without blanks at the end
+    assert ask(row | {"precision": float("nan")}) == ask(row)  # null, as pandas writes it
     kinds = {
         "a floating-point number with one decimal place and provide the final value, e.g., 1.2, 1.3, 1.4,": TENTHS,
         "a floating-point number with two decimal places and provide the final value, e.g., 1.23, 1.34, 1.45,": (
