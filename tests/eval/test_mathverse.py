@@ -222,9 +222,9 @@ def test_breakdowns_equal_a_plain_recount(judged):
     for row in case_rows():
         counted["version", row["problem_version"]].append(row["sample_index"])
         if row["problem_version"] != TEXT_ONLY:
-            subject, subfield = row["metadata"]["subject"], row["metadata"]["subfield"]
+            subject = row["metadata"]["subject"]
             counted["subject", subject].append(row["sample_index"])
-            counted["subfield", f"{subject}: {subfield}"].append(row["sample_index"])
+            counted["subfield", f"{subject}: {row['metadata']['subfield']}"].append(row["sample_index"])
     breakdowns = results["breakdowns"]
     assert {(name, group) for name, groups in breakdowns.items() for group in groups} == set(counted)
     for (name, group), ids in counted.items():
