@@ -105,7 +105,7 @@ class _Reader:
     def _begins_factor(self) -> bool:
         begin = self._next[:1]
         is_number = self._next[-1:].isdigit()
-        return is_number or begin in _OPENING or (begin == "\\" and self._next not in _BETWEEN)
+        return is_number or begin == "e" or begin in _OPENING or (begin == "\\" and self._next not in _BETWEEN)
 
     def _factorial(self) -> Number:
         result = self._power()
@@ -189,7 +189,7 @@ class _Reader:
         result = int(number) if "." in digits and number.is_integer() else number if "." in digits else int(digits)
         if self._next == r"\%":
             self._take()
-            return result / 100
+            return result // 100 if result % 100 == 0 else result / 100
         return result
 
 

@@ -35,7 +35,7 @@ class MathVision(Benchmark):
 
     def answer(self, row: Row) -> str:
         """The letter, with its option where that says more; or the value."""
-        answer = str(row["answer"]).strip().replace(_BROKEN_FRACTION, r"\frac")
+        answer = str(row["answer"]).replace(_BROKEN_FRACTION, r"\frac").strip()
         options = row["options"]
         if not len(options) or "".join(options) == LETTERS:
             return _UNIT.sub(lambda unit: rf" \text{{ {unit[1].replace('squareinches', 'square inches')}}}", answer)
