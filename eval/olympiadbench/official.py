@@ -49,8 +49,8 @@ _NEGLIGIBLE = 1e-3  # the difference of two formulas with variables
 def judge(response: str, row: Mapping[str, Any]) -> tuple[bool, str | None]:
     """Whether a response is right, and the text that was judged.
 
-    None stands for a wrong response without the phrase, a box, or a formula in its last line, of which the rule compares
-    the whole text, and for one with a box that never ends.
+    None stands for a wrong response without the phrase, a box, or a formula in its last line, of which the rule
+    compares the whole text, and for one with a box that never ends.
     """
     text, is_found = stated(response)
     try:
