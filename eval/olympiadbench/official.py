@@ -263,6 +263,11 @@ def _parse(text: str) -> Expr:
     return convert(parser.math().relation())
 
 
+def warm_up() -> None:
+    """Loads the grammar, which takes ten times as long as an answer may take at first."""
+    _parse(r"\frac{n+1}{\sqrt{2}}")
+
+
 @cache
 def _grammar() -> tuple[Any, Any, Any, Any]:
     """The parts of SymPy's `parse_latex`, which itself refuses another ANTLR runtime than 4.11.

@@ -58,7 +58,7 @@ CASES = [
     (NUMBER, ["60"], None, "degrees", r"\boxed{60^{\circ}}", 0, 1),
     # Several answers, with one tolerance or several, of which an empty one is 1e-8.
     (NUMBER, ["$1,2$"], None, None, r"\boxed{2, 1}", 1, 1),
-    (NUMBER, ["$1$, $2$"], None, None, r"\boxed{1}, \boxed{2}", 1, 0),  # ours reads the last box
+    (NUMBER, ["$1$, $2$"], None, None, r"\boxed{1}, \boxed{2}", 1, 1),
     (NUMBER, ["$1,2$"], None, None, r"\boxed{1}", 0, 0),
     (NUMBER, ["$1,2$"], None, None, r"\boxed{1,2,3}", 0, 0),
     (NUMBER, ["$3,-3$"], None, None, r"\boxed{\pm 3}", 1, 1),
@@ -73,9 +73,10 @@ CASES = [
     # Expressions.
     (FORMULA, ["$2n+1$"], None, None, r"\boxed{a_n=1+2n}", 1, 1),
     (FORMULA, ["$2n+1$"], None, None, r"\boxed{2n-1}", 0, 0),
-    (FORMULA, [r"$\frac{n(n+1)}{2}$"], None, None, r"\boxed{\frac{n^2+n}{2}}", 1, 1),
+    (FORMULA, [r"$\frac{n(n+1)}{2}$"], None, None, r"\boxed{\frac{n^2+n}{2}}", 0, 1),  # n(n+1) is a function n
+    (FORMULA, [r"$\frac{n \cdot(n+1)}{2}$"], None, None, r"\boxed{\frac{n^2+n}{2}}", 1, 1),
     (FORMULA, [r"$\frac{\sqrt{2}}{2}$"], None, None, r"\boxed{\frac{1}{\sqrt{2}}}", 1, 1),
-    (FORMULA, ["$2^{2000}$"], None, None, r"\boxed{4^{1000}}", 1, 1),
+    (FORMULA, ["$2^{2000}$"], None, None, r"\boxed{4^{1000}}", 0, 1),  # an exponent above 1,000
     # Equations.
     (EQUATION, ["$x+y=1$"], None, None, r"\boxed{y=1-x}", 1, 1),
     (EQUATION, ["$x+y=1$"], None, None, r"\boxed{2x+2y=2}", 1, 1),
@@ -85,7 +86,8 @@ CASES = [
     (INTERVAL, ["$[1,2)$"], None, None, r"\boxed{x \in [1, 2)}", 1, 1),
     (INTERVAL, ["$[1,2)$"], None, None, r"\boxed{[1,2]}", 0, 0),
     (INTERVAL, ["$[0.5,2)$"], None, None, r"\boxed{\left[\frac{1}{2}, 2\right)}", 1, 1),
-    (INTERVAL, [r"$(0,1) \cup(2,3)$"], None, None, r"\boxed{(0,1)\cup(2,3)}", 1, 1),
+    (INTERVAL, [r"$(0,1) \cup(2,3)$"], None, None, r"\boxed{(0,1)\cup(2,3)}", 0, 1),  # the space before \cup
+    (INTERVAL, [r"$(0,1)\cup(2,3)$"], None, None, r"\boxed{(0,\frac{2}{2})\cup(2,3)}", 1, 1),
     (INTERVAL, [r"$(0,1) \cup(2,3)$"], None, None, r"\boxed{(2,3)\cup(0,1)}", 0, 1),  # parts in order only
     # Tuples, whose error is not used.
     (TUPLE, ["$(1,2)$"], None, None, r"\boxed{(1, 2)}", 1, 1),
@@ -151,7 +153,7 @@ def as_parquet(root, content):
 
 @pytest.fixture(scope="module")
 def workers():
-    with RewardWorkers(RewardConfig(workers=1, time_limit=60.0)) as rewards:
+    with RewardWorkers(RewardConfig(workers=1, time_limit=60.0), [open_benchmark("olympiadbench").official]) as rewards:
         rewards.validate()
         yield rewards
 
