@@ -100,9 +100,13 @@ class Benchmark(ABC):
     """A public benchmark. Its class is in `eval/NAME/benchmark.py`; `open_benchmark(NAME)` makes one.
 
     Rows come as the release has them; everything but `pictures` also works without the pictures' columns.
+
+    Attributes:
+        root: the release's folder, from that of a file with rows: pictures are looked for in it only.
     """
 
     name: ClassVar[str]
+    root: ClassVar[str] = "."
 
     @cached_property
     def settings(self) -> Settings:

@@ -62,7 +62,8 @@ class ReleasedRows:
     def problem(self, row: ReleasedRow) -> Problem:
         """What is asked. Raises RowError for a picture that cannot be found, or a row of unexpected types."""
         try:
-            finder = ImageFinder(row.folder, row.folder.resolve(), allow_outside=False)
+            root = (row.folder / self.benchmark.root).resolve()
+            finder = ImageFinder(row.folder, root, allow_outside=False)
             pictures = tuple(finder.find(value) for value in self.benchmark.pictures(row.columns))
             content = _parts(self.benchmark.question(row.columns), len(pictures))
             return Problem(
