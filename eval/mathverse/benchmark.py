@@ -6,9 +6,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from mmeureka_jax.data.record import RowError
 from mmeureka_jax.evaluation.benchmark import Benchmark, Row
 from mmeureka_jax.evaluation.cells import gold_option, nested
 
@@ -43,11 +41,8 @@ class MathVerse(Benchmark):
             gold = gold.replace(slip, correct)
         return gold
 
-    def pictures(self, row: Row) -> Sequence[Any]:
-        pictures = super().pictures(row)
-        if not pictures and row["problem_version"] != TEXT_ONLY:
-            raise RowError("it has no picture")
-        return pictures
+    def needs_picture(self, row: Row) -> bool:
+        return row["problem_version"] != TEXT_ONLY
 
     def groups(self, row: Row) -> Mapping[str, Sequence[str]]:
         """Text Only counts for its version alone. A subfield's name holds its subject, since subjects share names."""

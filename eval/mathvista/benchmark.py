@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from mmeureka_jax.data.record import RowError
 from mmeureka_jax.eval.mathvista.official import options_of, precision_of
 from mmeureka_jax.evaluation.benchmark import Benchmark, Row
 from mmeureka_jax.evaluation.cells import gold_option, nested
@@ -36,12 +34,6 @@ class MathVista(Benchmark):
             return row["answer"]
         index = options_of(row).index(row["answer"])
         return gold_option(chr(ord("A") + index), row["answer"])
-
-    def pictures(self, row: Row) -> Sequence[Any]:
-        pictures = super().pictures(row)
-        if not pictures:
-            raise RowError("it has no picture")
-        return pictures
 
     def groups(self, row: Row) -> Mapping[str, Sequence[str]]:
         metadata = nested(row["metadata"])

@@ -140,6 +140,10 @@ class Benchmark(ABC):
         """The pictures, in order: paths, bytes, or objects that hold them."""
         return find_pictures(row, used={"question", "answer"}).values
 
+    def needs_picture(self, row: Row) -> bool:
+        """Whether a row without a picture cannot be asked."""
+        return True
+
     def groups(self, row: Row) -> Mapping[str, Sequence[str]]:
         """What scores are broken down by: for each breakdown the values that the row counts for."""
         return {}
