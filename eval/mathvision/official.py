@@ -138,7 +138,8 @@ def _mended_fractions(text: str) -> str:
 def _mended_fraction(part: str) -> str:
     if part.startswith("{"):
         return part
-    above, below = part[0], part[1]
+    above = part[0]
+    below = part[1]
     return f"{{{above}}}{part[1:]}" if below == "{" else f"{{{above}}}{{{below}}}{part[2:]}"
 
 
@@ -154,7 +155,8 @@ def is_equal(gold: str, text: str) -> bool:
     text = _tuple(text)
     if gold == text:
         return True
-    first, second = value(gold), value(text)
+    first = value(gold)
+    second = value(text)
     return first is not None and second is not None and round(first, 2) == round(second, 2)
 
 

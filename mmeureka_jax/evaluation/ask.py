@@ -74,7 +74,7 @@ def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) ->
         UserError: there are no answers to one of the benchmarks, or they are not to its rows.
     """
     results: dict[str, Any] = {}
-    rules = [released.benchmark.official for released in releases]
+    rules = tuple(released.benchmark.official for released in releases)
     with RewardWorkers(RewardConfig(workers=workers), rules) as judges:
         judges.validate()
         for released in releases:

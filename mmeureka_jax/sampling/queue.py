@@ -23,7 +23,16 @@ from jaxtyping import Float, Int
 
 from mmeureka_jax.mesh import batch_shards
 from mmeureka_jax.models.policy import Params, Policy
-from mmeureka_jax.sampling.queue_programs import NOBODY, QueueState, admit, advance, nobody, shrink, weights_of
+from mmeureka_jax.sampling.queue_programs import (
+    NOBODY,
+    Admission,
+    QueueState,
+    admit,
+    advance,
+    nobody,
+    shrink,
+    weights_of,
+)
 from mmeureka_jax.sampling.repack import row_sizes
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.token_draws import SamplingSettings
@@ -86,10 +95,8 @@ class QueueSampler:
                 waiting = waiting[self.admitted :]
                 place = np.full(self.admitted, NOBODY, np.int32)
                 place[_spread(len(numbers), self.admitted)] = numbers
-                host.state = admit(
-                    self.policy, self.settings, self.stream, params, weights, host.state,
-                    request_of(place.tolist()), rows, place, np.int32(self.seed),
-                )  # fmt: skip
+                given = Admission(request_of(place.tolist()), rows, place, np.int32(self.seed))
+                host.state = admit(self.policy, self.settings, self.stream, params, weights, host.state, given)
                 yield from host.collect()
             if not host.running:
                 if not waiting:

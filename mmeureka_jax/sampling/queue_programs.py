@@ -69,6 +69,22 @@ class QueueState:
         return self.past_keys[0].shape[-1]
 
 
+@flax.struct.dataclass
+class Admission:
+    """P prompts that are admitted together.
+
+    Attributes:
+        rows: the row of each, counted within its shard. Prompts that are not active take none.
+        place: the number of each in the queue.
+        seed: of the run.
+    """
+
+    request: Request
+    rows: Int[Array, "P"]
+    place: Int[Array, "P"]
+    seed: Int[Array, ""]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def weights_of(policy: Policy, settings: SamplingSettings, params: Params) -> DecoderWeights:
     """What decoding reads of the parameters."""
@@ -120,20 +136,14 @@ def admit(
     params: Params,
     weights: DecoderWeights,
     state: QueueState,
-    request: Request,
-    rows: Int[Array, "P"],
-    place: Int[Array, "P"],
-    seed: Int[Array, ""],
+    given: Admission,
 ) -> QueueState:
-    """The state with the prompts of a request in some of its rows, and the first token of each response.
-
-    Args:
-        rows: the row of each prompt, counted within its shard. Prompts that are not active take none.
-        place: the number of each prompt in the queue.
-    """
+    """The state with more prompts in some of its rows, and the first token of each response."""
+    request = given.request
+    rows = given.rows
     places = state.prompts.keys[0].shape[-1]
     hidden, cache, _ = prefill_prompts(policy, params, request.prompts, places, settings.prefill_prompts)
-    keys = response_keys(seed, stream, request.rollout, request.names, 1, request.first)[:, 0]
+    keys = response_keys(given.seed, stream, request.rollout, request.names, 1, request.first)[:, 0]
     noise = token_noise(keys, jnp.arange(1))[0]
     head = with_parameters(policy, params, weights).head
     assert head is not None
@@ -151,7 +161,7 @@ def admit(
         "last": tokens,
         "keys": keys,
         "limits": limits,
-        "place": place,
+        "place": given.place,
         "prompts": cache,
     }
     there = jnp.where(request.active, rows, len(state.done))  # beyond all rows, where nothing is written
@@ -185,7 +195,8 @@ def advance(
 ) -> QueueState:
     """Draws tokens until no shard has more than `stop_at` responses left."""
     loop = _Advancing(policy, settings, params, weights, state.prompts)
-    light = dataclasses.replace(state, prompts=None)
+    nothing = PromptCache(state.prompts.lengths, state.prompts.next_position, [], [])  # a loop copies what it carries
+    light = dataclasses.replace(state, prompts=nothing)
     light = jax.lax.while_loop(lambda state: _most_running(state) > stop_at, loop.block, light)
     return lay_out(dataclasses.replace(light, prompts=state.prompts))
 

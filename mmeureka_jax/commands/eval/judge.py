@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     answers = read_answers(args.answers, released)
     if not answers:
         raise UserError(f"{args.answers}: no answers in it")
-    with RewardWorkers(RewardConfig(workers=args.reward_workers), [asked.official]) as workers:
+    with RewardWorkers(RewardConfig(workers=args.reward_workers), (asked.official,)) as workers:
         workers.validate()
         with progress(len(answers), f"judge {name}", unit="answer") as bar:
             rows = judge(released, answers, workers, bar.update)
