@@ -174,7 +174,8 @@ def test_breakdowns_equal_a_plain_recount(judged):
     results = results_of(released, verdicts)
     counted = defaultdict(list)
     for row, (*_, official, ours) in zip(rows(), CASES, strict=True):
-        subject, level = row["subject"], str(row["level"])
+        subject = row["subject"]
+        level = str(row["level"])
         keys = [("subject", subject), ("level", level), ("subject and level", f"{subject}, level {level}")]
         for key in keys:
             counted[key].append((official, ours))
