@@ -21,7 +21,11 @@ from mmeureka_jax.rewards.workers import RewardWorkers
 
 SUBFIELDS = ("Algebra", "Combinatorics", "Geometry", "Number Theory")
 PICTURES = [b"\x89PNG one", b"\x89PNG two", b"\x89PNG three"]
-NUMBER, FORMULA, EQUATION, INTERVAL, TUPLE = "Numerical", "Expression", "Equation", "Interval", "Tuple"
+NUMBER = "Numerical"
+FORMULA = "Expression"
+EQUATION = "Equation"
+INTERVAL = "Interval"
+TUPLE = "Tuple"
 
 # answer type, final_answer, error, unit, response, official, ours
 CASES = [
