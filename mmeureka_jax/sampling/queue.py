@@ -37,7 +37,7 @@ from mmeureka_jax.sampling.repack import row_sizes
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 
-_ADMITTED = 8  # of so many rows, one has to be done before the next prompts are admitted
+_ADMITTED = 16  # of so many rows, one has to be done before the next prompts are admitted
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from mmeureka_jax.sampling.prefill import prefill_prompts
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.token_draws import SamplingSettings, draw, response_keys, token_noise
 
-BLOCK = 8  # tokens that are drawn before anybody looks which rows are done
+BLOCK = 4  # tokens that are drawn before anybody looks which rows are done
 NOBODY = -1  # the place of a row without a response
 
 Cache = tuple[Float[Array, "R K h _"], Float[Array, "R K _ h"]]
