@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmeureka_jax import __version__
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.benchmark import Benchmark
 from mmeureka_jax.evaluation.intervals import bootstrap, of_samples
@@ -25,6 +27,7 @@ JUDGES = ("official", "ours")
 RESULTS_FILE = "results.json"
 _AT_ONCE = 256  # answers that are judged between two updates of the bar
 _SHOWN = 5  # ids in messages
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,19 @@ def _breakdowns(
             for value in values:
                 groups[name][value].append(row)
     return {name: {value: _scores(shares, own[value]) for value in sorted(own)} for name, own in sorted(groups.items())}
+
+
+def judges_of(benchmark: Benchmark) -> dict[str, str]:
+    """Which rules judge, for the settings in results.json."""
+    return {"official": f"{benchmark.official} of mmeureka_jax {__version__}", "ours": "instruct"}
+
+
+def write_rows(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes the judged answers to a benchmark as NAME.jsonl; halves of surrogate pairs are escapes in it."""
+    file = folder / f"{name}.jsonl"
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(file, _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", lines).encode())
+    return file
 
 
 def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Path:
