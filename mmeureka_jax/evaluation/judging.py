@@ -231,18 +231,23 @@ def judges_of(benchmark: Benchmark) -> dict[str, str]:
 
 
 def write_rows(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes the judged answers to a benchmark as NAME.jsonl; halves of surrogate pairs are escapes in it."""
+    """Writes the judged answers to a benchmark as NAME.jsonl. Returns the file."""
     file = folder / f"{name}.jsonl"
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(file, _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", lines).encode())
+    write_atomic(file, "".join(_json(row) + "\n" for row in rows).encode())
     return file
 
 
 def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Path:
     """Writes the results of benchmarks, by their names, as `results.json`. Returns the file."""
     file = folder / RESULTS_FILE
-    write_atomic(file, (json.dumps({"benchmarks": results}, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(file, (_json({"benchmarks": results}, indent=2) + "\n").encode())
     return file
+
+
+def _json(value: Any, **options: Any) -> str:
+    """JSON in which halves of surrogate pairs, which UTF-8 cannot hold, are escapes."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def in_words(name: str, results: Mapping[str, Any]) -> str:

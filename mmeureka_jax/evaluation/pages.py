@@ -16,7 +16,7 @@ from mmeureka_jax.evaluation.judging import JUDGES, Answer
 from mmeureka_jax.evaluation.release import ReleasedRow, ReleasedRows
 from mmeureka_jax.report.answer_browser import LEFT_OUT, Problem
 from mmeureka_jax.report.eval_page import Section, write_eval_page
-from mmeureka_jax.report.thumbnails import to_data_uri
+from mmeureka_jax.report.thumbnails import to_jpeg_uri
 
 PICTURE_CHARACTERS = 16_000_000  # of all pictures in a page
 _SIDE = 300  # pixels
@@ -140,6 +140,6 @@ def _thumbnail(ref: ImageRef | None) -> str | None:
     if ref is None:
         return None
     try:
-        return to_data_uri(read_picture(ref), _SIDE, _QUALITY)
+        return to_jpeg_uri(read_picture(ref), _SIDE, _QUALITY)
     except RowError:
         return None

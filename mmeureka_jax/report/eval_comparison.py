@@ -8,12 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.process.console import plural
 from mmeureka_jax.report.answer_browser import Browsed, Head, Problem, write_page
 from mmeureka_jax.report.eval_page import JUDGES, as_figure, flatten, number, partial, percent, several_of, svg, table
 
 SIDES = ("A", "B")
-_FULL_WIDTH = 0.5  # the difference that reaches the end of a plot
+_LEAST_WIDTH = 0.05  # the difference that reaches the end of a plot, unless an interval is wider
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,14 @@ def _tile(one: Compared) -> str:
     scores = " <small>/</small> ".join(points(one.overall[judge].difference) for judge in JUDGES)
     return (
         f'<div class="tile"><div class="name">{escape(one.title)}</div><div class="value">{scores}</div>'
-        f'<div class="note">B - A, official / ours, {plural(one.overall["official"].count, "problem")}</div></div>'
+        f'<div class="note">B - A, official / ours, {one.overall["official"].count:,} problems</div></div>'
     )
 
 
 def _section(one: Compared) -> str:
+    groups = [one.overall, *(by_judge for values in one.breakdowns.values() for by_judge in values.values())]
+    ends = [abs(end) for by_judge in groups for own in by_judge.values() for end in own.interval]
+    width = max(_LEAST_WIDTH, *ends)
     rows = []
     for judge in JUDGES:
         links = [
@@ -112,31 +114,37 @@ def _section(one: Compared) -> str:
             )
             for change, direction in (("better", 1), ("worse", -1))
         ]
-        rows.append(_row(f"by {judge}", one.overall[judge], links))
+        rows.append(_row(f"by {judge}", one.overall[judge], width, links))
+    heads = ("percent right", "problems", "A", "B", "B - A", "95%", "")
     breakdowns = "".join(
-        f"<div>{table(('', 'problems', 'A', 'B', 'B - A', '95%', ''), _rows(values), caption=escape(name))}</div>"
+        f"<div>{table(heads, _rows(values, width), caption=escape(name))}</div>"
         for name, values in one.breakdowns.items()
     )
     more = "".join(
         f"<h3>{title}</h3>{body}"
         for title, body in (
-            ("Breakdowns", breakdowns and f'<div class="breakdowns">{breakdowns}</div>'),
+            ("Breakdowns", breakdowns and f'<div class="breakdowns pairs">{breakdowns}</div>'),
             ("What else is reported", _figures(one)),
         )
         if body
     )
-    heads = ("percent right", "problems", "A", "B", "B - A", "95%", "", "better", "worse")
     marks = "".join(f"<span>{side}</span>{partial(own)} " for side, own in zip(SIDES, one.results, strict=True))
     shown = f'<p class="hint">{marks}</p>' if any(own.get("partial") for own in one.results) else ""
-    return f"{shown}{table(heads, rows)}{more}{_settings(one)}"
+    scale = f'<p class="hint">The plots go from {points(-width)} to {points(width)}.</p>'
+    return f"{shown}{table((*heads, 'better', 'worse'), rows)}{scale}{more}{_settings(one)}"
 
 
-def _rows(values: Mapping[str, Mapping[str, Difference]]) -> list[str]:
-    return [_row(f"{value}, by {judge}", own[judge]) for value, own in values.items() for judge in JUDGES]
+def _rows(values: Mapping[str, Mapping[str, Difference]], width: float) -> list[str]:
+    return [_row(f"{value}, by {judge}", own[judge], width) for value, own in values.items() for judge in JUDGES]
 
 
-def _row(name: str, one: Difference, more: Sequence[str] = ()) -> str:
-    """A row of a table; `more` are further cells."""
+def _row(name: str, one: Difference, width: float, more: Sequence[str] = ()) -> str:
+    """A row of a table.
+
+    Args:
+        width: the difference that reaches the end of its plot.
+        more: further cells.
+    """
     kind = "" if not one.is_sure else "better" if one.difference > 0 else "worse"
     ends = " to ".join(points(end) for end in one.interval)
     cells = [
@@ -145,16 +153,16 @@ def _row(name: str, one: Difference, more: Sequence[str] = ()) -> str:
         number(percent(one.second)),
         number(points(one.difference), kind),
         f'<td class="number range">{ends}</td>',
-        _plot(one),
+        _plot(one, width),
     ]
     return f'<tr><th scope="row">{escape(name)}</th>{"".join([*cells, *more])}</tr>'
 
 
-def _plot(one: Difference) -> str:
+def _plot(one: Difference, width: float) -> str:
     """The interval as a band and the difference as a line, around 0 in the middle."""
 
     def place(difference: float) -> float:
-        return 50 + 50 * max(-1.0, min(1.0, difference / _FULL_WIDTH))
+        return 50 + 50 * difference / width
 
     low, high = (place(end) for end in one.interval)
     color = "var(--faint)" if not one.is_sure else "var(--good)" if one.difference > 0 else "var(--bad)"

@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.process.console import plural
 from mmeureka_jax.report.answer_browser import Browsed, Head, Problem, write_page
 from mmeureka_jax.report.charts import legend
 
@@ -150,7 +149,7 @@ def _tile(section: Section) -> str:
     part = ", partial" if results.get("partial") else ""
     return (
         f'<div class="tile"><div class="name">{escape(section.title)}</div><div class="value">{scores}</div>'
-        f'<div class="note">official / ours, {plural(results["count"], "problem")}{part}</div></div>'
+        f'<div class="note">official / ours, {results["count"]:,} problems{part}</div></div>'
     )
 
 
@@ -179,7 +178,7 @@ def _scores(section: Section) -> str:
         rows.append(
             f'<tr class="own"><th scope="row">these answers, by {judge}</th>{number(percent(results[judge]))}'
             f'<td class="number range">{ends}</td>{plot([(results[judge], color)], [interval])}'
-            f'<td class="source">{plural(results["count"], "problem")}{part}</td></tr>'
+            f'<td class="source">{results["count"]:,} problems{part}</td></tr>'
         )
     for one in section.published:
         score = f"{one['score']:g}"
@@ -197,13 +196,13 @@ def _rates(section: Section) -> str:
     results = section.results
     where = f"#benchmark={escape(section.name)}&amp;"
     chips = [
-        (f"unparsed {percent(results['unparsed'])}&thinsp;%", ""),
+        (f"unparsed {percent(results['unparsed'])}&thinsp;%", "unparsed=yes"),
         (f"truncated {percent(results['truncated'])}&thinsp;%", "truncated=yes"),
         (f"failed {percent(results['failed'])}&thinsp;%", "reason=yes"),
         (f"judged differently {results['disagreements']:,}", "judges=disagree"),
     ]
-    shown = (f'<a href="{where}{link}">{text}</a>' if link else text for text, link in chips)
-    return f'<div class="rates">{"".join(f"<span class=chip>{chip}</span>" for chip in shown)}</div>'
+    shown = "".join(f'<a class="chip" href="{where}{link}">{text}</a>' for text, link in chips)
+    return f'<div class="rates">{shown}</div>'
 
 
 def _breakdowns(results: Mapping[str, Any]) -> str:
