@@ -27,7 +27,7 @@ JUDGES = ("official", "ours")
 RESULTS_FILE = "results.json"
 _AT_ONCE = 256  # answers that are judged between two updates of the bar
 _SHOWN = 5  # ids in messages
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_AS_ESCAPES = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -245,9 +245,9 @@ def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Pat
 
 
 def _json(value: Any, **options: Any) -> str:
-    """JSON in which halves of surrogate pairs, which UTF-8 cannot hold, are escapes."""
+    """JSON in which halves of surrogate pairs, which UTF-8 cannot hold, and further ends of lines are escapes."""
     text = json.dumps(value, ensure_ascii=False, **options)
-    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    return _AS_ESCAPES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def in_words(name: str, results: Mapping[str, Any]) -> str:

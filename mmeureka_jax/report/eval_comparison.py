@@ -128,7 +128,7 @@ def _section(one: Compared) -> str:
         )
         if body
     )
-    marks = "".join(f"<span>{side}</span>{partial(own)} " for side, own in zip(SIDES, one.results, strict=True))
+    marks = "".join(f"{side} {partial(own)} " for side, own in zip(SIDES, one.results, strict=True))
     shown = f'<p class="hint">{marks}</p>' if any(own.get("partial") for own in one.results) else ""
     scale = f'<p class="hint">The plots go from {points(-width)} to {points(width)}.</p>'
     return f"{shown}{table((*heads, 'better', 'worse'), rows)}{scale}{more}{_settings(one)}"

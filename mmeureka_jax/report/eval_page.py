@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.report.answer_browser import Browsed, Head, Problem, write_page
-from mmeureka_jax.report.charts import legend
 
 PAGE_FILE = "eval.html"
 JUDGES = ("official", "ours")
@@ -117,7 +116,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
 
 
 def legends(names: Sequence[str]) -> str:
-    return "".join(legend(color, escape(name), "") for color, name in zip(COLORS, names, strict=True))
+    keys = zip(COLORS, names, strict=True)
+    return "".join(f'<span class="key"><i style="background:{color}"></i>{escape(name)}</span>' for color, name in keys)
 
 
 def as_figure(value: float) -> str:

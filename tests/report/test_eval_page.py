@@ -11,6 +11,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from helpers.commands import mmeureka, read_rows, write_rows
 from helpers.judged import judged, release, write_folder
 from PIL import Image
 
@@ -188,3 +189,19 @@ def test_plots_have_a_bar_for_each_number():
     drawn = plot([(0.25, "red"), (0.5, "blue")], [None, (0.4, 0.6)], mark=0.3)
     assert re.findall(r'width="([\d.]+)" height="5.00" fill="(\w+)"', drawn) == [("25.00", "red"), ("50.00", "blue")]
     assert 'x1="40.00"' in drawn and 'x2="60.00"' in drawn and 'x1="30.00"' in drawn
+
+
+@pytest.mark.slow
+def test_judged_answers_of_others_have_a_page(tmp_path, capsys):
+    release(tmp_path / "release", 8)
+    answers = [{"id": f"p{i}", "response": "<answer>A</answer>" if i else EVIL} for i in range(8)]
+    file = write_rows(tmp_path / "answers.jsonl", answers)
+    given = ("--benchmark", f"mmk12={tmp_path / 'release'}", "--answers", file, "--output", tmp_path / "out")
+    assert mmeureka("eval", "judge", "--partial", *given) == 0
+    assert f"page: {tmp_path / 'out' / 'eval.html'}" in capsys.readouterr().out
+    rows = read_rows(tmp_path / "out/mmk12.jsonl")
+    assert [(row["id"], row["response"]) for row in rows] == [(row["id"], row["response"]) for row in answers]
+    assert [row["ours"] for row in rows] == [0, 0, 0, 0, 1, 0, 0, 0]
+    page = (tmp_path / "out/eval.html").read_text()
+    assert [row["ours"] for row in answers_in(page)] == [row["ours"] for row in rows]
+    assert "answers.jsonl" in page and "eval.mmk12.official:judge" in page
