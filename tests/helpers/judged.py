@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,13 @@ def release(folder: Path, count: int, question: str = "What is the length of sid
         )
     (folder / "test.json").write_text(json.dumps(rows))
     return read_release(open_benchmark("mmk12"), folder, partial=True)
+
+
+def renamed(released: ReleasedRows, name: str, title: str) -> ReleasedRows:
+    """The same rows as those of another benchmark."""
+    kind = type(released.benchmark)
+    settings = dataclasses.replace(released.benchmark.settings, title=title)
+    return dataclasses.replace(released, benchmark=type("Other", (kind,), {"name": name, "settings": settings})())
 
 
 def judged(

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import pytest
 from helpers.browser import find_chromium, started
-from helpers.judged import judged, release, write_folder
+from helpers.judged import judged, release, renamed, write_folder
 
 from mmeureka_jax.evaluation.comparing import compare
 
@@ -156,6 +156,23 @@ def test_links_of_the_comparison_show_what_changed(browser, tmp_path):
     assert browser.run("document.querySelectorAll('.card')[0].querySelectorAll('.sides .response').length") == 2
     choose(browser, "change", "all")
     assert found(browser) == 60
+
+
+def test_each_benchmark_has_its_own_filters(browser, tmp_path):
+    released = release(tmp_path / "release", 30)
+    other = renamed(release(tmp_path / "other", 12), "other", EVIL[:-1])
+    page = write_folder(tmp_path / "out", [judged(released), judged(other, samples=2)])
+    browser.open(page)
+    names = "[...document.querySelectorAll('form [name]')].map((one) => one.name)"
+    assert found(browser) == 54 and "group.subject" not in browser.run(names)
+    choose(browser, "benchmark", "other")
+    assert found(browser) == 24 and "group.subject" in browser.run(names)
+    choose(browser, "group.subject", "math")
+    assert found(browser) == 8
+    assert browser.run("document.querySelector('.card .n').textContent") == "Answer 1"
+    assert browser.run("document.querySelector('.card .id').textContent") == f"{EVIL[:-1]} · p0 · math"
+    choose(browser, "benchmark", "mmk12")
+    assert found(browser) == 30
 
 
 def test_both_schemes_have_their_colours(browser, large):

@@ -96,6 +96,15 @@ def test_both_answers_and_the_pictures_are_there(folders, tmp_path):
     assert "<td>model 1</td><td>model 2</td>" in settings and "official" not in settings
 
 
+def test_names_of_folders_are_escaped(folders, tmp_path):
+    named = tmp_path / "<i>a&b"
+    named.symlink_to(folders[0])
+    compare(named, folders[1], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<i>" not in page and "/&lt;i&gt;a&amp;b" in page
+    assert read_element(page, "data")["sides"][0] == f"A: {named}"
+
+
 def test_a_folder_without_its_page_has_no_pictures(folders, tmp_path):
     for name, folder in zip("ab", folders, strict=True):
         (tmp_path / name).mkdir()

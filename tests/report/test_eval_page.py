@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 
 import pytest
 from helpers.commands import mmeureka, read_rows, write_rows
-from helpers.judged import judged, release, write_folder
+from helpers.judged import judged, release, renamed, write_folder
 from PIL import Image
 
 from mmeureka_jax.evaluation import pages
@@ -167,14 +167,12 @@ def test_a_shared_picture_is_there_once_and_a_broken_one_is_said(small, tmp_path
 
 
 def test_two_benchmarks_share_the_page(small, tmp_path):
-    class Other(type(small.benchmark)):
-        name = "other"
-        settings = dataclasses.replace(small.benchmark.settings, title="Other")
-
-    other = judged(dataclasses.replace(small, benchmark=Other()))
+    other = judged(renamed(small, "other", "Other <b>"))
     page = write_folder(tmp_path, [judged(small), other]).read_text()
     assert [one["name"] for one in read_element(page, "data")["benchmarks"]] == ["mmk12", "other"]
-    assert re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', page) == ["MMK12 (test)", "Other", "Answers"]
+    assert re.findall(r'<h2 id="[^"]*">([^<]*)</h2>', page) == ["MMK12 (test)", "Other &lt;b&gt;", "Answers"]
+    assert [one["title"] for one in read_element(page, "data")["benchmarks"]] == ["MMK12 (test)", "Other <b>"]
+    assert page.count("Other <b>") == 0 and "MMK12 (test) · Other &lt;b&gt;" in page
 
 
 def test_thumbnails_are_small():
