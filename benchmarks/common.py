@@ -324,7 +324,10 @@ def peak_memory_mb() -> float:
 
 def cpu_devices(args: argparse.Namespace) -> int:
     """As many as there are cores, or the next smaller number that divides the prompts (of a micro-batch)."""
-    prompts = args.prompts if "prompts" in args else args.batch // args.group
+    if "rows" in args:
+        prompts = args.rows
+    else:
+        prompts = args.prompts if "prompts" in args else args.batch // args.group
     prompts //= getattr(args, "micro_batches", 1)
     return max(count for count in range(1, cores() + 1) if max(prompts, 1) % count == 0)
 

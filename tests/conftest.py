@@ -101,7 +101,7 @@ def shared_reward_workers():
 
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         workers_of_a_run = workers.RewardWorkers
-        started = functools.cache(lambda config: stack.enter_context(workers_of_a_run(config)))
+        started = functools.cache(lambda *given: stack.enter_context(workers_of_a_run(*given)))
         for module in (check, workers):
-            patch.setattr(module, "RewardWorkers", lambda config: contextlib.nullcontext(started(config)))
+            patch.setattr(module, "RewardWorkers", lambda *given: contextlib.nullcontext(started(*given)))
         yield

@@ -268,6 +268,15 @@ def test_stragglers(checkpoint):
 
 
 @pytest.mark.slow
+def test_eval_stragglers(checkpoint):
+    sizes = ["--problems", 12, "--rows", 4, "--median", 4, "--prompt", 12, "--side", 56, "--repeats", 2]
+    result = run_script("eval_stragglers", "--model", checkpoint, *sizes)
+    assert result["ratio"] == pytest.approx(result["ragged_tok_per_s"] / result["equal_tok_per_s"], abs=1e-3)
+    assert result["compiles"] == 0 and 4 < result["mean_length"] < result["longest"] <= 32
+    assert [len(seconds) for seconds in result["all"].values()] == [2, 2]
+
+
+@pytest.mark.slow
 def test_rewards():
     result = run_script("rewards", "--accuracy", "upstream", "--answers", 20, "--hanging", 0.1, "--time-limit", 2)
     assert result["ratio"] == pytest.approx((result["hanging_s"] - 2) / result["plain_s"], abs=0.05)

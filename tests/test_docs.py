@@ -20,7 +20,14 @@ from mmeureka_jax.rl.advantages import ADVANTAGES
 from mmeureka_jax.rl.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".", "docs", "docs/reference", "launch", "benchmarks", *(f"eval/{folder.name}" for folder in (ROOT / "eval").iterdir()))
+FOLDERS = (
+    ".",
+    "docs",
+    "docs/reference",
+    "launch",
+    "benchmarks",
+    *(f"eval/{folder.name}" for folder in (ROOT / "eval").iterdir()),
+)
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
 RECIPES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "launch").iterdir()])
 page = pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -9,9 +9,9 @@ from mmeureka_jax.rewards import upstream
 
 
 def judge(response: str, row: Mapping[str, Any]) -> tuple[bool, str | None]:
-    """Whether a response is right, and the text that was compared; None where there is none.
+    """Whether a response is right, and the text that was compared, without spaces around it; None where it is empty.
 
     Source: `accuracy_reward_func`, github.com/ModalMinds/MM-EUREKA, examples/scripts/reward_func_qwen_instruct.py.
     """
     text = upstream.extract(response, "instruct")
-    return upstream.compare(text, row["answer"], "instruct") > 0.5, text
+    return upstream.compare(text, row["answer"], "instruct") > 0.5, (text or "").strip() or None

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
@@ -30,8 +30,11 @@ from mmeureka_jax.files import read_json, write_atomic
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.rewards.workers import RewardWorkers
 from mmeureka_jax.runs.metadata import package_versions
-from mmeureka_jax.sampling.answers import Response
+from mmeureka_jax.sampling.answers import Response, queue_length
 from mmeureka_jax.setup.policy import OpenedPolicy
+
+if TYPE_CHECKING:
+    from mmeureka_jax.data.record import Problem
 
 ANSWERS = "{}.answers.jsonl"
 SETTINGS = "{}.settings.json"
@@ -73,7 +76,8 @@ def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) ->
     """
     results: dict[str, Any] = {}
     judged: list[Judged] = []
-    with RewardWorkers(RewardConfig(workers=workers)) as judges:
+    rules = tuple(released.benchmark.official for released in releases)
+    with RewardWorkers(RewardConfig(workers=workers), rules) as judges:
         judges.validate()
         for released in releases:
             name = released.benchmark.name
@@ -126,15 +130,28 @@ def _draw(examiner: Examiner, rows: PartialRows, settings: Mapping[str, Any], ex
     rejected = [row for row in examiner.checked.report.rejected if row.id is not None]
     made_with = {"command": "eval", "benchmark": exam.name, **policy_identity(examiner.opened), "pictures": pictures}
     names = [name for name in [*ids, *(str(row.id) for row in rejected)] for _ in range(n)]
-    done = rows.resume({**made_with, **settings}, names, n * examiner.batch_rows) // n
+    together = queue_length(examiner.opened.sampler_mesh, examiner.sizes) if n == 1 else n * examiner.batch_rows
+    done = rows.resume({**made_with, **settings}, names, together) // n
     if done < len(problems):
         with progress(len(problems), f"ask {exam.name}", unit="problem", initial=done) as bar:
-            for problem, responses in examiner.answer(examiner.opened.load_params(), problems[done:]):
+            for problem, responses in _answers(examiner, problems[done:], bar.update):
                 rows.add(*(_row(problem.id, number, response) for number, response in enumerate(responses)))
-                bar.update()
     for row in rejected[max(done - len(problems), 0) :]:
         nothing = {"response": "", "length": 0, "finish_reason": "not asked", "reason": row.reason}
         rows.add(*({"id": row.id, "sample": number, **nothing} for number in range(n)))
+
+
+def _answers(
+    examiner: Examiner, problems: Sequence[Problem], on_answer: Callable[[int], object]
+) -> Iterator[tuple[Problem, list[Response]]]:
+    """Several answers share their prompt's computation in batches; single ones come out of a queue."""
+    params = examiner.opened.load_params()
+    if examiner.sampler.settings.group_size == 1:
+        yield from examiner.answer_queued(params, problems, on_answer)
+        return
+    for answered in examiner.answer(params, problems):
+        on_answer(1)
+        yield answered
 
 
 def _row(name: str, sample: int, response: Response) -> dict[str, Any]:

@@ -100,9 +100,13 @@ class Benchmark(ABC):
     """A public benchmark. Its class is in `eval/NAME/benchmark.py`; `open_benchmark(NAME)` makes one.
 
     Rows come as the release has them; everything but `pictures` also works without the pictures' columns.
+
+    Attributes:
+        root: the release's folder, from that of a file with rows: pictures are looked for in it only.
     """
 
     name: ClassVar[str]
+    root: ClassVar[str] = "."
 
     @cached_property
     def settings(self) -> Settings:
@@ -128,9 +132,17 @@ class Benchmark(ABC):
     def answer(self, row: Row) -> str:
         """The gold answer as the project's accuracy rule takes it."""
 
+    def readable(self, response: str) -> str:
+        """A response as the project's accuracy rule takes it, where the question asks for a form of its own."""
+        return response
+
     def pictures(self, row: Row) -> Sequence[Any]:
         """The pictures, in order: paths, bytes, or objects that hold them."""
         return find_pictures(row, used={"question", "answer"}).values
+
+    def needs_picture(self, row: Row) -> bool:
+        """Whether a row without a picture cannot be asked."""
+        return True
 
     def groups(self, row: Row) -> Mapping[str, Sequence[str]]:
         """What scores are broken down by: for each breakdown the values that the row counts for."""

@@ -22,7 +22,7 @@ from mmeureka_jax.mesh import RowShares, row_shares
 from mmeureka_jax.models.batch import length_buckets
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import say_facts
-from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, rows_per_batch
+from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, generate_queued, rows_per_batch
 from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked
@@ -109,6 +109,14 @@ class Examiner:
         """Each problem of this host with the responses to it, as soon as its batch is decoded."""
         mesh = self.opened.sampler_mesh
         return generate(self.sampler, mesh, params, self.processor, problems, self.sizes, compiled=self.compiled)
+
+    def answer_queued(
+        self, params: Params, problems: Sequence[Problem], on_answer: Callable[[int], object]
+    ) -> Iterator[tuple[Problem, list[Response]]]:
+        """As `answer`, for one response to each problem: see `generate_queued`."""
+        mesh = self.opened.sampler_mesh
+        answered = generate_queued(self.sampler, mesh, params, self.processor, problems, self.sizes, on_answer)
+        return ((problem, [response]) for problem, response in answered)
 
     def grade(self, answered: Iterable[tuple[Problem, Sequence[Response]]]) -> list[Graded]:
         """All responses with their scores; those to one problem follow one another."""

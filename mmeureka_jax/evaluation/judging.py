@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import defaultdict
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 JUDGES = ("official", "ours")
 RESULTS_FILE = "results.json"
 _AT_ONCE = 256  # answers that are judged between two updates of the bar
+_TRIED_AGAIN = 32  # of those, at most, where the judge failed
 _SHOWN = 5  # ids in messages
 _AS_ESCAPES = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
 
@@ -132,9 +134,9 @@ def _judged(
 ) -> list[dict[str, Any]]:
     golds = [benchmark.answer(row.columns) for row in asked]
     arguments = [{"response": answer.response, "row": row.plain} for row, answer in zip(asked, answers, strict=True)]
-    official = workers.call(benchmark.official, arguments)
-    texts = [answer_text(answer.response, "instruct") for answer in answers]
-    ours = workers.compare(list(zip(texts, golds, strict=True)))
+    official = _settled(functools.partial(workers.call, benchmark.official), arguments)
+    texts = [answer_text(benchmark.readable(answer.response), "instruct") for answer in answers]
+    ours = _settled(workers.compare, list(zip(texts, golds, strict=True)))
     rows = []
     for answer, theirs, own in zip(answers, official, ours, strict=True):
         if (nothing := answer.why_nothing) is not None:
@@ -145,6 +147,16 @@ def _judged(
         ]
         rows.append(_row(answer, theirs, own, "; ".join(failures) or None))
     return rows
+
+
+def _settled(judge: Callable[[list[Any]], list[dict[str, Any]]], answers: list[Any]) -> list[dict[str, Any]]:
+    """The replies of a judge, which tries answers that failed once more, one at a time: a busy machine is no reason for
+    another verdict."""
+    replies = judge(answers)
+    failed = [number for number, reply in enumerate(replies) if "error" in reply]
+    for number in failed[:_TRIED_AGAIN]:
+        replies[number] = judge([answers[number]])[0]
+    return replies
 
 
 def _row(answer: Answer, official: Mapping[str, Any], ours: Mapping[str, Any], reason: str | None) -> dict[str, Any]:

@@ -62,8 +62,11 @@ class ReleasedRows:
     def problem(self, row: ReleasedRow) -> Problem:
         """What is asked. Raises RowError for a picture that cannot be found, or a row of unexpected types."""
         try:
-            finder = ImageFinder(row.folder, row.folder.resolve(), allow_outside=False)
+            root = (row.folder / self.benchmark.root).resolve()
+            finder = ImageFinder(row.folder, root, allow_outside=False)
             pictures = tuple(finder.find(value) for value in self.benchmark.pictures(row.columns))
+            if not pictures and self.benchmark.needs_picture(row.columns):
+                raise RowError("it has no picture", "missing image")
             content = _parts(self.benchmark.question(row.columns), len(pictures))
             return Problem(
                 row.id, ({"role": "user", "content": content},), pictures, self.benchmark.answer(row.columns), row.plain
@@ -94,7 +97,7 @@ def read_release(benchmark: Benchmark, path: str | Path, *, partial: bool = Fals
                     f"{where}: not a row of {benchmark.settings.title}: it has no {', '.join(missing)}, only "
                     f"{', '.join(columns) or 'nothing'}; expected {release.source}"
                 )
-            rows.append(ReleasedRow(_named(benchmark, columns, where), columns, where, file.parent))
+            rows.append(ReleasedRow(_understood(benchmark, columns, where), columns, where, file.parent))
     _refuse_twice(rows)
     ids = hashlib.sha256("\n".join(sorted(row.id for row in rows)).encode()).hexdigest()
     is_whole = len(rows) == release.rows and release.ids in (None, ids)
@@ -107,11 +110,17 @@ def read_release(benchmark: Benchmark, path: str | Path, *, partial: bool = Fals
     return ReleasedRows(benchmark, path, rows, not is_whole)
 
 
-def _named(benchmark: Benchmark, columns: Mapping[str, Any], where: str) -> str:
+def _understood(benchmark: Benchmark, columns: Mapping[str, Any], where: str) -> str:
+    """The id of a row. Raises UserError for values that are not those of a released row."""
     try:
-        return benchmark.name_of(columns)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: its id cannot be read ({type(error).__name__}: {error})") from None
+        name = benchmark.name_of(columns)
+        benchmark.question(columns)
+        benchmark.answer(columns)
+        benchmark.groups(columns)
+    except (RowError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = str(error) if isinstance(error, RowError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: not a row of {benchmark.settings.title} ({reason})") from None
+    return name
 
 
 def _refuse_twice(rows: Sequence[ReleasedRow]) -> None:

@@ -36,7 +36,7 @@ class CachePart:
     """Keys and values that queries meet.
 
     Attributes:
-        mask: which places hold a token; of prompts for each of them, of own tokens for all rows.
+        mask: which places hold a token, for each of B prompts or rows or for all of them.
         filled: places from here on hold no token in any row.
     """
 
@@ -44,6 +44,11 @@ class CachePart:
     values: Float[Array, "B K S h"]
     mask: Bool[Array, "*B S"]
     filled: Int[Array, ""] | None = None
+
+    @property
+    def of_rows(self) -> Bool[Array, "..."]:
+        """The mask as scores [B, K, q, S] take it."""
+        return self.mask if self.mask.ndim == 1 else self.mask[:, None, None]
 
     @property
     def chunks(self) -> Int[Array, ""] | None:
@@ -98,7 +103,7 @@ def _under_one_softmax(
     length = prompt.keys.shape[-1]
     of_prompt = _few_rows_product(to_prompts(query), prompt.keys)
     parts = [to_rows(jnp.where(prompt.mask[:, None, None], of_prompt, MASKED))]
-    parts += [jnp.where(part.mask, _few_rows_product(query, part.keys), MASKED) for part in own]
+    parts += [jnp.where(part.of_rows, _few_rows_product(query, part.keys), MASKED) for part in own]
     # XLA would fuse the concatenation into each of its readers, and evaluate it element by element.
     scores = jax.lax.optimization_barrier(jnp.concatenate(parts, axis=-1))
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))

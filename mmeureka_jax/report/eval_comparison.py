@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.report.answer_browser import Browsed, Head, Problem, write_page
-from mmeureka_jax.report.eval_page import JUDGES, as_figure, flatten, number, partial, percent, several_of, svg, table
+from mmeureka_jax.report.eval_page import (
+    JUDGES,
+    as_figure,
+    flatten,
+    folded,
+    number,
+    partial,
+    percent,
+    several_of,
+    svg,
+    table,
+)
 
 SIDES = ("A", "B")
 _LEAST_WIDTH = 0.05  # the difference that reaches the end of a plot, unless an interval is wider
@@ -117,7 +128,7 @@ def _section(one: Compared) -> str:
         rows.append(_row(f"by {judge}", one.overall[judge], width, links))
     heads = ("percent right", "problems", "A", "B", "B - A", "95%", "")
     breakdowns = "".join(
-        f"<div>{table(heads, _rows(values, width), caption=escape(name))}</div>"
+        folded(name, len(values), table(heads, _rows(values, width), caption=escape(name)))
         for name, values in one.breakdowns.items()
     )
     more = "".join(

@@ -14,6 +14,7 @@ from mmeureka_jax.report.answer_browser import Browsed, Head, Problem, write_pag
 PAGE_FILE = "eval.html"
 JUDGES = ("official", "ours")
 COLORS = ("var(--line-1)", "var(--line-2)")  # of the judges
+_OPEN_UP_TO = 24  # values of a breakdown
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,14 @@ def table(headings: Sequence[str], rows: Iterable[str], *, texts: Sequence[str] 
     head = "".join(f"<th scope=col{kind}>{name}</th>" for kind, name in zip(kinds, headings, strict=True))
     above = f"<caption>{caption}</caption>" if caption else ""
     return f'<div class="wide"><table>{above}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def folded(name: str, values: int, drawn: str) -> str:
+    """A breakdown among others; one of many values has to be opened."""
+    if values <= _OPEN_UP_TO:
+        return f"<div>{drawn}</div>"
+    summary = f"<summary>{escape(name)}<span>{values} values</span></summary>"
+    return f'<details class="box">{summary}{drawn}</details>'
 
 
 def plot(bars: Sequence[tuple[float, str]], intervals: Sequence[Sequence[float] | None] = (), mark: float = -1) -> str:
@@ -218,7 +227,7 @@ def _breakdowns(results: Mapping[str, Any]) -> str:
                 f'<tr><th scope="row">{escape(value)}</th>{number(count)}{numbers}'
                 f"{plot(bars, mark=results['official'])}</tr>"
             )
-        tables.append(f"<div>{table((escape(name), 'problems', *JUDGES, ''), rows)}</div>")
+        tables.append(folded(name, len(values), table((escape(name), "problems", *JUDGES, ""), rows)))
     key = f'<figcaption class="legend">{legends(JUDGES)}<span>line: all problems, by official</span></figcaption>'
     return f'{key}<div class="breakdowns">{"".join(tables)}</div>' if tables else ""
 
@@ -231,7 +240,7 @@ def _figures(results: Mapping[str, Any]) -> str:
         f"{''.join(number(as_figure(figures[judge][name])) for judge in JUDGES)}</tr>"
         for name in names
     ]
-    return table(("percent", *JUDGES), rows) if rows else ""
+    return _narrow(table(("percent", *JUDGES), rows)) if rows else ""
 
 
 def _several(results: Mapping[str, Any]) -> str:
@@ -243,7 +252,12 @@ def _several(results: Mapping[str, Any]) -> str:
         f'<tr><th scope="row">{escape(name)}</th>{"".join(number(percent(flat[judge][name])) for judge in JUDGES)}</tr>'
         for name in flat[JUDGES[0]]
     ]
-    return table(("percent", *JUDGES), rows)
+    return _narrow(table(("percent", *JUDGES), rows))
+
+
+def _narrow(drawn: str) -> str:
+    """As wide as a breakdown."""
+    return f'<div class="breakdowns"><div>{drawn}</div></div>'
 
 
 def several_of(figures: Mapping[str, Any]) -> dict[str, float]:

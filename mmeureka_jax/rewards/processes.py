@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class TemplateProcess:
     A request to one that has ended does nothing: `RewardWorkers` looks at `exit_reason` before it needs a worker.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, functions: Sequence[str] = ()) -> None:
         self._control, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(TEMPLATE_WAIT)
         self._numbers = itertools.count()
@@ -50,6 +51,7 @@ class TemplateProcess:
             "custom_import_limit": config.custom_import_limit,
             "custom_memory": config.custom_memory_mb * 10**6,
             "memory_limit": MEMORY_LIMIT,
+            "functions": list(functions),
         }
         package_root = str(Path(__file__).parents[2])
         environment = dict(os.environ)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -191,6 +192,8 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     adopt_orphans()
     run = load_rules(settings["accuracy"])
+    for function in settings["functions"]:
+        getattr(importlib.import_module(function.partition(":")[0]), "warm_up", lambda: None)()
     gc.collect()
     gc.freeze()  # a collection in a worker would copy every page of what was imported
     Template(socket.socket(fileno=settings["socket"]), settings, run).serve()

@@ -52,11 +52,15 @@ class RewardWorkers:
     import neither JAX nor the caller's main script, ignore Ctrl-C, and end by themselves when this process ends in
     any way. Calls from several threads take turns.
 
+    Args:
+        functions: those of `call` whose modules are loaded before the workers are forked, `module:function`. A module
+            that is slow to start has `warm_up()`: what a fresh worker does for the first time counts as its answer's.
+
     Raises:
         UserError: settings that cannot work.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, functions: Sequence[str] = ()) -> None:
         if config.workers < 1:
             raise UserError(f"reward.workers={config.workers} must be at least 1")
         if not config.time_limit > 0:
@@ -73,7 +77,8 @@ class RewardWorkers:
         self._read_here = [name for name in self._weights if name not in self._judged]
         self._lock = threading.Lock()
         self._failed_starts = 0
-        self._template = TemplateProcess(config)
+        self._functions = tuple(functions)
+        self._template = TemplateProcess(config, self._functions)
         self._slow: list[WorkerProcess] = []
         self._suspects: set[str] = set()
         self._workers: list[WorkerProcess] = []
@@ -298,7 +303,7 @@ class RewardWorkers:
         ended = self._template.exit_reason()
         if ended is not None:
             self._template.close()
-            self._template = TemplateProcess(self.config)
+            self._template = TemplateProcess(self.config, self._functions)
             self._count_failed_start(f"the process that forks them ended ({ended}); its messages are above")
         for worker in self._workers:
             if worker.job is None and (worker.channel.fileno() < 0 or worker.template is not self._template):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,12 +17,15 @@ from mmeureka_jax.mesh import batch_divisor, row_shares
 from mmeureka_jax.models.batch import Prompt, collate, pick_bucket
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import first_time, plural
+from mmeureka_jax.sampling.queue import Drawn, QueueSampler
 from mmeureka_jax.sampling.request import Request, Samples
 from mmeureka_jax.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.record import Problem
+
+_BATCHES_IN_A_QUEUE = 16
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,78 @@ def generate(
                 samples, _ = sampler.sample(params, request)
             for i, problem in enumerate(own):
                 yield problem, [_response(samples, processor, i, j) for j in range(samples.tokens.shape[1])]
+
+
+def generate_queued(
+    sampler: Sampler,
+    mesh: Mesh,
+    params: Params,
+    processor: Processor,
+    problems: Sequence[Problem],
+    sizes: PromptSizes,
+    on_answer: Callable[[int], object] = lambda count: None,
+) -> Iterator[tuple[Problem, Response]]:
+    """One response to each problem, in order, under `mesh`: the rows of a batch are given to the next problems as soon
+    as they are done. In one process.
+
+    Problems are drawn `queue_length` at a time, each time from an empty batch, so that a command which was interrupted
+    can continue after whole queues with the same rounding of sums.
+
+    Args:
+        on_answer: told how many more responses are done, in any order.
+    """
+    length = queue_length(mesh, sizes)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for start in range(0, len(problems), length):
+            part = problems[start : start + length]
+            drawn: dict[int, Response] = {}
+            given = 0
+            for one in _queue(sampler, mesh, params, processor, part, sizes, pool):
+                text = processor.decode(one.tokens)
+                drawn[one.number] = Response(text, one.tokens, one.log_probs, one.finished)
+                on_answer(1)
+                while given in drawn:
+                    yield part[given], drawn.pop(given)
+                    given += 1
+
+
+def queue_length(mesh: Mesh, sizes: PromptSizes) -> int:
+    """How many problems `generate_queued` draws from one start to the next."""
+    return _BATCHES_IN_A_QUEUE * rows_per_batch(mesh, sizes.prompts)
+
+
+def _queue(
+    sampler: Sampler,
+    mesh: Mesh,
+    params: Params,
+    processor: Processor,
+    problems: Sequence[Problem],
+    sizes: PromptSizes,
+    pool: ThreadPoolExecutor,
+) -> Iterator[Drawn]:
+    """The responses to some problems, as they are done. Pictures of the next ones are processed meanwhile."""
+    rows = rows_per_batch(mesh, sizes.prompts)
+    queue = QueueSampler(sampler.policy, sampler.settings, sampler.stream, rows, sizes.buckets[-1], sampler.seed)
+    processed: dict[int, Future[Prompt]] = {}
+
+    def request_of(numbers: Sequence[int]) -> Request:
+        wanted = [number for number in numbers if number >= 0]
+        for number in range(min(wanted), min(max(wanted) + 1 + len(numbers), len(problems))):
+            if number not in processed:
+                processed[number] = pool.submit(processor, problems[number])
+        prompts = {number: processed.pop(number).result() for number in wanted}
+        longest = max(len(prompt.tokens) for prompt in prompts.values())
+        filled = [prompts[number] if number >= 0 else processor.filler() for number in numbers]
+        names = [problems[number].id if number >= 0 else None for number in numbers]
+        return Request.of(names, collate(filled, pick_bucket(longest, sizes.buckets), sizes.image_windows), mesh)
+
+    responses = queue.run(params, len(problems), request_of)
+    while True:
+        with jax.set_mesh(mesh):
+            one = next(responses, None)
+        if one is None:
+            return
+        yield one
 
 
 def _request(

@@ -40,7 +40,7 @@ class Request:
     @classmethod
     def of(
         cls,
-        ids: Sequence[str],
+        ids: Sequence[str | None],
         prompts: Prompt,
         mesh: Mesh | None = None,
         *,
@@ -50,12 +50,12 @@ class Request:
         """A request for this host's prompts.
 
         Args:
-            ids: a name for each prompt; the last prompts, which have none, only fill up the batch.
+            ids: a name for each prompt; those that have none, or for which there is None, only fill up the batch.
             mesh: the mesh over which the arrays are spread by prompt; None: they stay where they are.
         """
-        count = len(prompts.tokens)
-        names = prompt_seeds([*ids, *["filler"] * (count - len(ids))])
-        arrays = (prompts, names, np.arange(count) < len(ids), limits)
+        every = [*ids, *[None] * (len(prompts.tokens) - len(ids))]
+        names = prompt_seeds(["filler" if name is None else name for name in every])
+        arrays = (prompts, names, np.asarray([name is not None for name in every]), limits)
         prompts, names, active, limits = arrays if mesh is None else to_global(mesh, arrays)
         return cls(prompts, names, active, rollout, limits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -94,6 +95,26 @@ def test_both_answers_and_the_pictures_are_there(folders, tmp_path):
     assert pictures_of(page) == pictures_of((folders[0] / "eval.html").read_text())
     settings = re.search(r"<summary>Settings that differ.*?</details>", page, re.DOTALL)[0]
     assert "<td>model 1</td><td>model 2</td>" in settings and "official" not in settings
+
+
+def test_rows_outside_the_overall_score_stay_out_of_it(tmp_path):
+    released = release(tmp_path / "release", 30)
+
+    class Other(type(released.benchmark)):
+        settings = released.benchmark.settings
+
+        def counts_overall(self, row):
+            return row["subject"] != "math"
+
+    released = dataclasses.replace(released, benchmark=Other())
+    for seed, name in enumerate("ab"):
+        write_folder(tmp_path / name, [judged(released, seed=seed)])
+    (found,) = compare(tmp_path / "a", tmp_path / "b", tmp_path / "page.html")
+    for side, name in (("first", "a"), ("second", "b")):
+        results = json.loads((tmp_path / name / "results.json").read_text())["benchmarks"]["mmk12"]
+        assert results["count"] == found.overall["ours"].count == 20
+        assert getattr(found.overall["ours"], side) == pytest.approx(results["ours"])
+    assert found.breakdowns["subject"]["math"]["ours"].count == 10
 
 
 def test_names_of_folders_are_escaped(folders, tmp_path):

@@ -75,6 +75,16 @@ def test_scores_are_beside_published_ones(small, tmp_path):
     assert "Benchmarks of model 0" in page
 
 
+def test_a_breakdown_of_many_values_is_folded(small, tmp_path):
+    one = judged(small)
+    scores = {"official": 0.5, "ours": 0.5, "count": 2}
+    breakdowns = {"few": {str(i): scores for i in range(24)}, "many": {str(i): scores for i in range(25)}}
+    page = write_folder(
+        tmp_path, [dataclasses.replace(one, results=one.results | {"breakdowns": breakdowns})]
+    ).read_text()
+    assert "<summary>many<span>25 values</span></summary>" in page and "<summary>few" not in page
+
+
 def test_a_whole_release_has_no_mark(small, tmp_path):
     one = judged(small)
     whole = {key: value for key, value in one.results.items() if key != "partial"}

@@ -40,11 +40,12 @@ def run(args: argparse.Namespace) -> int:
     from mmeureka_jax.rewards.workers import RewardWorkers
 
     name, path = args.benchmark
-    released = read_release(open_benchmark(name), path, partial=args.partial)
+    asked = open_benchmark(name)
+    released = read_release(asked, path, partial=args.partial)
     answers = read_answers(args.answers, released)
     if not answers:
         raise UserError(f"{args.answers}: no answers in it")
-    with RewardWorkers(RewardConfig(workers=args.reward_workers)) as workers:
+    with RewardWorkers(RewardConfig(workers=args.reward_workers), (asked.official,)) as workers:
         workers.validate()
         with progress(len(answers), f"judge {name}", unit="answer") as bar:
             rows = judge(released, answers, workers, bar.update)
