@@ -3,6 +3,7 @@
 OUTPUT/NAME.answers.jsonl   every response; an interrupted command continues in it, and `--judge-only` judges it again
 OUTPUT/NAME.jsonl           every response with the verdicts
 OUTPUT/results.json         scores, and everything that decides them
+OUTPUT/eval.html            scores beside published ones, and a browser of the answers
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmeureka_jax import __version__
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.benchmark import Benchmark
 from mmeureka_jax.evaluation.examiner import Examiner, open_examiner
 from mmeureka_jax.evaluation.identity import ids_and_pictures, policy_identity
-from mmeureka_jax.evaluation.judging import judge, read_answers, results_of, write_results
+from mmeureka_jax.evaluation.judging import judge, judges_of, read_answers, results_of, write_results, write_rows
 from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions, questions
+from mmeureka_jax.evaluation.pages import Judged, with_problems, write_page
 from mmeureka_jax.evaluation.partial_rows import PartialRows, partial_rows
 from mmeureka_jax.evaluation.release import ReleasedRows, ReleaseSource
 from mmeureka_jax.files import read_json, write_atomic
@@ -68,12 +69,13 @@ def ask_and_judge(model: ModelOptions, exams: Sequence[Exam], output: Path) -> d
 
 
 def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) -> dict[str, Any]:
-    """Judges the answers that are in `output`, writes NAME.jsonl and results.json, and returns the results.
+    """Judges the answers that are in `output`, writes NAME.jsonl, results.json and eval.html, and returns the results.
 
     Raises:
         UserError: there are no answers to one of the benchmarks, or they are not to its rows.
     """
     results: dict[str, Any] = {}
+    judged: list[Judged] = []
     rules = tuple(released.benchmark.official for released in releases)
     with RewardWorkers(RewardConfig(workers=workers), rules) as judges:
         judges.validate()
@@ -85,15 +87,14 @@ def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) ->
             answers = read_answers(file, released)
             with progress(len(answers), f"judge {name}", unit="answer") as bar:
                 rows = judge(released, answers, judges, bar.update)
-            golds = {row.id: released.benchmark.answer(row.columns) for row in released.rows}
-            for row, answer in zip(rows, answers, strict=True):
-                row |= {"answer": golds[answer.id], "response": answer.response}
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomic(output / f"{name}.jsonl", lines.encode())
+            rows = with_problems(released, rows, answers)
+            write_rows(output, name, rows)
             settings = output / SETTINGS.format(name)
             asked = {"settings": read_json(settings)} if settings.is_file() else {}
             results[name] = results_of(released, rows) | asked
+            judged.append(Judged(released, rows, results[name]))
     write_results(output, results)
+    write_page(judged, output)
     return results
 
 
@@ -173,6 +174,6 @@ def _described(model: ModelOptions, opened: OpenedPolicy, exam: Exam, settings: 
         "data": str(exam.released.path),
         **settings,
         "compute_dtype": opened.policy.compute_dtype,
-        "judges": {"official": f"{benchmark.official} of mmeureka_jax {__version__}", "ours": "instruct"},
+        "judges": judges_of(benchmark),
         "packages": package_versions(),
     }

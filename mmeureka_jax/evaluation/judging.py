@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmeureka_jax import __version__
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.benchmark import Benchmark
 from mmeureka_jax.evaluation.intervals import bootstrap, of_samples
@@ -27,6 +29,7 @@ RESULTS_FILE = "results.json"
 _AT_ONCE = 256  # answers that are judged between two updates of the bar
 _TRIED_AGAIN = 32  # of those, at most, where the judge failed
 _SHOWN = 5  # ids in messages
+_AS_ESCAPES = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -234,11 +237,29 @@ def _breakdowns(
     return {name: {value: _scores(shares, own[value]) for value in sorted(own)} for name, own in sorted(groups.items())}
 
 
+def judges_of(benchmark: Benchmark) -> dict[str, str]:
+    """Which rules judge, for the settings in results.json."""
+    return {"official": f"{benchmark.official} of mmeureka_jax {__version__}", "ours": "instruct"}
+
+
+def write_rows(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes the judged answers to a benchmark as NAME.jsonl. Returns the file."""
+    file = folder / f"{name}.jsonl"
+    write_atomic(file, "".join(_json(row) + "\n" for row in rows).encode())
+    return file
+
+
 def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Path:
     """Writes the results of benchmarks, by their names, as `results.json`. Returns the file."""
     file = folder / RESULTS_FILE
-    write_atomic(file, (json.dumps({"benchmarks": results}, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(file, (_json({"benchmarks": results}, indent=2) + "\n").encode())
     return file
+
+
+def _json(value: Any, **options: Any) -> str:
+    """JSON in which halves of surrogate pairs, which UTF-8 cannot hold, and further ends of lines are escapes."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return _AS_ESCAPES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def in_words(name: str, results: Mapping[str, Any]) -> str:

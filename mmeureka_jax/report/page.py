@@ -5,8 +5,6 @@ Everything that a model, a data set or a config wrote is escaped, and the page's
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,11 +27,11 @@ from mmeureka_jax.report.chart_groups import metrics_of_parts_off
 from mmeureka_jax.report.charts import Rows, draw_charts, format_number, series_of
 from mmeureka_jax.report.failures import draw_failures, failures_of
 from mmeureka_jax.report.formulas import answer_to_html, text_to_html
+from mmeureka_jax.report.thumbnails import to_data_uri
 from mmeureka_jax.runs.tracking import ROLLOUTS_FOLDER, picture_of, read_metrics, read_rollouts
 
 REPORT_FILE = "report.html"
 MAX_STEPS_SHOWN = 8  # logged steps of rollouts in the report, the first and the last among them
-THUMBNAIL_SIDE = 360  # pixels
 RESPONSES_SHOWN = 2  # per group; the others fold out
 
 _OPENING = re.compile(r"<(think|answer)>")
@@ -362,18 +360,9 @@ def _picture(path: Path) -> str:
             picture = as_rgb(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return f"<i>{escape(path.name)}: cannot be read</i>"
-    size = picture.size
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    encodings = []
-    for form, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
-        buffer = io.BytesIO()
-        picture.save(buffer, form, **options)
-        encodings.append((len(buffer.getvalue()), form, buffer.getvalue()))
-    _, form, data = min(encodings[:1] if encodings[0][0] < 20_000 else encodings)  # drawings stay exact
-    kind = " class=small" if max(size) < 130 else ""
-    source = base64.b64encode(data).decode()
-    alternative = f"picture of the problem, {size[0]} by {size[1]} pixels"
-    return f'<img{kind} alt="{alternative}" src="data:image/{form};base64,{source}">'
+    kind = " class=small" if max(picture.size) < 130 else ""
+    alternative = f"picture of the problem, {picture.width} by {picture.height} pixels"
+    return f'<img{kind} alt="{alternative}" src="{to_data_uri(picture)}">'
 
 
 # ---------------------------------------------------------------------------------------------------------------------

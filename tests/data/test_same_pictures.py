@@ -17,7 +17,8 @@ from mmeureka_jax.data.pictures import PicturePreprocessor, read_picture
 from mmeureka_jax.data.problems import open_problems
 from mmeureka_jax.data.record import ImageRef
 from mmeureka_jax.data.vision_layout import VisionGeometry, window_layout
-from mmeureka_jax.report.page import THUMBNAIL_SIDE, write_report
+from mmeureka_jax.report.page import write_report
+from mmeureka_jax.report.thumbnails import THUMBNAIL_SIDE
 from mmeureka_jax.runs.rollout_samples import RolloutSample
 from mmeureka_jax.runs.tracking import MAX_LOGGED_SIDE, Tracker
 

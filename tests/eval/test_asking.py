@@ -11,6 +11,7 @@ from helpers.guessing import write_guessing_checkpoint
 from PIL import Image
 
 from mmeureka_jax.evaluation.partial_rows import PartialRows
+from mmeureka_jax.report.answer_browser import read_element
 
 PROBLEMS = 20
 BROKEN = "5"
@@ -63,6 +64,10 @@ def test_every_row_has_its_answers_or_a_reason(whole):
     assert results["failed"] >= 1 / PROBLEMS
     settings = results["settings"]
     assert (settings["prompt_style"], settings["max_new_tokens"], settings["temperature"]) == ("plain", 4, 1.0)
+    (shown,) = read_element((whole / "eval.html").read_text(), "data")["benchmarks"]
+    assert [[shown["problems"][one[0]][0], one[2]] for one in shown["answers"]] == [
+        [row["id"], row["sample"]] for row in rows
+    ]
     assert settings["release"] == "MMK12 (test)" and "official:judge" in settings["judges"]["official"]
 
 

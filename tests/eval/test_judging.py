@@ -197,7 +197,7 @@ def test_the_same_command_twice_gives_the_same_bytes(command, tmp_path):
         assert command([*RIGHT, *WRONG]) == 0
         written.append({file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()})
     assert written[0] == written[1]
-    assert set(written[0]) == {"results.json", "mmk12.jsonl"}
+    assert set(written[0]) == {"results.json", "mmk12.jsonl", "eval.html"}
 
 
 def test_a_part_is_accepted_only_with_partial_and_marked(command, tmp_path, capsys):

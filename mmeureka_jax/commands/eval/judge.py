@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from mmeureka_jax.commands.arguments import add_command, benchmark, size
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import write_atomic
 from mmeureka_jax.process.console import progress
 
 
@@ -19,14 +17,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--answers", type=Path, required=True, metavar="A.jsonl", help="rows {id, response}; of one id: samples"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of results.json, NAME.jsonl")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder of results.json, NAME.jsonl, eval.html"
+    )
     parser.add_argument("--partial", action="store_true", help="accept a part of the release, and mark its scores")
     parser.add_argument("--reward-workers", type=size, default=RewardConfig.workers, metavar="N", help="processes")
 
 
 def run(args: argparse.Namespace) -> int:
     from mmeureka_jax.evaluation.benchmark import open_benchmark
-    from mmeureka_jax.evaluation.judging import in_words, judge, read_answers, results_of, write_results
+    from mmeureka_jax.evaluation.judging import (
+        in_words,
+        judge,
+        judges_of,
+        read_answers,
+        results_of,
+        write_results,
+        write_rows,
+    )
+    from mmeureka_jax.evaluation.pages import Judged, with_problems, write_page
     from mmeureka_jax.evaluation.release import read_release
     from mmeureka_jax.rewards.workers import RewardWorkers
 
@@ -40,10 +49,18 @@ def run(args: argparse.Namespace) -> int:
         workers.validate()
         with progress(len(answers), f"judge {name}", unit="answer") as bar:
             rows = judge(released, answers, workers, bar.update)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(args.output / f"{name}.jsonl", lines.encode())
-    results = results_of(released, rows)
+    rows = with_problems(released, rows, answers)
+    write_rows(args.output, name, rows)
+    results = results_of(released, rows) | {
+        "settings": {
+            "answers": str(args.answers),
+            "release": released.benchmark.settings.title,
+            "data": str(released.path),
+            "judges": judges_of(released.benchmark),
+        }
+    }
     file = write_results(args.output, {name: results})
+    page = write_page([Judged(released, rows, results)], args.output)
     print(in_words(name, results))
-    print(f"results: {file.resolve()}")
+    print(f"results: {file.resolve()}\npage: {page.resolve()}")
     return 0
