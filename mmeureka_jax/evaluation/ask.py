@@ -127,7 +127,8 @@ def _draw(examiner: Examiner, rows: PartialRows, settings: Mapping[str, Any], ex
     problems = examiner.problems()
     n = exam.options.n
     ids, pictures = ids_and_pictures(problems)
-    rejected = [row for row in examiner.checked.report.rejected if row.id is not None]
+    last = examiner.indices[-1] if exam.options.limit is not None else len(exam.released.rows)
+    rejected = [row for row in examiner.checked.report.rejected if row.id is not None and row.row < last]
     made_with = {"command": "eval", "benchmark": exam.name, **policy_identity(examiner.opened), "pictures": pictures}
     names = [name for name in [*ids, *(str(row.id) for row in rejected)] for _ in range(n)]
     together = queue_length(examiner.opened.sampler_mesh, examiner.sizes) if n == 1 else n * examiner.batch_rows

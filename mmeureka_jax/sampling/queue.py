@@ -86,7 +86,7 @@ class QueueSampler:
                 prompts come first in each shard's part.
         """
         weights = weights_of(self.policy, self.settings, params)
-        host = _Host(self, nobody(self.policy, self.settings, self.rows, self.prompt))
+        host = _Host(nobody(self.policy, self.settings, self.rows, self.prompt))
         waiting = list(range(count))
         sizes = row_sizes(self.rows // batch_shards(), self.settings.shrink)
         while True:
@@ -122,11 +122,10 @@ def _spread(count: int, places: int) -> np.ndarray:
 class _Host:
     """What the host knows of a state: which rows are done, and which responses were handed on."""
 
-    def __init__(self, sampler: QueueSampler, state: QueueState):
-        self.sampler = sampler
+    def __init__(self, state: QueueState):
         self.state = state
         self._handed_on: set[int] = set()
-        self._done = np.ones(sampler.rows, bool)
+        self._done = np.ones(len(state.done), bool)
 
     @property
     def running(self) -> int:

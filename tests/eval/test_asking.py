@@ -106,6 +106,8 @@ def test_judging_again_asks_nothing_and_changes_nothing(arguments, whole, tmp_pa
     "more, message",
     [
         (["--data", "x.jsonl"], "give --data or benchmarks, not both"),
+        (["--accuracy", "boxed"], "--accuracy is for --data"),
+        (["--root", "/"], "--root is for --data"),
         (["--benchmark", "mmk12=elsewhere"], "a benchmark is given twice"),
         (["--benchmark", "mmk21=elsewhere"], "mmk21: no such benchmark; there are"),
     ],
@@ -120,3 +122,13 @@ def test_a_part_is_refused_unless_it_is_said(arguments, tmp_path, capsys):
     without = [argument for argument in arguments if argument != "--partial"]
     assert mmeureka(*without, "--output", tmp_path / "out") == 2
     assert "20 rows, but MMK12 (test) has 2,000" in capsys.readouterr().err
+    assert mmeureka(*without, "--limit", 4, "--output", tmp_path / "out") == 2
+    assert "give --partial too" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_limit_asks_the_first_rows(arguments, tmp_path):
+    assert mmeureka(*arguments, "--samples", 1, "--limit", 6, "--output", tmp_path) == 0
+    assert [row["id"] for row in read_rows(tmp_path / "mmk12.jsonl")] == ["0", "1", "2", "3", "4", BROKEN, "6"]
+    results = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["mmk12"]
+    assert (results["count"], results["samples"], results["partial"]) == (7, 1, True)

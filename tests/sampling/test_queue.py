@@ -73,7 +73,10 @@ def assert_same(drawn, samples):
         assert one.finished == samples.finished[number, 0]
 
 
-@pytest.mark.parametrize("temperature, rows", [(0.8, 8), (0.0, 8), pytest.param(0.8, 32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "temperature, rows",
+    [(0.8, 8), pytest.param(0.0, 8, marks=pytest.mark.slow), pytest.param(0.8, 32, marks=pytest.mark.slow)],
+)
 def test_a_queue_draws_what_a_batch_draws(model, batch, temperature, rows):
     settings = settings_of(model, temperature=temperature)
     drawn, order = queued(model, batch, settings, rows)

@@ -62,6 +62,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=positive_int, metavar="N", help="ask only the first N usable problems")
     parser.add_argument("--batch-size", type=size, default=32, metavar="N", help="default: %(default)s")
     add_sampling_arguments(parser, temperature=0.0)
+    parser.add_argument(
+        "--samples", dest="n", type=size, default=argparse.SUPPRESS, metavar="N", help="another name of --n"
+    )
     group = parser.add_argument_group("default: as the run that exported the checkpoint asked, else as in a config")
     group.add_argument("--prompt-style", choices=PROMPT_STYLES, help="instructions around each question")
     group.add_argument(
@@ -97,6 +100,11 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
     """Public benchmarks, one after another."""
     if args.data is not None:
         raise UserError("give --data or benchmarks, not both")
+    for name in ("accuracy", "root", "allow_outside_root"):
+        if getattr(args, name):
+            raise UserError(f"--{name.replace('_', '-')} is for --data: a benchmark has its own judges and folders")
+    if args.limit is not None and not args.partial:
+        raise UserError("--limit asks a part of a release: give --partial too, which marks its scores as partial")
     refuse_missing(args, "output", *(() if args.judge_only else ("model",)))
     refuse_too_many(args)
     if not args.judge_only:
