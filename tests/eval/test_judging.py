@@ -22,7 +22,7 @@ ROWS = [
 RIGHT = [{"id": row["id"], "response": f"<answer>{row['answer']}</answer>"} for row in ROWS]
 WRONG = [{"id": row["id"], "response": "<answer>it is none of them</answer>"} for row in ROWS]
 HANGING = "<answer>$9^{9^{9^{9}}}$</answer>"
-LIMIT = 2.0  # seconds
+LIMIT = 3.0  # seconds
 
 
 @pytest.fixture(scope="module")
