@@ -101,7 +101,8 @@ def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) ->
 def _ask(opened: OpenedPolicy, exam: Exam, output: Path) -> dict[str, Any]:
     """Writes the answers to a benchmark, after those of an interrupted command. Returns how they were asked for."""
     file = output / ANSWERS.format(exam.name)
-    usual = {key: value for key, value in dataclasses.asdict(_asked(exam)).items() if value is not None}
+    own = dataclasses.asdict(exam.released.benchmark.settings.asked)
+    usual = {key: value for key, value in own.items() if value is not None}
     asked = questions(exam.options, opened, usual)
     source = ReleaseSource(exam.released)
     with ExitStack() as stack:
@@ -116,10 +117,6 @@ def _ask(opened: OpenedPolicy, exam: Exam, output: Path) -> dict[str, Any]:
         _draw(examiner, rows, settings, exam)
         rows.publish()
     return settings
-
-
-def _asked(exam: Exam) -> Any:
-    return exam.released.benchmark.settings.asked
 
 
 def _draw(examiner: Examiner, rows: PartialRows, settings: Mapping[str, Any], exam: Exam) -> None:

@@ -46,21 +46,13 @@ def with_problems(
     asked = {
         row.id: {
             "answer": str(benchmark.answer(row.columns)),
-            "question": _question(released, row),
+            "question": str(benchmark.question(row.columns)),
             "groups": {name: list(values) for name, values in benchmark.groups(row.columns).items()},
             "overall": bool(benchmark.counts_overall(row.columns)),
         }
         for row in released.rows
     }
     return [{**row, **asked[row["id"]], "response": one.response} for row, one in zip(rows, answers, strict=True)]
-
-
-def _question(released: ReleasedRows, row: ReleasedRow) -> str:
-    """The question; empty for a row of unexpected types, whose answers have the reason."""
-    try:
-        return str(released.benchmark.question(row.columns))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ""
 
 
 def write_page(judged: Sequence[Judged], folder: Path) -> Path:
