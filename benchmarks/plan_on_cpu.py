@@ -117,7 +117,7 @@ def train(name: str, devices: int, folder: Path) -> dict[str, Any]:
     from mmeureka_jax.training import rl
 
     config = config_of(name, devices, folder)
-    start_jax(None, config)
+    start_jax(mesh=config.mesh, folder=config.run_dir)
     compiled: list[str] = []
     compiler = logging.getLogger("jax._src.compiler")
     compiler.setLevel(logging.DEBUG)

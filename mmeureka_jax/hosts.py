@@ -79,16 +79,22 @@ def sum_over_hosts(values: Sequence[float]) -> list[float]:
     return np.sum(every_host(np.asarray(values, np.float64)), axis=0).tolist()
 
 
+def text_of_all(text: str) -> list[str]:
+    """Every host's text, on every host. All hosts must call it together."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    lengths = every_host(len(own))
+    texts = every_host(np.pad(own, (0, max(1, int(lengths.max())) - len(own))))
+    return [row[:length].tobytes().decode() for row, length in zip(texts, lengths, strict=True)]
+
+
 def raise_together(message: str | None) -> None:
     """Returns if no host has a message; otherwise raises on all of them. All hosts must call it together.
 
     Raises:
         UserError: with the message of the first host that has one.
     """
-    own = np.frombuffer((message or "").encode(), np.uint8)
-    longest = int(max_over_hosts(len(own)))
-    if longest == 0:
-        return
-    texts = every_host(np.pad(own, (0, longest - len(own))))
-    first = next(text for text in texts if text[0])
-    raise UserError(first.tobytes().rstrip(b"\0").decode())
+    for said in text_of_all(message or ""):
+        if said:
+            raise UserError(said)

@@ -158,6 +158,9 @@ class RowShares:
         return np.concatenate([of_shard[list(shards)].ravel() for shards in self.shards])
 
 
+ONE_HOST = RowShares(hosts=((0,),), shards=((0,),))  # which has all rows, in order
+
+
 @functools.lru_cache(maxsize=16)
 def row_shares(mesh: Mesh) -> RowShares:
     """Which rows of an array that is spread over the batch dimension each host holds, and so loads.

@@ -32,7 +32,7 @@ def train(config: Config) -> Path:
     if not isinstance(config, Config):
         raise UserError(f"train takes what load_config gives; got {type(config).__name__}")
     validate_config(config)
-    start_jax(config=config)
+    start_jax(mesh=config.mesh, folder=config.run_dir)
     from mmeureka_jax.report.page import write_report
     from mmeureka_jax.training import rl
 

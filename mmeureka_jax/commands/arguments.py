@@ -124,7 +124,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `train` and `sft`."""
     parser.add_argument("config", type=Path, help="a YAML file (see configs/)")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of config keys")
-    group = parser.add_argument_group("a run over many processes")
+    add_process_arguments(parser, "a run over many processes")
+
+
+def add_process_arguments(parser: argparse.ArgumentParser, title: str) -> None:
+    """How several processes find each other; see `start_jax`."""
+    group = parser.add_argument_group(title)
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num-processes", type=positive_int, metavar="N")
     group.add_argument("--process-id", type=count, metavar="I")

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     validate_config(config, command="sft")
-    start_jax(args, config)
+    start_jax(args, config.mesh, config.run_dir)
     from mmeureka_jax.hosts import is_main
     from mmeureka_jax.report.page import write_report
     from mmeureka_jax.training.sft import fine_tune

@@ -9,21 +9,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from mmeureka_jax.config.schema import DataConfig, RewardConfig
+from mmeureka_jax.config.schema import DataConfig, RewardConfig, SamplerConfig
 from mmeureka_jax.evaluation.options import EvalOptions
 from mmeureka_jax.mesh import RowShares, row_shares
 from mmeureka_jax.models.batch import length_buckets
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.process.console import say_facts
+from mmeureka_jax.process.console import plural, say, say_facts
 from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, generate_queued, rows_per_batch
+from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.sampler import Sampler
+from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked
 
@@ -56,6 +58,7 @@ class Examiner:
     """Asks a policy problems and grades the answers. All hosts of a run call its methods together.
 
     Attributes:
+        rewards: what grades; None where answers are judged elsewhere.
         checked: the problems that can be asked.
         indices: the rows of those that are asked, over all hosts.
         sizes: of the batches of problems that are answered together.
@@ -64,7 +67,7 @@ class Examiner:
 
     opened: OpenedPolicy
     processor: Processor
-    rewards: RewardWorkers
+    rewards: RewardWorkers | None
     checked: CheckedProblems
     indices: Sequence[int]
     sampler: Sampler
@@ -115,6 +118,8 @@ class Examiner:
     ) -> Iterator[tuple[Problem, list[Response]]]:
         """As `answer`, for one response to each problem: see `generate_queued`."""
         mesh = self.opened.sampler_mesh
+        if problems and not self.compiled:
+            say(f"answering {plural(self.batch_rows, 'problem')} at a time; first the sampler is compiled for them")
         answered = generate_queued(self.sampler, mesh, params, self.processor, problems, self.sizes, on_answer)
         return ((problem, [response]) for problem, response in answered)
 
@@ -122,6 +127,7 @@ class Examiner:
         """All responses with their scores; those to one problem follow one another."""
         from mmeureka_jax.rewards.base import RewardRequest
 
+        assert self.rewards is not None
         begun = self.processor.response_prefix
         answers = [(problem, number, response) for problem, own in answered for number, response in enumerate(own)]
         requests = [
@@ -150,7 +156,6 @@ def open_examiner(
     *,
     stream: str,
     report_file: Path | None = None,
-    source: ProblemSource | None = None,
 ) -> Iterator[Examiner]:
     """An examiner for a command without a run: opens the problems and starts the reward workers, under `jax.set_mesh`.
 
@@ -158,36 +163,61 @@ def open_examiner(
         asked: how problems are asked and graded, see `questions`.
         stream: whose random numbers the answers are drawn with, see `Sampler`.
         report_file: see `open_checked`.
+
+    Raises:
+        UserError: see `make_examiner`.
+    """
+    from mmeureka_jax.rewards.workers import RewardWorkers
+
+    rule = RewardConfig(accuracy=asked["accuracy"], workers=options.reward_workers)
+    with RewardWorkers(rule) as rewards, jax.set_mesh(opened.mesh):
+        rewards.validate()
+        examiner = make_examiner(opened, options, asked, stream=stream, report_file=report_file)
+        yield replace(examiner, rewards=rewards)
+
+
+def make_examiner(
+    opened: OpenedPolicy,
+    options: EvalOptions,
+    asked: Mapping[str, Any],
+    *,
+    stream: str,
+    report_file: Path | None = None,
+    source: ProblemSource | None = None,
+    limits: SamplerConfig | None = None,
+) -> Examiner:
+    """An examiner without rewards for the problems of `options.data`, under `jax.set_mesh` of the policy's mesh.
+
+    Args:
+        asked, stream, report_file: see `open_examiner`.
         source: problems that are not those of `options.data`, and need no answer that the accuracy rule reads.
+        limits: of a run's sampler, with `decode_weights` chosen.
 
     Raises:
         UserError: the checkpoint and the problems do not go together, or no problem can be used.
     """
     from mmeureka_jax.data.processor import Processor
-    from mmeureka_jax.rewards.workers import RewardWorkers
 
     processor = Processor.from_checkpoint(
         opened.checkpoint,
         **{key: asked[key] for key in ("prompt_style", "min_pixels", "max_pixels", "max_prompt_tokens")},
     )
-    rule = RewardConfig(accuracy=asked["accuracy"], workers=options.reward_workers)
-    with RewardWorkers(rule) as rewards, jax.set_mesh(opened.mesh):
-        rewards.validate()
-        data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
-        checked = open_checked(
-            options.data, data, processor, report_file=report_file, source=source, require_answer=source is None
-        )
-        say_facts({"data": checked.describe()})
-        longest = checked.report.max_tokens
-        check_context(opened.policy.config.text, longest + asked["max_new_tokens"])
-        sizes = PromptSizes(options.batch_size, length_buckets(longest), checked.report.max_windows)
-        settings = options.sampling(opened, processor, sizes, asked["max_new_tokens"])
-        yield Examiner(
-            opened,
-            processor,
-            rewards,
-            checked,
-            checked.indices[: options.limit],
-            Sampler(opened.policy, settings, stream, options.seed),
-            sizes,
-        )
+    data = DataConfig(root=options.root, allow_outside_root=options.allow_outside_root)
+    checked = open_checked(
+        options.data, data, processor, report_file=report_file, source=source, require_answer=source is None
+    )
+    say_facts({"data": checked.describe()})
+    longest = checked.report.max_tokens
+    check_context(opened.policy.config.text, longest + asked["max_new_tokens"])
+    sizes = PromptSizes(options.batch_size, length_buckets(longest), checked.report.max_windows)
+    drawn = options.sampling(limits or SamplerConfig(), asked["max_new_tokens"])
+    drawn = with_weights_chosen(drawn, opened, sizes, options.n)
+    return Examiner(
+        opened,
+        processor,
+        None,
+        checked,
+        checked.indices[: options.limit],
+        Sampler(opened.policy, SamplingSettings.of(processor, drawn, options.n), stream, options.seed),
+        sizes,
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 
@@ -20,14 +20,8 @@ from mmeureka_jax.config.schema import (
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hub import resolve_checkpoint
 from mmeureka_jax.runs.provenance import read_provenance
-from mmeureka_jax.sampling.answers import PromptSizes
-from mmeureka_jax.sampling.memory import with_weights_chosen
-from mmeureka_jax.sampling.token_draws import SamplingSettings
 from mmeureka_jax.setup.header import say_header
 from mmeureka_jax.setup.policy import OpenedPolicy, lora_of_adapters, open_policy
-
-if TYPE_CHECKING:
-    from mmeureka_jax.data.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,13 @@ class ModelOptions:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh: MeshConfig = MeshConfig(data=-1, fsdp=1, tensor=1)
 
-    def open(self, command: str) -> OpenedPolicy:
-        """Finds the policy, checks it, and says what `command` runs on."""
-        if jax.process_count() > 1:
+    def open(self, command: str, *, on_hosts: bool = False) -> OpenedPolicy:
+        """Finds the policy, checks it, and says what `command` runs on.
+
+        Args:
+            on_hosts: the command can run in several processes.
+        """
+        if jax.process_count() > 1 and not on_hosts:
             raise UserError("this command runs in one process; start it on one host, without MMEUREKA_DISTRIBUTED")
         checkpoint = resolve_checkpoint(self.checkpoint, weights=False)
         lora = None
@@ -108,27 +106,37 @@ class EvalOptions:
                 "same; give a temperature above 0 (--temperature 1)"
             )
 
-    def sampling(
-        self, opened: OpenedPolicy, processor: Processor, sizes: PromptSizes, max_new_tokens: int
-    ) -> SamplingSettings:
-        """The sampler's settings for answers of at most `max_new_tokens`."""
-        drawn = SamplerConfig(self.temperature, self.top_k, self.top_p, max_new_tokens)
-        drawn = with_weights_chosen(drawn, opened, sizes, self.n)
-        return SamplingSettings.of(processor, drawn, group_size=self.n)
+    def sampling(self, limits: SamplerConfig, max_new_tokens: int) -> SamplerConfig:
+        """The sampler's settings for answers of at most `max_new_tokens`, within a run's `limits`."""
+        return replace(
+            limits,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_new_tokens=max_new_tokens,
+        )
 
 
-def questions(options: EvalOptions, opened: OpenedPolicy, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """How problems are asked and graded: as `options` say, else as the run did that exported the adapters or, if these
-    say nothing, the checkpoint; else as in a config, with prompts as long as the checkpoint's context.
+def questions(
+    options: EvalOptions,
+    opened: OpenedPolicy,
+    usual: Mapping[str, Any] | None = None,
+    trained: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """How problems are asked and graded: as `options` say, else as the policy was trained, else as in a config, with
+    prompts as long as the checkpoint's context.
 
     Args:
         usual: how a benchmark is asked, instead of as in a config.
+        trained: how the policy was asked in training; by default what its run wrote when it exported the adapters or,
+            if these say nothing, the checkpoint.
 
     Returns:
         The values of the options that may be None, by name.
     """
-    exported = read_provenance(opened.adapters.folder) if opened.adapters is not None else {}
-    exported = exported or read_provenance(opened.checkpoint)
+    if trained is None:
+        trained = read_provenance(opened.adapters.folder) if opened.adapters is not None else {}
+        trained = trained or read_provenance(opened.checkpoint)
     defaults = {
         "prompt_style": DataConfig.prompt_style,
         "min_pixels": DataConfig.min_pixels,
@@ -139,4 +147,4 @@ def questions(options: EvalOptions, opened: OpenedPolicy, usual: Mapping[str, An
         **(usual or {}),
     }
     given = {key: getattr(options, key) for key in defaults}
-    return {key: given[key] if given[key] is not None else exported.get(key, defaults[key]) for key in defaults}
+    return {key: given[key] if given[key] is not None else trained.get(key, defaults[key]) for key in defaults}

@@ -108,19 +108,23 @@ def generate_queued(
     problems: Sequence[Problem],
     sizes: PromptSizes,
     on_answer: Callable[[int], object] = lambda count: None,
+    *,
+    compiled: bool = False,
 ) -> Iterator[tuple[Problem, Response]]:
     """One response to each problem, in order, under `mesh`: the rows of a batch are given to the next problems as soon
-    as they are done. In one process.
+    as they are done. All hosts call it together, each with its own problems.
 
     Problems are drawn `queue_length` at a time, each time from an empty batch, so that a command which was interrupted
     can continue after whole queues with the same rounding of sums.
 
     Args:
         on_answer: told how many more responses are done, in any order.
+        compiled: see `generate`.
     """
     length = queue_length(mesh, sizes)
+    text = f"answering {plural(rows_per_batch(mesh, sizes.prompts), 'prompt')} at a time, which compiles the sampler"
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for start in range(0, len(problems), length):
+        for start in range(0, int(max_over_hosts(len(problems))), length):
             part = problems[start : start + length]
             drawn: dict[int, Response] = {}
             given = 0
@@ -134,7 +138,7 @@ def generate_queued(
 
 
 def queue_length(mesh: Mesh, sizes: PromptSizes) -> int:
-    """How many problems `generate_queued` draws from one start to the next."""
+    """How many problems of this host `generate_queued` draws from one start to the next."""
     return _BATCHES_IN_A_QUEUE * rows_per_batch(mesh, sizes.prompts)
 
 
@@ -148,22 +152,24 @@ def _queue(
     pool: ThreadPoolExecutor,
 ) -> Iterator[Drawn]:
     """The responses to some problems, as they are done. Pictures of the next ones are processed meanwhile."""
-    rows = rows_per_batch(mesh, sizes.prompts)
-    queue = QueueSampler(sampler.policy, sampler.settings, sampler.stream, rows, sizes.buckets[-1], sampler.seed)
+    shares = row_shares(mesh)
+    rows = rows_per_batch(mesh, sizes.prompts) * shares.count
+    longest = sizes.buckets[-1]
+    queue = QueueSampler(sampler.policy, sampler.settings, sampler.stream, rows, longest, sampler.seed, shares)
     processed: dict[int, Future[Prompt]] = {}
 
     def request_of(numbers: Sequence[int]) -> Request:
-        wanted = [number for number in numbers if number >= 0]
-        for number in range(min(wanted), min(max(wanted) + 1 + len(numbers), len(problems))):
-            if number not in processed:
-                processed[number] = pool.submit(processor, problems[number])
-        prompts = {number: processed.pop(number).result() for number in wanted}
-        longest = max(len(prompt.tokens) for prompt in prompts.values())
-        filled = [prompts[number] if number >= 0 else processor.filler() for number in numbers]
-        names = [problems[number].id if number >= 0 else None for number in numbers]
-        return Request.of(names, collate(filled, pick_bucket(longest, sizes.buckets), sizes.image_windows), mesh)
+        own = [number if 0 <= number < len(problems) else None for number in numbers]
+        wanted = [number for number in own if number is not None]
+        if wanted:
+            for number in range(min(wanted), min(max(wanted) + 1 + len(own), len(problems))):
+                if number not in processed:
+                    processed[number] = pool.submit(processor, problems[number])
+        prompts = [processor.filler() if number is None else processed.pop(number).result() for number in own]
+        ids = [None if number is None else problems[number].id for number in own]
+        return _request(mesh, processor, ids, prompts, len(own), sizes)
 
-    responses = queue.run(params, len(problems), request_of)
+    responses = queue.run(params, int(max_over_hosts(len(problems))), request_of)
     while True:
         with jax.set_mesh(mesh):
             one = next(responses, None)
@@ -175,12 +181,13 @@ def _queue(
 def _request(
     mesh: Mesh,
     processor: Processor,
-    ids: Sequence[str],
+    ids: Sequence[str | None],
     prompts: Sequence[Prompt],
     rows: int,
     sizes: PromptSizes,
 ) -> Request:
-    """A request for this host's prompts, and as many of no problem as fill up its `rows`."""
+    """A request for this host's prompts, and as many of no problem as fill up its `rows`; one without an id is of no
+    problem either."""
     longest = int(max_over_hosts(max((len(prompt.tokens) for prompt in prompts), default=1)))
     padded = [*prompts, *[processor.filler()] * (rows - len(prompts))]
     return Request.of(ids, collate(padded, pick_bucket(longest, sizes.buckets), sizes.image_windows), mesh)

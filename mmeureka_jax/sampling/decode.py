@@ -95,7 +95,7 @@ def decode(
     loop = _Decoding(
         policy, settings, params, weights, of_prompts, _Grouping.of(state), _next_positions(state), stop_at
     )
-    state, running = jax.lax.while_loop(loop.has_room, loop.block, (state, most_running(state)))
+    state, running = jax.lax.while_loop(loop.has_room, loop.block, (state, most_running(state.done)))
     return lay_out(state), running
 
 
@@ -234,7 +234,7 @@ class _BlockStep:
         hidden, recent = decode_step(loop.policy, loop.params, weights, now.last, rotary, attend)
         now = draw_next(loop.policy, loop.settings, now, self.noise[number], hidden, weights.head)
         number += 1
-        running = jax.lax.cond(number % _CHECK_EVERY == 0, most_running, lambda _: running, now)
+        running = jax.lax.cond(number % _CHECK_EVERY == 0, most_running, lambda _: running, now.done)
         return number, now, running, recent
 
     def _attend(

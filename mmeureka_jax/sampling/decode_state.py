@@ -8,7 +8,6 @@ from typing import TypeVar
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float, Int, Key
 
 from mmeureka_jax.mesh import batch_shards, constrain, take_in_shards
@@ -16,7 +15,7 @@ from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.decoding import PromptCache
 from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.sampling.request import Request
-from mmeureka_jax.sampling.token_draws import SamplingSettings, draw
+from mmeureka_jax.sampling.token_draws import SamplingSettings, draw, is_end
 
 T = TypeVar("T")
 
@@ -144,7 +143,7 @@ def draw_next(
     running = ~state.done
     tokens = jnp.where(running, tokens, settings.pad_token_id)
     log_probs = jnp.where(running, log_probs, 0.0)
-    ended = jnp.any(tokens[:, None] == np.asarray(settings.eos_token_ids, np.int32), axis=-1)
+    ended = is_end(settings, tokens)
     return dataclasses.replace(
         state,
         position=state.position + 1,
@@ -157,6 +156,6 @@ def draw_next(
     )
 
 
-def most_running(state: DecodeState) -> Int[Array, ""]:
+def most_running(done: Bool[Array, "R"]) -> Int[Array, ""]:
     """Responses that are not done, in the shard that has most of them."""
-    return jnp.max(jnp.sum(~state.done.reshape(batch_shards(), -1), axis=-1, dtype=jnp.int32))
+    return jnp.max(jnp.sum(~done.reshape(batch_shards(), -1), axis=-1, dtype=jnp.int32))

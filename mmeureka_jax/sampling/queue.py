@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmeureka_jax.mesh import batch_shards
+from mmeureka_jax.hosts import gather_rows, local_rows
+from mmeureka_jax.mesh import ONE_HOST, RowShares, batch_shards
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.sampling.queue_programs import (
     NOBODY,
@@ -45,7 +45,7 @@ class Drawn:
     """A response as it comes out of a queue.
 
     Attributes:
-        number: of its prompt in the queue.
+        number: of its prompt among this host's.
     """
 
     number: int
@@ -56,13 +56,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class QueueSampler:
-    """Draws one response to each prompt of a queue. In one process, under `jax.set_mesh` of the sampler's mesh.
+    """Draws one response to each prompt of a queue. All hosts call it together, under `jax.set_mesh` of the sampler's
+    mesh.
 
     Attributes:
         settings: with a group size of 1.
         stream, seed: see `Sampler`.
         rows: responses that are drawn at a time, on all devices.
         prompt: tokens of the longest prompt.
+        shares: which rows each host has; by default there is one host.
     """
 
     policy: Policy
@@ -71,31 +73,35 @@ class QueueSampler:
     rows: int
     prompt: int
     seed: int = 0
+    shares: RowShares = ONE_HOST
 
     @property
     def admitted(self) -> int:
-        """How many prompts are admitted together."""
+        """How many prompts are admitted together, on all hosts."""
         shards = batch_shards()
         return max(1, self.rows // shards // _ADMITTED) * shards
 
     def run(self, params: Params, count: int, request_of: Callable[[Sequence[int]], Request]) -> Iterator[Drawn]:
-        """The responses to `count` prompts, each as soon as it is found to be done.
+        """The responses to this host's prompts, each as soon as it is found to be done.
 
         Args:
-            request_of: the request for the prompts of these numbers, filled up to `admitted` with inactive ones. Active
-                prompts come first in each shard's part.
+            count: the prompts of the host that has most.
+            request_of: the request for this host's prompts of these numbers, as many as are admitted on a host. There
+                is nobody for `NOBODY` and for a number beyond this host's prompts. Active prompts come first in each
+                shard's part.
         """
         weights = weights_of(self.policy, self.settings, params)
         host = _Host(nobody(self.policy, self.settings, self.rows, self.prompt))
         waiting = list(range(count))
         sizes = row_sizes(self.rows // batch_shards(), self.settings.shrink)
+        own = self.admitted // self.shares.count
         while True:
             while waiting and (rows := host.free_rows(self.admitted)) is not None:
-                numbers = waiting[: self.admitted]
-                waiting = waiting[self.admitted :]
-                place = np.full(self.admitted, NOBODY, np.int32)
-                place[_spread(len(numbers), self.admitted)] = numbers
-                given = Admission(request_of(place.tolist()), rows, place, np.int32(self.seed))
+                numbers = self._places(waiting[:own])
+                waiting = waiting[own:]
+                place = np.empty(self.admitted, np.int32)
+                place[self.shares.order(self.admitted)] = np.tile(numbers, self.shares.count)
+                given = Admission(request_of(numbers.tolist()), rows, place, np.int32(self.seed))
                 host.state = admit(self.policy, self.settings, self.stream, params, weights, host.state, given)
                 yield from host.collect()
             if not host.running:
@@ -112,15 +118,18 @@ class QueueSampler:
             host.state = advance(self.policy, self.settings, params, weights, host.state, np.int32(stop_at))
             yield from host.collect()
 
-
-def _spread(count: int, places: int) -> np.ndarray:
-    """Where the prompts of an admission go: the shards take turns, so that none has many more than another."""
-    shards = batch_shards()
-    return np.arange(places).reshape(shards, -1).T.reshape(-1)[:count]
+    def _places(self, numbers: Sequence[int]) -> Int[np.ndarray, "P"]:
+        """Which prompt of a host comes to which of its places in an admission: the shards take turns, so that none has
+        many more prompts than another."""
+        shards = batch_shards() // self.shares.count
+        places = np.full(self.admitted // self.shares.count, NOBODY, np.int32)
+        in_turns = np.arange(len(places)).reshape(shards, -1).T.reshape(-1)
+        places[in_turns[: len(numbers)]] = numbers
+        return places
 
 
 class _Host:
-    """What the host knows of a state: which rows are done, and which responses were handed on."""
+    """What a host knows of a state: which rows of all hosts are done, and which responses of its own were handed on."""
 
     def __init__(self, state: QueueState):
         self.state = state
@@ -145,15 +154,14 @@ class _Host:
         return np.argsort(~done, axis=-1, kind="stable")[:, :each].reshape(-1).astype(np.int32)
 
     def collect(self) -> Iterator[Drawn]:
-        """The responses that were not done before."""
-        done, place, lengths, finished = jax.device_get(
-            (self.state.done, self.state.place, self.state.lengths, self.state.finished)
-        )
-        self._done = done
+        """The responses of this host that were not done before."""
+        state = self.state
+        self._done = gather_rows(state.done)
+        done, place, lengths, finished = local_rows((state.done, state.place, state.lengths, state.finished))
         new = [row for row in np.flatnonzero(done & (place >= 0)) if int(place[row]) not in self._handed_on]
         if not new:
             return
-        tokens, log_probs = jax.device_get((self.state.tokens, self.state.log_probs))
+        tokens, log_probs = local_rows((state.tokens, state.log_probs))
         for row in new:
             self._handed_on.add(int(place[row]))
             length = int(lengths[row])

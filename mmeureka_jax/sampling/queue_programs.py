@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float, Int, Key
 
 from mmeureka_jax.mesh import batch_shards
@@ -18,10 +17,10 @@ from mmeureka_jax.models.decode_attention import CachePart, decode_attention
 from mmeureka_jax.models.decoding import DecoderWeights, PromptCache
 from mmeureka_jax.models.layers import Rotary
 from mmeureka_jax.models.policy import Params, Policy, decode_step, decoder_weights, with_parameters
-from mmeureka_jax.sampling.decode_state import lay_out, take_rows
+from mmeureka_jax.sampling.decode_state import lay_out, most_running, take_rows
 from mmeureka_jax.sampling.prefill import prefill_prompts
 from mmeureka_jax.sampling.request import Request
-from mmeureka_jax.sampling.token_draws import SamplingSettings, draw, response_keys, token_noise
+from mmeureka_jax.sampling.token_draws import SamplingSettings, draw, is_end, response_keys, token_noise
 
 BLOCK = 4  # tokens that are drawn before anybody looks which rows are done
 NOBODY = -1  # the place of a row without a response
@@ -150,7 +149,7 @@ def admit(
     tokens, log_probs = draw(policy, settings, noise, hidden, head)
     limit = settings.max_new_tokens
     limits = jnp.full(len(rows), limit, jnp.int32) if request.limits is None else request.limits.reshape(-1)
-    ended = _is_end(settings, tokens)
+    ended = is_end(settings, tokens)
     first = jnp.arange(limit) == 0
     new = {
         "tokens": jnp.where(first, tokens[:, None], settings.pad_token_id),
@@ -180,10 +179,6 @@ def _put(rows: Int[Array, "P"], x: Array, new: Array) -> Array:
     return jax.vmap(lambda x, rows, new: x.at[rows].set(new, mode="drop"))(*parts).reshape(x.shape)
 
 
-def _is_end(settings: SamplingSettings, tokens: Int[Array, "R"]) -> Bool[Array, "R"]:
-    return jnp.any(tokens[:, None] == np.asarray(settings.eos_token_ids, np.int32), axis=-1)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="state")
 def advance(
     policy: Policy,
@@ -197,12 +192,8 @@ def advance(
     loop = _Advancing(policy, settings, params, weights, state.prompts)
     nothing = PromptCache(state.prompts.lengths, state.prompts.next_position, [], [])  # a loop copies what it carries
     light = dataclasses.replace(state, prompts=nothing)
-    light = jax.lax.while_loop(lambda state: _most_running(state) > stop_at, loop.block, light)
+    light = jax.lax.while_loop(lambda state: most_running(state.done) > stop_at, loop.block, light)
     return lay_out(dataclasses.replace(light, prompts=state.prompts))
-
-
-def _most_running(state: QueueState) -> Int[Array, ""]:
-    return jnp.max(jnp.sum(~state.done.reshape(batch_shards(), -1), axis=-1, dtype=jnp.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +275,7 @@ class _QueueStep:
     def _with_tokens(self, state: QueueState, tokens: Int[Array, "R"], log_probs: Float[Array, "R"]) -> QueueState:
         running = ~state.done
         here = (jnp.arange(state.tokens.shape[1]) == state.lengths[:, None]) & running[:, None]
-        ended = running & _is_end(self.loop.settings, tokens)
+        ended = running & is_end(self.loop.settings, tokens)
         lengths = state.lengths + running
         return dataclasses.replace(
             state,

@@ -15,7 +15,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Key, UInt32
+from jaxtyping import Bool, Float, Int, Key, UInt32
 
 from mmeureka_jax.config.schema import SamplerConfig
 from mmeureka_jax.models.batch import Array
@@ -195,6 +195,11 @@ def draw(
         normaliser = jnp.logaddexp(peak[:, 0] + jnp.log(total), rest)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - normaliser
+
+
+def is_end(settings: SamplingSettings, tokens: Int[Array, "R"]) -> Bool[Array, "R"]:
+    """Which tokens end a response."""
+    return jnp.any(tokens[:, None] == np.asarray(settings.eos_token_ids, np.int32), axis=-1)
 
 
 def _invert(weights: Float[Array, "R m"], uniform: Float[Array, "R"]) -> tuple[Int[Array, "R"], Float[Array, "R"]]:

@@ -12,6 +12,7 @@ from mmeureka_jax.commands.arguments import (
     add_commands,
     add_model_arguments,
     add_pixel_arguments,
+    add_process_arguments,
     add_root_arguments,
     add_sampling_arguments,
     benchmark,
@@ -23,7 +24,7 @@ from mmeureka_jax.commands.arguments import (
     size,
 )
 from mmeureka_jax.commands.jax_setup import start_jax
-from mmeureka_jax.config.schema import ACCURACY_RULES, PROMPT_STYLES
+from mmeureka_jax.config.schema import ACCURACY_RULES, PROMPT_STYLES, MeshConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.process.console import plural
 
@@ -73,6 +74,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     group.add_argument("--max-new-tokens", type=size, metavar="N")
     add_pixel_arguments(group)
     group.add_argument("--max-prompt-tokens", type=size, metavar="N", help="default: the model's context")
+    add_process_arguments(parser, "benchmarks over many processes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,9 +110,10 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
     refuse_missing(args, "output", *(() if args.judge_only else ("model",)))
     refuse_too_many(args)
     if not args.judge_only:
-        start_jax()
-    from mmeureka_jax.evaluation.ask import Exam, ask_and_judge, judge_again
+        start_jax(args, MeshConfig(), args.output)
+    from mmeureka_jax.evaluation.ask import ask_and_judge, judge_again
     from mmeureka_jax.evaluation.benchmark import open_benchmark
+    from mmeureka_jax.evaluation.draw import Exam
     from mmeureka_jax.evaluation.judging import RESULTS_FILE, in_words
     from mmeureka_jax.evaluation.release import read_release
     from mmeureka_jax.evaluation.suite import Entry, read_suite
@@ -132,5 +135,6 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
         results = ask_and_judge(model_options(args), exams, args.output)
     for name, figures in results.items():
         print(in_words(name, figures))
-    print(f"results: {(args.output / RESULTS_FILE).resolve()}")
+    if results:
+        print(f"results: {(args.output / RESULTS_FILE).resolve()}")
     return 0
