@@ -354,6 +354,8 @@ def _newest_checkpoint(run_dir: str) -> str:
     thread.join(3.0)
     if thread.is_alive():
         return f"{run_dir} does not answer either; start the same command again on all hosts: it continues"
+    if not found and any(Path(run_dir).glob("*.partial")):
+        return "What was written is kept; start the same command again on all hosts"
     if not found:
         return "There is no complete checkpoint yet; start the same command again on all hosts"
     return (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,11 +23,12 @@ from mmeureka_jax.config.schema import MeshConfig
 from mmeureka_jax.data.loader import LoadedProblem
 from mmeureka_jax.data.record import Problem
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.hosts import barrier, every_host, raise_together
-from mmeureka_jax.mesh import make_mesh
+from mmeureka_jax.hosts import barrier, every_host, raise_together, text_of_all
+from mmeureka_jax.mesh import make_mesh, row_shares
 from mmeureka_jax.models.batch import collate
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer
+from mmeureka_jax.sampling.answers import PromptSizes, generate_queued
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.setup.policy import OpenedPolicy, find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import open_processor
@@ -79,6 +81,24 @@ def on_one_device(collector, opened, processor):
         return collector.sampler.sample(alone.load_params(), request)[0]
 
 
+def check_queue(collector, opened, processor, expected):
+    """One host has a problem less than the other; the first responses are drawn again."""
+    sampler = replace(collector.sampler, settings=replace(collector.sampler.settings, group_size=1))
+    mesh = opened.sampler_mesh
+    shares = row_shares(mesh)
+    orders = range(shares.index, PROMPTS - 1, shares.count)
+    problems = [replace(problem(order), id=f"{order}/{order}") for order in orders]
+    sizes = PromptSizes(4, (64,), 0)
+    counted = []
+    answered = list(generate_queued(sampler, mesh, opened.load_params(), processor, problems, sizes, counted.append))
+    assert [one.id for one, _ in answered] == [one.id for one in problems] and sum(counted) == len(problems)
+    for order, (_, response) in zip(orders, answered, strict=True):
+        length = int(expected.lengths[order, 0])
+        np.testing.assert_array_equal(response.tokens, expected.tokens[order, 0, :length])
+        assert response.finished == expected.finished[order, 0]
+    assert text_of_all("é" * jax.process_index()) == ["é" * process for process in range(jax.process_count())]
+
+
 def main(port, process, processes, work_dir, *overrides):
     jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
     sizes = f"rl.prompts_per_rollout={PROMPTS}", f"rl.prompts_per_update={PROMPTS}", "rl.filter.enabled=false"
@@ -103,6 +123,7 @@ def main(port, process, processes, work_dir, *overrides):
     assert (every_host(numbers) == numbers).all()
     expected = on_one_device(collector, opened, processor)
     np.testing.assert_array_equal(np.stack([group.responses for group in groups]), expected.tokens)
+    check_queue(collector, opened, processor, expected)
 
     raise_together(None)
     with pytest.raises(UserError, match=r"^héllo from 1$"):
