@@ -374,6 +374,17 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class BenchmarksConfig:
+    """Public benchmarks that a run is measured on; see docs/evaluation.md."""
+
+    suite: str = "eval/papers.yaml"  # a file that names the benchmarks and how each is asked
+    files: str = "."  # folder that the paths of the suite start from
+    # steps between evaluations; there is one after the last step too, and in `train` before the first
+    every: Annotated[int, POSITIVE] = 100
+    problems: Annotated[int, NOT_NEGATIVE] = 0  # of each benchmark, evenly spaced over its rows; 0: all
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """Validation, and what is written about a run."""
 
@@ -385,6 +396,7 @@ class TrackingConfig:
     # problems of the validation set that are used; 0: all
     validation_problems: Annotated[int, NOT_NEGATIVE] = 0
     validation_batch: Annotated[int, POSITIVE, COUNT] = 32  # prompts decoded at once in validation
+    benchmarks: BenchmarksConfig | None = None  # public benchmarks; null: none
     rollouts_every: Annotated[int, NOT_NEGATIVE] = 5  # steps between logged samples of rollouts; 0: never
     rollouts_logged: Annotated[int, NOT_NEGATIVE] = 4  # groups logged each time
 

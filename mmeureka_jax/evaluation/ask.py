@@ -94,7 +94,7 @@ def write_settings(folder: Path, asked: OpenedExam, policy: Mapping[str, Any]) -
     write_atomic(folder / SETTINGS.format(benchmark.name), (content + "\n").encode())
 
 
-def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) -> dict[str, Any]:
+def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int, *, bars: bool = True) -> dict[str, Any]:
     """Judges the answers that are in `output`, writes NAME.jsonl, results.json and eval.html, and returns the results.
 
     Raises:
@@ -111,7 +111,7 @@ def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) ->
             if not file.is_file():
                 raise UserError(f"{file}: no such file; ask the model first, without --judge-only")
             answers = read_answers(file, released)
-            with progress(len(answers), f"judge {name}", unit="answer") as bar:
+            with progress(len(answers), f"judge {name}", unit="answer", enabled=bars) as bar:
                 rows = judge(released, answers, judges, bar.update)
             rows = with_problems(released, rows, answers)
             write_rows(output, name, rows)

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,6 +83,11 @@ class Settings:
     release: Release
     asked: Asked = field(default_factory=Asked)
     published: tuple[Published, ...] = ()
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """What `asked` says, by the names of options."""
+        return {key: value for key, value in asdict(self.asked).items() if value is not None}
 
     @classmethod
     def read(cls, file: Path) -> Settings:

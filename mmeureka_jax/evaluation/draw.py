@@ -6,7 +6,6 @@ so that the rows are in the release's order and an interrupted command continues
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from mmeureka_jax.evaluation.release import ReleasedRows, ReleaseSource
 from mmeureka_jax.hosts import max_over_hosts, text_of_all
 from mmeureka_jax.mesh import row_shares
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.process.console import progress
+from mmeureka_jax.process.console import Bar, progress
 from mmeureka_jax.sampling.answers import Response, queue_length
 from mmeureka_jax.setup.policy import OpenedPolicy
 
@@ -62,7 +61,8 @@ class OpenedExam:
         rows: PartialRows | None,
         made_with: Mapping[str, Any],
         *,
-        leave_bar: bool = True,
+        bars: bool = True,
+        leave: bool = True,
     ) -> None:
         """Adds the answers that are not there yet, and a row with the reason for each problem that cannot be asked. All
         hosts call it together, under `jax.set_mesh` of the policy's mesh.
@@ -70,6 +70,8 @@ class OpenedExam:
         Args:
             rows: those of the main host; None on the others.
             made_with: what the answers depend on besides `settings`, as JSON.
+            bars: progress is shown as a bar.
+            leave: see `progress`.
         """
         n = self.exam.options.n
         count = len(self.examiner.indices)
@@ -82,30 +84,32 @@ class OpenedExam:
             done = rows.resume(given, names, n * self._together * self._shares) // n
         done = int(max_over_hosts(done))
         if done < count:
-            for of_problem in self._drawn(load_params(), done, leave_bar):
-                if rows is not None:
-                    rows.add(*of_problem)
+            title = f"ask {self.exam.name}"
+            with progress(count, title, unit="problem", initial=done, enabled=bars, leave=leave) as bar:
+                for of_problem in self._drawn(load_params(), done, bar):
+                    if rows is not None:
+                        rows.add(*of_problem)
         if rows is None:
             return
         for row in rejected[max(done - count, 0) :]:
             nothing = {"response": "", "length": 0, "finish_reason": "not asked", "reason": row.reason}
             rows.add(*({"id": row.id, "sample": number, **nothing} for number in range(n)))
 
-    def _drawn(self, params: Params, done: int, leave_bar: bool) -> Iterator[Rows]:
+    def _drawn(self, params: Params, done: int, bar: Bar) -> Iterator[Rows]:
         """The rows of all hosts' problems after the first `done`, in the release's order."""
         examiner = self.examiner
         shares = row_shares(examiner.opened.sampler_mesh)
         count = len(examiner.indices)
         problems = examiner.problems()[done // shares.count :]
-        title = f"ask {self.exam.name}"
-        with progress(count, title, unit="problem", initial=done, leave=leave_bar) as bar:
-            answered = _answers(
-                examiner, params, problems, lambda new: bar.update(min(new * shares.count, count - bar.n))
-            )
-            for _ in range(done, count, self._together * shares.count):
-                own = [_rows(*one) for one in islice(answered, self._together)]
-                texts = text_of_all(json.dumps(own))
-                yield from _in_turns([json.loads(texts[hosts[0]]) for hosts in shares.hosts])
+
+        def on_answer(new: int) -> None:  # the other hosts are about as far
+            bar.update(min(new * shares.count, count - bar.n))
+
+        answered = _answers(examiner, params, problems, on_answer)
+        for _ in range(done, count, self._together * shares.count):
+            own = [_rows(*one) for one in islice(answered, self._together)]
+            texts = text_of_all(json.dumps(own))
+            yield from _in_turns([json.loads(texts[hosts[0]]) for hosts in shares.hosts])
 
     def _rejected(self) -> list[Any]:
         """The problems that cannot be asked, of those before the last that is."""
@@ -143,9 +147,7 @@ def open_exam(
     Raises:
         UserError: see `make_examiner`.
     """
-    usual = dataclasses.asdict(exam.released.benchmark.settings.asked)
-    usual = {key: value for key, value in usual.items() if value is not None}
-    asked = questions(exam.options, opened, usual, trained)
+    asked = questions(exam.options, opened, exam.released.benchmark.settings.usual, trained)
     source = ReleaseSource(exam.released)
     examiner = make_examiner(opened, exam.options, asked, stream="validation", source=source, limits=limits)
     settings = {

@@ -21,7 +21,7 @@ from mmeureka_jax.evaluation.options import EvalOptions
 from mmeureka_jax.mesh import RowShares, row_shares
 from mmeureka_jax.models.batch import length_buckets
 from mmeureka_jax.models.policy import Params
-from mmeureka_jax.process.console import plural, say, say_facts
+from mmeureka_jax.process.console import first_time, plural, say_facts
 from mmeureka_jax.sampling.answers import PromptSizes, Response, generate, generate_queued, rows_per_batch
 from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.sampler import Sampler
@@ -119,7 +119,9 @@ class Examiner:
         """As `answer`, for one response to each problem: see `generate_queued`."""
         mesh = self.opened.sampler_mesh
         if problems and not self.compiled:
-            say(f"answering {plural(self.batch_rows, 'problem')} at a time; first the sampler is compiled for them")
+            text = f"answering {plural(self.batch_rows, 'problem')} at a time, which compiles the sampler for them"
+            with first_time((self.sampler.policy, self.sampler.settings, self.sizes), text):
+                pass  # it is compiled with the first answer
         answered = generate_queued(self.sampler, mesh, params, self.processor, problems, self.sizes, on_answer)
         return ((problem, [response]) for problem, response in answered)
 

@@ -25,7 +25,7 @@ from mmeureka_jax.process.console import waiting
 from mmeureka_jax.rl.optimizer import merge_params, split_frozen
 from mmeureka_jax.runs.checkpoint import SavedParams
 from mmeureka_jax.runs.metadata import METADATA_FILE, package_versions, read_metadata
-from mmeureka_jax.runs.provenance import CARD_FILE, PROVENANCE_FILE
+from mmeureka_jax.runs.provenance import CARD_FILE, PROVENANCE_FILE, how_asked
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.policy import lora_of
 
@@ -134,11 +134,7 @@ def _provenance(metadata: dict[str, Any], exported: Exported) -> bytes:
         "average": exported.average,
         "data": config["data"]["train"],
         "data_fingerprint": metadata["data_fingerprint"],
-        "prompt_style": config["data"]["prompt_style"],
-        "min_pixels": config["data"]["min_pixels"],
-        "max_pixels": config["data"]["max_pixels"],
-        "max_new_tokens": config["sampler"]["max_new_tokens"],
-        "accuracy": config["reward"]["accuracy"],
+        **how_asked(config),
         "lora_base_dtype": (config["model"].get("lora") or {}).get("base_dtype"),
         "packages": package_versions(),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -219,6 +220,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                         "time/reward": "reward",
                         "time/update": "update",
                         "time/validation": "validation",
+                        "time/benchmarks": "benchmarks",
                         "time/checkpoint": "checkpoint",
                     },
                     "area",
@@ -228,6 +230,33 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
         Chart("Compiled programs", (Panel("compiles", {"time/compiles": "compiles"}, "count"),)),
     ),
 }
+
+
+def charts_of_benchmarks(metrics: Iterable[str]) -> tuple[Chart, ...]:
+    """A chart for each public benchmark that has scores among these metrics."""
+    named = (re.fullmatch("benchmark/(.+)/official", metric) for metric in metrics)
+    names = sorted({found[1] for found in named if found})
+    return tuple(
+        Chart(
+            f"Benchmark {name}",
+            (
+                Panel(
+                    "% right",
+                    {f"benchmark/{name}/official": "official judge", f"benchmark/{name}/ours": "our judge"},
+                    "points",
+                    scale=100,
+                    from_zero=False,
+                ),
+                Panel(
+                    "% of answers",
+                    {f"benchmark/{name}/{share}": share for share in ("truncated", "unparsed", "failed")},
+                    "points",
+                    scale=100,
+                ),
+            ),
+        )
+        for name in names
+    )
 
 
 def metrics_of_parts_off(config: Mapping[str, Any]) -> frozenset[str]:

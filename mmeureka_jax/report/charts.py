@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from mmeureka_jax.report.chart_groups import CHART_GROUPS, Chart, Panel
+from mmeureka_jax.report.chart_groups import CHART_GROUPS, Chart, Panel, charts_of_benchmarks
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -56,7 +56,8 @@ def draw_charts(rows: Rows, off: frozenset[str] = frozenset()) -> dict[str, list
         off: metrics of parts that the run does not use: their lines are left out unless they move.
     """
     groups = {}
-    for group, charts in CHART_GROUPS.items():
+    of_benchmarks = charts_of_benchmarks({metric for row in rows for metric in row})
+    for group, charts in {**CHART_GROUPS, "Public benchmarks": of_benchmarks}.items():
         figures = [figure for chart in charts if (figure := _draw(chart, rows, off))]
         if figures:
             groups[group] = figures

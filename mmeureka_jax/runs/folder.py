@@ -28,7 +28,10 @@ _MAY_DIFFER = """
     reward.max_failed_steps sampler.compile_ahead sampler.decode_weights sampler.prefill_prompts mesh checkpoint
     tracking
 """.split()
-_OF_THOSE_MAY_NOT = ("tracking.validation_problems",)  # accuracies over other problems would not compare
+_OF_THOSE_MAY_NOT = (
+    "tracking.validation_problems",
+    "tracking.benchmarks.problems",
+)  # accuracies over other problems would not compare
 
 
 def may_differ(key: str) -> bool:

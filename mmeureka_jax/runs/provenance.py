@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from mmeureka_jax.files import read_json
 
 PROVENANCE_FILE = "mmeureka_jax.json"
 CARD_FILE = "README.md"
+
+
+def how_asked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run asks and grades problems, from its config as JSON, by the names that an export writes."""
+    keys = [("data", key) for key in ("prompt_style", "min_pixels", "max_pixels")]
+    keys += [("sampler", "max_new_tokens"), ("reward", "accuracy")]
+    return {key: config[section][key] for section, key in keys}
 
 
 def read_provenance(checkpoint: Path) -> dict[str, Any]:

@@ -142,6 +142,14 @@ def queue_length(mesh: Mesh, sizes: PromptSizes) -> int:
     return _BATCHES_IN_A_QUEUE * rows_per_batch(mesh, sizes.prompts)
 
 
+def queue_of(sampler: Sampler, mesh: Mesh, sizes: PromptSizes) -> QueueSampler:
+    """A queue that draws as the sampler does, as many responses at a time as a batch has."""
+    shares = row_shares(mesh)
+    rows = rows_per_batch(mesh, sizes.prompts) * shares.count
+    longest = sizes.buckets[-1]
+    return QueueSampler(sampler.policy, sampler.settings, sampler.stream, rows, longest, sampler.seed, shares)
+
+
 def _queue(
     sampler: Sampler,
     mesh: Mesh,
@@ -152,10 +160,7 @@ def _queue(
     pool: ThreadPoolExecutor,
 ) -> Iterator[Drawn]:
     """The responses to some problems, as they are done. Pictures of the next ones are processed meanwhile."""
-    shares = row_shares(mesh)
-    rows = rows_per_batch(mesh, sizes.prompts) * shares.count
-    longest = sizes.buckets[-1]
-    queue = QueueSampler(sampler.policy, sampler.settings, sampler.stream, rows, longest, sampler.seed, shares)
+    queue = queue_of(sampler, mesh, sizes)
     processed: dict[int, Future[Prompt]] = {}
 
     def request_of(numbers: Sequence[int]) -> Request:

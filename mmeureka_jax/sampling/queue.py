@@ -14,15 +14,18 @@ prompt among several; a queue has one response to each prompt.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from mmeureka_jax.hosts import gather_rows, local_rows
-from mmeureka_jax.mesh import ONE_HOST, RowShares, batch_shards
+from mmeureka_jax.mesh import ONE_HOST, Program, RowShares, abstract, batch_shards
 from mmeureka_jax.models.policy import Params, Policy
+from mmeureka_jax.sampling.decode_state import axes_of
 from mmeureka_jax.sampling.queue_programs import (
     NOBODY,
     Admission,
@@ -118,6 +121,34 @@ class QueueSampler:
             host.state = advance(self.policy, self.settings, params, weights, host.state, np.int32(stop_at))
             yield from host.collect()
 
+    def programs(self, params: Params, request: Request) -> Iterator[Program]:
+        """Every program that `run` may need for requests of these shapes, under `jax.set_mesh`.
+
+        Args:
+            params: parameters, or their shapes with shardings.
+            request: a request for as many prompts as are admitted together, or its shapes with shardings.
+        """
+        policy = self.policy
+        settings = self.settings
+        first = Program("weights of a queue", weights_of, (policy, settings, params))
+        yield first
+        weights = first.outputs().with_axes(policy.param_axes(), lambda leaf, names: abstract(leaf, *names))
+        empty = Program(f"empty queue, rows {self.rows}", nobody, (policy, settings, self.rows, self.prompt), weights)
+        yield empty
+        state = _abstract(empty.outputs())
+        none = np.zeros(self.admitted, np.int32)
+        given = Admission(request, none, none, np.int32(0))
+        name = f"admit, prompt {request.prompts.tokens.shape[1]}"
+        yield Program(name, admit, (policy, settings, self.stream, params, weights, state, given))
+        shards = batch_shards()
+        for rows, fewer in itertools.pairwise([*row_sizes(self.rows // shards, settings.shrink), None]):
+            at = f"prompt {self.prompt}, rows {rows}"
+            yield Program(f"advance, {at}", advance, (policy, settings, params, weights, state, np.int32(0)))
+            if fewer is not None:
+                shrinkage = Program(f"shrink, {at}, to rows {fewer}", shrink, (fewer, state), weights)
+                yield shrinkage
+                state = _abstract(shrinkage.outputs())
+
     def _places(self, numbers: Sequence[int]) -> Int[np.ndarray, "P"]:
         """Which prompt of a host comes to which of its places in an admission: the shards take turns, so that none has
         many more prompts than another."""
@@ -126,6 +157,11 @@ class QueueSampler:
         in_turns = np.arange(len(places)).reshape(shards, -1).T.reshape(-1)
         places[in_turns[: len(numbers)]] = numbers
         return places
+
+
+def _abstract(state: QueueState) -> QueueState:
+    """The shapes of a state, laid out as `lay_out` does."""
+    return jax.tree.map(lambda leaf: abstract(leaf, *axes_of(leaf)), state)
 
 
 class _Host:

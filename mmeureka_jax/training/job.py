@@ -16,6 +16,7 @@ from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import Config, SamplerConfig
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.evaluation.examiner import Examiner
+from mmeureka_jax.evaluation.run_benchmarks import RunBenchmarks, open_run_benchmarks
 from mmeureka_jax.evaluation.validation import open_validation, summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
@@ -59,6 +60,7 @@ class Job:
     processor: Processor
     rewards: RewardWorkers | None
     examiner: Examiner | None
+    benchmarks: RunBenchmarks | None
     learner: Learner
     sampling: SamplerConfig
     loader: ProblemLoader
@@ -105,16 +107,36 @@ class Job:
 
     def validate_before_training(self) -> None:
         """The row of step 0: how good the policy is that the run starts from."""
-        if self.examiner is not None and self.run.step == 0 and not self._stopping:
-            row = self._validate()
-            self.tracker.log_metrics(0, row)
+        if self.run.step > 0 or self._stopping:
+            return
+        row: dict[str, float] = {}
+        if self.examiner is not None:
+            row |= self._validate()
             say(f"before training: val {row['validation/accuracy']:.3f}")
             self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
+        if self.benchmarks is not None:
+            row |= self._ask_benchmarks(self.benchmarks)
+        if self.examiner is not None or self.benchmarks is not None:
+            self.tracker.log_metrics(0, row)
 
     def validate_if_due(self) -> dict[str, float]:
-        if self.examiner is None or not due(self.run.step, self.config.tracking.validate_every, self.at_end):
-            return {}
-        return self._validate()
+        """Validation and public benchmarks, each every so many steps and after the last."""
+        row: dict[str, float] = {}
+        tracking = self.config.tracking
+        if self.examiner is not None and due(self.run.step, tracking.validate_every, self.at_end):
+            row |= self._validate()
+        if tracking.benchmarks is not None and due(self.run.step, tracking.benchmarks.every, self.at_end):
+            assert self.benchmarks is not None
+            row |= self._ask_benchmarks(self.benchmarks)
+        return row
+
+    def _ask_benchmarks(self, benchmarks: RunBenchmarks) -> dict[str, float]:
+        start = time.perf_counter()
+        self.steps.phase("asking benchmarks", is_said=True)
+        row = benchmarks.run(self.run.train.params, self.run.step)
+        for line in benchmarks.in_words(row):
+            say(f"after step {self.run.step}: {line}" if self.run.step else f"before training: {line}")
+        return row | {"time/benchmarks": time.perf_counter() - start}
 
     def _validate(self) -> dict[str, float]:
         assert self.examiner is not None
@@ -196,8 +218,17 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         sampling = choose_sampling(config, recipe, opened, learner)
         examiner = _open_examiner(config, opened, processor, rewards, sampling)
         image_windows = config.data.max_image_windows or problems.report.max_windows
-        sizes = examiner.sizes if examiner else None
-        programs = RunPrograms(config, recipe, opened, learner, sampling, image_windows, sizes)
+        benchmarks = open_run_benchmarks(config, opened, sampling)
+        programs = RunPrograms(
+            config,
+            recipe,
+            opened,
+            learner,
+            sampling,
+            image_windows,
+            validation=examiner.sizes if examiner else None,
+            benchmarks=benchmarks.sizes if benchmarks else None,
+        )
         warn_of_memory(programs)
         if recipe.with_reference:
             learner.load_reference()
@@ -209,6 +240,8 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         _compile_ahead(programs, checkpointer.steps())
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         say_start(at_start := run.step, config.steps, config.run_dir)
+        if benchmarks is not None:
+            benchmarks.forget(run.step + 1)
         loader = stack.enter_context(closing(_open_loader(config, recipe, opened, problems, processor, run.data)))
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
         stack.callback(tracker.close)
@@ -218,6 +251,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             processor=processor,
             rewards=rewards,
             examiner=examiner,
+            benchmarks=benchmarks,
             learner=learner,
             sampling=sampling,
             loader=loader,
@@ -274,7 +308,11 @@ def _compile_ahead(programs: RunPrograms, saved: Sequence[int]) -> None:
     config = programs.config
     if not config.sampler.compile_ahead or (saved and saved[-1] >= config.steps):
         return
-    ahead = programs.all if programs.learner.compiled_ahead else [*programs.of_rollouts, *programs.of_validation]
+    ahead = (
+        programs.all
+        if programs.learner.compiled_ahead
+        else [*programs.of_rollouts, *programs.of_validation, *programs.of_benchmarks]
+    )
     needed = [program for program in ahead if not (saved and program.name == INITIAL_STATE)]
     compile_programs(needed, show=config.tracking.progress and is_main())
 

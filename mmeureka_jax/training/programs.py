@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmeureka_jax.config.schema import Config, SamplerConfig
+from mmeureka_jax.evaluation.run_benchmarks import AskedSizes, planned_sizes
 from mmeureka_jax.evaluation.validation import validation_sampler, validation_sizes
 from mmeureka_jax.mesh import Program, abstract, batch_divisor, row_shares
 from mmeureka_jax.models.batch import GroupBatch, Prompt, collate
@@ -26,7 +27,7 @@ from mmeureka_jax.process.console import progress
 from mmeureka_jax.process.cpu import cores
 from mmeureka_jax.rl.groups import Targets
 from mmeureka_jax.rl.rows import MicroBatch
-from mmeureka_jax.sampling.answers import PromptSizes, rows_per_batch
+from mmeureka_jax.sampling.answers import PromptSizes, queue_of, rows_per_batch
 from mmeureka_jax.sampling.memory import with_weights_chosen
 from mmeureka_jax.sampling.request import Request
 from mmeureka_jax.sampling.sampler import Sampler
@@ -60,6 +61,7 @@ class RunPrograms:
         image_windows: vision windows of a prompt: `data.max_image_windows`, or where that is 0 the most that a problem
             of the run has.
         validation: sizes of a batch of validation; None: the largest that the config allows.
+        benchmarks: how public benchmarks are asked; None: as `planned_sizes` says.
     """
 
     config: Config
@@ -69,10 +71,11 @@ class RunPrograms:
     sampling: SamplerConfig
     image_windows: int
     validation: PromptSizes | None = None
+    benchmarks: Sequence[AskedSizes] | None = None
 
     @property
     def all(self) -> list[Program]:
-        return [*self.of_rollouts, *self.of_learning, *self.of_validation]
+        return [*self.of_rollouts, *self.of_learning, *self.of_validation, *self.of_benchmarks]
 
     @functools.cached_property
     def of_rollouts(self) -> list[Program]:
@@ -101,13 +104,40 @@ class RunPrograms:
         longest = self.config.data.max_prompt_tokens
         sizes = self.validation or validation_sizes(self.config, longest, self.image_windows)
         sampler = validation_sampler(self.sampling, self.opened, self.opened.policy.config)
+        return _named("validation's", self._of_sampler(sampler, self._whole_batches(sizes)))
+
+    @functools.cached_property
+    def of_benchmarks(self) -> list[Program]:
+        """Those of public benchmarks; several that are asked alike share theirs."""
+        asked = self.benchmarks
+        if asked is None:
+            asked = planned_sizes(self.config, self.opened, self.sampling, self.image_windows)
+        programs: list[Program] = []
+        for number, (sampler, sizes) in enumerate(dict.fromkeys(asked)):
+            of = self._of_queue if sampler.settings.group_size == 1 else self._of_sampler
+            owner = "benchmarks'" if number == 0 else f"benchmarks' ({number + 1})"
+            programs += _named(owner, of(sampler, self._whole_batches(sizes)))
+        return programs
+
+    def _whole_batches(self, sizes: PromptSizes) -> PromptSizes:
         mesh = self.opened.sampler_mesh
-        sizes = dataclasses.replace(sizes, prompts=rows_per_batch(mesh, sizes.prompts) * row_shares(mesh).count)
-        programs = self._of_sampler(sampler, sizes)
-        return [dataclasses.replace(program, name=f"validation's {program.name}") for program in programs]
+        return dataclasses.replace(sizes, prompts=rows_per_batch(mesh, sizes.prompts) * row_shares(mesh).count)
 
     def _of_sampler(self, sampler: Sampler, sizes: PromptSizes) -> list[Program]:
         return sampler_programs(sampler, self.opened.sampler_mesh, self.learner.abstract_state().params, sizes)
+
+    def _of_queue(self, sampler: Sampler, sizes: PromptSizes) -> list[Program]:
+        mesh = self.opened.sampler_mesh
+        queue = queue_of(sampler, mesh, sizes)
+        with jax.set_mesh(mesh):
+            prompts = prompt_shapes(sampler.policy.config, queue.admitted, sizes.buckets[-1], sizes.image_windows)
+            request = request_shapes(prompts)
+            programs = list(queue.programs(self.learner.abstract_state().params, request))
+        return [dataclasses.replace(program, mesh=mesh) for program in programs]
+
+
+def _named(owner: str, programs: Sequence[Program]) -> list[Program]:
+    return [dataclasses.replace(program, name=f"{owner} {program.name}") for program in programs]
 
 
 def is_validated(config: Config) -> bool:
@@ -203,17 +233,23 @@ def sampler_programs(sampler: Sampler, mesh: Mesh, params: Params, sizes: Prompt
     rows = sizes.prompts * copies
     with jax.set_mesh(mesh):
         for bucket in sorted(sizes.buckets, reverse=True):
-            request = Request(
-                prompts=prompt_shapes(sampler.policy.config, rows, bucket, sizes.image_windows),
-                names=by_row(np.zeros((rows, 2), np.uint32)),
-                active=by_row(np.zeros(rows, bool)),
-                first=by_row(np.zeros(rows, np.int32)) if copies > 1 else None,
-                copies=copies,
-            )
+            request = request_shapes(prompt_shapes(sampler.policy.config, rows, bucket, sizes.image_windows), copies)
             for program in sampler.programs(params, request):
                 # Buckets share what comes after `start` if their caches have one size.
                 programs.setdefault(program.name, dataclasses.replace(program, mesh=mesh))
     return list(programs.values())
+
+
+def request_shapes(prompts: Prompt, copies: int = 1) -> Request:
+    """Shapes of a request for these prompts."""
+    rows = len(prompts.tokens)
+    return Request(
+        prompts=prompts,
+        names=by_row(np.zeros((rows, 2), np.uint32)),
+        active=by_row(np.zeros(rows, bool)),
+        first=by_row(np.zeros(rows, np.int32)) if copies > 1 else None,
+        copies=copies,
+    )
 
 
 def prompt_shapes(config: PolicyConfig, count: int, length: int, image_windows: int) -> Prompt:

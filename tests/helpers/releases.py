@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
 from mmeureka_jax.evaluation.benchmark import Benchmark, open_benchmark
@@ -42,6 +43,26 @@ def known_release(name: str, rows: Rows) -> Benchmark:
 def released(name: str, rows: Rows, folder: Path) -> ReleasedRows:
     """These rows, read from a JSON file as the whole release."""
     return read_release(known_release(name, rows), write_json(folder / f"{name}.json", rows))
+
+
+def write_suite(folder: Path) -> Path:
+    """A suite of MMK12, in its own prompt style, and MATH-Vision; with the files."""
+    (folder / "red.png").write_bytes(picture(200))
+    rows = [
+        {"id": i, "question": f"what is {i} + 1 ?", "answer": str(i % 9), "subject": "math", "image": "red.png"}
+        for i in range(12)
+    ]
+    of_mathvision = [
+        {"id": str(i), "question": f"what is {i} ? <image1>", "options": [], "answer": str(i), "image": "red.png",
+         "level": 1, "subject": "algebra"}
+        for i in range(7)
+    ]  # fmt: skip
+    (folder / "mmk12.json").write_text(json.dumps(rows))
+    (folder / "mathvision.json").write_text(json.dumps(of_mathvision))
+    suite = folder / "suite.yaml"
+    entries = {"mmk12": {"path": "mmk12.json", "prompt_style": "instruct"}, "mathvision": {"path": "mathvision.json"}}
+    suite.write_text(yaml.safe_dump({"benchmarks": entries}, sort_keys=False))
+    return suite
 
 
 def write_json(file: Path, rows: Rows) -> Path:

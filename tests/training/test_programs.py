@@ -10,6 +10,7 @@ from dataclasses import replace
 import jax
 import pytest
 from helpers.commands import ONE_LAYER
+from helpers.releases import write_suite
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.sampling import memory
@@ -27,7 +28,22 @@ SIZES = """
     data.train=tfds:shapes/dots@train[:64] checkpoint.every_steps=2 reward.workers=1
     tracking.progress=false tracking.tensorboard=false mesh.data=2 mesh.fsdp=2 mesh.tensor=2
 """.split()
-FUNCTIONS = {"start", "decode", "repack", "whole", "weigh", "add", "apply", "_log_probs", "_values"}
+FUNCTIONS = {
+    "start",
+    "decode",
+    "repack",
+    "weights_of",
+    "nobody",
+    "admit",
+    "advance",
+    "shrink",
+    "whole",
+    "weigh",
+    "add",
+    "apply",
+    "_log_probs",
+    "_values",
+}
 RUNS = {
     "parts, with a reference": (
         rl,
@@ -43,7 +59,7 @@ RUNS = {
         rl,
         ["rl.micro_batches=4", "rl.packing=0.8", "rl.row_tokens=48", "rl.kl_coefficient=0.01"],
     ),
-    "imitation": (sft, ['optimizer.frozen=["vision"]']),
+    "imitation, with public benchmarks": (sft, ['optimizer.frozen=["vision"]', "tracking.benchmarks.problems=5"]),
 }  # fmt: skip
 
 
@@ -66,6 +82,8 @@ def compiled_functions():
 def test_a_run_compiles_nothing_that_was_not_compiled_before_step_0(run, tmp_path, monkeypatch):
     module, overrides = RUNS[run]
     settings = [f"run_dir={tmp_path / 'run'}", "sampler.compile_ahead=true", *SIZES, *ONE_LAYER, *overrides]
+    if "benchmarks" in run:
+        settings += [f"tracking.benchmarks.suite={write_suite(tmp_path)}", f"tracking.benchmarks.files={tmp_path}"]
     listed = []
     before = []
 
