@@ -14,7 +14,14 @@ import pytest
 from mmeureka_jax.cli import build_parser
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.reading import dotted_keys
-from mmeureka_jax.config.schema import Config, LoraConfig, ModelConfig, RandomModelConfig
+from mmeureka_jax.config.schema import (
+    BenchmarksConfig,
+    Config,
+    LoraConfig,
+    ModelConfig,
+    RandomModelConfig,
+    TrackingConfig,
+)
 from mmeureka_jax.rewards.accuracy import accuracy, compare
 from mmeureka_jax.rl.advantages import ADVANTAGES
 from mmeureka_jax.rl.losses import LOSSES
@@ -76,7 +83,8 @@ def test_documented_default_is_the_default(key: str):
     """The default is read as an override would be, so the page also shows how to write each value."""
     *sections, name = key.split(".")
     given = functools.reduce(getattr, sections, load_config(None, [f"{key}={documented_defaults()[key]}"]))
-    whole = Config(model=ModelConfig(random=RandomModelConfig(), lora=LoraConfig()))  # those are null by default
+    model = ModelConfig(random=RandomModelConfig(), lora=LoraConfig())  # those are null by default
+    whole = Config(model=model, tracking=TrackingConfig(benchmarks=BenchmarksConfig()))
     default = functools.reduce(getattr, sections, whole if len(sections) > 1 else Config())
     assert getattr(given, name) == getattr(default, name)
 

@@ -377,7 +377,7 @@ class CheckpointConfig:
 class BenchmarksConfig:
     """Public benchmarks that a run is measured on; see docs/evaluation.md."""
 
-    suite: str = "eval/papers.yaml"  # a file that names the benchmarks and how each is asked
+    suite: str = "papers"  # a YAML file of benchmarks and how each is asked; papers: the seven of eval/papers.yaml
     files: str = "."  # folder that the paths of the suite start from
     # steps between evaluations; there is one after the last step too, and in `train` before the first
     every: Annotated[int, POSITIVE] = 100

@@ -150,7 +150,7 @@ def planned_sizes(config: Config, opened: OpenedPolicy, limits: SamplerConfig, i
 
 
 def _entries(given: BenchmarksConfig) -> list[Entry]:
-    return read_suite(Path(given.suite), Path(given.files))
+    return read_suite(given.suite, Path(given.files))
 
 
 def _exam(config: Config, given: BenchmarksConfig, entry: Entry) -> Exam:

@@ -14,6 +14,7 @@ from mmeureka_jax.config.schema import PROMPT_STYLES
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.options import EvalOptions
 
+_OWN = Path(__file__).parents[1] / "eval"
 _TEXTS = {"prompt_style": PROMPT_STYLES}
 _INTEGERS = ("min_pixels", "max_pixels", "max_prompt_tokens", "max_new_tokens", "batch_size", "n", "top_k", "seed")
 _NUMBERS = ("temperature", "top_p")
@@ -38,12 +39,18 @@ class Entry:
         return dataclasses.replace(others, **self.settings)
 
 
-def read_suite(file: Path, folder: Path) -> list[Entry]:
+def read_suite(name: str | Path, folder: Path) -> list[Entry]:
     """The benchmarks of a suite, whose paths start from `folder`.
+
+    Args:
+        name: a YAML file, or the name of a suite that comes with the project: `papers`.
 
     Raises:
         UserError: the file cannot be read, or it has other keys or values than a suite has.
     """
+    file = _OWN / f"{name}.yaml" if str(name) in own_suites() else Path(name)
+    if not file.exists():
+        raise UserError(f"{name}: no such file; give a suite's YAML file, or one of {', '.join(own_suites())}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -54,6 +61,11 @@ def read_suite(file: Path, folder: Path) -> list[Entry]:
     if not isinstance(benchmarks, dict) or len(content) != 1 or not benchmarks:
         raise UserError(f"{file}: expected `benchmarks:` with a path for each, such as `mmk12: {{path: MMK12}}`")
     return [_entry(str(name), value, folder, f"{file}: benchmarks.{name}") for name, value in benchmarks.items()]
+
+
+def own_suites() -> list[str]:
+    """The names of the suites that come with the project."""
+    return sorted(file.stem for file in _OWN.glob("*.yaml"))
 
 
 def _entry(name: str, value: Any, folder: Path, where: str) -> Entry:

@@ -108,8 +108,6 @@ def generate_queued(
     problems: Sequence[Problem],
     sizes: PromptSizes,
     on_answer: Callable[[int], object] = lambda count: None,
-    *,
-    compiled: bool = False,
 ) -> Iterator[tuple[Problem, Response]]:
     """One response to each problem, in order, under `mesh`: the rows of a batch are given to the next problems as soon
     as they are done. All hosts call it together, each with its own problems.
@@ -119,10 +117,8 @@ def generate_queued(
 
     Args:
         on_answer: told how many more responses are done, in any order.
-        compiled: see `generate`.
     """
     length = queue_length(mesh, sizes)
-    text = f"answering {plural(rows_per_batch(mesh, sizes.prompts), 'prompt')} at a time, which compiles the sampler"
     with ThreadPoolExecutor(max_workers=4) as pool:
         for start in range(0, int(max_over_hosts(len(problems))), length):
             part = problems[start : start + length]

@@ -16,11 +16,11 @@ from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import Config, SamplerConfig
 from mmeureka_jax.errors import Terminated, UserError
 from mmeureka_jax.evaluation.examiner import Examiner
-from mmeureka_jax.evaluation.run_benchmarks import RunBenchmarks, open_run_benchmarks
-from mmeureka_jax.evaluation.validation import open_validation, summarise
+from mmeureka_jax.evaluation.run_benchmarks import RunBenchmarks
+from mmeureka_jax.evaluation.validation import summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
-from mmeureka_jax.process.console import Bar, Steps, plural, progress, say, say_facts, waiting
+from mmeureka_jax.process.console import Steps, plural, progress, say, say_facts, waiting
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
@@ -29,6 +29,7 @@ from mmeureka_jax.setup.header import say_header, say_start
 from mmeureka_jax.setup.policy import OpenedPolicy, check_context, find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_processor
 from mmeureka_jax.training.learner import INITIAL_STATE, Learner
+from mmeureka_jax.training.measures import Measures, open_measures
 from mmeureka_jax.training.memory_check import warn_of_memory
 from mmeureka_jax.training.programs import RunPrograms, choose_sampling, compile_programs, is_validated
 from mmeureka_jax.training.recipe import Recipe
@@ -59,8 +60,7 @@ class Job:
     opened: OpenedPolicy
     processor: Processor
     rewards: RewardWorkers | None
-    examiner: Examiner | None
-    benchmarks: RunBenchmarks | None
+    measures: Measures
     learner: Learner
     sampling: SamplerConfig
     loader: ProblemLoader
@@ -80,6 +80,8 @@ class Job:
 
     def __post_init__(self) -> None:
         self._stopping = self.termination.on_any_host()
+        if self.measures.benchmarks is not None:
+            self.measures.benchmarks.forget(self.run.step + 1)
 
     @property
     def at_end(self) -> bool:
@@ -110,51 +112,45 @@ class Job:
         if self.run.step > 0 or self._stopping:
             return
         row: dict[str, float] = {}
-        if self.examiner is not None:
-            row |= self._validate()
+        if self.measures.examiner is not None:
+            row |= self._validate(self.measures.examiner)
             say(f"before training: val {row['validation/accuracy']:.3f}")
             self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
-        if self.benchmarks is not None:
-            row |= self._ask_benchmarks(self.benchmarks)
-        if self.examiner is not None or self.benchmarks is not None:
+        if self.measures.benchmarks is not None:
+            row |= self._ask(self.measures.benchmarks)
+        if row:
             self.tracker.log_metrics(0, row)
 
     def validate_if_due(self) -> dict[str, float]:
         """Validation and public benchmarks, each every so many steps and after the last."""
         row: dict[str, float] = {}
         tracking = self.config.tracking
-        if self.examiner is not None and due(self.run.step, tracking.validate_every, self.at_end):
-            row |= self._validate()
-        if tracking.benchmarks is not None and due(self.run.step, tracking.benchmarks.every, self.at_end):
-            assert self.benchmarks is not None
-            row |= self._ask_benchmarks(self.benchmarks)
+        if self.measures.examiner is not None and due(self.run.step, tracking.validate_every, self.at_end):
+            row |= self._validate(self.measures.examiner)
+        every = tracking.benchmarks.every if tracking.benchmarks is not None else 0
+        if self.measures.benchmarks is not None and due(self.run.step, every, self.at_end):
+            row |= self._ask(self.measures.benchmarks)
         return row
 
-    def _ask_benchmarks(self, benchmarks: RunBenchmarks) -> dict[str, float]:
+    def _ask(self, benchmarks: RunBenchmarks) -> dict[str, float]:
         start = time.perf_counter()
-        self.steps.phase("asking benchmarks", is_said=True)
+        self.steps.phase("asking public benchmarks", is_said=True)
         row = benchmarks.run(self.run.train.params, self.run.step)
         for line in benchmarks.in_words(row):
             say(f"after step {self.run.step}: {line}" if self.run.step else f"before training: {line}")
         return row | {"time/benchmarks": time.perf_counter() - start}
 
-    def _validate(self) -> dict[str, float]:
-        assert self.examiner is not None
+    def _validate(self, examiner: Examiner) -> dict[str, float]:
         start = time.perf_counter()
         self.steps.phase("validating", is_said=True)
-        with self._bar_of_validation() as bar:
-            row: dict[str, Any] = summarise(self.examiner.run(self.run.train.params, bar.update))
+        shown = self.config.tracking.progress and is_main()
+        with progress(examiner.count, "validate", unit="problem", enabled=shown, leave=False) as bar:
+            row: dict[str, Any] = summarise(examiner.run(self.run.train.params, bar.update))
         self._accuracy = row["validation/accuracy"]
         if self._accuracy > self.run.best_accuracy:
             self.run.best_accuracy = self._accuracy
             self._save_at_once = self.config.checkpoint.keep_best > 0 and self.run.step > 0
         return row | {"time/validation": time.perf_counter() - start}
-
-    def _bar_of_validation(self) -> Bar:
-        assert self.examiner is not None
-        shown = self.config.tracking.progress and is_main()
-        total = self.examiner.count
-        return progress(total, "validate", unit="problem", enabled=shown, leave=False)
 
     def log(self, row: dict[str, float], shown: str) -> None:
         """Writes the row of this step and says its few numbers."""
@@ -216,19 +212,9 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         problems = _open_problems(config, recipe, processor, rewards)
         learner = make_learner(config, recipe, opened)
         sampling = choose_sampling(config, recipe, opened, learner)
-        examiner = _open_examiner(config, opened, processor, rewards, sampling)
+        measures = open_measures(config, opened, processor, rewards, sampling)
         image_windows = config.data.max_image_windows or problems.report.max_windows
-        benchmarks = open_run_benchmarks(config, opened, sampling)
-        programs = RunPrograms(
-            config,
-            recipe,
-            opened,
-            learner,
-            sampling,
-            image_windows,
-            validation=examiner.sizes if examiner else None,
-            benchmarks=benchmarks.sizes if benchmarks else None,
-        )
+        programs = RunPrograms(config, recipe, opened, learner, sampling, image_windows, *measures.sizes)
         warn_of_memory(programs)
         if recipe.with_reference:
             learner.load_reference()
@@ -240,8 +226,6 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         _compile_ahead(programs, checkpointer.steps())
         run = restore(checkpointer, learner) or RunState(learner.initial_state())
         say_start(at_start := run.step, config.steps, config.run_dir)
-        if benchmarks is not None:
-            benchmarks.forget(run.step + 1)
         loader = stack.enter_context(closing(_open_loader(config, recipe, opened, problems, processor, run.data)))
         tracker = Tracker(run_dir, config.tracking, enabled=is_main(), resume_step=run.step, settings=to_dict(config))
         stack.callback(tracker.close)
@@ -250,8 +234,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             opened=opened,
             processor=processor,
             rewards=rewards,
-            examiner=examiner,
-            benchmarks=benchmarks,
+            measures=measures,
             learner=learner,
             sampling=sampling,
             loader=loader,
@@ -291,28 +274,13 @@ def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
     return opened
 
 
-def _open_examiner(
-    config: Config,
-    opened: OpenedPolicy,
-    processor: Processor,
-    rewards: RewardWorkers | None,
-    sampling: SamplerConfig,
-) -> Examiner | None:
-    if rewards is None or not is_validated(config):
-        return None
-    return open_validation(config, opened, processor, rewards, sampling)
-
-
 def _compile_ahead(programs: RunPrograms, saved: Sequence[int]) -> None:
     """Compiles what a run needs from here on, if it should. `saved` are the steps of its checkpoints."""
     config = programs.config
     if not config.sampler.compile_ahead or (saved and saved[-1] >= config.steps):
         return
-    ahead = (
-        programs.all
-        if programs.learner.compiled_ahead
-        else [*programs.of_rollouts, *programs.of_validation, *programs.of_benchmarks]
-    )
+    sampled = [*programs.of_rollouts, *programs.of_validation, *programs.of_benchmarks]
+    ahead = programs.all if programs.learner.compiled_ahead else sampled
     needed = [program for program in ahead if not (saved and program.name == INITIAL_STATE)]
     compile_programs(needed, show=config.tracking.progress and is_main())
 

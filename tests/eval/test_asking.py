@@ -109,6 +109,8 @@ def test_judging_again_asks_nothing_and_changes_nothing(arguments, whole, tmp_pa
         (["--accuracy", "boxed"], "--accuracy is for --data"),
         (["--root", "/"], "--root is for --data"),
         (["--benchmark", "mmk12=elsewhere"], "a benchmark is given twice"),
+        (["--suite", "paper"], "paper: no such file; give a suite's YAML file, or one of papers"),
+        (["--judge-only", "--coordinator", "h:1"], "--judge-only needs no model and runs in one process"),
         (["--benchmark", "mmk21=elsewhere"], "mmk21: no such benchmark; there are"),
     ],
 )

@@ -43,12 +43,7 @@ def test_the_page_has_every_benchmark_and_its_rows():
 def test_the_suite_of_the_papers_asks_all(tmp_path, capsys):
     for name in benchmark_names():
         assert f"  {name}: " in (ROOT / "eval" / "papers.yaml").read_text()
-    assert (
-        mmeureka(
-            "eval", "--judge-only", "--suite", ROOT / "eval" / "papers.yaml", "--files", tmp_path, "--output", tmp_path
-        )
-        == 2
-    )
+    assert mmeureka("eval", "--judge-only", "--suite", "papers", "--files", tmp_path, "--output", tmp_path) == 2
     assert "MathVista: no such file, and no folder of" in capsys.readouterr().err
 
 

@@ -28,6 +28,8 @@ from mmeureka_jax.config.schema import ACCURACY_RULES, PROMPT_STYLES, MeshConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.process.console import plural
 
+_PROCESSES = ("coordinator", "num_processes", "process_id")
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
@@ -47,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="NAME=PATH",
         help="a public benchmark and its released files; may be given several times",
     )
-    parser.add_argument("--suite", type=Path, metavar="FILE.yaml", help="several benchmarks, such as eval/papers.yaml")
+    parser.add_argument("--suite", metavar="FILE.yaml", help="several benchmarks; papers: those of the papers")
     parser.add_argument("--files", type=Path, default=Path(), metavar="DIR", help="where the paths of a suite start")
     parser.add_argument("--partial", action="store_true", help="accept a part of a release, and mark its scores")
     parser.add_argument(
@@ -81,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark is not None or args.suite is not None:
         return _run_benchmarks(args)
     refuse_missing(args, "model", "data", "output")
-    for name in ("partial", "judge_only"):
-        if getattr(args, name):
+    for name in ("partial", "judge_only", *_PROCESSES):
+        if getattr(args, name) not in (None, False):
             raise UserError(f"--{name.replace('_', '-')} is for --benchmark and --suite")
     refuse_too_many(args)
     start_jax()
@@ -107,6 +109,8 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is for --data: a benchmark has its own judges and folders")
     if args.limit is not None and not args.partial:
         raise UserError("--limit asks a part of a release: give --partial too, which marks its scores as partial")
+    if args.judge_only and any(getattr(args, name) is not None for name in _PROCESSES):
+        raise UserError("--judge-only needs no model and runs in one process; leave out --coordinator and the others")
     refuse_missing(args, "output", *(() if args.judge_only else ("model",)))
     refuse_too_many(args)
     if not args.judge_only:
