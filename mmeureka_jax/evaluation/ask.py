@@ -4,6 +4,7 @@ OUTPUT/NAME.answers.jsonl   every response; an interrupted command continues in 
 OUTPUT/NAME.jsonl           every response with the verdicts
 OUTPUT/results.json         scores, and everything that decides them
 OUTPUT/eval.html            scores beside published ones, and a browser of the answers
+OUTPUT/judge_model.jsonl    the verdicts of a judge model, where one is named
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.benchmark import Benchmark
 from mmeureka_jax.evaluation.examiner import Examiner, open_examiner
 from mmeureka_jax.evaluation.identity import ids_and_pictures, policy_identity
+from mmeureka_jax.evaluation.judge_model import JudgeModel, add_verdicts, with_judge
 from mmeureka_jax.evaluation.judging import judge, judges_of, read_answers, results_of, write_results, write_rows
 from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions, questions
 from mmeureka_jax.evaluation.pages import Judged, with_problems, write_page
@@ -52,7 +54,9 @@ class Exam:
         return self.released.benchmark.name
 
 
-def ask_and_judge(model: ModelOptions, exams: Sequence[Exam], output: Path) -> dict[str, Any]:
+def ask_and_judge(
+    model: ModelOptions, exams: Sequence[Exam], output: Path, judge_model: JudgeModel | None = None
+) -> dict[str, Any]:
     """Asks every benchmark, judges the answers and writes the files above. Returns the results by benchmark.
 
     Raises:
@@ -60,19 +64,24 @@ def ask_and_judge(model: ModelOptions, exams: Sequence[Exam], output: Path) -> d
     """
     for exam in exams:
         exam.options.check()
+    if judge_model is not None:
+        judge_model.check()
     opened = model.open("eval")
     for exam in exams:
         settings = _ask(opened, exam, output)
         content = json.dumps(_described(model, opened, exam, settings), indent=2, ensure_ascii=False)
         write_atomic(output / SETTINGS.format(exam.name), (content + "\n").encode())
-    return judge_again([exam.released for exam in exams], output, exams[0].options.reward_workers)
+    return judge_again([exam.released for exam in exams], output, exams[0].options.reward_workers, judge_model)
 
 
-def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) -> dict[str, Any]:
+def judge_again(
+    releases: Sequence[ReleasedRows], output: Path, workers: int, judge_model: JudgeModel | None = None
+) -> dict[str, Any]:
     """Judges the answers that are in `output`, writes NAME.jsonl, results.json and eval.html, and returns the results.
 
     Raises:
-        UserError: there are no answers to one of the benchmarks, or they are not to its rows.
+        UserError: there are no answers to one of the benchmarks, they are not to its rows, or the judge model does not
+            judge all of them.
     """
     results: dict[str, Any] = {}
     judged: list[Judged] = []
@@ -87,11 +96,13 @@ def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int) ->
             answers = read_answers(file, released)
             with progress(len(answers), f"judge {name}", unit="answer") as bar:
                 rows = judge(released, answers, judges, bar.update)
+            if judge_model is not None:
+                rows = add_verdicts(judge_model, released, rows, answers, output)
             rows = with_problems(released, rows, answers)
             write_rows(output, name, rows)
             settings = output / SETTINGS.format(name)
             asked = {"settings": read_json(settings)} if settings.is_file() else {}
-            results[name] = results_of(released, rows) | asked
+            results[name] = with_judge(results_of(released, rows) | asked, judge_model)
             judged.append(Judged(released, rows, results[name]))
     write_results(output, results)
     write_page(judged, output)
