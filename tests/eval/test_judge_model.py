@@ -145,10 +145,10 @@ def test_answers_that_are_there_are_judged(command, judge, tmp_path):
 
 
 def test_a_busy_server_is_asked_again(command, judge, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_server, "TIMEOUT", 0.3)
+    monkeypatch.setattr(judge_server, "TIMEOUT", 1.0)
     monkeypatch.setattr(judge_server, "THREADS", 1)
     judge.failures = [(500, {}, "down"), (429, {"Retry-After": "0"}, "busy")]
-    judge.delays = [0, 0, 0, 0.6]
+    judge.delays = [0, 0, 0, 1.5]
     assert command(ANSWERS, "--judge-model", judge.address, "--judge-model-name", "wise") == 0
     assert judge.count == CONTENTS + 3
     assert [row["model"] for row in read_rows(tmp_path / "out" / "mmk12.jsonl")] == MODEL
