@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class JudgeFunction(JudgeModel):
         with self._processes() as processes:
             processes.validate()
 
-    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
+    def ask(self, questions: Sequence[Question]) -> Generator[tuple[Question, Reply], None, None]:
         with self._processes() as processes:
             processes.validate()
             for start in range(0, len(questions), _AT_ONCE):

@@ -11,8 +11,8 @@ import hashlib
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class JudgeModel(ABC):
         """Raises a UserError for a judge that cannot be asked, as far as that is known without a question."""
 
     @abstractmethod
-    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
+    def ask(self, questions: Sequence[Question]) -> Generator[tuple[Question, Reply], None, None]:
         """Each question with its reply as soon as it is there, in any order; it ends where asking on is of no use.
 
         Raises:
@@ -127,8 +127,7 @@ def with_judge(results: Mapping[str, Any], model: JudgeModel | None) -> dict[str
 def _ask(model: JudgeModel, questions: Sequence[Question], verdicts: Verdicts, title: str) -> list[str]:
     """Adds the verdicts that can be had, and returns the reasons why some cannot."""
     failures: list[str] = []
-    replies = model.ask(questions)
-    with progress(len(questions), title, unit="verdict") as bar:
+    with closing(model.ask(questions)) as replies, progress(len(questions), title, unit="verdict") as bar:
         for question, reply in replies:
             if reply.verdict is None:
                 failures.append(reply.text)

@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -129,7 +129,7 @@ class ServedModel(JudgeModel):
         if not key.isascii() or not key.isprintable() or " " in key:
             raise UserError(f"{KEY} has characters that no key has")
 
-    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
+    def ask(self, questions: Sequence[Question]) -> Generator[tuple[Question, Reply], None, None]:
         self.check()
         waiting = deque(questions)
         replies: SimpleQueue[tuple[Question, Reply] | BaseException | None] = SimpleQueue()
@@ -137,10 +137,10 @@ class ServedModel(JudgeModel):
 
         def work() -> None:
             try:
-                while waiting and not stop.is_set():
+                while not stop.is_set():
                     try:
                         question = waiting.popleft()
-                    except IndexError:  # another thread was quicker
+                    except IndexError:
                         break
                     reply = self._reply(question, stop)
                     if reply is not None:

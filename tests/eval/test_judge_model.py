@@ -200,6 +200,14 @@ def test_what_is_neither_yes_nor_no_is_said(command, judge, tmp_path, capsys):
     assert "judge_model.jsonl:1: it is no verdict of a judge model" in capsys.readouterr().err
 
 
+def test_a_model_that_cannot_judge_is_not_asked_everything(command, judge, capsys, monkeypatch):
+    monkeypatch.setattr(judge_server, "THREADS", 1)
+    judge.says = lambda prompt: "maybe"
+    many = [{"id": row["id"], "response": str(number)} for row in ROWS for number in range(50)]
+    assert command(many, "--judge-model", judge.address, "--judge-model-name", "wise") == 2
+    assert judge.count < 100 and "no verdict on 200 of 200 answers" in capsys.readouterr().err
+
+
 SAYS = {"Yes": True, " yes.\n": True, "**No**": False, "<think>yes or no?</think>\nNo, it differs": False}
 
 
