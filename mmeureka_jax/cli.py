@@ -41,6 +41,7 @@ from mmeureka_jax.process import cluster, interrupts
 from mmeureka_jax.process.console import speak_in_lines
 
 PATH_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "HF_HOME", "HF_HUB_CACHE")
+TAKE_ADDRESSES = ("--judge-model",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,7 +101,9 @@ def refuse_addresses(arguments: Sequence[str]) -> None:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         match = re.fullmatch(r"(?:([\w.-]+)=)?(.*)", argument, re.DOTALL)
         assert match is not None
-        refuse_address(match[1] or (before if before.startswith("--") else "arguments"), match[2])
+        name = match[1] or (before if before.startswith("--") else "arguments")
+        if name not in TAKE_ADDRESSES:
+            refuse_address(name, match[2])
     for name in PATH_VARIABLES:
         refuse_address(f"${name}", os.environ.get(name, ""))
 

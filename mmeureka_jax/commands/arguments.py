@@ -11,10 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmeureka_jax.config.schema import PROMPT_STYLES
+from mmeureka_jax.config.schema import PROMPT_STYLES, RewardConfig
 from mmeureka_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from mmeureka_jax.evaluation.judge_model import JudgeModel
     from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions
     from mmeureka_jax.evaluation.prompt_files import PromptOptions
 
@@ -205,6 +206,17 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) 
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
 
 
+def add_judge_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """A judge of benchmarks besides the two rules; see `judge_model`."""
+    group = parser.add_argument_group("a judge model beside the two rules of a benchmark (default: none)")
+    group.add_argument(
+        "--judge-model",
+        metavar="SPEC",
+        help="FILE.py:FUNCTION, or the address of an OpenAI-compatible server, such as http://localhost:8000/v1",
+    )
+    group.add_argument("--judge-model-name", metavar="NAME", help="the model at that address")
+
+
 def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
     """The limits of pictures; None where they are not given."""
     parser.add_argument("--min-pixels", type=pixels, metavar="N", help="pictures are resized to between these;")
@@ -239,6 +251,30 @@ def eval_options(args: argparse.Namespace, data: str) -> EvalOptions:
     given = vars(args)
     names = [field.name for field in fields(EvalOptions) if field.name != "data"]
     return EvalOptions(data, **{name: given[name] for name in names if name in given})
+
+
+def judge_model(args: argparse.Namespace) -> JudgeModel | None:
+    """What `add_judge_model_arguments` added. Raises UserError for a judge that there cannot be."""
+    from mmeureka_jax.evaluation.judge_function import JudgeFunction
+    from mmeureka_jax.evaluation.judge_server import ServedModel
+
+    spec = args.judge_model
+    name = args.judge_model_name
+    if spec is None:
+        if name is not None:
+            raise UserError("--judge-model-name is for --judge-model with the address of a server")
+        return None
+    if spec.lower().startswith(("http://", "https://")):
+        if not name:
+            raise UserError("--judge-model is an address: give the model there too, with --judge-model-name NAME")
+        return ServedModel.at(spec, name)
+    if ".py:" not in spec:
+        raise UserError(
+            f"--judge-model {spec!r} is neither FILE.py:FUNCTION nor an address that starts with http:// or https://"
+        )
+    if name is not None:
+        raise UserError("--judge-model-name is for an address; a function of your own chooses its model itself")
+    return JudgeFunction.read(spec, args.reward_workers if "reward_workers" in args else RewardConfig.workers)
 
 
 def prompt_options(args: argparse.Namespace) -> PromptOptions:

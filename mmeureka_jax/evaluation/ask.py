@@ -21,6 +21,7 @@ from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.draw import Exam, OpenedExam, open_exam
 from mmeureka_jax.evaluation.identity import policy_identity
+from mmeureka_jax.evaluation.judge_model import JudgeModel, add_verdicts, with_judge
 from mmeureka_jax.evaluation.judging import judge, judges_of, read_answers, results_of, write_results, write_rows
 from mmeureka_jax.evaluation.options import ModelOptions
 from mmeureka_jax.evaluation.pages import Judged, with_problems, write_page
@@ -36,7 +37,9 @@ ANSWERS = "{}.answers.jsonl"
 SETTINGS = "{}.settings.json"
 
 
-def ask_and_judge(model: ModelOptions, exams: Sequence[Exam], output: Path) -> dict[str, Any]:
+def ask_and_judge(
+    model: ModelOptions, exams: Sequence[Exam], output: Path, judge_model: JudgeModel | None = None
+) -> dict[str, Any]:
     """Asks every benchmark, judges the answers and writes the files above. All hosts call it together; the main one
     judges and writes.
 
@@ -48,6 +51,8 @@ def ask_and_judge(model: ModelOptions, exams: Sequence[Exam], output: Path) -> d
     """
     for exam in exams:
         exam.options.check()
+    if judge_model is not None and is_main():
+        judge_model.check()
     opened = model.open("eval", on_hosts=True)
     load_params = functools.cache(opened.load_params)
     made_with = {"command": "eval", **policy_identity(opened)}
@@ -57,7 +62,9 @@ def ask_and_judge(model: ModelOptions, exams: Sequence[Exam], output: Path) -> d
             asked = open_exam(opened, exam)
             asked.draw(load_params, rows, made_with)
         write_settings(output, asked, policy)
-    return judge_again([exam.released for exam in exams], output, exams[0].options.reward_workers) if is_main() else {}
+    if not is_main():
+        return {}
+    return judge_again([exam.released for exam in exams], output, exams[0].options.reward_workers, judge_model)
 
 
 @contextmanager
@@ -94,11 +101,19 @@ def write_settings(folder: Path, asked: OpenedExam, policy: Mapping[str, Any]) -
     write_atomic(folder / SETTINGS.format(benchmark.name), (content + "\n").encode())
 
 
-def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int, *, bars: bool = True) -> dict[str, Any]:
+def judge_again(
+    releases: Sequence[ReleasedRows],
+    output: Path,
+    workers: int,
+    judge_model: JudgeModel | None = None,
+    *,
+    bars: bool = True,
+) -> dict[str, Any]:
     """Judges the answers that are in `output`, writes NAME.jsonl, results.json and eval.html, and returns the results.
 
     Raises:
-        UserError: there are no answers to one of the benchmarks, or they are not to its rows.
+        UserError: there are no answers to one of the benchmarks, they are not to its rows, or the judge model does not
+            judge all of them.
     """
     results: dict[str, Any] = {}
     judged: list[Judged] = []
@@ -113,11 +128,13 @@ def judge_again(releases: Sequence[ReleasedRows], output: Path, workers: int, *,
             answers = read_answers(file, released)
             with progress(len(answers), f"judge {name}", unit="answer", enabled=bars) as bar:
                 rows = judge(released, answers, judges, bar.update)
+            if judge_model is not None:
+                rows = add_verdicts(judge_model, released, rows, answers, output)
             rows = with_problems(released, rows, answers)
             write_rows(output, name, rows)
             settings = output / SETTINGS.format(name)
             asked = {"settings": read_json(settings)} if settings.is_file() else {}
-            results[name] = results_of(released, rows) | asked
+            results[name] = with_judge(results_of(released, rows) | asked, judge_model)
             judged.append(Judged(released, rows, results[name]))
     write_results(output, results)
     write_page(judged, output)

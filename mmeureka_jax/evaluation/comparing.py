@@ -12,13 +12,14 @@ import numpy as np
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.intervals import paired_bootstrap
-from mmeureka_jax.evaluation.judging import JUDGES, RESULTS_FILE
+from mmeureka_jax.evaluation.judging import RESULTS_FILE
 from mmeureka_jax.files import parse_json, read_json
 from mmeureka_jax.report.answer_browser import LEFT_OUT, Problem, pictures_of
 from mmeureka_jax.report.eval_comparison import Compared, Difference, write_comparison_page
 from mmeureka_jax.report.eval_page import PAGE_FILE
+from mmeureka_jax.report.judges import MODEL, RULES
 
-_KEYS = ("id", "sample", *JUDGES, "extracted", "truncated", "reason", "answer", "response", "question", "groups")
+_KEYS = ("id", "sample", *RULES, "extracted", "truncated", "reason", "answer", "response", "question", "groups")
 _SHOWN = 5  # ids in messages
 
 
@@ -84,6 +85,7 @@ def _read(folder: Path, name: str, results: Mapping[str, Any]) -> Evaluation:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
+    keys = (*_KEYS, MODEL) if MODEL in results else _KEYS
     rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -92,7 +94,7 @@ def _read(folder: Path, name: str, results: Mapping[str, Any]) -> Evaluation:
             row = parse_json(line)
         except ValueError as error:
             raise UserError(f"{file}:{number}: not valid JSON ({error})") from None
-        missing = [key for key in _KEYS if not isinstance(row, dict) or key not in row]
+        missing = [key for key in keys if not isinstance(row, dict) or key not in row]
         if missing:
             raise UserError(f"{file}:{number}: it has no {', '.join(missing)}; judge the answers again")
         rows[row["id"]].append(row)
@@ -138,14 +140,15 @@ def _pictures(folder: Path) -> Mapping[tuple[str, str], Sequence[str | None]]:
 def _compared(sides: Sequence[Evaluation], pictures: Sequence[Mapping[Any, Sequence[str | None]]]) -> Compared:
     first, second = sides
     rows = {name: own[0] for name, own in first.rows.items()}
-    shares = {judge: [side.shares(judge) for side in sides] for judge in JUDGES}
+    judges = _judges(first, second)
+    shares = {judge: [side.shares(judge) for side in sides] for judge in judges}
     overall = [name for name, row in rows.items() if row.get("overall", True)]
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, row in rows.items():
         for group, values in row["groups"].items():
             for value in values:
                 groups[group][value].append(name)
-    changes = {name: tuple(int(np.sign(shares[j][1][name] - shares[j][0][name])) for j in JUDGES) for name in rows}
+    changes = {name: tuple(int(np.sign(shares[j][1][name] - shares[j][0][name])) for j in judges) for name in rows}
     problems = [
         Problem(name, row["question"], row["answer"], row["groups"], _shown(pictures, first.name, name), changes[name])
         for name, row in rows.items()
@@ -160,8 +163,20 @@ def _compared(sides: Sequence[Evaluation], pictures: Sequence[Mapping[Any, Seque
             for group, values in sorted(groups.items())
         },
         problems=problems,
-        answers=tuple([row for name in rows for row in side.rows[name]] for side in sides),
+        answers=tuple([_by(judges, row) for name in rows for row in side.rows[name]] for side in sides),
     )
+
+
+def _judges(first: Evaluation, second: Evaluation) -> tuple[str, ...]:
+    """The rules, and a judge model if the same one judged both."""
+    settings = [side.results.get("settings", {}).get("judges", {}).get(MODEL) for side in (first, second)]
+    same = settings[0] == settings[1] and all(MODEL in side.results for side in (first, second))
+    return (*RULES, MODEL) if same else RULES
+
+
+def _by(judges: Iterable[str], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without the verdict of another judge model."""
+    return {key: value for key, value in row.items() if key != MODEL or MODEL in judges}
 
 
 def _differences(shares: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str]) -> dict[str, Difference]:

@@ -1,4 +1,7 @@
-"""Answers to a benchmark, judged: by its own rule without a model (`official`) and by the accuracy rule (`ours`)."""
+"""Answers to a benchmark, judged: by its own rule without a model (`official`) and by the accuracy rule (`ours`).
+
+Where a command names a judge model, judge_model.py adds its verdicts to the rows (`model`).
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from mmeureka_jax.evaluation.benchmark import Benchmark
 from mmeureka_jax.evaluation.intervals import bootstrap, of_samples
 from mmeureka_jax.evaluation.release import ReleasedRow, ReleasedRows
 from mmeureka_jax.files import parse_json, write_atomic
+from mmeureka_jax.report.judges import JUDGES, MODEL, RULES, judges_in
 from mmeureka_jax.rewards.answers.extraction import answer_text
 
 if TYPE_CHECKING:
     from mmeureka_jax.rewards.workers import RewardWorkers
 
-JUDGES = ("official", "ours")
 RESULTS_FILE = "results.json"
 _AT_ONCE = 256  # answers that are judged between two updates of the bar
 _TRIED_AGAIN = 32  # of those, at most, where the judge failed
@@ -142,9 +145,7 @@ def _judged(
         if (nothing := answer.why_nothing) is not None:
             rows.append(_row(answer, {}, {}, nothing))
             continue
-        failures = [
-            f"{name}: {one['error']}" for name, one in zip(JUDGES, (theirs, own), strict=True) if "error" in one
-        ]
+        failures = [f"{name}: {one['error']}" for name, one in zip(RULES, (theirs, own), strict=True) if "error" in one]
         rows.append(_row(answer, theirs, own, "; ".join(failures) or None))
     return rows
 
@@ -185,6 +186,7 @@ def results_of(released: ReleasedRows, rows: Sequence[Mapping[str, Any]]) -> dic
         intervals: of each judge's score, 95% (bootstrap over problems).
         several: of several answers to each problem avg@n, pass@k and the majority's vote, by judge.
         breakdowns: for each the scores and count of each value. figures: what else the authors report, by judge.
+        model, judge_model: the same of a judge model, and its share of the score, where there is one.
         partial: True for a part of a release, else absent.
     """
     benchmark = released.benchmark
@@ -192,33 +194,54 @@ def results_of(released: ReleasedRows, rows: Sequence[Mapping[str, Any]]) -> dic
     for row in rows:
         own[row["id"]].append(row)
     asked = [row for row in released.rows if row.id in own]
-    shares = {judge: {row.id: float(np.mean([one[judge] for one in own[row.id]])) for row in asked} for judge in JUDGES}
+    judges = judges_in(rows[0]) if rows else RULES
+    shares = {judge: {row.id: float(np.mean([one[judge] for one in own[row.id]])) for row in asked} for judge in judges}
     overall = [row for row in asked if benchmark.counts_overall(row.columns)]
     samples = len(rows) // max(len(asked), 1)
     results: dict[str, Any] = _scores(shares, overall) | {
         "intervals": {
             judge: list(bootstrap(np.asarray([shares[judge][row.id] for row in overall]))) if overall else None
-            for judge in JUDGES
+            for judge in judges
         },
         "samples": samples,
         "unparsed": _share(row["extracted"] is None for row in rows),
         "truncated": _share(row["truncated"] for row in rows),
         "failed": _share(row["reason"] is not None for row in rows),
-        "disagreements": sum(row["official"] != row["ours"] for row in rows),
+        "disagreements": sum(len({row[judge] for judge in judges}) > 1 for row in rows),
         "breakdowns": _breakdowns(benchmark, shares, asked),
         "figures": {
             judge: dict(benchmark.figures([row.columns for row in asked], [shares[judge][row.id] for row in asked]))
-            for judge in JUDGES
+            for judge in judges
         },
     }
     if samples > 1:
-        results["several"] = {judge: of_samples([own[row.id] for row in overall], judge) for judge in JUDGES}
+        results["several"] = {judge: of_samples([own[row.id] for row in overall], judge) for judge in judges}
+    if MODEL in judges:
+        results["judge_model"] = _against_rules([own[row.id] for row in overall])
     return results | ({"partial": True} if released.is_partial or len(asked) < len(released.rows) else {})
 
 
 def _scores(shares: Mapping[str, Mapping[str, float]], rows: Sequence[ReleasedRow]) -> dict[str, Any]:
-    scores = {judge: float(np.mean([shares[judge][row.id] for row in rows])) if rows else 0.0 for judge in JUDGES}
+    scores = {judge: float(np.mean([own[row.id] for row in rows])) if rows else 0.0 for judge, own in shares.items()}
     return {**scores, "count": len(rows)}
+
+
+def _against_rules(problems: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """Means over problems, each with its judged answers.
+
+    Returns:
+        alone: of the share that only the judge model finds right, a part of its score.
+        turned_down: of the share that both rules find right and it does not.
+    """
+    sides = {"alone": (0, 0, 1), "turned_down": (1, 1, 0)}
+    return {
+        name: float(
+            np.mean([_share(tuple(row[judge] for judge in JUDGES) == said for row in rows) for rows in problems])
+        )
+        if problems
+        else 0.0
+        for name, said in sides.items()
+    }
 
 
 def _share(of: Iterable[bool]) -> float:
@@ -237,7 +260,7 @@ def _breakdowns(
     return {name: {value: _scores(shares, own[value]) for value in sorted(own)} for name, own in sorted(groups.items())}
 
 
-def judges_of(benchmark: Benchmark) -> dict[str, str]:
+def judges_of(benchmark: Benchmark) -> dict[str, Any]:
     """Which rules judge, for the settings in results.json."""
     return {"official": f"{benchmark.official} of mmeureka_jax {__version__}", "ours": "instruct"}
 
@@ -265,9 +288,13 @@ def _json(value: Any, **options: Any) -> str:
 def in_words(name: str, results: Mapping[str, Any]) -> str:
     """A benchmark's scores in a line."""
     part = ", a part of the release" if results.get("partial") else ""
+    model = ""
+    if MODEL in results:
+        alone = results["judge_model"]["alone"]
+        model = f", model {results[MODEL]:.1%} ({100 * alone:.1f} points of it by the judge model alone)"
     return (
         f"{name} ({results['count']:,} problems{part}): "
-        f"official {results['official']:.1%}, ours {results['ours']:.1%}; "
+        f"official {results['official']:.1%}, ours {results['ours']:.1%}{model}; "
         f"unparsed {results['unparsed']:.1%}, truncated {results['truncated']:.1%}, "
         f"{results['disagreements']} answers judged differently"
     )

@@ -12,10 +12,11 @@ from typing import Any
 
 from mmeureka_jax.data.pictures import read_picture
 from mmeureka_jax.data.record import ImageRef, RowError
-from mmeureka_jax.evaluation.judging import JUDGES, Answer
+from mmeureka_jax.evaluation.judging import Answer
 from mmeureka_jax.evaluation.release import ReleasedRow, ReleasedRows
 from mmeureka_jax.report.answer_browser import LEFT_OUT, Problem
 from mmeureka_jax.report.eval_page import Section, write_eval_page
+from mmeureka_jax.report.judges import judges_in
 from mmeureka_jax.report.thumbnails import to_jpeg_uri
 
 PICTURE_CHARACTERS = 16_000_000  # of all pictures in a page
@@ -76,7 +77,7 @@ def _section(judged: Judged, characters: int) -> Section:
     right: dict[str, bool] = {}
     for row in judged.rows:
         asked.setdefault(row["id"], row)
-        right[row["id"]] = right.get(row["id"], True) and all(row[judge] for judge in JUDGES)
+        right[row["id"]] = right.get(row["id"], True) and all(row[judge] for judge in judges_in(row))
     shown = [row for row in judged.released.rows if row.id in asked]
     in_order = sorted(shown, key=lambda row: right[row.id])  # those with a wrong answer first
     pictures = dict(_pictures(judged.released, in_order, characters))

@@ -19,6 +19,7 @@ from string import Template
 from typing import Any
 
 from mmeureka_jax.files import write_atomic
+from mmeureka_jax.report.judges import MODEL
 
 LEFT_OUT = ""  # a picture that is not in the page
 
@@ -170,6 +171,7 @@ def _packed(browsed: Browsed, pictures: dict[str, int]) -> dict[str, Any]:
             [
                 *(numbers[row["id"]], side, row["sample"], row["official"], row["ours"], int(row["truncated"])),
                 *(_text(row["extracted"]), _text(row["reason"]), row["response"]),
+                *([row[MODEL]] if MODEL in row else []),
             ]
             for side, rows in enumerate(browsed.answers)
             for row in rows

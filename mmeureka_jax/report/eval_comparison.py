@@ -10,7 +10,6 @@ from typing import Any
 
 from mmeureka_jax.report.answer_browser import Browsed, Head, Problem, write_page
 from mmeureka_jax.report.eval_page import (
-    JUDGES,
     as_figure,
     flatten,
     folded,
@@ -68,9 +67,13 @@ class Compared:
     problems: Sequence[Problem]
     answers: Sequence[Sequence[Mapping[str, Any]]]
 
+    @property
+    def judges(self) -> list[str]:
+        return list(self.overall)
+
     def changed(self, judge: str, direction: int) -> int:
         """How many problems have a larger (1) or smaller (-1) share of right answers in the second."""
-        place = JUDGES.index(judge)
+        place = self.judges.index(judge)
         return sum(problem.change is not None and problem.change[place] == direction for problem in self.problems)
 
 
@@ -105,10 +108,10 @@ def points(difference: float) -> str:
 
 
 def _tile(one: Compared) -> str:
-    scores = " <small>/</small> ".join(points(one.overall[judge].difference) for judge in JUDGES)
+    scores = " <small>/</small> ".join(points(one.overall[judge].difference) for judge in one.judges)
     return (
         f'<div class="tile"><div class="name">{escape(one.title)}</div><div class="value">{scores}</div>'
-        f'<div class="note">B - A, official / ours, {one.overall["official"].count:,} problems</div></div>'
+        f'<div class="note">B - A, {" / ".join(one.judges)}, {one.overall["official"].count:,} problems</div></div>'
     )
 
 
@@ -117,7 +120,7 @@ def _section(one: Compared) -> str:
     ends = [abs(end) for by_judge in groups for own in by_judge.values() for end in own.interval]
     width = max(_LEAST_WIDTH, *ends)
     rows = []
-    for judge in JUDGES:
+    for judge in one.judges:
         links = [
             number(
                 f'<a href="#benchmark={escape(one.name)}&amp;change={change}-{judge}">'
@@ -146,7 +149,7 @@ def _section(one: Compared) -> str:
 
 
 def _rows(values: Mapping[str, Mapping[str, Difference]], width: float) -> list[str]:
-    return [_row(f"{value}, by {judge}", own[judge], width) for value, own in values.items() for judge in JUDGES]
+    return [_row(f"{value}, by {judge}", own[judge], width) for value, own in values.items() for judge in own]
 
 
 def _row(name: str, one: Difference, width: float, more: Sequence[str] = ()) -> str:
@@ -191,11 +194,11 @@ def _plot(one: Difference, width: float) -> str:
 def _figures(one: Compared) -> str:
     """What the authors report, and what several answers say, of both, without intervals."""
     both = [
-        {judge: dict(own.get("figures", {}).get(judge, {})) | _several(own, judge) for judge in JUDGES}
+        {judge: dict(own.get("figures", {}).get(judge, {})) | _several(own, judge) for judge in one.judges}
         for own in one.results
     ]
     rows = []
-    for judge in JUDGES:
+    for judge in one.judges:
         first, second = (own[judge] for own in both)
         for name in (name for name in first if name in second):
             cells = [as_figure(first[name]), as_figure(second[name])]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.report.answer_browser import Browsed, Head, Problem, write_page
+from mmeureka_jax.report.judges import JUDGES, judges_in
 
 PAGE_FILE = "eval.html"
-JUDGES = ("official", "ours")
-COLORS = ("var(--line-1)", "var(--line-2)")  # of the judges
+COLORS = dict(zip(JUDGES, ("var(--line-1)", "var(--line-2)", "var(--line-3)"), strict=True))
 _OPEN_UP_TO = 24  # values of a breakdown
 
 
@@ -124,9 +124,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
     )
 
 
-def legends(names: Sequence[str]) -> str:
-    keys = zip(COLORS, names, strict=True)
-    return "".join(f'<span class="key"><i style="background:{color}"></i>{escape(name)}</span>' for color, name in keys)
+def legends(judges: Sequence[str]) -> str:
+    return "".join(f'<span class="key"><i style="background:{COLORS[judge]}"></i>{judge}</span>' for judge in judges)
 
 
 def as_figure(value: float) -> str:
@@ -154,11 +153,12 @@ def partial(results: Mapping[str, Any]) -> str:
 
 def _tile(section: Section) -> str:
     results = section.results
-    scores = " <small>/</small> ".join(percent(results[judge]) for judge in JUDGES)
+    judges = judges_in(results)
+    scores = " <small>/</small> ".join(percent(results[judge]) for judge in judges)
     part = ", partial" if results.get("partial") else ""
     return (
         f'<div class="tile"><div class="name">{escape(section.title)}</div><div class="value">{scores}</div>'
-        f'<div class="note">official / ours, {results["count"]:,} problems{part}</div></div>'
+        f'<div class="note">{" / ".join(judges)}, {results["count"]:,} problems{part}</div></div>'
     )
 
 
@@ -177,16 +177,16 @@ def _section(section: Section) -> str:
 
 
 def _scores(section: Section) -> str:
-    """Both scores with their intervals, and the published ones."""
+    """The judges' scores with their intervals, and the published ones."""
     results = section.results
     rows = []
-    for judge, color in zip(JUDGES, COLORS, strict=True):
+    for judge in judges_in(results):
         interval = (results.get("intervals") or {}).get(judge)
         ends = "" if interval is None else "–".join(percent(end) for end in interval)
         part = ", a part of the release" if results.get("partial") else ""
         rows.append(
             f'<tr class="own"><th scope="row">these answers, by {judge}</th>{number(percent(results[judge]))}'
-            f'<td class="number range">{ends}</td>{plot([(results[judge], color)], [interval])}'
+            f'<td class="number range">{ends}</td>{plot([(results[judge], COLORS[judge])], [interval])}'
             f'<td class="source">{results["count"]:,} problems{part}</td></tr>'
         )
     for one in section.published:
@@ -210,6 +210,11 @@ def _rates(section: Section) -> str:
         (f"failed {percent(results['failed'])}&thinsp;%", "reason=yes"),
         (f"judged differently {results['disagreements']:,}", "judges=disagree"),
     ]
+    if "judge_model" in results:
+        alone = f"right by the judge model alone {percent(results['judge_model']['alone'])}&thinsp;%"
+        chips.append((alone, "official=wrong&amp;ours=wrong&amp;model=right"))
+        turned_down = f"turned down by it alone {percent(results['judge_model']['turned_down'])}&thinsp;%"
+        chips.append((turned_down, "official=right&amp;ours=right&amp;model=wrong"))
     shown = "".join(f'<a class="chip" href="{where}{link}">{text}</a>' for text, link in chips)
     return f'<div class="rates">{shown}</div>'
 
@@ -217,42 +222,45 @@ def _rates(section: Section) -> str:
 def _breakdowns(results: Mapping[str, Any]) -> str:
     """A table with bars for each; the line in the bars is the benchmark's own official score."""
     tables = []
+    judges = judges_in(results)
     for name, values in results.get("breakdowns", {}).items():
         rows = []
         for value, scores in values.items():
             count = f"{scores['count']:,}"
-            bars = [(scores[judge], color) for judge, color in zip(JUDGES, COLORS, strict=True)]
-            numbers = "".join(number(percent(scores[judge])) for judge in JUDGES)
+            bars = [(scores[judge], COLORS[judge]) for judge in judges]
+            numbers = "".join(number(percent(scores[judge])) for judge in judges)
             rows.append(
                 f'<tr><th scope="row">{escape(value)}</th>{number(count)}{numbers}'
                 f"{plot(bars, mark=results['official'])}</tr>"
             )
-        tables.append(folded(name, len(values), table((escape(name), "problems", *JUDGES, ""), rows)))
-    key = f'<figcaption class="legend">{legends(JUDGES)}<span>line: all problems, by official</span></figcaption>'
+        tables.append(folded(name, len(values), table((escape(name), "problems", *judges, ""), rows)))
+    key = f'<figcaption class="legend">{legends(judges)}<span>line: all problems, by official</span></figcaption>'
     return f'{key}<div class="breakdowns">{"".join(tables)}</div>' if tables else ""
 
 
 def _figures(results: Mapping[str, Any]) -> str:
     figures = results.get("figures", {})
-    names = dict.fromkeys(name for judge in JUDGES for name in figures.get(judge, {}))
+    judges = judges_in(results)
+    names = dict.fromkeys(name for judge in judges for name in figures.get(judge, {}))
     rows = [
         f'<tr><th scope="row">{escape(name)}</th>'
-        f"{''.join(number(as_figure(figures[judge][name])) for judge in JUDGES)}</tr>"
+        f"{''.join(number(as_figure(figures[judge][name])) for judge in judges)}</tr>"
         for name in names
     ]
-    return _narrow(table(("percent", *JUDGES), rows)) if rows else ""
+    return _narrow(table(("percent", *judges), rows)) if rows else ""
 
 
 def _several(results: Mapping[str, Any]) -> str:
     several = results.get("several")
     if not several:
         return ""
-    flat = {judge: several_of(several[judge]) for judge in JUDGES}
+    judges = judges_in(results)
+    flat = {judge: several_of(several[judge]) for judge in judges}
     rows = [
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(number(percent(flat[judge][name])) for judge in JUDGES)}</tr>'
-        for name in flat[JUDGES[0]]
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(number(percent(flat[judge][name])) for judge in judges)}</tr>'
+        for name in flat[judges[0]]
     ]
-    return _narrow(table(("percent", *JUDGES), rows))
+    return _narrow(table(("percent", *judges), rows))
 
 
 def _narrow(drawn: str) -> str:

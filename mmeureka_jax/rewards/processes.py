@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ from typing import Any
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.rewards import channel as channels
+from mmeureka_jax.rewards import custom
 
 STARTUP_LIMIT = 60.0  # seconds until a new worker must be ready, without the import of a custom rule
 MEMORY_LIMIT = 1 << 30  # bytes of address space, against powers and factorials that would fill the machine
@@ -36,7 +38,9 @@ class TemplateProcess:
     A request to one that has ended does nothing: `RewardWorkers` looks at `exit_reason` before it needs a worker.
     """
 
-    def __init__(self, config: RewardConfig, functions: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: RewardConfig, functions: Sequence[str] = (), purpose: custom.Purpose = custom.REWARD
+    ) -> None:
         self._control, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(TEMPLATE_WAIT)
         self._numbers = itertools.count()
@@ -48,6 +52,7 @@ class TemplateProcess:
             "time_limit": config.time_limit,
             "accuracy": config.accuracy,
             "custom": config.custom,
+            "purpose": dataclasses.asdict(purpose),
             "custom_import_limit": config.custom_import_limit,
             "custom_memory": config.custom_memory_mb * 10**6,
             "memory_limit": MEMORY_LIMIT,

@@ -67,7 +67,8 @@ def serve(channel: socket.socket, settings: dict[str, Any], run: Run, runs_custo
     if runs_custom:
         prepare_for_custom(channel)
         try:
-            run = load_custom(settings["custom"], settings["custom_import_limit"])
+            purpose = custom.Purpose(**settings["purpose"])
+            run = load_custom(settings["custom"], settings["custom_import_limit"], purpose)
         except UserError as error:
             if os.getpid() == process:
                 channels.send_reply(channel, channels.READY, {"error": str(error)})
@@ -190,11 +191,11 @@ def _load_accuracy(rule: str) -> tuple[Callable[[str, str], float], Callable[[st
     return functools.partial(upstream.compare, form=form), functools.partial(upstream.gold_problem, form=form)
 
 
-def load_custom(spec: str, import_limit: float) -> Run:
+def load_custom(spec: str, import_limit: float, purpose: custom.Purpose) -> Run:
     """A function that runs the jobs of the custom rule.
 
     Raises:
         UserError: the rule does not load.
     """
-    rule = custom.load_rule(spec, import_limit)
-    return lambda job: custom.apply_rule(spec, rule, job["response"], job["answer"], job["question"], job["metadata"])
+    rule = custom.load_rule(spec, import_limit, purpose)
+    return lambda job: custom.apply_rule(spec, rule, *(job[name] for name in purpose.arguments), purpose=purpose)

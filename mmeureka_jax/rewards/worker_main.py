@@ -38,7 +38,8 @@ READS_AT_ONCE = 16  # parts of printed text, before the next request
 class Printed:
     """What the workers of a custom rule print, and what they start does: it goes to standard error up to a limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self._key = key
         self.source, self.sink = os.pipe()
         os.set_blocking(self.source, False)
         self._left = PRINTED_LIMIT
@@ -59,7 +60,7 @@ class Printed:
                     os.write(2, text[: self._left])
                     self._left -= len(text)
                     if self._left <= 0:
-                        os.write(2, f"\n(reward.custom printed {PRINTED_LIMIT} bytes; no more is shown)\n".encode())
+                        os.write(2, f"\n({self._key} printed {PRINTED_LIMIT} bytes; no more is shown)\n".encode())
 
 
 class Template:
@@ -78,7 +79,7 @@ class Template:
         self._settings = settings | {"template": os.getpid()}
         self._run = run
         self._pids: dict[int, int] = {}
-        self._printed = Printed() if settings["custom"] is not None else None
+        self._printed = Printed(settings["purpose"]["key"]) if settings["custom"] is not None else None
 
     def serve(self) -> None:
         """Answers requests until the training process closes the connection or ends; then no worker is left."""

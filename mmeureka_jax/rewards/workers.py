@@ -55,19 +55,23 @@ class RewardWorkers:
     Args:
         functions: those of `call` whose modules are loaded before the workers are forked, `module:function`. A module
             that is slow to start has `warm_up()`: what a fresh worker does for the first time counts as its answer's.
+        purpose: of `config.custom`.
 
     Raises:
         UserError: settings that cannot work.
     """
 
-    def __init__(self, config: RewardConfig, functions: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: RewardConfig, functions: Sequence[str] = (), purpose: custom.Purpose = custom.REWARD
+    ) -> None:
         if config.workers < 1:
             raise UserError(f"reward.workers={config.workers} must be at least 1")
         if not config.time_limit > 0:
             raise UserError(f"reward.time_limit={config.time_limit} must be a positive number of seconds")
         if problems := rule_problems(config):
             raise UserError("\n".join(problems))
-        self._custom_file = parse_spec(custom.KEY, config.custom)[0] if config.custom is not None else None
+        self._key = purpose.key
+        self._custom_file = parse_spec(self._key, config.custom)[0] if config.custom is not None else None
         self._custom_loaded = False
         self.config = config
         self._weights = rule_weights(config)
@@ -77,8 +81,8 @@ class RewardWorkers:
         self._read_here = [name for name in self._weights if name not in self._judged]
         self._lock = threading.Lock()
         self._failed_starts = 0
-        self._functions = tuple(functions)
-        self._template = TemplateProcess(config, self._functions)
+        self._loaded = (tuple(functions), purpose)
+        self._template = TemplateProcess(config, *self._loaded)
         self._slow: list[WorkerProcess] = []
         self._suspects: set[str] = set()
         self._workers: list[WorkerProcess] = []
@@ -98,7 +102,7 @@ class RewardWorkers:
                 worker = starting[0]
                 if worker.runs_custom not in noticed and not worker.speaks_within(NOTICE):
                     noticed.add(worker.runs_custom)
-                    of_custom = f"{custom.KEY}: {self._custom_file} to be imported"
+                    of_custom = f"{self._key}: {self._custom_file} to be imported"
                     say(f"waiting for {of_custom if worker.runs_custom else 'the reward workers to start'} ...")
                 self._get_ready(worker)
 
@@ -160,6 +164,10 @@ class RewardWorkers:
             For each `{"value": ...}`, or `{"error": reason}` where it failed or ran over the limit.
         """
         return self._run([{"kind": "call", "function": function, "arguments": dict(one)} for one in arguments])
+
+    def call_custom(self, arguments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the custom function gives for each of these arguments, as `call` returns it."""
+        return self._run([{"kind": "custom", **one} for one in arguments])
 
     def compare(self, texts: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """What the accuracy rule says of each pair of an answer's text and a gold answer, as `call` returns it."""
@@ -295,7 +303,7 @@ class RewardWorkers:
         elif not self._check_template():
             self._drop(worker)
             if worker.runs_custom and not self._custom_loaded:  # another attempt would not change that
-                raise UserError(f"{custom.KEY}: {self._custom_file} could not be imported: {problem}")
+                raise UserError(f"{self._key}: {self._custom_file} could not be imported: {problem}")
             self._count_failed_start(problem)
 
     def _check_template(self) -> bool:
@@ -303,7 +311,7 @@ class RewardWorkers:
         ended = self._template.exit_reason()
         if ended is not None:
             self._template.close()
-            self._template = TemplateProcess(self.config, self._functions)
+            self._template = TemplateProcess(self.config, *self._loaded)
             self._count_failed_start(f"the process that forks them ended ({ended}); its messages are above")
         for worker in self._workers:
             if worker.job is None and (worker.channel.fileno() < 0 or worker.template is not self._template):

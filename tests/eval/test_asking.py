@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import mmeureka, read_rows
 from helpers.guessing import write_guessing_checkpoint
+from helpers.served_judge import served_judge
 from PIL import Image
 
 from mmeureka_jax.evaluation.partial_rows import PartialRows
@@ -129,8 +130,12 @@ def test_a_part_is_refused_unless_it_is_said(arguments, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_limit_asks_the_first_rows(arguments, tmp_path):
-    assert mmeureka(*arguments, "--samples", 1, "--limit", 6, "--output", tmp_path) == 0
+def test_a_limit_asks_the_first_rows(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with served_judge(lambda prompt: "Yes") as judge:
+        by_model = ("--judge-model", judge.address, "--judge-model-name", "wise")
+        assert mmeureka(*arguments, "--samples", 1, "--limit", 6, "--output", tmp_path, *by_model) == 0
     assert [row["id"] for row in read_rows(tmp_path / "mmk12.jsonl")] == ["0", "1", "2", "3", "4", BROKEN, "6"]
     results = json.loads((tmp_path / "results.json").read_text())["benchmarks"]["mmk12"]
     assert (results["count"], results["samples"], results["partial"]) == (7, 1, True)
+    assert results["model"] == pytest.approx(6 / 7) and results["settings"]["judges"]["model"]["model"] == "wise"

@@ -9,6 +9,8 @@ from helpers.browser import find_chromium, started
 from helpers.judged import judged, release, renamed, write_folder
 
 from mmeureka_jax.evaluation.comparing import compare
+from mmeureka_jax.evaluation.judging import results_of
+from mmeureka_jax.evaluation.pages import Judged
 
 CHROMIUM = find_chromium()
 pytestmark = [
@@ -156,6 +158,28 @@ def test_links_of_the_comparison_show_what_changed(browser, tmp_path):
     assert browser.run("document.querySelectorAll('.card')[0].querySelectorAll('.sides .response').length") == 2
     choose(browser, "change", "all")
     assert found(browser) == 60
+
+
+def test_a_judge_model_is_a_third_judge(browser, tmp_path):
+    one = judged(release(tmp_path / "release", 40))
+    rows = [{**row, "model": int(number % 3 == 0)} for number, row in enumerate(one.rows)]
+    page = write_folder(tmp_path / "out", [Judged(one.released, rows, results_of(one.released, rows))])
+    browser.open(page)
+    names = "[...document.querySelectorAll('form [name]')].map((one) => one.name).slice(1, 4)"
+    assert browser.run(names) == ["official", "ours", "model"]
+    choose(browser, "model", "right")
+    assert found(browser) == sum(row["model"] for row in rows)
+    choose(browser, "judges", "disagree")
+    differing = [row for row in rows if len({row[judge] for judge in ("official", "ours", "model")}) > 1]
+    assert found(browser) == sum(row["model"] for row in differing)
+    chips = [
+        chip for chip in browser.run("[...document.querySelectorAll('.card .chip')].map((one) => one.textContent)")
+    ]
+    assert chips.count("model: right") == chips.count("the judges disagree") == min(10, found(browser))
+    browser.run(
+        "new Promise((done) => { document.querySelector(`a[href*='model=right']`).click(); setTimeout(done, 300); })"
+    )
+    assert found(browser) == sum((row["official"], row["ours"], row["model"]) == (0, 0, 1) for row in rows)
 
 
 def test_each_benchmark_has_its_own_filters(browser, tmp_path):

@@ -132,3 +132,19 @@ def test_bad_forms(spec):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="there is no file .*nowhere.py"):
         parse_spec(custom.KEY, f"{tmp_path}/nowhere.py:score")
+
+
+def test_a_judge_says_yes_or_no(tmp_path):
+    spec = write(tmp_path, "def score(question, answer, response):\n    return eval(response)\n")
+    rule = custom.load_rule(spec, 60.0, custom.JUDGE)
+    said = [
+        custom.apply_rule(spec, rule, "q", "a", text, purpose=custom.JUDGE) for text in ("True", "False", "1", "0.0")
+    ]
+    assert said == [1.0, 0.0, 1.0, 0.0]
+    for text, shown in {"None": "None", "'yes'": "str 'yes'", "0.5": "float 0.5", "[1]": r"list \[1\]"}.items():
+        with pytest.raises(custom.RuleFailed, match=f"the function returned {shown}, expected True or False"):
+            custom.apply_rule(spec, rule, "q", "a", text, purpose=custom.JUDGE)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(UserError, match=r"^--judge-model: score of .*; expected function\(question: str, answer: str"):
+        custom.load_rule(write(other, "def score(response): ..."), 60.0, custom.JUDGE)

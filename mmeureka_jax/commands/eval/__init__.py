@@ -10,6 +10,7 @@ from pathlib import Path
 from mmeureka_jax.commands.arguments import (
     add_command,
     add_commands,
+    add_judge_model_arguments,
     add_model_arguments,
     add_pixel_arguments,
     add_process_arguments,
@@ -17,6 +18,7 @@ from mmeureka_jax.commands.arguments import (
     add_sampling_arguments,
     benchmark,
     eval_options,
+    judge_model,
     model_options,
     positive_int,
     refuse_missing,
@@ -61,6 +63,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="a .jsonl, .json or .parquet file, a folder or glob, tfds:NAME@SPLIT",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of results.json, rows.jsonl")
+    add_judge_model_arguments(parser)
     add_root_arguments(parser)
     parser.add_argument("--limit", type=positive_int, metavar="N", help="ask only the first N usable problems")
     parser.add_argument("--batch-size", type=size, default=32, metavar="N", help="default: %(default)s")
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark is not None or args.suite is not None:
         return _run_benchmarks(args)
     refuse_missing(args, "model", "data", "output")
-    for name in ("partial", "judge_only", *_PROCESSES):
+    for name in ("partial", "judge_only", "judge_model", "judge_model_name", *_PROCESSES):
         if getattr(args, name) not in (None, False):
             raise UserError(f"--{name.replace('_', '-')} is for --benchmark and --suite")
     refuse_too_many(args)
@@ -113,6 +116,7 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
         raise UserError("--judge-only needs no model and runs in one process; leave out --coordinator and the others")
     refuse_missing(args, "output", *(() if args.judge_only else ("model",)))
     refuse_too_many(args)
+    model_that_judges = judge_model(args)
     if not args.judge_only:
         start_jax(args, MeshConfig(), args.output)
     from mmeureka_jax.evaluation.ask import ask_and_judge, judge_again
@@ -130,13 +134,13 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
     releases = [read_release(open_benchmark(entry.name), entry.path, partial=args.partial) for entry in entries]
     options = eval_options(args, "")
     if args.judge_only:
-        results = judge_again(releases, args.output, options.reward_workers)
+        results = judge_again(releases, args.output, options.reward_workers, model_that_judges)
     else:
         exams = [
             Exam(released, entry.options(replace(options, data=str(released.path))))
             for released, entry in zip(releases, entries, strict=True)
         ]
-        results = ask_and_judge(model_options(args), exams, args.output)
+        results = ask_and_judge(model_options(args), exams, args.output, model_that_judges)
     for name, figures in results.items():
         print(in_words(name, figures))
     if results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmeureka_jax.commands.arguments import add_command, benchmark, size
+from mmeureka_jax.commands.arguments import add_command, add_judge_model_arguments, benchmark, judge_model, size
 from mmeureka_jax.config.schema import RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.process.console import progress
@@ -21,11 +21,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--output", type=Path, required=True, metavar="DIR", help="folder of results.json, NAME.jsonl, eval.html"
     )
     parser.add_argument("--partial", action="store_true", help="accept a part of the release, and mark its scores")
+    add_judge_model_arguments(parser)
     parser.add_argument("--reward-workers", type=size, default=RewardConfig.workers, metavar="N", help="processes")
 
 
 def run(args: argparse.Namespace) -> int:
     from mmeureka_jax.evaluation.benchmark import open_benchmark
+    from mmeureka_jax.evaluation.judge_model import add_verdicts, with_judge
     from mmeureka_jax.evaluation.judging import (
         in_words,
         judge,
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from mmeureka_jax.rewards.workers import RewardWorkers
 
     name, path = args.benchmark
+    model = judge_model(args)
     asked = open_benchmark(name)
     released = read_release(asked, path, partial=args.partial)
     answers = read_answers(args.answers, released)
@@ -49,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         workers.validate()
         with progress(len(answers), f"judge {name}", unit="answer") as bar:
             rows = judge(released, answers, workers, bar.update)
+    if model is not None:
+        rows = add_verdicts(model, released, rows, answers, args.output)
     rows = with_problems(released, rows, answers)
     write_rows(args.output, name, rows)
     results = results_of(released, rows) | {
@@ -59,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             "judges": judges_of(released.benchmark),
         }
     }
+    results = with_judge(results, model)
     file = write_results(args.output, {name: results})
     page = write_page([Judged(released, rows, results)], args.output)
     print(in_words(name, results))
