@@ -78,7 +78,7 @@ def _agrees(text: str, gold: str) -> bool:
         return False
     if (choice := choices.gold_letters(gold)) is not None:
         letters, words = choice
-        return choices.picked_letters(text) == letters or (words != "" and _agrees(text, words))
+        return choices.picked_letters(text, words) == letters or (words != "" and _agrees(text, words))
     # AC may be a name: letters that run together are compared as names, in their order.
     letters_only = text.isascii() and text.isalpha()
     if choices.is_run(gold) and not letters_only and choices.picked_letters(text) == frozenset(gold):

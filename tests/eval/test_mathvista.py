@@ -109,8 +109,8 @@ CASES = [
     (LABELS, "(b)", 0, 0, "(b)"),  # both take it for the second option
     (LABELS, quoted("E"), 1, 1, "E"),
     (LABELS, "(e)", 1, 1, "(e)"),  # an option's text that both take for the fifth letter
-    (SAMPLES, "sample A", 1, 0, "sample A"),  # ours: the first option's letter
-    (SAMPLES, "sample B", 0, 1, "sample B"),  # ours: the second option's letter
+    (SAMPLES, "sample A", 1, 1, "sample A"),
+    (SAMPLES, "sample B", 0, 0, "sample B"),  # the text of another option, no letter
     (SAMPLES, quoted("B"), 1, 1, "B"),
     (REPEATED, "20√{2}海里", 1, 1, "20√{2}海里"),
     (REPEATED, quoted("D"), 0, 0, "D"),

@@ -46,6 +46,7 @@ _LABELLED = re.compile(r"[(\[]?[A-Z][)\]]?\s?[.:)\]]\s")
 _OTHER_LABEL = re.compile(r"(?:^|[;,\n\s(.])([A-Z])\s?[.:)]\s")
 _NOT_A_TEXT = re.compile(r"[Oo]r\b|[A-H]\s+(?:is|may|also)\b|alternatively\b")
 _OTHER_LETTER = re.compile(r"(?<![A-Za-z\\])[(\[]?([A-Z])[)\]]?(?![A-Za-z'])")
+_WORDS_AND_LETTER = re.compile(r"((?:[A-Za-z]{3,} ){1,2})[(\[]?([A-Z])[)\]]?[.\s]*")
 _OBJECTS = frozenset(
     "point points angle angles line lines side sides segment edge vertex vertices ray circle triangle plane arc node "
     "set matrix event city town vector variable class degrees".split()
@@ -79,8 +80,12 @@ def is_run(gold: str) -> bool:
     return re.fullmatch("[A-J]{2,8}", plain) is not None and list(plain) == sorted(set(plain))
 
 
-def picked_letters(text: str) -> frozenset[str]:
-    """The letters that an answer picks; none if it does not pick, denies, or hedges."""
+def picked_letters(text: str, of: str = "") -> frozenset[str]:
+    """The letters that an answer picks; none if it does not pick, denies, or hedges.
+
+    Args:
+        of: the text of the gold answer's choice. `sample B` picks no letter where that is `sample A`.
+    """
     plain = _plain(text)
     alone = re.fullmatch(r"\W*[A-Za-z]\W*", plain)  # `I` is a word of the lead too
     rest = plain if alone or _LABELLED.match(plain) else _LEAD.sub("", plain, count=1)
@@ -89,7 +94,7 @@ def picked_letters(text: str) -> frozenset[str]:
         return frozenset(run[1]) if distinct and _confirms(rest[run.end() :], run[1], False) else frozenset()
     letters, end = _read_letters(rest)
     if not letters:
-        return _at_the_end(plain)
+        return _at_the_end(plain, of)
     labelled = rest[end - 1] in ")]"
     if len(set(letters)) != len(letters) or not _confirms(rest[end:], "".join(letters), labelled):
         return frozenset()
@@ -157,9 +162,11 @@ def _confirms(tail: str, letters: str, labelled: bool) -> bool:
     return not (letters in ("A", "I") and re.match(r"\s+[a-z]", tail))
 
 
-def _at_the_end(plain: str) -> frozenset[str]:
+def _at_the_end(plain: str, of: str) -> frozenset[str]:
     """A letter after a word or two that name no other kind of thing: `vitamin C`."""
-    match = re.fullmatch(r"((?:[A-Za-z]{3,} ){1,2})[(\[]?([A-Z])[)\]]?[.\s]*", plain)
+    match = _WORDS_AND_LETTER.fullmatch(plain)
     if match is None or any(word in _OBJECTS or wording.is_known(word) for word in match[1].lower().split()):
+        return frozenset()
+    if (same_kind := _WORDS_AND_LETTER.fullmatch(of)) and same_kind[1].lower() == match[1].lower():
         return frozenset()
     return frozenset(match[2])
