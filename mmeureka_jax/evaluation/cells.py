@@ -9,9 +9,11 @@ from typing import Any
 
 LONGEST_OPTION = 12  # words; the accuracy rule compares no longer text (its MAX_WORDS)
 
-# Texts that the accuracy rule would take for another option's, or another's for them: a letter (`(b)`), a name that
-# ends in one (`Solution A`), a range (`0.2 - 0.4`, for the rule a difference), a sentence (it reads a value in it).
-_LETTER_ALONE = re.compile(r"(?:[A-Za-z ]+\s)?\(?[A-Z]\)?|\(?[a-j]\)?")
+# Texts that the accuracy rule would take for another option's, or another's for them: a letter (`(b)`), one that is
+# named as options are (`Figure A`), a range (`0.2 - 0.4`, for the rule a difference), a sentence (it reads a value in
+# it).
+_NAMED = r"(?:options?|choices?|answers?|statements?|figures?|graphs?|diagrams?|pictures?|images?)"
+_LETTER_ALONE = re.compile(rf"(?:(?:[A-Za-z ]+\s)?(?i:{_NAMED})\s)?\(?[A-Z]\)?|\(?[a-j]\)?")
 _RANGE = re.compile(r"\d+(?:\.\d+)?\s*%?\s*[-–—]\s*\d+(?:\.\d+)?\s*%?")
 _SENTENCE = re.compile(r".*[A-Za-z]{2}.*\s.*[.?!]", re.DOTALL)
 _NOTHING = ("", "None", "null", "nan")

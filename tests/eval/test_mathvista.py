@@ -286,7 +286,7 @@ def test_questions_are_the_authors_queries():
 def test_golds_for_our_rule():
     answer = open_benchmark("mathvista").answer
     assert [answer(row) for row in (LENGTHS, VERDICT, REPEATED)] == ["(B) 6 cm", "(B) Yes", "(B) 20√{2}海里"]
-    assert [answer(row) for row in (LABELS, SAMPLES, INTEGER, LIST)] == ["E", "B", "12", "[2014, 2016]"]
+    assert [answer(row) for row in (LABELS, SAMPLES, INTEGER, LIST)] == ["E", "(B) sample A", "12", "[2014, 2016]"]
     assert gold_option("C", "0.2 - 0.4") == gold_option("C", "43.2%-63.6%") == "C"
     assert gold_option("C", "It is 2 meters wide.") == gold_option("C", "word " * (LONGEST_OPTION + 1)) == "C"
     assert gold_option("C", "word " * LONGEST_OPTION).startswith("(C) word")
