@@ -14,6 +14,7 @@ from mmeureka_jax.data.pictures import read_picture
 from mmeureka_jax.data.record import ImageRef, RowError
 from mmeureka_jax.evaluation.judging import Answer
 from mmeureka_jax.evaluation.release import ReleasedRow, ReleasedRows
+from mmeureka_jax.process.console import progress
 from mmeureka_jax.report.answer_browser import LEFT_OUT, Problem
 from mmeureka_jax.report.eval_page import Section, write_eval_page
 from mmeureka_jax.report.judges import judges_in
@@ -97,7 +98,8 @@ def _pictures(
     made: dict[str, str | None] = {}  # problems may share pictures
     shown: set[str] = set()
     left = characters
-    with ThreadPoolExecutor() as threads:
+    name = released.benchmark.name
+    with ThreadPoolExecutor() as threads, progress(len(rows), f"pictures of {name}", unit="problem") as bar:
         for start in range(0, len(rows), _AT_ONCE):
             part = [
                 (row.id, [(_key(ref), ref) for ref in _refs(released, row)]) for row in rows[start : start + _AT_ONCE]
@@ -105,7 +107,7 @@ def _pictures(
             new = {key: ref for _, own in part for key, ref in own if key not in made}
             if left > 0:
                 made.update(zip(new, threads.map(_thumbnail, new.values()), strict=True))
-            for name, own in part:
+            for problem, own in part:
                 keys = [key for key, _ in own]
                 cost = sum(len(made.get(key) or "") for key in set(keys) - shown)
                 if left >= cost and made.keys() >= set(keys):
@@ -113,7 +115,8 @@ def _pictures(
                     shown.update(keys)
                 else:
                     left = 0
-                yield name, [made[key] if key in shown else LEFT_OUT for key in keys]
+                yield problem, [made[key] if key in shown else LEFT_OUT for key in keys]
+            bar.update(len(part))
 
 
 def _refs(released: ReleasedRows, row: ReleasedRow) -> list[ImageRef | None]:

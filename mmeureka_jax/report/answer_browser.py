@@ -2,7 +2,7 @@
 
 Answers are data in the page, and a script makes cards of the few that are looked at. Nothing that a model or a data set
 wrote can become markup: the script sets texts only, the data cannot end their element, and the page's content policy
-allows no script but this one, by its hash.
+allows no script but this one, by its hash. Formulas are trees of known elements in the data, which the script makes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from string import Template
 from typing import Any
 
 from mmeureka_jax.files import write_atomic
+from mmeureka_jax.report.formula_table import FormulaTable, draw_formulas
+from mmeureka_jax.report.formulas import pattern_for_scripts
 from mmeureka_jax.report.judges import MODEL
 
 LEFT_OUT = ""  # a picture that is not in the page
@@ -87,6 +89,7 @@ def write_page(path: Path, head: Head, browsed: Sequence[Browsed], sides: Sequen
     script = _between(template, "<script>", "</script>")
     pictures: dict[str, int] = {}
     data = {"sides": list(sides), "benchmarks": [_packed(one, pictures) for one in browsed]}
+    formulas = _formulas(browsed)
     anchors = {title: f"section-{number}" for number, title in enumerate(head.sections)} | {"Answers": "answers"}
     page = Template(template).substitute(
         title=escape(head.title),
@@ -98,10 +101,11 @@ def write_page(path: Path, head: Head, browsed: Sequence[Browsed], sides: Sequen
         sections="".join(
             f'<h2 id="{anchors[title]}">{escape(title)}</h2>{body}' for title, body in head.sections.items()
         ),
-        pictures_note=_note_of_pictures(browsed),
+        note=" ".join(filter(None, [_note_of_pictures(browsed), _note_of_formulas(formulas)])),
         footer=head.footer,
         data=to_element_text(data),
         pictures=to_element_text(list(pictures)),
+        formulas=to_element_text({"pattern": pattern_for_scripts(), "trees": formulas.trees}),
     )
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
@@ -181,6 +185,25 @@ def _packed(browsed: Browsed, pictures: dict[str, int]) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     return value if value is None else str(value)
+
+
+def _formulas(browsed: Sequence[Browsed]) -> FormulaTable:
+    problems = [problem for one in browsed for problem in one.problems]
+    return draw_formulas(
+        (problem.question for problem in problems),
+        (problem.answer for problem in problems),
+        (row["response"] for one in browsed for side in one.answers for row in side),
+    )
+
+
+def _note_of_formulas(formulas: FormulaTable) -> str:
+    """How many formulas are not drawn, where some are left out."""
+    if not formulas.left_out:
+        return ""
+    return (
+        f"{formulas.left_out:,} formulas, of those that occur least often, are shown as they are written, so that the "
+        "page stays small."
+    )
 
 
 def _note_of_pictures(browsed: Sequence[Browsed]) -> str:

@@ -124,7 +124,7 @@ def test_hostile_text_stays_text(tmp_path):
         assert all(
             attributes.get("href", "#").startswith("#") and "src" not in attributes for _, attributes in parser.tags
         )
-    assert found["evil"] == found["quiet"] and len(found["evil"]) == 3
+    assert found["evil"] == found["quiet"] and len(found["evil"]) == 4
 
 
 def test_only_the_pages_own_script_may_run(small, tmp_path):
