@@ -30,7 +30,11 @@ class FormulaTable:
 
 
 def draw_formulas(questions: Iterable[str], golds: Iterable[str], responses: Iterable[str]) -> FormulaTable:
-    """The formulas of questions and gold answers, then those of responses, the most frequent first, up to the limits."""
+    """The formulas of questions and gold answers, then those of responses, the most frequent first, up to the limits.
+
+    Args:
+        questions, golds, responses: the texts of a page. A formula is drawn once, however many of them have it.
+    """
     latex: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for text in questions:
@@ -51,7 +55,7 @@ def draw_formulas(questions: Iterable[str], golds: Iterable[str], responses: Ite
 
 def _trees(latex: dict[str, str]) -> tuple[dict[str, Tree], int]:
     """The trees of those that can be read, and how many were tried before there was no space left."""
-    trees = {}
+    trees: dict[str, Tree] = {}
     left = MAX_CHARACTERS
     with progress(len(latex), "formulas", unit="formula", enabled=len(latex) > 0) as bar:
         for tried, (source, body) in enumerate(latex.items()):

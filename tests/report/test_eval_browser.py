@@ -112,6 +112,25 @@ def test_hostile_answers_are_shown_as_they_are(browser, large):
     assert browser.run("document.querySelector('.card img').naturalWidth") == 40
 
 
+def test_formulas_are_drawn_where_they_are_looked_at(browser, tmp_path):
+    asked = release(tmp_path / "rows", 3, r"What is $\sqrt{{{}}}$ of $<img src=x onerror=alert(1)>$?")
+    answers = judged(
+        asked, response=r"<think>\(a_1\) then $$\frac{a}{2}$$</think><answer>\frac{a}{3}, $5 or $6</answer>"
+    )
+    browser.open(write_folder(tmp_path, [answers]))
+    assert browser.run("document.querySelectorAll('.card .ask msqrt').length") == 3
+    assert browser.run("document.querySelectorAll('.card mfrac').length") == 0  # in a folded thought, or no formula
+    assert "$5 or $6" in browser.run("document.querySelector('.card .answer').textContent")
+    browser.run("document.querySelector('.card details.thought').open = true")
+    drawn = browser.run(
+        "new Promise((done) => setTimeout(() => done(document.querySelectorAll('.card mfrac').length), 100))"
+    )
+    assert drawn == 1 and browser.run("document.querySelectorAll('img[onerror]').length") == 0
+    choose(browser, "formulas", "source")
+    assert browser.run("document.querySelectorAll('math').length") == 0
+    assert r"What is $\sqrt{0}$ of" in browser.run("document.querySelector('.card .ask .text').textContent")
+
+
 def test_thousands_of_rows_are_quick(browser, large):
     page, _ = large
     browser.open(page)

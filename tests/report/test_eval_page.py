@@ -16,6 +16,7 @@ from helpers.judged import judged, release, renamed, write_folder
 from PIL import Image
 
 from mmeureka_jax.evaluation import pages
+from mmeureka_jax.report import formula_table
 from mmeureka_jax.report.answer_browser import pictures_of, read_element, to_element_text
 from mmeureka_jax.report.eval_page import plot
 from mmeureka_jax.report.thumbnails import to_data_uri, to_jpeg_uri
@@ -213,3 +214,24 @@ def test_judged_answers_of_others_have_a_page(tmp_path, capsys):
     page = (tmp_path / "out/eval.html").read_text()
     assert [row["ours"] for row in answers_in(page)] == [row["ours"] for row in rows]
     assert "answers.jsonl" in page and "eval.mmk12.official:judge" in page
+
+
+MATHS = r"<think>so $x^2$ and $$\frac{a}{2}$$, not $<script>$, \href{javascript:alert(1)}{$y$}</think>\[x^2\] $\bad{x}$"
+
+
+def test_formulas_are_trees_of_known_elements(tmp_path, monkeypatch):
+    one = judged(
+        release(tmp_path / "rows", 4, r"What is $\sqrt{{x}}$ of {}?"),
+        response=MATHS,
+    )
+    page = write_folder(tmp_path, [one]).read_text()
+    trees = read_element(page, "formulas")["trees"]
+    assert list(trees) == [r"$\sqrt{x}$", "$x^2$", r"$$\frac{a}{2}$$", "$<script>$", "$y$", r"\[x^2\]"]
+    assert trees["$x^2$"][0] == "math" and ["msup", ["mi", "x"], ["mn", "2"]] in trees["$x^2$"][-1]
+    names = set(re.findall(r'\["(\w+)"', str(trees).replace("'", '"')))
+    assert names >= {"math", "mfrac", "msqrt"} and not names & {"script", "a", "img"}
+    assert [row["response"] for row in answers_in(page)] == [MATHS] * 4
+    monkeypatch.setattr(formula_table, "MAX_FORMULAS", 3)
+    page = write_folder(tmp_path, [one]).read_text()
+    assert list(read_element(page, "formulas")["trees"]) == list(trees)[:3]
+    assert "4 formulas, of those that occur least often, are shown as they are written" in page
