@@ -101,17 +101,11 @@ def test_a_step_may_train_on_what_waits_alone(make_config):
 
 
 @pytest.mark.slow
-def test_leftovers_can_be_thrown_away(make_config):
-    rows = read_metrics(train(make_config("rl.filter.keep_leftovers=false", "tracking.validate_every=0")))
-    assert all(row["filter/buffer"] == 0 for row in rows)
-    assert all(row["filter/rounds"] >= 1 for row in rows)
-
-
-@pytest.mark.slow
-def test_the_filter_can_start_late(make_config):
-    config = make_config("rl.filter.freeze_steps=1", "rl.prompts_per_rollout=8", "tracking.validate_every=0")
+def test_the_filter_can_start_late_and_leftovers_be_thrown_away(make_config):
+    config = make_config("rl.filter.freeze_steps=1", "rl.filter.keep_leftovers=false", "tracking.validate_every=0")
     rows = read_metrics(train(config))
     assert [row["filter/kept"] for row in rows[:2]] == [1, 1] and rows[2]["filter/kept"] < 1
+    assert all(row["filter/buffer"] == 0 and row["filter/rounds"] >= 1 for row in rows)
 
 
 @pytest.mark.slow
