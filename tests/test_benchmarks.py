@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import json
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.formats.hugging_face import read_config
 from mmeureka_jax.models.policy import Policy
+from mmeureka_jax.setup.policy import open_policy
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 # Command lines that scripts rely on, as they are documented.
@@ -46,6 +48,20 @@ def benchmark(monkeypatch):
     """Imports a script; `benchmarks` is a folder of the repository, not of the installed package."""
     monkeypatch.syspath_prepend(ROOT)
     return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def run_here(benchmark, monkeypatch, capsys):
+    """run_here(name, options): the one JSON line, which is all of stdout, of a script in this process on one device."""
+    one = functools.partial(open_policy, devices=jax.devices()[:1])
+    monkeypatch.setattr(benchmark("common"), "open_policy", one)
+
+    def run(name: str, *options: object) -> dict:
+        assert benchmark(name).main([str(option) for option in options]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        return json.loads(line)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +236,9 @@ def test_a_mistake_is_told_in_one_line(benchmark, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_step(checkpoint):
+def test_step(run_here, checkpoint):
     sizes = ["--prompts", 2, "--group", 2, "--new", 4, "--side", 56, "--train", "language", "--steps", 2]
-    result = run_script("step", "--model", checkpoint, *sizes)
+    result = run_here("step", "--model", checkpoint, *sizes)
     assert result.keys() >= PROMISED_KEYS["step"]
     assert result["compiles"] == 0 and result["skipped_updates"] == 0 and len(result["all"]) == 2
     parts = result["rollout_s"] + result["reward_s"] + result["update_s"]
@@ -230,26 +246,26 @@ def test_step(checkpoint):
 
 
 @pytest.mark.slow
-def test_generate(checkpoint):
+def test_generate(run_here, checkpoint):
     sizes = ["--batch", 2, "--prompt", 12, "--side", 56, "--new", 4, "--group", 2, "--repeats", 1]
-    result = run_script("generate", "--model", checkpoint, *sizes)
+    result = run_here("generate", "--model", checkpoint, *sizes)
     assert result.keys() >= PROMISED_KEYS["generate"]
     assert result["compiles"] == 0 and result["tok_per_s"] == pytest.approx(8 / result["all"][0], rel=0.05)
 
 
 @pytest.mark.slow
-def test_update(checkpoint):
+def test_update(run_here, checkpoint):
     sizes = ["--prompts", 2, "--group", 3, "--prompt", 12, "--side", 56, "--new", 4, "--train", "all", "--repeats", 1]
-    result = run_script("update", "--model", checkpoint, *sizes)
+    result = run_here("update", "--model", checkpoint, *sizes)
     assert result.keys() >= PROMISED_KEYS["update"]
     assert result["logical_tokens"] == 2 * 3 * (12 + 4)
     assert result["compiles"] == 0 and result["skipped_updates"] == 0
 
 
 @pytest.mark.slow
-def test_memory_sees_the_vocabulary(checkpoint):
+def test_memory_sees_the_vocabulary(run_here, checkpoint):
     sizes = ["--prompts", 1, "--group", 2, "--prompt", 12, "--side", 56, "--new", 4, "--vocab", 1024, 65536]
-    small, large = run_script("memory", "--model", checkpoint, *sizes)["rows"]
+    small, large = run_here("memory", "--model", checkpoint, *sizes)["rows"]
     grown = 4 * 32 * (65536 - 1024) / 2**20  # of one table of float32
     assert large["vocab_gradients_mb"] - small["vocab_gradients_mb"] == pytest.approx(grown, abs=0.1)
     # One gradient for embedding and head, logits of eight positions with what is made of them, and nothing else.
@@ -259,18 +275,18 @@ def test_memory_sees_the_vocabulary(checkpoint):
 
 
 @pytest.mark.slow
-def test_stragglers(checkpoint):
+def test_stragglers(run_here, checkpoint):
     sizes = ["--prompts", 4, "--group", 3, "--median", 4, "--prompt", 12, "--side", 56, "--repeats", 2]
-    result = run_script("stragglers", "--model", checkpoint, *sizes)
+    result = run_here("stragglers", "--model", checkpoint, *sizes)
     assert result["ratio"] == pytest.approx(result["ragged_tok_per_s"] / result["equal_tok_per_s"], abs=1e-3)
     assert result["compiles"] == 0 and 4 < result["mean_length"] < result["longest"] <= 32
     assert [len(seconds) for seconds in result["all"].values()] == [2, 2]
 
 
 @pytest.mark.slow
-def test_eval_stragglers(checkpoint):
+def test_eval_stragglers(run_here, checkpoint):
     sizes = ["--problems", 12, "--rows", 4, "--median", 4, "--prompt", 12, "--side", 56, "--repeats", 2]
-    result = run_script("eval_stragglers", "--model", checkpoint, *sizes)
+    result = run_here("eval_stragglers", "--model", checkpoint, *sizes)
     assert result["ratio"] == pytest.approx(result["ragged_tok_per_s"] / result["equal_tok_per_s"], abs=1e-3)
     assert result["compiles"] == 0 and 4 < result["mean_length"] < result["longest"] <= 32
     assert [len(seconds) for seconds in result["all"].values()] == [2, 2]

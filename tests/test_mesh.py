@@ -44,8 +44,8 @@ from mmeureka_jax.sampling.sampler import Sampler
 from mmeureka_jax.sampling.spread import Spread
 from mmeureka_jax.sampling.token_draws import SamplingSettings
 
-MESHES = [(2, 2, 2), (1, 4, 1), (1, 2, 2, 2), (1, 1, 2, 4)]  # (data, fsdp, tensor), and context if it is not 1
-PACKING = {(1, 4, 1): 0.0, (1, 1, 2, 4): 0.0}  # rows of padded responses alone; elsewhere of packed ones too
+MESHES = [(2, 2, 2), (1, 4, 1), (1, 2, 2, 2)]  # (data, fsdp, tensor), and context if it is not 1
+PACKING = {(1, 4, 1): 0.0}  # rows of padded responses alone; elsewhere of packed ones too
 ROWS = 16
 GROUP = 2
 LENGTH = 12

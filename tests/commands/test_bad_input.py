@@ -86,6 +86,7 @@ def train_fails(checkpoint, tmp_path, capsys) -> Callable[..., str]:
             write_rows(data, rows)
         settings = [f"run_dir={run_dir}", f"data.train={data}", f"model.checkpoint={checkpoint}"]
         settings += ["rl.prompts_per_rollout=8", "rl.prompts_per_update=8", "sampler.max_new_tokens=4"]
+        settings += ["sampler.compile_ahead=false"]
         yaml.write_text(config)
         assert mmeureka("train", yaml, *settings, *overrides) == 2
         assert not (run_dir / "metrics.jsonl").exists()
@@ -369,7 +370,7 @@ def test_disk_that_fills_while_training(checkpoint, rows, tmp_path):
     save_config(config, yaml)
     overrides = "rl.prompts_per_rollout=8 rl.prompts_per_update=8 rl.group_size=2 rl.filter.enabled=false"
     overrides += " sampler.max_new_tokens=4 optimizer.frozen=[] checkpoint.every_steps=1 checkpoint.keep=8"
-    overrides += " rl.packing=0 reward.workers=1"
+    overrides += " rl.packing=0 reward.workers=1 sampler.compile_ahead=false"
     train = f"{sys.executable} -m mmeureka_jax.cli train {yaml} {overrides}"
     script = f"mount -t tmpfs -o size=1500k none {disk} && {train}; code=$?; ls {disk}/run/checkpoints; exit $code"
     # A disk of its own that fills up needs a mount, which some containers and hardened kernels refuse to users.

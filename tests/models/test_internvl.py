@@ -60,6 +60,7 @@ def test_log_probs_equal_transformers(model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["native qwen3, 6B tower", "original qwen2"], indirect=True)
 def test_gradients_of_the_summed_log_prob_equal_transformers(model):
     item = PROBLEMS["several pictures"]
     batch = model.batch([item])
@@ -80,6 +81,7 @@ def test_gradients_of_the_summed_log_prob_equal_transformers(model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["native qwen2", "native qwen3, 6B tower"], indirect=True)
 def test_greedy_equals_transformers_token_for_token(model):
     assert_greedy_equals_transformers(model, list(PROBLEMS.values()), 64)
 
@@ -164,10 +166,9 @@ def test_configs_that_are_refused(written, tmp_path, layout, change, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["original internlm2, 6B tower", "native qwen3, 6B tower"])
-def test_a_mesh_changes_nothing(tmp_path, name):
+@pytest.mark.parametrize("model", ["original internlm2, 6B tower"], indirect=True)
+def test_a_mesh_changes_nothing(model):
     """Log-probabilities of the update and greedy tokens of the sampler, on one device and on 2 x 2 x 2."""
-    model = LivelyInternVL(tmp_path / "model", FORMS[name])
     items = list(PROBLEMS.values())
     batch = model.batch(items)
     responses = responses_for(len(items), 2, 9)

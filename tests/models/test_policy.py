@@ -25,54 +25,54 @@ def log_probs(model, batch, responses):
     return _encode_and_score(model.policy, model.params, batch, responses)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def both(request, tmp_path_factory):
-    return Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=request.param)
+@functools.cache
+def lively(folder, tied):
+    return Lively(folder / str(tied), tied=tied)
 
 
 @pytest.fixture(scope="module")
-def tied(tmp_path_factory):
-    return Lively(tmp_path_factory.mktemp("checkpoint") / "model", tied=True)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoint")
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_log_probs_equal_transformers(both, name):
-    item = PROBLEMS[name]
-    batch = both.batch([item])
-    responses = responses_for(1, 2, 9)
-    ours, entropy = log_probs(both, batch, responses)
-    for j in range(2):
-        with torch.no_grad():
-            theirs, table = both.torch_log_probs(item, responses[0, j])
-        np.testing.assert_allclose(ours[0, j], theirs.numpy(), atol=2e-4)
-        np.testing.assert_allclose(entropy[0, j], -(table.exp() * table).sum(-1).numpy(), atol=1e-3)
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def both(request, folder):
+    return lively(folder, request.param)
 
 
-def test_a_padded_batch_of_mixed_rows_gives_each_row_its_own_log_probs(both):
-    items = list(PROBLEMS.values())
+@pytest.fixture(scope="module")
+def tied(folder):
+    return lively(folder, True)
+
+
+@pytest.mark.parametrize("names", [["text only"], list(PROBLEMS)], ids=["text only", "mixed rows"])
+def test_log_probs_of_padded_rows_equal_transformers(both, names):
+    items = [PROBLEMS[name] for name in names]
     batch = both.batch(items)
-    responses = responses_for(len(items), 2, 6)
-    ours, _ = log_probs(both, batch, responses)
-    with torch.no_grad():
-        for i, item in enumerate(items):
-            for j in range(2):
-                theirs, _ = both.torch_log_probs(item, responses[i, j])
-                np.testing.assert_allclose(ours[i, j], theirs.numpy(), atol=2e-4)
+    responses = responses_for(len(items), 2, 9)
+    ours, entropy = log_probs(both, batch, responses)
+    for i, item in enumerate(items):
+        for j in range(2):
+            with torch.no_grad():
+                theirs, table = both.torch_log_probs(item, responses[i, j])
+            np.testing.assert_allclose(ours[i, j], theirs.numpy(), atol=2e-4, err_msg=item.id)
+            np.testing.assert_allclose(entropy[i, j], -(table.exp() * table).sum(-1).numpy(), atol=1e-3)
 
 
-def test_gradients_of_the_summed_log_prob_equal_transformers(both):
+def test_gradients_of_the_summed_log_prob_equal_transformers(tied):
+    """Those of a head of its own: test_siblings.py."""
     item = PROBLEMS["several pictures"]
-    batch = both.batch([item])
+    batch = tied.batch([item])
     responses = responses_for(1, 2, 7)
 
     def total(params):
-        embeds = encode_images(both.policy, params, batch.images)
-        return token_log_probs(both.policy, params, batch, embeds, responses)[0].sum()
+        embeds = encode_images(tied.policy, params, batch.images)
+        return token_log_probs(tied.policy, params, batch, embeds, responses)[0].sum()
 
-    ours = jax.jit(jax.grad(total))(both.params)
-    both.torch.zero_grad()
-    sum(both.torch_log_probs(item, responses[0, j])[0].sum() for j in range(2)).backward()
-    theirs = both.torch_gradients()
+    ours = jax.jit(jax.grad(total))(tied.params)
+    tied.torch.zero_grad()
+    sum(tied.torch_log_probs(item, responses[0, j])[0].sum() for j in range(2)).backward()
+    theirs = tied.torch_gradients()
     assert_gradients_equal(ours, theirs)
 
 
@@ -116,9 +116,9 @@ def test_shared_prompt_equals_the_repeated_layout(tied, packed):
         assert np.linalg.norm(mine - expected) <= 1e-5 * scale, path
 
 
-@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
-    ("block", "padding"), [(1, 0), (7, 0), (25, 0), (1000, 0), (7, 6), (28, 6), (1000, 14)]
+    ("block", "padding", "transposed"),
+    [(1, 0, False), (7, 0, False), (25, 0, True), (7, 6, True), (28, 6, False), (1000, 0, False), (1000, 14, True)],
 )  # of 50
 def test_log_probs_by_any_block_equal_the_full_softmax(block, padding, transposed):
     rng = np.random.default_rng(0)

@@ -88,6 +88,7 @@ def test_log_probs_equal_transformers(model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2, tied", "qwen3"], indirect=True)
 def test_gradients_of_the_summed_log_prob_equal_transformers(model):
     item = problems(model)[-1]
     batch = model.batch([item])
@@ -104,8 +105,9 @@ def test_gradients_of_the_summed_log_prob_equal_transformers(model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2, tied", "qwen3"], indirect=True)
 def test_greedy_equals_transformers_token_for_token(model):
-    assert_greedy_equals_transformers(model, problems(model), 64)
+    assert_greedy_equals_transformers(model, problems(model), 32)
 
 
 def test_round_trip_is_bitwise(model, tmp_path):
@@ -141,7 +143,7 @@ def test_transformers_finds_every_tensor_in_a_random_checkpoint(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["qwen2_vl", "qwen2"], indirect=True)
+@pytest.mark.parametrize("model", ["qwen2_vl"], indirect=True)
 def test_a_mesh_changes_nothing(model):
     """Log-probabilities on one device and on 2 x 2 x 2."""
     items = (problems(model) * 2)[:4]

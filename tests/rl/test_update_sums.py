@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from mmeureka_jax.mesh import make_mesh
 from mmeureka_jax.rl import objective as module
 from mmeureka_jax.rl.critic import Critic
 from mmeureka_jax.rl.groups import Targets, make_group_batch
+from mmeureka_jax.rl.losses import LOSSES
 from mmeureka_jax.rl.metrics import computed
 from mmeureka_jax.rl.objective import Measured, imitation_objective
 from mmeureka_jax.rl.objective import policy_objective as objective_of
@@ -86,17 +89,23 @@ PLAIN = OneNumber()
 @functools.cache
 def update(objective, policy=PLAIN):
     """update(objective)(batch, micro_batches) -> metrics, from the same state each time; nothing is learnt."""
-    training = Training(KEEP_GRADIENT, lambda count: jnp.zeros(()), max_grad_norm=1e9)
-    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    step = CompiledUpdate(policy, objective, training, training.shardings(policy, mesh))
+    step, start = update_of(objective, policy)
 
     def run(part, micro_batches=1, updates=0, rows=None, **options):
-        state = training.init(policy, {"number": jnp.asarray(0.9)})
-        state = state.replace(updates=jnp.asarray(updates, jnp.int32))
+        state = start.replace(updates=jnp.asarray(updates, jnp.int32))
+        state = jax.tree.map(jnp.copy, state)  # what is passed in is donated
         _, metrics = step(state, parts_of(objective, *part, micro_batches, **(rows or {})), **options)
         return computed(jax.device_get(metrics))
 
     return run
+
+
+def update_of(objective, policy=PLAIN):
+    """The update, and a state to start from."""
+    training = Training(KEEP_GRADIENT, lambda count: jnp.zeros(()), max_grad_norm=1e9)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    step = CompiledUpdate(policy, objective, training, training.shardings(policy, mesh))
+    return step, training.init(policy, {"number": jnp.asarray(0.9)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,19 +121,47 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_tokens_have_the_weights_of_the_whole_batch_in_any_part(groups, name):
-    """A group of short responses and one of long ones are a part each; or parts have some rows of each, and empty ones.
-    No metric tells."""
+A_GROUP_EACH = (2, {})
+SOME_ROWS_OF_EACH = (2, {"row_tokens": LENGTH})
+EMPTY_ROWS = [(1, {"shards": 5}), (1, {"shards": 8})]
+
+
+@pytest.mark.parametrize(
+    ("name", "layouts"),
+    [*((name, [A_GROUP_EACH]) for name in OBJECTIVES), ("token_mean", [SOME_ROWS_OF_EACH, *EMPTY_ROWS])],
+)
+def test_tokens_have_the_weights_of_the_whole_batch_in_any_part(groups, name, layouts):
+    """One group has short responses and one long ones. No metric tells."""
     run = update(OBJECTIVES[name])
     batch, targets = make_batch(groups)
     whole, *parts = (
         run((batch, dataclasses.replace(targets, fresh=np.array([False, True]))), count, rows=rows)
-        for count, rows in ((1, {}), (2, {}), (2, {"row_tokens": LENGTH}), (1, {"shards": 5}), (1, {"shards": 8}))
+        for count, rows in ((1, {}), *layouts)
     )
     assert whole["policy/sampler_gap_max"] > 0 and whole["policy/ratio_max"] > 1
     for row in parts:
         assert row == pytest.approx(whole, rel=1e-5)
+
+
+def choices(name):
+    return get_args(get_type_hints(RLConfig)[name])
+
+
+@pytest.mark.parametrize(
+    ("loss", "averaging", "estimator"),
+    [
+        *itertools.product(LOSSES, ["token_mean"], ["k3"]),
+        *itertools.product(["ppo_clip"], choices("token_averaging"), ["k2"]),
+        ("ppo_clip", "token_mean", "k1"),
+    ],
+)
+def test_every_objective_of_a_config_can_be_traced(groups, loss, averaging, estimator):
+    objective = policy_objective(loss=loss, token_averaging=averaging, kl_estimator=estimator, kl_coefficient=0.1)
+    part = make_batch(groups, reference_log_probs=make_batch(groups)[1].old_log_probs)
+    step, state = update_of(objective)
+    _, metrics = jax.eval_shape(step, state, parts_of(objective, *part))
+    assert {"loss/total", "loss/policy", "loss/kl", "policy/entropy", "policy/kl_reference"} <= metrics.keys()
+    assert all(leaf.shape == () and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

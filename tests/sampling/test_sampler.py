@@ -85,16 +85,16 @@ def generate_with_transformers(model, item, length):
 
 @pytest.mark.slow
 def test_greedy_equals_transformers_token_for_token(model):
-    """64 tokens; prompts without, with one and with several pictures in one padded batch; groups of 1 and of 3."""
+    """64 tokens; prompts without, with one and with several pictures in one padded batch, each with three responses."""
     length = 64
-    greedy = settings_for(model, temperature=0.0, max_new_tokens=length)
-    single, group = (roll(model, MIXED, replace(greedy, group_size=n)) for n in (1, GROUP))
+    samples = roll(model, MIXED, settings_for(model, temperature=0.0, max_new_tokens=length))
     for i, item in enumerate(MIXED):
         expected = generate_with_transformers(model, item, length)
-        assert single.lengths[i, 0] == len(expected)
-        for tokens in (single.tokens[i, 0], *group.tokens[i]):
+        assert (samples.lengths[i] == len(expected)).all()
+        for tokens in samples.tokens[i]:
             np.testing.assert_array_equal(tokens[: len(expected)], expected, err_msg=item.id)
-    assert single.lengths.max() == length and len(np.unique(single.tokens)) > 20  # not a test of stuck or empty answers
+    assert samples.lengths.max() == length
+    assert len(np.unique(samples.tokens)) > 20  # not a test of stuck or empty answers
 
 
 def test_log_probs_are_those_of_the_update(model):
@@ -186,7 +186,7 @@ def test_padding_rows_of_the_vocabulary_can_be_sampled(model):
 
 def test_a_response_ends_with_its_first_stop_token(model):
     settings = settings_for(model, max_new_tokens=16)
-    free = roll(model, MIXED, replace(settings, eos_token_ids=(model.config.text.vocab_size - 1,)))
+    free = roll(model, MIXED, replace(settings, eos_token_ids=()))
     assert (free.lengths == 16).all() and not free.finished.any()
     stops = tuple(int(token) for token in {free.tokens[0, 0, 5], free.tokens[1, 1, 0], free.tokens[3, 2, 9]})
     samples = roll(model, MIXED, replace(settings, eos_token_ids=stops))
@@ -199,11 +199,6 @@ def test_a_response_ends_with_its_first_stop_token(model):
     np.testing.assert_array_equal(samples.tokens, np.where(within, free.tokens, settings.pad_token_id))
     # To rounding: with fewer rows a product adds up in another order.
     np.testing.assert_allclose(samples.log_probs, np.where(within, free.log_probs, 0.0), rtol=1e-5, atol=1e-5)
-
-
-def test_without_stop_tokens_every_response_has_full_length(model):
-    samples = roll(model, MIXED, settings_for(model, eos_token_ids=()))
-    assert (samples.lengths == 12).all() and not samples.finished.any()
 
 
 @pytest.fixture
@@ -223,23 +218,17 @@ def decode_rows(monkeypatch):
 
 
 def test_decoding_stops_when_every_row_is_done(model, decode_rows):
-    """Counts the steps of the decode loop, with and without a stop token that the one active response draws."""
+    """Counts the steps of the decode loop, with a stop token that the one active response draws."""
     problems = [PROBLEMS["text only"], replace(PROBLEMS["text only"], id="filler")]
-
-    def run(stop):
-        settings = settings_for(model, group_size=1, eos_token_ids=(stop,))
-        decode_rows.clear()
-        samples = roll(model, problems, settings, active=1)
-        jax.effects_barrier()
-        return samples
-
-    free = run(model.config.text.vocab_size - 1)
-    assert free.lengths.tolist() == [[12], [0]] and len(decode_rows) == 11
-    stop = int(free.tokens[0, 0, 4])
-    length = free.tokens[0, 0].tolist().index(stop) + 1
-    samples = run(stop)
+    free = roll(model, MIXED, settings_for(model)).tokens[0, 0].tolist()
+    stop = free[4]
+    length = free.index(stop) + 1
+    decode_rows.clear()
+    samples = roll(model, problems, settings_for(model, group_size=1, eos_token_ids=(stop,)), active=1)
+    jax.effects_barrier()
     assert 2 <= length <= 5 and len(decode_rows) == length - 1
     assert samples.lengths.tolist() == [[length], [0]] and samples.finished.tolist() == [[True], [False]]
+    assert samples.tokens[0, 0, :length].tolist() == free[:length]
     assert (samples.tokens[1] == model.config.pad_token_id).all() and (samples.log_probs[1] == 0).all()
 
 
@@ -253,18 +242,17 @@ def without_repacking(model, problems, settings):
 
 @pytest.mark.slow
 def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, monkeypatch):
-    """Ragged responses, in batches that are halved four times and caches that grow twice, against one batch."""
-    settings = settings_for(model, group_size=8, max_new_tokens=80, temperature=1.0)
-    free = without_repacking(model, MIXED, replace(settings, eos_token_ids=()))
-    counts = np.bincount(free.tokens.ravel(), minlength=model.config.text.vocab_size)
-    stops = tuple(int(token) for token in np.argsort(-counts)[20:26])  # tokens that come now and then
-    settings = replace(settings, eos_token_ids=stops)
+    """Ragged responses, in batches that are halved several times and caches that grow, against one batch."""
+    stops = tuple(range(100, 124))  # one of 32 tokens
+    settings = settings_for(
+        model, group_size=8, max_new_tokens=80, temperature=1.0, eos_token_ids=stops, shrink=0.5
+    )  # fmt: skip
     expected = without_repacking(model, MIXED, settings)
     lengths = np.sort(expected.lengths.ravel())
     assert lengths[0] < 10 and lengths[16] < 60 and lengths[-1] == 80, lengths
 
     monkeypatch.setattr(repack, "_ROW_MULTIPLE", 1)
-    assert repack.row_sizes(32, 0.75) == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1]
+    assert repack.row_sizes(32, 0.5) == [32, 16, 8, 4, 2, 1]
     assert repack.cache_sizes(80) == [32, 96]
     decode_rows.clear()
     samples = roll(model, MIXED, settings)
@@ -281,11 +269,10 @@ def test_finished_rows_and_growing_caches_change_nothing(model, decode_rows, mon
     assert repack.cache_sizes(80) == [96]
     decode.decode.clear_cache()
     request = Request.of([item.id for item in MIXED], model.batch(MIXED))
-    for longest in (0, request.prompts.tokens.shape[1] + 20):
-        subject = Sampler(model.policy, settings, "rollout", longest_prompt=longest)
-        samples, _ = subject.sample(model.params, request)
-        np.testing.assert_array_equal(samples.tokens, expected.tokens)
-        np.testing.assert_allclose(samples.log_probs, expected.log_probs, atol=1e-5)
+    subject = Sampler(model.policy, settings, "rollout", longest_prompt=request.prompts.tokens.shape[1] + 20)
+    samples, _ = subject.sample(model.params, request)
+    np.testing.assert_array_equal(samples.tokens, expected.tokens)
+    np.testing.assert_allclose(samples.log_probs, expected.log_probs, atol=1e-5)
 
 
 @pytest.mark.slow

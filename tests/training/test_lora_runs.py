@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import load_params, read_config
+from mmeureka_jax.formats.peft import open_adapters
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.policy import open_policy
 from mmeureka_jax.training import job
@@ -122,16 +123,13 @@ def test_adapters_are_exported_alone_or_merged_and_runs_start_from_them(finished
     settings = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (4, 8.0, 0.1)
 
-    # Asked alike, both answer alike, and a run that starts from the adapters begins there.
+    # The file of adapters holds the ones that are merged, and a run that starts from it begins there.
+    stored = open_adapters(tmp_path / "adapters", read_config(base)).read()
+    assert stored.keys() == {path for path in state if path.rpartition("/")[2] in ("lora_a", "lora_b")}
+    for path, value in stored.items():
+        np.testing.assert_array_equal(value, state[path])
     of_base = load_params(tmp_path / "half", read_config(tmp_path / "half"))
     assert jax.tree.structure(of_base) == jax.tree.structure(load_params(base, read_config(base)))
-    rows = {}
-    for name, model in {"adapters": ["--model", base, "--adapters", tmp_path / "adapters"],
-                        "merged": ["--model", tmp_path / "merged"]}.items():  # fmt: skip
-        options = ["--data", "tfds:shapes/dots@test[:8]", "--output", tmp_path / f"eval_{name}", "--max-new-tokens", 6]
-        assert mmeureka("eval", *model, *options) == 0
-        rows[name] = [json.loads(line) for line in (tmp_path / f"eval_{name}" / "rows.jsonl").read_text().splitlines()]
-    assert [row["text"] for row in rows["adapters"]] == [row["text"] for row in rows["merged"]]
 
     start = f"model.lora.adapters={tmp_path / 'adapters'}"
     train(config_of(tmp_path / "next", base, start, "model.lora.dropout=0", "steps=1"))

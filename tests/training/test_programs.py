@@ -11,6 +11,7 @@ import jax
 import pytest
 from helpers.commands import ONE_LAYER
 from helpers.releases import write_suite
+from helpers.small_runs import use_devices
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.sampling import memory
@@ -57,7 +58,8 @@ RUNS = {
     ),
     "rows of some tokens": (
         rl,
-        ["rl.micro_batches=4", "rl.packing=0.8", "rl.row_tokens=48", "rl.kl_coefficient=0.01"],
+        ["rl.micro_batches=4", "rl.packing=0.8", "rl.row_tokens=48", "rl.kl_coefficient=0.01", "mesh.fsdp=1",
+         "mesh.tensor=1"],
     ),
     "imitation, with public benchmarks": (sft, ['optimizer.frozen=["vision"]', "tracking.benchmarks.problems=5"]),
 }  # fmt: skip
@@ -97,8 +99,10 @@ def test_a_run_compiles_nothing_that_was_not_compiled_before_step_0(run, tmp_pat
     monkeypatch.setattr(Learner, "programs", lambda *a, **b: lists.append(1) or programs_of_learning(*a, **b))
     monkeypatch.setattr(memory_check, "device_memory", lambda device: 10**12)
     monkeypatch.setattr(job, "compile_programs", compile_and_note)
+    config = load_config("configs/smoke.yaml", settings)
+    use_devices(monkeypatch, config.mesh.data * config.mesh.fsdp * config.mesh.tensor)
     with compiled_functions() as compiled:
-        (rl.train if module is rl else sft.fine_tune)(load_config("configs/smoke.yaml", settings))
+        (rl.train if module is rl else sft.fine_tune)(config)
     functions = FUNCTIONS | {program.function.__name__ for program in listed}
     assert [name for name in compiled[len(before) :] if name in functions] == []
     assert len({program.name for program in listed}) == len(listed)
