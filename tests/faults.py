@@ -49,6 +49,10 @@ SPREAD = "tests/sampling/test_spread.py"
 PLAN = "tests/planning/test_plan.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
 LORA = "tests/models/test_lora.py"
+SEARCH = "tests/prm/test_search.py"
+LABELS = "tests/prm/test_labels.py"
+AGGREGATORS = "tests/prm/test_aggregators.py"
+BEST = "tests/evaluation/test_best_of_n.py"
 
 # fmt: off
 FAULTS = [
@@ -215,6 +219,39 @@ FAULTS = [
           "rules without their weights"),
     Fault("evaluation/pass_at_k.py", "math.comb(int(count), k) / math.comb(n, k)", "(int(count) / n) ** k",
           "tests/evaluation/test_accuracy.py", "pass@k with replacement"),
+    # Process rewards.
+    Fault("prm/search.py", "alpha ** (1 - value)", "alpha ** value", SEARCH, "hard states come first"),
+    Fault("prm/search.py", "len(step.split()) for step in rollout", "1 for _ in rollout", SEARCH,
+          "lengths are counted in steps"),
+    Fault("prm/search.py", "math.sqrt(searches)", "math.sqrt(visits)", SEARCH, "U knows only the state's own visits"),
+    Fault("prm/search.py", "best = max(self.pool, key=priority)", "best = max(self.pool[::-1], key=priority)", SEARCH,
+          "the last of equal priorities is chosen"),
+    Fault("prm/search.py", "                parent = child\n", "", SEARCH,
+          "steps after a solvable state are its siblings"),
+    Fault("prm/search.py", "middle == len(rollout) - 1", "left == right", SEARCH,
+          "a single step within a rollout is not probed"),
+    Fault("prm/search.py", "candidate.node.visits += 1", "self.root.visits += 1", SEARCH, "the root has all visits"),
+    Fault("prm/search.py", "self._drawn < self.settings.max_rollouts",
+          "self._drawn + self.settings.rollouts <= self.settings.max_rollouts", SEARCH,
+          "the budget of rollouts is never exceeded"),
+    Fault("prm/search.py", "one.right and bool(one.steps)", "one.right", SEARCH,
+          "a response without steps may be right"),
+    Fault("prm/search.py", "wrong = dict.fromkeys(", "wrong = list(", SEARCH, "equal rollouts are searched twice"),
+    Fault("prm/search.py", "        if node.value > 0:\n", "        if True:\n", SEARCH,
+          "rollouts of unsolvable states are searched"),
+    Fault("prm/tree.py", "for rest in dict.fromkeys(right)]", "for rest in right]", SEARCH,
+          "a right rollout is a child as often as it is drawn"),
+    Fault("prm/labels.py", "self.labels[-1] <= 0", "self.labels[-1] < 0.5", LABELS,
+          "a path ends before it is hopeless"),
+    Fault("prm/labels.py", "path.text.split(\" \")", "path.text.split()", LABELS, "ends of lines end words, too"),
+    Fault("prm/labels.py", "{seed}\\n{path.id}", "{path.id}", LABELS, "every seed chooses the same paths"),
+    Fault("prm/aggregators.py", "math.log(p) if p > 0 else -_MOST", "math.log(max(p, 1e-9))", AGGREGATORS,
+          "the logarithm of 0 is small"),
+    Fault("prm/aggregators.py", "if p < 1 else _MOST", "if p < 0.9999 else _MOST", AGGREGATORS, "odds are capped"),
+    Fault("evaluation/best_of_n.py", "math.comb(count - 1 - rank, k - 1)", "math.comb(count - rank, k - 1)", BEST,
+          "chances that do not add up to 1"),
+    Fault("evaluation/best_of_n.py", "np.argsort(-scores, axis=1, kind=\"stable\")",
+          "np.argsort(scores, axis=1, kind=\"stable\")[:, ::-1]", BEST, "the last of equal scores is chosen"),
     # Memory of rollouts.
     Fault("sampling/prefill.py", "*axes_of(x)[1:]), number, 1)", "*axes_of(x)[1:]), 0, 1)", ROLLOUT_MEMORY,
           "parts of the prompts are written to one place"),
