@@ -56,6 +56,7 @@ _FORMULA = re.compile(
     rf"[^$]{{1,{MAX_LENGTH}}}?\\end\{{(?P=name)\}})",
     re.DOTALL,
 )
+_REST_OF_LINE = re.compile(r"[ \t]*\n?")
 # A command, or one sign raised or lowered: 2^10 and snake_case are not LaTeX, which would raise only the 1.
 _LOOKS_LIKE_LATEX = re.compile(r"\\(?:[a-zA-Z]{2}|%)|[\^_](?:{|[^\s{}](?![a-zA-Z\d]))")
 # Words outside of commands and braces: the spaces between them would be lost. Three letters or more, so not "cm".
@@ -75,7 +76,8 @@ def text_to_html(text: str) -> str:
         end = found.end()
         if display and drawn is not None:  # it has a line of its own anyway
             before = before.removesuffix("\n")
-            end += text.startswith("\n", end)
+            rest = _REST_OF_LINE.match(text, end)
+            end = rest.end() if rest else end
         parts += [escape(before), escape(found[0]) if drawn is None else drawn]
     return "".join([*parts, escape(text[end:])])
 

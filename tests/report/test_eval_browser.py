@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from urllib.parse import urlencode
 
 import pytest
@@ -11,6 +14,7 @@ from helpers.judged import judged, release, renamed, write_folder
 from mmeureka_jax.evaluation.comparing import compare
 from mmeureka_jax.evaluation.judging import results_of
 from mmeureka_jax.evaluation.pages import Judged
+from mmeureka_jax.report.formulas import answer_to_html, text_to_html
 
 CHROMIUM = find_chromium()
 pytestmark = [
@@ -129,6 +133,49 @@ def test_formulas_are_drawn_where_they_are_looked_at(browser, tmp_path):
     choose(browser, "formulas", "source")
     assert browser.run("document.querySelectorAll('math').length") == 0
     assert r"What is $\sqrt{0}$ of" in browser.run("document.querySelector('.card .ask .text').textContent")
+
+
+TEXTS = [
+    "it costs $5 and $10, so $x^2$ is",
+    "one\n$$x$$ \ntwo",
+    r"a \(x\) b \[y\] c \$z$",
+    r"so $ \frac{1}{2} $ and $ 5 of $y$",
+    r"$\unknown{x}$ and $x = \boxed{5}$ or \boxed{\frac{1}{\sqrt{2}}} or \boxed{6",
+    "so\n\\begin{align} a&=b\\\\ c&=d \\end{align}\nand",
+    "$x$5, $x$٥, 😀$x$\ud800",
+    "$a<b$ " * 3 + "x^2",
+]
+
+
+def test_the_script_and_the_report_agree_on_formulas(browser, tmp_path):
+    golds = ["constructor", "__proto__", r"\frac{1}{2}", "x^2", "5", "a_1 + b_{2} + " * 20 + "c", "$x$ m", "file_name"]
+    one = judged(release(tmp_path / "release", len(TEXTS)), response="$5$")
+    for row, question, answer in zip(one.rows, TEXTS, golds, strict=True):
+        row |= {"question": question, "answer": answer}
+    page = write_folder(tmp_path / "out", [one])
+    for draw, given, selector in ((text_to_html, TEXTS, ".ask .text"), (answer_to_html, golds, ".gold b")):
+        browser.open(page)
+        shown = browser.run(
+            f"""[...document.querySelectorAll({selector!r})].map((one) => [...one.childNodes].map((node) =>
+                node.nodeType === 3 ? node.data : `[${{node.className}} ${{node.textContent}}]`).join(""))"""
+        )
+        marked = (re.sub(r'<span class="(.*?)".*?>(.*?)</span>', r"[\1 \2]", draw(text)) for text in given)
+        assert shown == [html.unescape(re.sub("<[^>]*>", "", text)) for text in marked]
+    browser.resize(390, 800)
+    try:
+        assert browser.run("document.documentElement.scrollWidth") <= 390  # though a gold answer is wide
+    finally:
+        browser.resize(1300, 900)
+
+
+def test_texts_that_are_almost_formulas_take_no_time(browser, large):
+    browser.open(large[0])
+    for piece in (r"\[", "$$", "$a", r"\(", r"$\frac", "$ ", r"\boxed{", r"\boxed{{{x}}", r"\begin{cases}", "\\"):
+        milliseconds = browser.run(
+            f"(() => {{ const t = performance.now(); drawText({json.dumps(piece)}.repeat(20000));"
+            " return performance.now() - t; })()"
+        )
+        assert milliseconds < 3000, piece
 
 
 def test_thousands_of_rows_are_quick(browser, large):

@@ -231,7 +231,10 @@ def test_formulas_are_trees_of_known_elements(tmp_path, monkeypatch):
     names = set(re.findall(r'\["(\w+)"', str(trees).replace("'", '"')))
     assert names >= {"math", "mfrac", "msqrt"} and not names & {"script", "a", "img"}
     assert [row["response"] for row in answers_in(page)] == [MATHS] * 4
-    monkeypatch.setattr(formula_table, "MAX_FORMULAS", 3)
-    page = write_folder(tmp_path, [one]).read_text()
-    assert list(read_element(page, "formulas")["trees"]) == list(trees)[:3]
-    assert "4 formulas, of those that occur least often, are shown as they are written" in page
+    size = sum(len(source) + len(to_element_text(tree)) for source, tree in list(trees.items())[:3])
+    for name, limit in (("MAX_FORMULAS", 3), ("MAX_CHARACTERS", size + 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(formula_table, name, limit)
+            page = write_folder(tmp_path, [one]).read_text()
+        assert list(read_element(page, "formulas")["trees"]) == list(trees)[:3]
+        assert "4 formulas, of those that occur least often, are shown as they are written" in page

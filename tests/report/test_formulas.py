@@ -23,7 +23,7 @@ def symbols(markup: str) -> str:
     [
         ("so $x^2$ is", "so [x2] is"),
         ("$$a+b$$", "[a+b]"),
-        (r"a \(x\) b \[y\] c", "a [x] b [y] c"),
+        (r"a \(x\) b \[y\] c", "a [x] b [y]c"),
         ("one\n$$x$$\ntwo", "one[x]two"),  # it stands on a line of its own as it is
         ("it costs $5 and $10", "it costs $5 and $10"),
         ("$5, $6 or $ 7 $", "$5, $6 or $ 7 $"),
@@ -74,6 +74,7 @@ def test_the_elements_are_those_of_the_formula():
     [
         r"\text{<script>alert(1)</script>}",
         r"\href{javascript:alert(1)}{x}",
+        r"\phantom{x}",
         r"\style{background:url(//x)}{y}",
         r'\class{a" onclick="x}{y}',
         r"\hspace{99999em}x",
