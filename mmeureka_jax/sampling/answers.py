@@ -128,9 +128,11 @@ def generate_queued(
                 text = processor.decode(one.tokens)
                 drawn[one.number] = Response(text, one.tokens, one.log_probs, one.finished)
                 on_answer(1)
-                while given in drawn:
+                while given in drawn and given + 1 < len(part):
                     yield part[given], drawn.pop(given)
                     given += 1
+            # The last one only now: a host that needs no more must still draw with the others until all are done.
+            yield from ((part[number], drawn[number]) for number in range(given, len(part)))
 
 
 def queue_length(mesh: Mesh, sizes: PromptSizes) -> int:

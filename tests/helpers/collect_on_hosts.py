@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import zlib
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -82,15 +83,17 @@ def on_one_device(collector, opened, processor):
 
 
 def check_queue(collector, opened, processor, expected):
-    """One host has a problem less than the other; the first responses are drawn again."""
+    """The first host has half as many problems as the others; the first responses are drawn again."""
     sampler = replace(collector.sampler, settings=replace(collector.sampler.settings, group_size=1))
     mesh = opened.sampler_mesh
     shares = row_shares(mesh)
-    orders = range(shares.index, PROMPTS - 1, shares.count)
+    orders = range(shares.index, PROMPTS if shares.index else PROMPTS // 2, shares.count)
     problems = [replace(problem(order), id=f"{order}/{order}") for order in orders]
     sizes = PromptSizes(4, (64,), 0)
     counted = []
-    answered = list(generate_queued(sampler, mesh, opened.load_params(), processor, problems, sizes, counted.append))
+    queued = generate_queued(sampler, mesh, opened.load_params(), processor, problems, sizes, counted.append)
+    answered = list(islice(queued, len(problems)))  # and no further: a host may be done before another
+    barrier("answered")
     assert [one.id for one, _ in answered] == [one.id for one in problems] and sum(counted) == len(problems)
     for order, (_, response) in zip(orders, answered, strict=True):
         length = int(expected.lengths[order, 0])
