@@ -18,6 +18,7 @@ from mmeureka_jax.setup.policy import check_context, open_random_model
 from mmeureka_jax.setup.problems import open_checked
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 from mmeureka_jax.training.job import Job, check_image_windows
+from mmeureka_jax.training.measures import Measures
 from mmeureka_jax.training.sft import recipe
 
 
@@ -118,12 +119,12 @@ def test_accuracy_before_training_is_not_that_of_a_checkpoint():
     class Watched(Job):
         def __init__(self):
             self.rows = {}
-            self.examiner = self
+            self.measures = Measures(examiner=self, benchmarks=None)
             self.tracker = self
             self._stopping = False
             self.run = type("Run", (), {"step": 0})()
 
-        def _validate(self):
+        def _validate(self, examiner):
             self._accuracy = 0.5
             return {"validation/accuracy": 0.5}
 
