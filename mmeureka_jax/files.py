@@ -260,6 +260,23 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def lock_file(file: io.FileIO, held: str) -> None:
+    """Locks an open file for this process until it is closed. No effect on a file system without locks.
+
+    Args:
+        held: what to say where another process has it.
+
+    Raises:
+        UserError: another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(held) from None
+    except OSError:
+        pass
+
+
 def _quietly(call: Callable[[], object]) -> None:
     with contextlib.suppress(OSError):
         call()

@@ -19,7 +19,7 @@ from mmeureka_jax.evaluation.options import EvalOptions, questions
 from mmeureka_jax.evaluation.partial_rows import PartialRows
 from mmeureka_jax.evaluation.release import ReleasedRows, ReleaseSource
 from mmeureka_jax.hosts import max_over_hosts, text_of_all
-from mmeureka_jax.mesh import row_shares
+from mmeureka_jax.mesh import RowShares, row_shares
 from mmeureka_jax.models.policy import Params
 from mmeureka_jax.process.console import Bar, progress
 from mmeureka_jax.sampling.answers import Response, queue_length
@@ -81,7 +81,7 @@ class OpenedExam:
             ids, pictures = ids_and_pictures(self.examiner.checked.source[i] for i in self.examiner.indices)
             names = [name for name in [*ids, *(str(row.id) for row in rejected)] for _ in range(n)]
             given = {**made_with, "benchmark": self.exam.name, "pictures": pictures, **self.settings}
-            done = rows.resume(given, names, n * self._together * self._shares) // n
+            done = rows.resume(given, names, n * self._together * self._shares.count) // n
         done = int(max_over_hosts(done))
         if done < count:
             title = f"ask {self.exam.name}"
@@ -98,7 +98,7 @@ class OpenedExam:
     def _drawn(self, params: Params, done: int, bar: Bar) -> Iterator[Rows]:
         """The rows of all hosts' problems after the first `done`, in the release's order."""
         examiner = self.examiner
-        shares = row_shares(examiner.opened.sampler_mesh)
+        shares = self._shares
         count = len(examiner.indices)
         problems = examiner.problems()[done // shares.count :]
 
@@ -127,8 +127,8 @@ class OpenedExam:
         return queue_length(examiner.opened.sampler_mesh, examiner.sizes)
 
     @property
-    def _shares(self) -> int:
-        return row_shares(self.examiner.opened.sampler_mesh).count
+    def _shares(self) -> RowShares:
+        return row_shares(self.examiner.opened.sampler_mesh)
 
 
 def open_exam(

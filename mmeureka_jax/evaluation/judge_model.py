@@ -6,7 +6,6 @@ digest of what it is about: an evaluation that is repeated asks nothing, and one
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from typing import Any
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.judging import Answer
 from mmeureka_jax.evaluation.release import ReleasedRows
-from mmeureka_jax.files import append_whole, explain_write_errors, parse_json
+from mmeureka_jax.files import append_whole, explain_write_errors, lock_file, parse_json
 from mmeureka_jax.process.console import progress, say
 from mmeureka_jax.report.judges import MODEL
 
@@ -154,12 +153,7 @@ def kept_verdicts(path: Path, identity: Mapping[str, str]) -> Iterator[Verdicts]
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b", buffering=0)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another process is writing it; wait for it, or stop it") from None
-        except OSError:  # the file system has no locks
-            pass
+        lock_file(file, f"{path}: another process is writing it; wait for it, or stop it")
         yield Verdicts(path, file, identity)
 
 

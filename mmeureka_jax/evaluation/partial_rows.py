@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
 import logging
@@ -16,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import append_whole, atomic_writer, explain_write_errors, parse_json
+from mmeureka_jax.files import append_whole, atomic_writer, explain_write_errors, lock_file, parse_json
 
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
@@ -39,14 +37,7 @@ def partial_rows(output: Path) -> Iterator[PartialRows]:
         output.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b", buffering=0)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{output}: another process is writing it; wait for it, stop it, or give another output"
-            ) from None
-        except OSError:  # the file system has no locks
-            pass
+        lock_file(file, f"{output}: another process is writing it; wait for it, stop it, or give another output")
         rows = PartialRows(output, path, file)
         try:
             yield rows
