@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.cli import build_parser
-from mmeureka_jax.config import schema
+from mmeureka_jax.config import prm, schema
 from mmeureka_jax.config.limits import LARGEST, AtMost, Limit, limits_of_keys
 from mmeureka_jax.config.reading import dotted_keys, expected, field_types, section_of, to_dict
 from mmeureka_jax.config.yaml_text import dump_yaml
@@ -80,7 +80,12 @@ def sentences(text: str) -> str:
 
 def descriptions() -> dict[str, dict[str, list[str]]]:
     """The comments of each key of each section's class: the lines directly above it, and the one behind it."""
-    source = Path(schema.__file__).read_text()
+    return {name: keys for module in (schema, prm) for name, keys in _described(Path(module.__file__)).items()}
+
+
+def _described(file: Path) -> dict[str, dict[str, list[str]]]:
+    """As `descriptions`, for the classes of one file."""
+    source = file.read_text()
     comments: dict[int, str] = {}
     alone: set[int] = set()  # lines with nothing but a comment
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -21,6 +21,7 @@ from mmeureka_jax.config.limits import (
     AtMost,
     Limit,
 )
+from mmeureka_jax.config.prm import PRMConfig
 from mmeureka_jax.config.reading import CustomFunction, Overlay, Sections
 
 AccuracyRule = Literal["instruct", "boxed", "upstream", "upstream_tags", "upstream_boxed"]
@@ -415,6 +416,7 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # how responses are drawn
     rl: RLConfig = field(default_factory=RLConfig)  # the algorithm
     sft: SFTConfig = field(default_factory=SFTConfig)  # supervised fine-tuning
+    prm: PRMConfig = field(default_factory=PRMConfig)  # process rewards
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # how parameters move
     mesh: MeshConfig = field(default_factory=MeshConfig)  # how devices share the work
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # what a run can resume from

@@ -249,16 +249,23 @@ class Processor:
             ) from error
 
     def _encode_prompt(self, messages: Sequence[dict[str, Any]], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
-        """Chat template, tokens, and each picture's placeholder repeated once per image token (as HF's processor)."""
+        """Chat template, tokens, and each picture's placeholder repeated once per image token (as HF's processor).
+
+        Messages that end with the assistant's turn ask for its continuation: its text follows the template's prompt.
+        """
         for message in messages:
             for part in message["content"]:
                 if part["type"] == "text":
                     self._refuse_tokens(part["text"])
+        begun = ""
+        if messages[-1]["role"] == "assistant":
+            begun = "".join(part["text"] for part in messages[-1]["content"])
+            messages = messages[:-1]
         text = self._rendered(messages)
         # As HF's processor: a tokenizer that begins a text with a token of its own does so, unless the template did.
         bos = self.tokenizer.bos_token
-        begun = bos is not None and text.startswith(bos)
-        tokens = self._encode(self.pictures.mark_pictures(text), add_special_tokens=not begun)
+        has_bos = bos is not None and text.startswith(bos)
+        tokens = self._encode(self.pictures.mark_pictures(text), add_special_tokens=not has_bos)
         is_image = tokens == self.image_token_id
         if is_image.sum() != len(grids):
             raise UserError(
@@ -266,7 +273,7 @@ class Processor:
             )
         repeats = np.ones(len(tokens), np.int64)
         repeats[is_image] = [self.pictures.geometry.image_tokens(grid) for grid in grids]
-        return np.repeat(tokens, repeats)
+        return np.append(np.repeat(tokens, repeats), self._encode(begun))
 
     # Text.
 

@@ -30,41 +30,11 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from mmeureka_jax.config.limits import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, broken_limits, out_of_range
+from mmeureka_jax.config.prm import SearchConfig
 from mmeureka_jax.data.record import Problem
-from mmeureka_jax.errors import UserError
 from mmeureka_jax.prm.tree import Node, Rollout, Steps, Tree
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """The settings of a search; the defaults are the paper's.
-
-    The published script has a second set: a length scale of 500, 20 searches and 200 rollouts.
-
-    Attributes:
-        rollouts: how many are drawn from each state.
-        alpha: between 0 and 1; the smaller, the more rollouts of states that are usually solved come first.
-        beta: between 0 and 1; the smaller, the more short rollouts come first.
-        length_scale: words of a rollout whose priority is multiplied by beta.
-        exploration: the weight of states that were searched less often, the paper's c.
-        max_searches: after so many searches a tree is finished.
-        max_rollouts: no search starts after so many rollouts.
-    """
-
-    rollouts: Annotated[int, POSITIVE, COUNT] = 16
-    alpha: Annotated[float, FRACTION] = 0.5
-    beta: Annotated[float, FRACTION] = 0.9
-    length_scale: Annotated[float, POSITIVE] = 2000.0
-    exploration: Annotated[float, NOT_NEGATIVE] = 0.125
-    max_searches: Annotated[int, NOT_NEGATIVE] = 200
-    max_rollouts: Annotated[int, NOT_NEGATIVE] = 1000
-
-    def __post_init__(self):
-        if problems := out_of_range(self) or broken_limits(self):
-            raise UserError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -98,7 +68,7 @@ class Candidate:
     quality: float
 
 
-def quality(value: float, rollout: Steps, settings: SearchSettings) -> float:
+def quality(value: float, rollout: Steps, settings: SearchConfig) -> float:
     """Q = alpha^(1 - value) * beta^(words / length_scale): high for short rollouts of states that are usually solved.
 
     Source: OmegaPRM; MM-PRM's code, which measures a rollout in words.
@@ -107,7 +77,7 @@ def quality(value: float, rollout: Steps, settings: SearchSettings) -> float:
     return settings.alpha ** (1 - value) * settings.beta ** (words / settings.length_scale)
 
 
-def exploration(searches: int, visits: int, settings: SearchSettings) -> float:
+def exploration(searches: int, visits: int, settings: SearchConfig) -> float:
     """U = c * sqrt(visits of all states) / (1 + visits of this one), where each search is one visit.
 
     Source: OmegaPRM; MM-PRM's code.
@@ -124,7 +94,7 @@ class TreeSearch:
         pool: what searches may start from, in the order in which it was found.
     """
 
-    def __init__(self, problem: Problem, settings: SearchSettings):
+    def __init__(self, problem: Problem, settings: SearchConfig):
         self.problem = problem
         self.settings = settings
         self.root: Node | None = None
@@ -219,7 +189,7 @@ class TreeSearch:
 def run_trees(
     problems: Iterable[Problem],
     draw_many: Callable[[Sequence[RolloutRequest]], Sequence[Sequence[Rollout]]],
-    settings: SearchSettings,
+    settings: SearchConfig,
     at_a_time: int,
     made_with: Mapping[str, Any] | None = None,
 ) -> Iterator[Tree]:
@@ -251,7 +221,7 @@ def run_trees(
 def run_tree(
     problem: Problem,
     draw: Callable[[RolloutRequest], Sequence[Rollout]],
-    settings: SearchSettings,
+    settings: SearchConfig,
     made_with: Mapping[str, Any] | None = None,
 ) -> Tree:
     """The tree of one problem; `draw` answers a request."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from mmeureka_jax.config.prm import SearchConfig
 from mmeureka_jax.data.record import Problem
-from mmeureka_jax.prm.search import RolloutRequest, SearchSettings
+from mmeureka_jax.prm.search import RolloutRequest
 from mmeureka_jax.prm.tree import Rollout, Steps
 
 GOOD = ("good", "this step is very well done")
@@ -19,10 +20,10 @@ def problem_of(number: int) -> Problem:
     return Problem(f"p{number}", (turn,), answer=str(number))
 
 
-def settings_of(number: int) -> SearchSettings:
+def settings_of(number: int) -> SearchConfig:
     """Settings under which the searches of different problems stop for different reasons, with many ties."""
     chance = random.Random(f"settings {number}")
-    return SearchSettings(
+    return SearchConfig(
         rollouts=chance.randint(1, 6),
         alpha=chance.choice([0.5, 0.9]),
         beta=chance.choice([0.9, 0.5]),

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 from helpers.simulated_policy import draw_many, problem_of
 
+from mmeureka_jax.config.prm import SearchConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.prm.labels import LabelCounts, PathCounts, training_set
-from mmeureka_jax.prm.search import SearchSettings, run_trees
+from mmeureka_jax.prm.search import run_trees
 from mmeureka_jax.prm.tree import Node, Tree
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve"
@@ -19,7 +20,7 @@ WORDS = "one two three four five six seven eight nine ten eleven twelve"
 
 @pytest.fixture(scope="module")
 def trees() -> list[Tree]:
-    settings = SearchSettings(rollouts=6, length_scale=20, max_searches=8, max_rollouts=150)
+    settings = SearchConfig(rollouts=6, length_scale=20, max_searches=8, max_rollouts=150)
     return list(run_trees(map(problem_of, range(150)), draw_many, settings, at_a_time=16))
 
 
