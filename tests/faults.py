@@ -52,7 +52,7 @@ LORA = "tests/models/test_lora.py"
 SEARCH = "tests/prm/test_search.py"
 LABELS = "tests/prm/test_labels.py"
 AGGREGATORS = "tests/prm/test_aggregators.py"
-BEST = "tests/evaluation/test_best_of_n.py"
+BEST = "tests/prm/test_best_of_n.py"
 
 # fmt: off
 FAULTS = [
@@ -248,9 +248,9 @@ FAULTS = [
     Fault("prm/aggregators.py", "math.log(p) if p > 0 else -_MOST", "math.log(max(p, 1e-9))", AGGREGATORS,
           "the logarithm of 0 is small"),
     Fault("prm/aggregators.py", "if p < 1 else _MOST", "if p < 0.9999 else _MOST", AGGREGATORS, "odds are capped"),
-    Fault("evaluation/best_of_n.py", "math.comb(count - 1 - rank, k - 1)", "math.comb(count - rank, k - 1)", BEST,
+    Fault("prm/best_of_n.py", "math.comb(count - 1 - rank, k - 1)", "math.comb(count - rank, k - 1)", BEST,
           "chances that do not add up to 1"),
-    Fault("evaluation/best_of_n.py", "np.argsort(-scores, axis=1, kind=\"stable\")",
+    Fault("prm/best_of_n.py", "np.argsort(-scores, axis=1, kind=\"stable\")",
           "np.argsort(scores, axis=1, kind=\"stable\")[:, ::-1]", BEST, "the last of equal scores is chosen"),
     # Memory of rollouts.
     Fault("sampling/prefill.py", "*axes_of(x)[1:]), number, 1)", "*axes_of(x)[1:]), 0, 1)", ROLLOUT_MEMORY,

@@ -16,10 +16,12 @@ from mmeureka_jax.config.schema import Config, DataConfig, LoraConfig, ModelConf
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem
 
+Command = Literal["train", "sft", "search"]
+
 _LONGEST_NAME = 255
 
 
-def _check_products(config: Config, command: str) -> list[str]:
+def _check_products(config: Config, command: Command) -> list[str]:
     """Numbers that are possible one by one and not together: positions and updates are counted in 32 bits too."""
     rl = config.rl
     sft = config.sft
@@ -32,6 +34,9 @@ def _check_products(config: Config, command: str) -> list[str]:
             f"rl.prompts_per_rollout x rl.group_size x {tokens}": rl.prompts_per_rollout * rl.group_size * longest,
             "steps x rl.epochs_per_rollout x rl.prompts_per_rollout / rl.prompts_per_update": config.steps * updates,
         }
+    elif command == "search":
+        rollouts = config.prm.trees * config.prm.search.rollouts
+        products[f"prm.trees x prm.search.rollouts x {tokens}"] = rollouts * longest
     else:
         longest = config.data.max_prompt_tokens + sft.max_response_tokens
         products["sft.problems_per_step x (data.max_prompt_tokens + sft.max_response_tokens)"] = (
@@ -161,7 +166,7 @@ def check_stored(config: Config) -> None:
         raise UserError("\n".join(problems))
 
 
-def config_problems(config: Config, *, command: Literal["train", "sft"] = "train") -> list[str]:
+def config_problems(config: Config, *, command: Command = "train") -> list[str]:
     """What is wrong with a config apart from its algorithm, one a line. Its numbers are in range."""
     problems = broken_limits(config)
     problems += _check_paths(to_dict(config))
@@ -176,6 +181,10 @@ def config_problems(config: Config, *, command: Literal["train", "sft"] = "train
         problems.append(
             f"sft.micro_batches ({config.sft.micro_batches}) must divide "
             f"sft.problems_per_step ({config.sft.problems_per_step})"
+        )
+    if command == "search" and config.sampler.temperature == 0 and config.prm.search.rollouts > 1:
+        problems.append(
+            "sampler.temperature is 0, which is greedy: all rollouts from a state would be the same; set it above 0"
         )
     axes = [config.mesh.data, config.mesh.fsdp, config.mesh.context, config.mesh.tensor]
     if any(size < 1 and size != -1 for size in axes) or axes.count(-1) > 1:

@@ -192,6 +192,7 @@ def run_trees(
     settings: SearchConfig,
     at_a_time: int,
     made_with: Mapping[str, Any] | None = None,
+    recorded: Callable[[RolloutRequest], Sequence[Rollout] | None] = lambda request: None,
 ) -> Iterator[Tree]:
     """The trees of problems, each as soon as it is finished; a tree that ends makes room for the next problem.
 
@@ -200,6 +201,8 @@ def run_trees(
             does not depend on the others, nor on `at_a_time`; only the order of the trees does.
         at_a_time: open trees.
         made_with: as `TreeSearch.tree`.
+        recorded: what has been drawn for a request in an earlier search, if anything. With the draws of all calls of a
+            search that was interrupted, the calls from there on are those that it would have made.
     """
     if at_a_time < 1:
         raise ValueError(f"at least one tree has to be open, not {at_a_time}")
@@ -207,15 +210,27 @@ def run_trees(
     searches: list[TreeSearch] = []
     while True:
         room = at_a_time - len(searches)
-        searches += [TreeSearch(problem, settings) for problem in itertools.islice(waiting, room)]
+        searches += [_begun(problem, settings, recorded) for problem in itertools.islice(waiting, room)]
+        ended = [search for search in searches if search.request is None]
+        searches = [search for search in searches if search.request is not None]
+        yield from (search.tree(made_with) for search in ended)
+        if ended:
+            continue
         if not searches:
             return
         answers = draw_many([search.request for search in searches if search.request])
         for search, rollouts in zip(searches, answers, strict=True):
             search.tell(rollouts)
-        ended = [search for search in searches if search.request is None]
-        searches = [search for search in searches if search.request is not None]
-        yield from (search.tree(made_with) for search in ended)
+
+
+def _begun(
+    problem: Problem, settings: SearchConfig, recorded: Callable[[RolloutRequest], Sequence[Rollout] | None]
+) -> TreeSearch:
+    """A search, as far as it was already."""
+    search = TreeSearch(problem, settings)
+    while search.request and (rollouts := recorded(search.request)) is not None:
+        search.tell(rollouts)
+    return search
 
 
 def run_tree(

@@ -96,10 +96,14 @@ class Tree:
         """How many were drawn."""
         return sum(len(node.rollouts) for node in self.root.walk())
 
+    def row(self) -> dict[str, Any]:
+        """The tree as JSON."""
+        row = {"id": self.id, "question": self.question, "answer": self.answer, "made_with": dict(self.made_with)}
+        return row | {"root": _row_of(self.root)}
+
     def to_json(self) -> str:
         """The row of the tree, in one line."""
-        row = {"id": self.id, "question": self.question, "answer": self.answer, "made_with": dict(self.made_with)}
-        return json.dumps(row | {"root": _row_of(self.root)}, ensure_ascii=False, allow_nan=False)
+        return json.dumps(self.row(), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str, where: str) -> Tree:

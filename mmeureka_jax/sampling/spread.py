@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import gather_rows, rows_of_all
@@ -78,22 +79,27 @@ class Spread:
         """Prompts that this host loads. Those of its share load the same."""
         return self.prompts // self.shares.count
 
-    def request(self, ids: Sequence[str], prompts: Prompt) -> Request:
+    def request(
+        self, ids: Sequence[str | None], prompts: Prompt, limits: Int[np.ndarray, "P n"] | None = None
+    ) -> Request:
         """The request for a call.
 
         Args:
-            ids: a name for each of this host's prompts.
+            ids: a name for each of this host's prompts; see `Request.of`.
             prompts: this host's prompts, padded to one length.
+            limits: see `Request`.
         """
         one = Request.of(ids, prompts)
         first = None
         if self.copies > 1:
             numbers = np.arange(0, self.group_size, self.group_size // self.copies, dtype=np.int32)
-            first = np.tile(numbers, len(ids))
+            first = np.tile(numbers, len(prompts.tokens))
         arrays = jax.tree.map(lambda x: np.repeat(x, self.copies, axis=0), (one.prompts, one.names, one.active))
-        on_devices = to_global(self.mesh, self._rows_of_host((*arrays, first)))
-        prompts, names, active, first = on_devices
-        return Request(prompts, names, active, first=first, copies=self.copies)
+        if limits is not None:
+            limits = limits.reshape(-1, self.group_size // self.copies)
+        on_devices = to_global(self.mesh, self._rows_of_host((*arrays, first, limits)))
+        prompts, names, active, first, limits = on_devices
+        return Request(prompts, names, active, limits=limits, first=first, copies=self.copies)
 
     def groups(self, samples: Samples) -> Samples:
         """All responses to this host's prompts, of the responses to its rows."""

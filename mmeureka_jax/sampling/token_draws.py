@@ -22,7 +22,12 @@ from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.decoding import head_logits
 from mmeureka_jax.models.policy import Policy
 
-STREAMS = {"rollout": 0, "validation": 1, "sample": 2}  # each use of the sampler has random numbers of its own
+STREAMS = {
+    "rollout": 0,
+    "validation": 1,
+    "sample": 2,
+    "search": 3,
+}  # each use of the sampler has random numbers of its own
 MEMORY = "split_weights", "prefill_prompts"  # settings that change nothing but memory and speed
 _VOCAB_PART = 64  # tokens of the vocabulary that are first chosen together
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.evaluation.best_of_n import best_of_k, best_of_n
 from mmeureka_jax.evaluation.intervals import bootstrap
 from mmeureka_jax.prm.aggregators import AGGREGATORS, aggregate
+from mmeureka_jax.prm.best_of_n import best_of_k, best_of_n
 
 
 def by_choosing(scores: list[float], right: list[bool], k: int) -> float:
