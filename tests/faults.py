@@ -50,6 +50,8 @@ PLAN = "tests/planning/test_plan.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
 LORA = "tests/models/test_lora.py"
 SEARCH = "tests/prm/test_search.py"
+SEARCH_FILES = "tests/prm/test_search_files.py"
+SEARCH_JOB = "tests/prm/test_search_job.py"
 LABELS = "tests/prm/test_labels.py"
 AGGREGATORS = "tests/prm/test_aggregators.py"
 BEST = "tests/prm/test_best_of_n.py"
@@ -239,6 +241,20 @@ FAULTS = [
     Fault("prm/search.py", "wrong = dict.fromkeys(", "wrong = list(", SEARCH, "equal rollouts are searched twice"),
     Fault("prm/search.py", "        if node.value > 0:\n", "        if True:\n", SEARCH,
           "rollouts of unsolvable states are searched"),
+    Fault("prm/search.py", "while search.request and (rollouts := recorded(search.request)) is not None:",
+          "if search.request and (rollouts := recorded(search.request)) is not None:", SEARCH_FILES,
+          "trees continue one call after another"),
+    Fault("prm/search_files.py", "        _cut(self._trees, whole)\n", "", SEARCH_FILES, "half a row stays"),
+    Fault("prm/search_files.py", "            _cut(self._draws, whole)\n", "            pass\n", SEARCH_FILES,
+          "a call that was cut short ends the record"),
+    Fault("prm/search_files.py", "            for name in ids:\n                write(lines[name])",
+          "            for line in lines.values():\n                write(line)", SEARCH_FILES,
+          "trees are in the order in which they ended"),
+    Fault("prm/rollouts.py", "and has_answer(row[\"text\"])", "", SEARCH_JOB, "a cut solution can be right"),
+    Fault("prm/rollouts.py", "f\"{request.problem.id}/{request.node}\"", "f\"{request.problem.id}\"", SEARCH_JOB,
+          "all states of a problem draw with the same numbers"),
+    Fault("prm/rollouts.py", "self.processor(pair[0]) if pair[1] > 0", "self.processor(pair[0]) if True", SEARCH_JOB,
+          "a state without room is sampled"),
     Fault("prm/tree.py", "for rest in dict.fromkeys(right)]", "for rest in right]", SEARCH,
           "a right rollout is a child as often as it is drawn"),
     Fault("prm/labels.py", "self.labels[-1] <= 0", "self.labels[-1] < 0.5", LABELS,
@@ -265,7 +281,7 @@ FAULTS = [
           "hosts share rows though each could have its own"),
     Fault("hosts.py", "[hosts[i % len(hosts)] for i in", "[hosts[0] for i in", "tests/test_hosts.py",
           "scores of the first host alone count"),
-    Fault("sampling/spread.py", "np.tile(numbers, len(ids))", "np.repeat(numbers, len(ids))", SPREAD,
+    Fault("sampling/spread.py", "np.tile(numbers, len(prompts", "np.repeat(numbers, len(prompts", SPREAD,
           "copies of a prompt draw the same responses"),
     Fault("sampling/spread.py", "return np.split(x, parts)[rows.index % parts]", "return np.split(x, parts)[0]", SPREAD,
           "hosts that share a prompt draw the same responses"),

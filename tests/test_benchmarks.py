@@ -293,6 +293,16 @@ def test_eval_stragglers(run_here, checkpoint):
 
 
 @pytest.mark.slow
+def test_tree_search(run_here, monkeypatch, benchmark):
+    monkeypatch.setattr(benchmark("tree_search"), "open_policy", benchmark("common").open_policy)
+    sizes = {"problems": 3, "trees": 2, "alone": 1, "group": 3, "searches": 1, "new": 16, "steps": 1, "digits": 1}
+    result = run_here("tree_search", *(x for name, size in sizes.items() for x in (f"--{name}", size)), "--shrink", 0)
+    assert result["of_plain"] == pytest.approx(result["search_tok_per_s"] / result["plain_tok_per_s"], abs=2e-3)
+    assert result["rollouts"] >= 9 and result["calls"] >= 2 and 0 < result["full_calls"] < 1
+    assert 3 <= result["mean_length"] <= 16
+
+
+@pytest.mark.slow
 def test_rewards():
     result = run_script("rewards", "--accuracy", "upstream", "--answers", 20, "--hanging", 0.1, "--time-limit", 2)
     assert result["ratio"] == pytest.approx((result["hanging_s"] - 2) / result["plain_s"], abs=0.05)

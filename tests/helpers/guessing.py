@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from benchmarks.planted import plant_table, steps_table
 from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
@@ -46,23 +47,4 @@ def write_guessing_checkpoint(path: Path, digits: str = "1348", family: str = "q
 def write_stepping_checkpoint(path: Path, steps: str = "13", answers: str = "48", family: str = "qwen2") -> None:
     """A policy that writes any number of steps, each a random digit of `steps`, and then a random one of `answers`."""
     write_tiny_checkpoint(path, replace(MODEL, family=family))
-    links = {
-        "\n": ["<step>", "<answer>"],
-        "<step>": list(steps),
-        **dict.fromkeys(steps, ["</step>"]),
-        "</step>": ["\n"],
-        "<answer>": list(answers),
-        **dict.fromkeys(answers, ["</answer>"]),
-        "</answer>": ["<|im_end|>"],
-    }
-    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    assert tokenizer.encode("<|im_start|>assistant\n").ids[-1] == tokenizer.encode("\n").ids[0]
-    tensors = load_file(path / "model.safetensors")
-    for dimension, (here, following) in enumerate(links.items()):
-        tensors["model.embed_tokens.weight"][tokenizer.encode(here).ids, dimension] = 8.0
-        tensors["lm_head.weight"][
-            [tokenizer.token_to_id(t) or tokenizer.encode(t).ids[0] for t in following], dimension
-        ] = 2.0
-    save_file(
-        {name: np.ascontiguousarray(x) for name, x in tensors.items()}, path / "model.safetensors", {"format": "pt"}
-    )
+    plant_table(path, steps_table(steps, answers, length=1, count=1))
