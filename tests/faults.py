@@ -49,6 +49,7 @@ SPREAD = "tests/sampling/test_spread.py"
 PLAN = "tests/planning/test_plan.py"
 CHECKPOINT = "tests/runs/test_checkpoint.py"
 LORA = "tests/models/test_lora.py"
+STEPS = "tests/data/test_shapes_steps.py"
 SEARCH = "tests/prm/test_search.py"
 SEARCH_FILES = "tests/prm/test_search_files.py"
 SEARCH_JOB = "tests/prm/test_search_job.py"
@@ -198,6 +199,14 @@ FAULTS = [
           "tests/data/test_processor.py", "image tokens point to the next picture"),
     Fault("data/vision_layout.py", "cut.transpose(6, 0, 3, 1, 4, 2, 5)", "cut.transpose(6, 0, 3, 1, 4, 5, 2)",
           "tests/data/test_vision_layout.py tests/data/test_pictures.py", "patches lie on their sides"),
+    Fault("data/shapes/solving.py", "write(total + read) if i", "write(sum(counts[: i + 1])) if i", STEPS,
+          "a careless solution returns to the truth after its mistake"),
+    Fault("data/shapes/scenes.py", "value = write(2 * half)", "value = write(2 * (self.width + self.height))", STEPS,
+          "a careless solution does not continue from what it misread"),
+    Fault("data/shapes/solving.py", "if solved.answer != right.answer:", "if True:", STEPS,
+          "a careless solution may be right"),
+    Fault("setup/random_models.py", "for style in _CORPUS_STYLES:", "for style in (*_CORPUS_STYLES, \"steps\"):",
+          "tests/setup/test_random_models.py", "a new prompt style changes the ids of tokens"),
     Fault("data/tiles.py", "width * height > 0.5 *", "width * height > 2 *", "tests/data/test_tiles.py",
           "larger grids only for larger pictures"),
     Fault("data/tiles.py", "tiles + (self.thumbnail and tiles > 1)", "tiles + self.thumbnail",
@@ -210,6 +219,12 @@ FAULTS = [
           "rounded decimals may be far off"),
     Fault("rewards/answers/extraction.py", "if len(set(found)) == 1 else", "if found else",
           f"{ACCURACY} tests/rewards/test_extraction.py", "the last of several answers counts"),
+    Fault("rewards/answers/step_blocks.py", "position = close + len(f\"</{kind}>\")", "position = opening.end()",
+          "tests/rewards/test_extraction.py", "tags that a step quotes count as the answer"),
+    Fault("rewards/answers/step_blocks.py", "if not block.ends:", "if False:", "tests/rewards/test_extraction.py",
+          "an answer that was cut counts"),
+    Fault("rewards/rules/format.py", "all(map(str.strip, inside))", "any(map(str.strip, inside))",
+          "tests/rewards/test_format.py", "steps may be empty"),
     Fault("rewards/rules/format.py", "response.count(tag) != 1", "response.count(tag) < 1",
           "tests/rewards/test_format.py", "tags may come twice"),
     Fault("rewards/rules/repetition.py", "return distinct / count - 1.0", "return distinct / len(words) - 1.0",

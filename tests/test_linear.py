@@ -9,9 +9,11 @@ from contextlib import contextmanager
 import pytest
 
 from mmeureka_jax.data import forms
+from mmeureka_jax.data.steps import steps_of
 from mmeureka_jax.report import page
 from mmeureka_jax.report.formulas import text_to_html
 from mmeureka_jax.rewards import accuracy
+from mmeureka_jax.rewards.answers.extraction import answer_text
 from mmeureka_jax.rewards.rules.format import follows_format
 
 PIECES = (
@@ -22,6 +24,10 @@ PIECES = (
     "</think><answer>",
     "<answer></answer>",
     "<answer>x",
+    "<step>",
+    "</step>",
+    "<step>a</step>",
+    "\\boxed{",
     " ",
     "\n",
 )
@@ -30,6 +36,9 @@ READERS = {
     "tagged solution": forms._tagged,
     "answer in tags": accuracy._untagged,
     "format": lambda text: follows_format(text, style="instruct"),
+    "format of steps": lambda text: follows_format(text, style="steps"),
+    "answer after steps": lambda text: answer_text(f"<step>a</step>{text}", "steps"),
+    "steps": steps_of,
     "picture markers": forms.MARKER.findall,
 }
 
@@ -71,6 +80,7 @@ def test_formulas_that_do_not_end():
         ("<think>a<answer>b</answer></think>", ["", "<think>a<answer>b</answer></think>", ""]),
         ("<think>a<answer>b</answer>", ["<think>a", "<answer>b</answer>", ""]),
         ("<answer>a<think>b<answer>c</answer>", ["", "<answer>a<think>b<answer>c</answer>", ""]),
+        ("<step>a</step>\n<answer>b</answer>", ["", "<step>a</step>", "\n", "<answer>b</answer>", ""]),
         ("</think><think><think>a</think>", ["</think>", "<think><think>a</think>", ""]),
     ],
 )

@@ -24,9 +24,9 @@ from mmeureka_jax.config.limits import (
 from mmeureka_jax.config.prm import PRMConfig
 from mmeureka_jax.config.reading import CustomFunction, Overlay, Sections
 
-AccuracyRule = Literal["instruct", "boxed", "upstream", "upstream_tags", "upstream_boxed"]
+AccuracyRule = Literal["instruct", "boxed", "steps", "upstream", "upstream_tags", "upstream_boxed"]
 ACCURACY_RULES: tuple[AccuracyRule, ...] = get_args(AccuracyRule)  # what commands offer
-PromptStyle = Literal["plain", "instruct", "zero", "cpgd"]
+PromptStyle = Literal["plain", "instruct", "zero", "cpgd", "steps"]
 PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 
@@ -135,13 +135,14 @@ class RewardConfig:
     """The reward of a response: the sum of weight times rule, each rule logged by itself. See docs/rewards.md."""
 
     # which answer counts; instruct: that of the <answer> block, or what is stated where there is none; boxed: the last
-    # \boxed{}; the others: MM-EUREKA's own rules, to repeat a paper's run (upstream_tags is its public code, which
-    # compares the tags along with the answer)
+    # \boxed{}; steps: that of the <answer> block after the last <step> block, and nothing else; the others:
+    # MM-EUREKA's own rules, to repeat a paper's run (upstream_tags is its public code, which compares the tags along
+    # with the answer)
     accuracy: AccuracyRule = "instruct"
     accuracy_weight: float = 1.0  # weight of the accuracy rule, which gives 0 or 1
     # instruct: one <think> block, then one <answer> block; zero: the same, nothing outside, and a thought of at least
-    # 300 characters
-    format: Literal["instruct", "zero"] = "instruct"
+    # 300 characters; steps: one <step> block or more, then one <answer> block, nothing outside
+    format: Literal["instruct", "zero", "steps"] = "instruct"
     format_weight: float = 0.5  # weight of the format rule, which gives 0 or 1
     repetition_weight: float = 0.0  # weight of the penalty for repetition: -1 (everything repeats) to 0
     repetition_ngram: Annotated[int, POSITIVE] = 10  # words in a row that count as repeated when they come again

@@ -2,7 +2,8 @@
 
 A style is what is put around the last user turn and, for some, a system turn. The wording is our own; what it asks for
 is that of MM-EUREKA (arXiv 2503.07365; `instruct` for Qwen2.5-VL instruct, `zero` for pretrained models) and of CPGD
-(arXiv 2505.12504; `cpgd`). The reward rules of `rewards/` read the tags and the box that these prompts ask for.
+(arXiv 2505.12504; `cpgd`); `steps` asks for solutions in the form of MM-PRM (arXiv 2505.13427). The reward rules of
+`rewards/` read the tags and the box that these prompts ask for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmeureka_jax.config.schema import PROMPT_STYLES, PromptStyle
+from mmeureka_jax.data.steps import solution
 from mmeureka_jax.errors import UserError
 
 Message = dict[str, Any]
@@ -21,6 +23,7 @@ _THINK_FIRST = (
     "answer."
 )
 _EXAMPLE = "<think> Since $1 + 1 = 2$, the answer is $2$. </think><answer> {answer} </answer>"
+_STEPS_EXAMPLE = solution(["The sum asked for is $1 + 1$.", "Adding gives $2$."], "The Final Answer is $2$")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ _TEMPLATES = {
             f"{_EXAMPLE.format(answer=chr(92) + 'boxed{2}')} Your reply starts with <think> and ends with </answer>."
         )
     ),
+    "steps": _Template(
+        before=(
+            "Solve the question that the user asks in several steps. Put each step, which has one thought, between "
+            "<step> and </step> tags on a line of its own, without a number. Then put the final answer between "
+            "<answer> and </answer> tags. Write nothing outside the tags. For example, a solution of 1 + 1 is:\n"
+            f"{_STEPS_EXAMPLE}\nQuestion: "
+        )
+    ),
 }
 
 
@@ -69,7 +80,8 @@ def apply_prompt_style(messages: Sequence[Message], style: PromptStyle) -> list[
     Args:
         messages: `{"role", "content": [{"type": "text", "text": str} | {"type": "image"}]}`.
         style: "plain" changes nothing; "instruct" (tags, LaTeX answer, all in the user turn); "zero" (system turn with
-            the tags, boxed answer asked for in the user turn); "cpgd" (system turn as instruct, answer boxed).
+            the tags, boxed answer asked for in the user turn); "cpgd" (system turn as instruct, answer boxed);
+            "steps" (tagged steps and answer, all in the user turn).
 
     Raises:
         UserError: an unknown style, or no user turn.

@@ -7,31 +7,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-_BLOCK = re.compile(r"<step>(?P<step>.*?)</step>|<answer>(?P<answer>.*?)</answer>", re.DOTALL)
+from mmeureka_jax.rewards.answers.step_blocks import blocks
 
 
 def steps_of(response: str) -> tuple[str, ...]:
     """The texts within the step tags of a response, and the final answer last.
 
-    What is outside of the tags is left out, and so is all that follows the first answer, a step that does not end, and
-    an empty step. A response that was cut before its answer has its whole steps only.
+    What is outside of the tags is left out, and so is all that follows the first answer, a block that does not end, and
+    an empty one. A response that was cut before its answer has its whole steps only.
     """
     found: list[str] = []
-    for block in _BLOCK.finditer(response):
-        text = (block["step"] if block["answer"] is None else block["answer"]).strip()
-        if text:
-            found.append(text)
-        if block["answer"] is not None:
+    for block in blocks(response):
+        if block.ends and block.text.strip():
+            found.append(block.text.strip())
+        if block.kind == "answer":
             break
     return tuple(found)
 
 
 def has_answer(response: str) -> bool:
     """Whether a response has an answer block with a text."""
-    return any(block["answer"] is not None and block["answer"].strip() for block in _BLOCK.finditer(response))
+    return any(block.kind == "answer" and block.ends and block.text.strip() for block in blocks(response))
 
 
 def begun_solution(steps: Sequence[str]) -> str:

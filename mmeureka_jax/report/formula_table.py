@@ -14,7 +14,7 @@ from mmeureka_jax.report.formulas import Tree, formulas_in, is_bare_formula, to_
 MAX_FORMULAS = 30_000  # different ones, about 0.2 ms each
 MAX_CHARACTERS = 6_000_000  # of all trees in a page
 
-_TAG = re.compile("</?(?:think|answer)>")  # no formula goes across one
+_TAG = re.compile("</?(?:think|step|answer)>")  # no formula goes across one
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ REPORT_FILE = "report.html"
 MAX_STEPS_SHOWN = 8  # logged steps of rollouts in the report, the first and the last among them
 RESPONSES_SHOWN = 2  # per group; the others fold out
 
-_OPENING = re.compile(r"<(think|answer)>")
+_OPENING = re.compile(r"<(think|step|answer)>")
+_TAG_NAMES = (("think", "thought", "Thought"), ("step", "thought", "Step"), ("answer", "answer", "Answer"))  # and style
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -321,7 +322,7 @@ def _reason(finish_reason: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """A response cut at its thoughts and answers, in one pass: a policy may have learnt to repeat tags without end."""
+    """A response cut at its thoughts, steps and answers, in one pass: a policy may have learnt to repeat tags."""
     parts = []
     position = 0
     unclosed = set()
@@ -340,11 +341,11 @@ def _parts(text: str) -> list[str]:
 
 
 def _block(text: str) -> str:
-    """A part of a response: a thought, an answer, or what is outside the tags."""
+    """A part of a response: a thought, a step, an answer, or what is outside the tags."""
     kind = "plain"
     name = "Outside the tags"
     inner = text
-    for tag, tag_kind, tag_name in (("think", "thought", "Thought"), ("answer", "answer", "Answer")):
+    for tag, tag_kind, tag_name in _TAG_NAMES:
         if text.startswith(f"<{tag}>") and text.endswith(f"</{tag}>"):
             kind = tag_kind
             name = tag_name

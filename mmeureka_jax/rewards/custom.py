@@ -65,6 +65,8 @@ def load_rule(spec: str, import_limit: float, purpose: Purpose = REWARD) -> Cust
 
 def quoted(answer: str, accuracy: AccuracyRule) -> str:
     """A response that gives an answer in the form that a run asks for, on which a rule can be tried."""
+    if accuracy == "steps":
+        return f"<step>The answer is {answer}.</step>\n<answer>{answer}</answer>"
     stated = f"\\boxed{{{answer}}}" if accuracy in ("boxed", "upstream_boxed") else answer
     return f"<think>The answer is {answer}.</think><answer>{stated}</answer>"
 

@@ -136,7 +136,7 @@ class RewardWorkers:
 
     def _accuracy_job(self, request: RewardRequest) -> dict[str, Any]:
         rule = self.config.accuracy
-        if rule == "instruct" or rule == "boxed":
+        if rule == "instruct" or rule == "boxed" or rule == "steps":
             text: str | None = answer_text(request.response, rule)
         else:
             text = upstream.extract(request.response, upstream.FORMS[rule])

@@ -1,8 +1,8 @@
 """A small random policy in the real file format, with a real tokenizer: where demo, tests and smoke runs start.
 
 The tokenizer is byte-level BPE as Qwen's is (the same special tokens and splitting rules), trained on the built-in
-problems. It keeps what those are made of short: every word that they use, every digit and each of the four tags is one
-token. Unlike Qwen's it does not normalise Unicode, so that any text comes back as it was.
+problems. It keeps what those are made of short: every word that they use, every digit and each tag is one token.
+Unlike Qwen's it does not normalise Unicode, so that any text comes back as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmeureka_jax.config.reading import to_dict
-from mmeureka_jax.config.schema import RandomModelConfig
+from mmeureka_jax.config.schema import PromptStyle, RandomModelConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import temporary_folder
 from mmeureka_jax.formats.hugging_face import write_checkpoint
@@ -48,12 +48,15 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_INTERNVL_TOKENS = (START_TOKEN, END_TOKEN, CONTEXT_TOKEN)  # after those, for that family
+_INTERNVL_TOKENS = (START_TOKEN, END_TOKEN, CONTEXT_TOKEN)  # after all but the step tags, for that family
 # One token each, but ordinary text: they stay when special tokens are skipped.
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+STEP_TOKENS = ("<step>", "</step>")  # the last ones, so that all others have the ids of tokenizers without them
 
 RANDOM_MODEL_FILE = "random_model.json"  # the settings that the weights were drawn with
 
+# What the tokenizer is trained on must stay, as every other token id depends on it.
+_CORPUS_STYLES: tuple[PromptStyle, ...] = ("plain", "instruct", "zero", "cpgd")
 _MAX_BPE_TOKENS = 1000  # bytes and merges; with the tokens above the table stays within 1024 rows
 _VOCAB_MULTIPLE = 128  # spare rows at the end, as the released models have
 
@@ -121,12 +124,15 @@ def build_tokenizer_files(path: str | Path, family: str = "qwen2_5_vl") -> Token
 
     The result is the same every time. transformers' `AutoTokenizer` loads it, without torch.
     """
+    from tokenizers import AddedToken
+
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer(_corpus())
     internvl = family == "internvl"
     if internvl:
         tokenizer.add_special_tokens(list(_INTERNVL_TOKENS))
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in STEP_TOKENS])
     tokenizer.save(str(path / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -340,12 +346,11 @@ def _random_tensors(config: PolicyConfig, seed: int) -> Iterator[np.ndarray]:
 
 def _corpus() -> list[str]:
     """What the built-in problems and the prompt styles say, cut at the tags, and each of their words after a space."""
-    from mmeureka_jax.config.schema import PROMPT_STYLES
     from mmeureka_jax.data.prompts import apply_prompt_style
     from mmeureka_jax.data.shapes.problems import vocabulary_corpus
 
     texts = vocabulary_corpus()
-    for style in PROMPT_STYLES:
+    for style in _CORPUS_STYLES:
         messages = apply_prompt_style([{"role": "user", "content": [{"type": "text", "text": ""}]}], style)
         texts += [part["text"] for message in messages for part in message["content"]]
     texts += ["system\n", "user\n", "assistant\n"]

@@ -11,15 +11,16 @@ from mmeureka_jax.config.stages import stage_configs
 from mmeureka_jax.setup.checks import validate_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(
-    [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("small/*.yaml")]
-)  # those of ablations/ are sweeps; see test_recipes.py
+POLICY_IN_STEPS = CONFIGS / "mm_prm" / "small" / "policy.yaml"
+# Those of ablations/ are sweeps; see test_recipes.py.
+FILES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("small/*.yaml"), POLICY_IN_STEPS])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_config_is_valid_and_survives_saving(path: Path, tmp_path: Path):
     config = load_config(path)
-    validate_config(config, command="sft" if path.stem.endswith("_sft") else "train")
+    imitates = path.stem.endswith("_sft") or path == POLICY_IN_STEPS
+    validate_config(config, command="sft" if imitates else "train")
     save_config(config, tmp_path / "resolved.yaml")
     assert load_config(tmp_path / "resolved.yaml") == config
 
@@ -52,3 +53,10 @@ def test_demo_is_cpgd_on_the_imitated_policy():
     assert (rl.rl.advantage, rl.rl.loss) == ("cpgd", "cpgd")
     assert rl.model.random is None and rl.model.checkpoint is not None
     assert rl.data == imitation.data  # the same problems and the same prompts, or nothing carries over
+
+
+def test_the_policy_in_steps_is_judged_by_the_rules_for_steps():
+    config = load_config(POLICY_IN_STEPS)
+    assert (config.reward.accuracy, config.reward.format) == ("steps", "steps")
+    assert config.data.train.startswith("tfds:shapes/steps-")
+    assert config.sft.max_response_tokens < config.sampler.max_new_tokens

@@ -6,6 +6,8 @@ import pytest
 
 from mmeureka_jax.data.prompts import apply_prompt_style
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.rewards.accuracy import accuracy
+from mmeureka_jax.rewards.rules.format import follows_format
 
 IMAGE = {"type": "image"}
 
@@ -53,7 +55,18 @@ def test_cpgd_leaves_the_user_turn_and_boxes_the_answer():
     assert "<think>" in system["content"][0]["text"]
 
 
-@pytest.mark.parametrize("style", ["instruct", "zero", "cpgd"])
+def test_steps_shows_a_solution_that_the_rules_take():
+    (turn,) = apply_prompt_style([user(IMAGE, text("Q?"))], "steps")
+    assert turn["content"][0] == IMAGE
+    prompt = turn["content"][1]["text"]
+    assert prompt.endswith("\nQuestion: Q?")
+    example = prompt[prompt.index(":\n") + 2 : prompt.rindex("\nQuestion")]
+    assert follows_format(example, style="steps") == 1.0
+    assert accuracy(example, "2", "steps") == 1.0
+    assert "<think>" not in prompt
+
+
+@pytest.mark.parametrize("style", ["instruct", "zero", "cpgd", "steps"])
 def test_only_the_last_user_turn_is_styled(style):
     shots = [user(text("1?")), {"role": "assistant", "content": [text("one")]}]
     styled = apply_prompt_style([*shots, user(text("2?"))], style)

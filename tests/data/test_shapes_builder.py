@@ -44,15 +44,17 @@ def start_preparing(data_dir: Path, size: int) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("config", ["mixed", "clock"])
+@pytest.mark.parametrize("config", ["mixed", "clock", "steps-mixed"])
 def test_rows_read_back_as_generated(small_configs: None, tmp_path: Path, config: str):
     builder = prepare_shapes(f"shapes/{config}", tmp_path)
     settings = builder.builder_config
-    for split, size, hasty_fraction in (("train", 24, settings.hasty_fraction), ("test", 8, 0.0)):
+    in_steps = config.startswith("steps")
+    for split, size, worse in (("train", 24, 0.5 if in_steps else 0.6), ("test", 8, 0.0)):
+        shares = {"careless_fraction": worse} if in_steps else {"hasty_fraction": worse}
         rows = builder.as_data_source(split)
         assert len(rows) == size
         for index in range(size):
-            problem = generate(index, split=split, mixture=settings.mixture, hasty_fraction=hasty_fraction)
+            problem = generate(index, split=split, mixture=settings.mixture, **shares)
             row = rows[index]
             assert row["image"] == problem.image
             for name in ("id", "question", "answer"):
@@ -61,8 +63,9 @@ def test_rows_read_back_as_generated(small_configs: None, tmp_path: Path, config
     assert len(builder.as_data_source("test[:3]")) == 3
 
 
-def test_test_split_offers_careful_solutions(small_configs: None, tmp_path: Path):
-    rows = prepare_shapes("shapes/easy", tmp_path).as_data_source("test")
+@pytest.mark.parametrize("config", ["easy", "steps-easy"])
+def test_test_split_offers_careful_solutions(small_configs: None, tmp_path: Path, config: str):
+    rows = prepare_shapes(f"shapes/{config}", tmp_path).as_data_source("test")
     assert {json.loads(row["metadata"])["style"] for row in rows} == {"careful"}
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmeureka_jax.data.steps import begun_solution
 from mmeureka_jax.rewards.accuracy import accuracy
 from mmeureka_jax.rewards.answers.extraction import answer_text
 
@@ -88,6 +89,48 @@ def test_the_instruct_answer(response, score):
 )
 def test_the_boxed_answer(response, score):
     assert accuracy(response, "5", "boxed") == score
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("<step>2 + 3</step>\n<answer>5</answer>", 1.0),
+        ("<step>5</step>\n<answer>4</answer>", 0.0),
+        ("<step>2 + 3</step><answer>The Final Answer is $5$.</answer>", 1.0),
+        ("<step>2 + 3</step><answer>\n5\n</answer> Done.", 1.0),
+        (r"<step>a</step><answer>Since $3+2=5$ and $4<5$, it is \boxed{5}</answer>", 1.0),
+        (r"<step>\boxed{5}</step><answer>4</answer>", 0.0),
+        (r"<step>a</step><answer>\boxed{3}\boxed{5}</answer>", 0.0),
+        (r"<step>a</step><answer>5 or \boxed{</answer>", 0.0),
+        ("<answer>5</answer>", 1.0),
+        ("<step>a</step><answer>4</answer><answer>5</answer>", 0.0),  # the first block counts
+        ("<step>a</step><answer></answer><answer>5</answer>", 0.0),
+        ("<step>say <answer>5</answer></step><answer>4</answer>", 0.0),  # a step may quote tags
+        ("<step>say <answer>4</answer></step><answer>5</answer>", 1.0),
+        ("<step>say <answer></step><answer>5</answer>", 1.0),
+        ("<step>say </answer> <step></step><answer>5</answer>", 1.0),
+        ("<answer>5</answer><step>or rather</step>", 0.0),  # a step takes the answer back
+        ("<answer>5</answer><step>or rather", 0.0),
+        ("<answer>5</answer><step>or rather</step><answer>5</answer>", 0.0),
+        ("<step>a</step><step>so <answer>5</answer>", 0.0),  # cut in the middle of a step
+        ("<step>a</step><answer>5", 0.0),
+        ("<step>a</step><answer>5</answer", 0.0),
+        ("<step>a</step>The answer is 5.", 0.0),
+        ("<step>a</step>5</answer>", 0.0),
+        (r"<step>a</step>\boxed{5}", 0.0),
+        ("5", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_the_answer_after_steps(response, score):
+    assert accuracy(response, "5", "steps") == score
+
+
+@pytest.mark.parametrize(("drawn", "score"), [("<answer>5</answer>", 1.0), ("<step>b</step>\n<answer>4</answer>", 0.0)])
+def test_a_continued_solution_is_judged_whole(drawn, score):
+    begun = begun_solution(["2 + 3", "so <answer>4</answer>?"])
+    assert accuracy(begun + drawn, "5", "steps") == score
+    assert accuracy(begun, "4", "steps") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,16 @@ LIMIT = 5.0  # seconds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["instruct", "boxed"])
+@pytest.mark.parametrize("form", ["instruct", "boxed", "steps"])
 def test_hostile_answers_score_and_run_nothing_within_their_limit(tmp_path, form):
     canary = tmp_path / "canary"
     answers = hostile_answers(str(canary))
     assert len({text for _, text in answers}) >= 254
-    wrap = "<think>t</think><answer>{}</answer>" if form == "instruct" else r"<think>t</think>\boxed{{{}}}"
+    wrap = {
+        "instruct": "<think>t</think><answer>{}</answer>",
+        "boxed": r"<think>t</think>\boxed{{{}}}",
+        "steps": "<step>t</step><answer>{}</answer>",
+    }[form]
     requests = [RewardRequest(wrap.format(text), "61") for _, text in answers]
     with RewardWorkers(RewardConfig(accuracy=form, time_limit=LIMIT)) as rewards:
         results = rewards.score([*requests, RewardRequest(wrap.format("61"), "61")])

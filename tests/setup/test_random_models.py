@@ -1,5 +1,6 @@
 """The built-in checkpoint: real files that transformers loads, and a tokenizer that loses nothing."""
 
+import hashlib
 import re
 from dataclasses import replace
 
@@ -15,13 +16,20 @@ from mmeureka_jax.config.schema import RandomModelConfig
 from mmeureka_jax.data.shapes.problems import vocabulary_corpus
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.formats.hugging_face import load_params, read_config
-from mmeureka_jax.setup.random_models import RANDOM_MODEL_FILE, SPECIAL_TOKENS, TAG_TOKENS, write_tiny_checkpoint
+from mmeureka_jax.setup.random_models import (
+    RANDOM_MODEL_FILE,
+    SPECIAL_TOKENS,
+    STEP_TOKENS,
+    TAG_TOKENS,
+    build_tokenizer_files,
+    write_tiny_checkpoint,
+)
 
 SMALL = RandomModelConfig(
     hidden_size=64, intermediate_size=96, num_layers=2, num_heads=2, num_kv_heads=1, vision_hidden_size=32,
     vision_intermediate_size=48, vision_depth=2, vision_num_heads=2, vision_full_attention_blocks=(1,),
 )  # fmt: skip
-LITERALS = [*SPECIAL_TOKENS, *TAG_TOKENS]
+LITERALS = [*SPECIAL_TOKENS, *TAG_TOKENS, *STEP_TOKENS]
 SURROGATE_FREE = st.text(st.characters(exclude_categories=["Cs"]))
 TEXTS = st.lists(st.one_of(SURROGATE_FREE, st.sampled_from(LITERALS), st.from_regex(r"[ \n]*[0-9a-z<>/|]*"))).map(
     "".join
@@ -69,7 +77,7 @@ def test_no_token_joins_a_digit_with_anything(tokenizer):
     assert {token for token in tokenizer.get_vocab() if re.search("[0-9]", token)} == set("0123456789")
 
 
-@pytest.mark.parametrize("tag", TAG_TOKENS)
+@pytest.mark.parametrize("tag", [*TAG_TOKENS, *STEP_TOKENS])
 def test_tags_are_one_ordinary_token_wherever_they_stand(tokenizer, auto_tokenizer, tag):
     token = tokenizer.token_to_id(tag)
     for text in (f"a{tag}b", f"1{tag}<", f" {tag} ", f"{tag}{tag}"):
@@ -99,6 +107,16 @@ def test_special_ids_and_spare_rows(folder, tokenizer):
     assert tokenizer.id_to_token(config.pad_token_id) == "<|endoftext|>"
     assert config.text.vocab_size % 128 == 0
     assert tokenizer.get_vocab_size() <= config.text.vocab_size <= 1024
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "digest"), [("qwen2_5_vl", 705, "8310a6f8928c0a79"), ("internvl", 708, "b7eea755278eea2c")]
+)
+def test_every_token_but_those_of_steps_has_the_id_it_always_had(tmp_path, family, size, digest):
+    ids = build_tokenizer_files(tmp_path, family).get_vocab()
+    assert [ids.pop(tag) for tag in STEP_TOKENS] == [size, size + 1]
+    assert len(ids) == size
+    assert hashlib.sha256(str(sorted(ids.items())).encode()).hexdigest()[:16] == digest
 
 
 def test_the_chat_template_writes_qwens_turns(auto_tokenizer):

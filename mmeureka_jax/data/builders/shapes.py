@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from mmeureka_jax.data.builders.folder import tfds_data_dir
 from mmeureka_jax.data.shapes.canvas import DEFAULT_SIDE
 from mmeureka_jax.data.shapes.levels import DIFFICULTIES, KINDS
-from mmeureka_jax.data.shapes.problems import HASTY_FRACTION, Split, generate
+from mmeureka_jax.data.shapes.problems import CARELESS_FRACTION, HASTY_FRACTION, Split, generate
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, temporary_folder
 from mmeureka_jax.process.console import progress
@@ -29,28 +29,39 @@ _PREPARING = threading.Lock()  # one thread at a time; processes are kept apart 
 
 @dataclass(kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """Which problems, in turn, and how many of them."""
+    """Which problems, in turn, and how many of them.
 
-    mixture: tuple[tuple[str, str], ...]  # (kind, difficulty)
+    Attributes:
+        mixture: (kind, difficulty) pairs.
+        hasty_fraction: of the solutions in the train split; the test split offers careful solutions only.
+        careless_fraction: the same, for solutions in steps; None: the solutions are thoughts.
+    """
+
+    mixture: tuple[tuple[str, str], ...]
     train_size: int
     test_size: int
     seed: int = 0
     side: int = DEFAULT_SIDE
-    hasty_fraction: float = HASTY_FRACTION  # in train; the test split offers careful solutions only
+    hasty_fraction: float = HASTY_FRACTION
+    careless_fraction: float | None = None
 
 
-def _config(name: str, kinds: tuple[str, ...], difficulties: tuple[str, ...], train_size: int) -> ShapesConfig:
+def _config(
+    name: str, kinds: tuple[str, ...], difficulties: tuple[str, ...], train_size: int, *, in_steps: bool = False
+) -> ShapesConfig:
+    described = f"{', '.join(kinds)}; {' and '.join(difficulties)}"
     return ShapesConfig(
         name=name,
-        description=f"{', '.join(kinds)}; {' and '.join(difficulties)}",
+        description=f"{described}; solutions in steps" if in_steps else described,
         mixture=tuple((kind, difficulty) for kind in kinds for difficulty in difficulties),
         train_size=train_size,
         test_size=512,
+        careless_fraction=CARELESS_FRACTION if in_steps else None,
     )
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """Rendered pictures with a question, an exact answer, and a careful and a hasty worked solution."""
+    """Rendered pictures with a question, an exact answer, and a careful worked solution next to a worse one."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Eight kinds of problem at two difficulties."}
@@ -59,6 +70,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         _config("easy", DEMO_KINDS, ("easy",), 16_000),
         _config("hard", KINDS, ("hard",), 16_000),
         *(_config(kind, (kind,), DIFFICULTIES, 4_000) for kind in KINDS),
+        _config("steps-mixed", KINDS, DIFFICULTIES, 16_000, in_steps=True),
+        _config("steps-easy", DEMO_KINDS, ("easy",), 16_000, in_steps=True),
     ]
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
@@ -81,11 +94,17 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         config = self.builder_config
         return {
-            "train": self._generate_examples("train", config.train_size, config.hasty_fraction),
-            "test": self._generate_examples("test", config.test_size, hasty_fraction=0.0),
+            "train": self._generate_examples(
+                "train", config.train_size, config.hasty_fraction, config.careless_fraction
+            ),
+            "test": self._generate_examples(
+                "test", config.test_size, 0.0, careless_fraction=None if config.careless_fraction is None else 0.0
+            ),
         }
 
-    def _generate_examples(self, split: Split, size: int, hasty_fraction: float) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(
+        self, split: Split, size: int, hasty_fraction: float, careless_fraction: float | None
+    ) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
         with progress(size, f"prepare shapes/{config.name}@{split}", unit="row", enabled=True) as bar:
             for index in range(size):
@@ -96,6 +115,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
                     seed=config.seed,
                     side=config.side,
                     hasty_fraction=hasty_fraction,
+                    careless_fraction=careless_fraction,
                 )
                 yield (
                     index,

@@ -19,18 +19,7 @@ import numpy as np
 
 from mmeureka_jax.data.shapes.canvas import BLACK, DEFAULT_SIDE, GREY, INKS, PALE, Canvas
 from mmeureka_jax.data.shapes.levels import Level
-
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A question about a scene: the gold answer and the steps that lead to it."""
-
-    question: str
-    answer: str  # in the form that math-verify parses; fractions in lowest terms
-    steps: str  # the careful thought
-    stated: str  # the careful solution's answer, equal to `answer` in value
+from mmeureka_jax.data.shapes.solving import ORDINALS, Solved, Write, as_it_is, running_total
 
 
 class Scene(Protocol):
@@ -41,21 +30,11 @@ class Scene(Protocol):
 
     def draw(self, canvas: Canvas) -> None: ...
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved: ...
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved: ...
 
 
 def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     return options[int(rng.integers(len(options)))]
-
-
-def _running_total(things: str, counts: Sequence[int]) -> str:
-    """Every count, each except the first with the total so far."""
-    steps = [f"reading {things}:"]
-    total = 0
-    for i, (ordinal, count) in enumerate(zip(ORDINALS[: len(counts)], counts, strict=True)):
-        total += count
-        steps.append(f"{ordinal}={count} total={total}." if i else f"{ordinal}={count}.")
-    return " ".join(steps)
 
 
 def _board(rows: int, columns: int) -> tuple[float, float, float]:
@@ -90,7 +69,7 @@ class Dots:
                 if dot != ".":
                     canvas.disc(left + (c + 0.5) * cell, top + (r + 0.5) * cell, 0.32 * cell, inks[dot])
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         dot = "*"
         name = "dots"
         if level["distractors"]:
@@ -100,8 +79,8 @@ class Dots:
             name = f"{color} dots"
         counts = [row.count(dot) for row in self.rows]
         question = _pick(rng, (f"how many {name} are in the picture?", f"count the {name}."))
-        total = str(sum(counts))
-        return Solved(question, total, _running_total("rows", counts), total)
+        steps, total = running_total("rows", counts, write, high=len(self.rows[0]))
+        return Solved(question, str(total), steps, str(total))
 
 
 @dataclass(frozen=True)
@@ -126,14 +105,14 @@ class FractionBoard:
                 fill = canvas.inks[0] if mark == "#" else None
                 canvas.box(x + 1.5, y + 1.5, x + cell - 1.5, y + cell - 1.5, fill, GREY)
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         counts = [row.count("#") for row in self.rows]
         rows = len(self.rows)
         columns = len(self.rows[0])
-        shaded = sum(counts)
-        cells = rows * columns
         question = _pick(rng, ("what fraction of the board is shaded?", "which part is shaded? give a fraction."))
-        steps = f"{_running_total('rows', counts)} cells={rows}*{columns}={cells}."
+        read, shaded = running_total("rows", counts, write, high=columns)
+        cells = write(rows * columns)
+        steps = f"{read} cells={rows}*{columns}={cells}."
         return Solved(question, _fraction(shaded, cells), steps, f"{shaded}/{cells}")
 
 
@@ -167,17 +146,17 @@ class Bars:
                 canvas.box(left, bottom - unit, right, bottom, canvas.inks[0], PALE)
         canvas.line((1, floor), (111, floor), color=BLACK, width=1.5)
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         if _pick(rng, level["questions"]) == "total":
             question = _pick(rng, ("what is the total height of the bars?", "add the heights of the bars."))
-            steps = _running_total("bars", self.heights)
-            value = sum(self.heights)
+            steps, value = running_total("bars", self.heights, write, high=self.highest)
         else:
             question = "how much taller is the tallest bar than the shortest bar?"
-            read = " ".join(f"{ordinal}={h}." for ordinal, h in zip(ORDINALS, self.heights, strict=False))
-            tall = max(self.heights)
-            short = min(self.heights)
-            value = tall - short
+            heights = [write(height, high=self.highest) for height in self.heights]
+            read = " ".join(f"{ordinal}={h}." for ordinal, h in zip(ORDINALS, heights, strict=False))
+            tall = write(max(heights), low=min(heights))
+            short = write(min(heights), high=tall)
+            value = write(tall - short)
             steps = f"reading bars: {read} tallest={tall}, shortest={short}, difference={tall}-{short}={value}."
         return Solved(question, str(value), steps, str(value))
 
@@ -207,11 +186,11 @@ class Digits:
                 canvas.box(x + 1, y + 1, x + cell - 1, y + cell - 1, (255, 255, 255), GREY)
                 canvas.text(x + cell / 2, y + cell / 2, str(digit), 0.95 * cell, canvas.inks[0], bold=True)
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         digits = [digit for row in self.rows for digit in row]
         question = _pick(rng, ("what is the sum of the digits?", "add the digits in the boxes."))
-        total = str(sum(digits))
-        return Solved(question, total, _running_total("boxes", digits), total)
+        steps, total = running_total("boxes", digits, write, high=9)
+        return Solved(question, str(total), steps, str(total))
 
 
 @dataclass(frozen=True)
@@ -240,10 +219,13 @@ class Clock:
         canvas.line((56, 56), at(self.minute / 5, 36), color=canvas.inks[0], width=3)
         canvas.line((56, 56), at(self.hour + self.minute / 60, 22), color=canvas.inks[1], width=6)
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         question = _pick(rng, ("what time is it (4:35=435)?", "read the clock (4:35=435)."))
-        answer = f"{self.hour}{self.minute:02}"
-        read = f"short={self.hour}, long={self.minute // 5 or 12}. minutes={self.minute:02}"
+        short = write(self.hour, low=1, high=12)
+        long = write(self.minute // 5 or 12, low=1, high=12)
+        minutes = write(5 * (long % 12), high=59)
+        answer = f"{short}{minutes:02}"
+        read = f"short={short}, long={long}. minutes={minutes:02}"
         return Solved(question, answer, f"reading hands: {read}, time={answer}.", answer)
 
 
@@ -287,31 +269,36 @@ class Lengths:
         canvas.text(70, 38, str(height), 16, ink)
         canvas.text(81, 47, "?", 16, BLACK)
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         asked = _pick(rng, level["questions"])
-        w = self.width
-        h = self.height
         question = {
             "perimeter": _pick(rng, ("what is the perimeter?", "how long is the line around the shape?")),
             "area": "what is the area of the shape?",
             "missing": "how long is the side marked ?",
         }[asked]
+        w = write(self.width, low=1)
+        if asked == "missing" and self.notch:
+            top = write(self.width - self.notch[0], low=1, high=w)
+            value = write(w - top)
+            steps = f"reading sides: width={w}, top={top}, rest={w}-{top}={value}."
+            return Solved(question, str(value), steps, str(value))
+        h = write(self.height, low=1)
         steps = f"reading sides: width={w}, height={h}. "
         if asked == "perimeter":  # the notch moves two sides inwards and leaves their lengths as they are
-            value = 2 * (w + h)
-            steps += f"half={w}+{h}={w + h}, all={w + h}+{w + h}={value}."
-        elif asked == "missing" and self.notch:
-            value = self.notch[0]
-            steps = f"reading sides: width={w}, top={w - value}, rest={w}-{w - value}={value}."
+            half = write(w + h)
+            value = write(2 * half)
+            steps += f"half={w}+{h}={half}, all={half}+{half}={value}."
         else:
-            value = w * h
+            value = write(w * h)
             steps += f"all={w}*{h}={value}."
             if self.notch:
-                cut_width, cut_height = self.notch
-                cut = cut_width * cut_height
-                steps += f" top={w - cut_width}, rest={w}-{w - cut_width}={cut_width}."
-                steps += f" cut={cut_width}*{cut_height}={cut}, area={value}-{cut}={value - cut}."
-                value -= cut
+                top = write(self.width - self.notch[0], low=1, high=w)
+                rest = write(w - top)
+                side = write(self.notch[1], low=1)
+                cut = write(rest * side, high=value)
+                area = write(value - cut)
+                steps += f" top={top}, rest={w}-{top}={rest}. cut={rest}*{side}={cut}, area={value}-{cut}={area}."
+                value = area
         return Solved(question, str(value), steps, str(value))
 
 
@@ -371,16 +358,19 @@ class Angles:
         for angle in (self.first, self.second):
             canvas.line((56, 88), at(angle, 39), color=canvas.inks[0], width=3)
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
-        a = self.first
-        b = self.second
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         if self.figure == "triangle":
             question = _pick(rng, ("how many degrees is the third angle?", "what is the angle at the top?"))
-            value = 180 - a - b
-            steps = f"reading corners: left={a}, right={b}. sum={a}+{b}={a + b}, third=180-{a + b}={value}."
+            a = write(self.first)
+            b = write(self.second)
+            both = write(a + b, high=180, unit=10)
+            value = write(180 - both, unit=10)
+            steps = f"reading corners: left={a}, right={b}. sum={a}+{b}={both}, third=180-{both}={value}."
         else:
             question = "how many degrees are between the two lines?"
-            value = b - a
+            a = write(self.first, high=self.second, unit=10)
+            b = write(self.second, low=a, high=180, unit=10)
+            value = write(b - a, unit=10)
             steps = f"reading lines: right={a}, left={b}. between={b}-{a}={value}."
         return Solved(question, str(value), steps, str(value))
 
@@ -409,18 +399,15 @@ class Points:
         for (x, y), ink in ((self.first, INKS["red"]), (self.second, INKS["blue"])):
             canvas.disc((x - 0.5) * cell, DEFAULT_SIDE - (y - 0.5) * cell, 0.33 * cell, ink)
 
-    def solve(self, rng: np.random.Generator, level: Level) -> Solved:
+    def solve(self, rng: np.random.Generator, level: Level, write: Write = as_it_is) -> Solved:
         question = _pick(rng, ("how many steps from red to blue?", "how far is red from blue, in steps?"))
-        x, y = self.first
-        u, v = self.second
-        across = abs(x - u)
-        up = abs(y - v)
+        x, y, u, v = (write(place, low=1, high=self.size) for place in (*self.first, *self.second))
+        across = write(abs(x - u))
+        up = write(abs(y - v))
+        value = write(across + up)
         read = f"red x={x}, y={y}. blue x={u}, y={v}."
-        steps = (
-            f"across={max(x, u)}-{min(x, u)}={across}, up={max(y, v)}-{min(y, v)}={up}, sum={across}+{up}={across + up}"
-        )
-        answer = str(across + up)
-        return Solved(question, answer, f"reading points: {read} {steps}.", answer)
+        steps = f"across={max(x, u)}-{min(x, u)}={across}, up={max(y, v)}-{min(y, v)}={up}, sum={across}+{up}={value}"
+        return Solved(question, str(value), f"reading points: {read} {steps}.", str(value))
 
 
 SCENES: dict[str, type[Scene]] = {

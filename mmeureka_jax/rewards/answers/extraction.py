@@ -5,6 +5,8 @@ A thought (`<think>…</think>`) never counts, and a response that is cut in the
     response; in it the last `\boxed{…}` where there is one. Without a block, what the response states in so many words:
     its last box, what follows "the answer is", or else its last sentence.
   boxed: the last `\boxed{…}`, within the answer block where there is one. A last box that never closes is no answer.
+  steps: the first `<answer>` block outside of `<step>` blocks, which must end and come after the last step; in it the
+    last box where there is one. Nothing else is an answer.
 
 All of it is linear in the length of the response; what follows a marker is looked for in its last 2,000 characters.
 """
@@ -15,8 +17,9 @@ import re
 from typing import Literal
 
 from mmeureka_jax.rewards.answers.boxes import boxed_answer
+from mmeureka_jax.rewards.answers.step_blocks import final_answer
 
-AnswerForm = Literal["instruct", "boxed"]
+AnswerForm = Literal["instruct", "boxed", "steps"]
 
 MAX_CHARACTERS = 2000  # nothing longer is an answer
 
@@ -40,6 +43,8 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")
 
 def answer_text(response: str, form: AnswerForm) -> str:
     """The text that the accuracy rule reads, or "" where the response gives no answer."""
+    if form == "steps":
+        return _unboxed(final_answer(response) or "")
     spoken = _after_thought(_without_special_tokens(response))
     block = _answer_block(spoken)
     if form == "boxed":
@@ -49,6 +54,11 @@ def answer_text(response: str, form: AnswerForm) -> str:
         return box or ""
     if block is None:
         return stated_answer(spoken)
+    return _unboxed(block)
+
+
+def _unboxed(block: str) -> str:
+    """The last box of an answer block, or else all of it."""
     boxed = boxed_answer(block)
     return block.strip() if boxed is None else boxed
 
