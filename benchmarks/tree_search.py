@@ -135,16 +135,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _config(checkpoint: Path, args: argparse.Namespace, trees: int) -> Config:
-    return load_config(
-        None,
-        [
-            f"model.checkpoint={checkpoint}", "model.remat=none",
-            f"data.train=tfds:shapes/dots@train[:{args.problems}]",
-            "data.prompt_style=plain", "data.max_prompt_tokens=64", f"sampler.max_new_tokens={args.new}",
-            f"sampler.shrink={args.shrink}", f"prm.trees={trees}", f"prm.search.rollouts={args.group}", f"prm.search.max_searches={args.searches}",
-            f"prm.search.max_rollouts={args.rollouts}", "prm.search.length_scale=500",
-        ],
-    )  # fmt: skip
+    overrides = f"""
+        model.checkpoint={checkpoint} model.remat=none data.train=tfds:shapes/dots@train[:{args.problems}]
+        data.prompt_style=plain data.max_prompt_tokens=64 sampler.max_new_tokens={args.new}
+        sampler.shrink={args.shrink} prm.trees={trees} prm.search.rollouts={args.group}
+        prm.search.max_searches={args.searches} prm.search.max_rollouts={args.rollouts} prm.search.length_scale=500
+    """
+    return load_config(None, overrides.split())
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -294,7 +294,11 @@ def test_eval_stragglers(run_here, checkpoint):
 
 @pytest.mark.slow
 def test_tree_search(run_here, monkeypatch, benchmark):
-    monkeypatch.setattr(benchmark("tree_search"), "open_policy", benchmark("common").open_policy)
+    module = benchmark("tree_search")
+    monkeypatch.setattr(module, "open_policy", benchmark("common").open_policy)
+    monkeypatch.setattr(
+        module, "TINY", replace(module.TINY, num_layers=1, vision_depth=1, vision_full_attention_blocks=(0,))
+    )
     sizes = {"problems": 3, "trees": 2, "alone": 1, "group": 3, "searches": 1, "new": 16, "steps": 1, "digits": 1}
     result = run_here("tree_search", *(x for name, size in sizes.items() for x in (f"--{name}", size)), "--shrink", 0)
     assert result["of_plain"] == pytest.approx(result["search_tok_per_s"] / result["plain_tok_per_s"], abs=2e-3)
