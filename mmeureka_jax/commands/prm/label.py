@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmeureka_jax.commands.arguments import add_command, count, number, seed
+from mmeureka_jax.commands.arguments import add_command, add_label_arguments, label_rules, number
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.prm.labels import MIN_WORDS
 
 _SHARE = 0.1
 _share = number(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
@@ -17,19 +16,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = add_command(commands, "label", run, "make the training set of a process reward model from trees")
     parser.add_argument("trees", nargs="+", type=Path, metavar="TREES.jsonl", help="files of `mmeureka prm search`")
     parser.add_argument("--output", type=Path, required=True, metavar="LABELS.jsonl", help="replaces one that is there")
-    parser.add_argument(
-        "--hard", action="store_true", help="labels are 1 where a value is above 0 (default: the values)"
-    )
-    parser.add_argument(
-        "--min-words",
-        type=count,
-        default=MIN_WORDS,
-        metavar="N",
-        help="leave out texts of fewer words (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="chooses among positive paths (default: %(default)s)"
-    )
+    add_label_arguments(parser)
     group = parser.add_argument_group("a validation set of problems that are not in the training set")
     group.add_argument("--validation", type=Path, metavar="V.jsonl", help="write their paths there")
     group.add_argument(
@@ -43,12 +30,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the rows; prints what was kept and why the rest was not."""
     from mmeureka_jax.prm.label_files import Validation, write_labels
-    from mmeureka_jax.prm.labels import LabelRules
 
     if args.validation is None and args.validation_share is not None:
         raise UserError("--validation-share is for --validation V.jsonl, the file of the validation set")
     validation = None if args.validation is None else Validation(args.validation, args.validation_share or _SHARE)
-    written = write_labels(args.trees, args.output, LabelRules(args.hard, args.seed, args.min_words), validation)
+    written = write_labels(args.trees, args.output, label_rules(args), validation)
     print(written.counts.table())
     print(written.training)
     if written.validation is not None:
