@@ -54,6 +54,8 @@ SEARCH = "tests/prm/test_search.py"
 SEARCH_FILES = "tests/prm/test_search_files.py"
 SEARCH_JOB = "tests/prm/test_search_job.py"
 LABELS = "tests/prm/test_labels.py"
+LABEL_COMMAND = "tests/prm/test_label_command.py"
+TREE_PAGE = "tests/report/test_tree_page.py"
 AGGREGATORS = "tests/prm/test_aggregators.py"
 BEST = "tests/prm/test_best_of_n.py"
 
@@ -274,8 +276,22 @@ FAULTS = [
           "a right rollout is a child as often as it is drawn"),
     Fault("prm/labels.py", "self.labels[-1] <= 0", "self.labels[-1] < 0.5", LABELS,
           "a path ends before it is hopeless"),
-    Fault("prm/labels.py", "path.text.split(\" \")", "path.text.split()", LABELS, "ends of lines end words, too"),
-    Fault("prm/labels.py", "{seed}\\n{path.id}", "{path.id}", LABELS, "every seed chooses the same paths"),
+    Fault("prm/labels.py", "text.split(\" \")", "text.split()", LABELS, "ends of lines end words, too"),
+    Fault("prm/labels.py", "{seed}\\n{path.example.id}", "{path.example.id}", LABELS,
+          "every seed chooses the same paths"),
+    Fault("prm/labels.py", "[most:]", "[max(most, 1):]", LABELS, "a tree without negative paths has a positive one"),
+    Fault("prm/label_files.py", "self.share * 2**_BITS", "(1 - self.share) * 2**_BITS", LABEL_COMMAND,
+          "the validation set has the share of the training set"),
+    Fault("prm/label_files.py", "sha256(problem.encode(", "sha256((problem + str(self.share)).encode(", LABEL_COMMAND,
+          "problems change sides when the share grows"),
+    Fault("prm/tree_files.py", "not in MAY_DIFFER]", "in MAY_DIFFER]", LABEL_COMMAND,
+          "other seeds are refused, and other policies are not"),
+    Fault("prm/tree_files.py", "differing(mine, its, f\"{prefix}{key}.\")", "()", LABEL_COMMAND,
+          "settings within a section may differ"),
+    Fault("prm/pages.py", "problem.question != tree.question", "False", TREE_PAGE, "the picture of another question"),
+    Fault("report/tree_page.py", "0 if value == 0 else _BINS + 1 if value == 1 else", "", TREE_PAGE,
+          "problems that are never solved are counted with rarely solved ones"),
+    Fault("report/scripted_page.py", ".replace(\"<\", \"\\\\u003c\")", "", TREE_PAGE, "a text can end the data"),
     Fault("prm/aggregators.py", "math.log(p) if p > 0 else -_MOST", "math.log(max(p, 1e-9))", AGGREGATORS,
           "the logarithm of 0 is small"),
     Fault("prm/aggregators.py", "if p < 1 else _MOST", "if p < 0.9999 else _MOST", AGGREGATORS, "odds are capped"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmeureka_jax.evaluation.judge_model import JudgeModel
     from mmeureka_jax.evaluation.options import EvalOptions, ModelOptions
     from mmeureka_jax.evaluation.prompt_files import PromptOptions
+    from mmeureka_jax.prm.labels import LabelRules
 
 
 def number(kind: type, accepts: Callable[[Any], bool], description: str) -> Callable[[str], Any]:
@@ -217,6 +218,25 @@ def add_judge_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--judge-model-name", metavar="NAME", help="the model at that address")
 
 
+def add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a training set of a process reward model is made from trees; see `label_rules`."""
+    from mmeureka_jax.prm.labels import MIN_WORDS
+
+    parser.add_argument(
+        "--hard", action="store_true", help="labels are 1 where a value is above 0 (default: the values)"
+    )
+    parser.add_argument(
+        "--min-words",
+        type=count,
+        default=MIN_WORDS,
+        metavar="N",
+        help="leave out texts of fewer words (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="chooses among positive paths (default: %(default)s)"
+    )
+
+
 def add_pixel_arguments(parser: argparse._ActionsContainer) -> None:
     """The limits of pictures; None where they are not given."""
     parser.add_argument("--min-pixels", type=pixels, metavar="N", help="pictures are resized to between these;")
@@ -275,6 +295,13 @@ def judge_model(args: argparse.Namespace) -> JudgeModel | None:
     if name is not None:
         raise UserError("--judge-model-name is for an address; a function of your own chooses its model itself")
     return JudgeFunction.read(spec, args.reward_workers if "reward_workers" in args else RewardConfig.workers)
+
+
+def label_rules(args: argparse.Namespace) -> LabelRules:
+    """What `add_label_arguments` added."""
+    from mmeureka_jax.prm.labels import LabelRules
+
+    return LabelRules(args.hard, args.seed, args.min_words)
 
 
 def prompt_options(args: argparse.Namespace) -> PromptOptions:

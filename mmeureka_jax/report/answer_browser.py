@@ -7,27 +7,22 @@ allows no script but this one, by its hash. Formulas are trees of known elements
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from mmeureka_jax.files import write_atomic
 from mmeureka_jax.report.formula_table import FormulaTable, draw_formulas
 from mmeureka_jax.report.formulas import pattern_for_scripts
 from mmeureka_jax.report.judges import MODEL
+from mmeureka_jax.report.scripted_page import fill_template, note_of_formulas, read_element, to_element_text
 
 LEFT_OUT = ""  # a picture that is not in the page
 
 _NOT_IN_PAGE = -1
 _UNREADABLE = -2
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -83,43 +78,27 @@ def write_page(path: Path, head: Head, browsed: Sequence[Browsed], sides: Sequen
     Args:
         sides: names of those whose answers stand side by side; one alone has none.
     """
-    folder = Path(__file__).parent
-    template = (folder / "eval_template.html").read_text(encoding="utf-8")
-    style = _between((folder / "template.html").read_text(encoding="utf-8"), "<style>", "</style>")
-    script = _between(template, "<script>", "</script>")
     pictures: dict[str, int] = {}
     data = {"sides": list(sides), "benchmarks": [_packed(one, pictures) for one in browsed]}
     formulas = _formulas(browsed)
     anchors = {title: f"section-{number}" for number, title in enumerate(head.sections)} | {"Answers": "answers"}
-    page = Template(template).substitute(
+    page = fill_template(
+        "eval_template.html",
         title=escape(head.title),
         subtitle=escape(head.subtitle),
-        style=style,
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=head.tiles,
         nav="".join(f'<a href="#{anchor}">{escape(title)}</a>' for title, anchor in anchors.items()),
         sections="".join(
             f'<h2 id="{anchors[title]}">{escape(title)}</h2>{body}' for title, body in head.sections.items()
         ),
-        note=" ".join(filter(None, [_note_of_pictures(browsed), _note_of_formulas(formulas)])),
+        note=" ".join(filter(None, [_note_of_pictures(browsed), note_of_formulas(formulas)])),
         footer=head.footer,
         data=to_element_text(data),
         pictures=to_element_text(list(pictures)),
         formulas=to_element_text({"pattern": pattern_for_scripts(), "trees": formulas.trees}),
     )
-    write_atomic(path, page.encode("utf-8", "replace"))
+    write_atomic(path, page)
     return path
-
-
-def to_element_text(value: Any) -> str:
-    """JSON that cannot end the `script` element which holds it; halves of surrogate pairs are escapes in it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
-
-
-def read_element(page: str, name: str) -> Any:
-    """What `to_element_text` put into a page. Raises ValueError if the page has no such element."""
-    return json.loads(_between(page, f'<script type="application/json" id="{name}">', "</script>"))
 
 
 def pictures_of(page: str) -> dict[tuple[str, str], list[str | None]]:
@@ -133,11 +112,6 @@ def pictures_of(page: str) -> dict[tuple[str, str], list[str | None]]:
         }
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"unexpected data ({error!r})") from None
-
-
-def _between(text: str, start: str, end: str) -> str:
-    begin = text.index(start) + len(start)
-    return text[begin : text.index(end, begin)]
 
 
 def _packed(browsed: Browsed, pictures: dict[str, int]) -> dict[str, Any]:
@@ -193,16 +167,6 @@ def _formulas(browsed: Sequence[Browsed]) -> FormulaTable:
         (problem.question for problem in problems),
         (problem.answer for problem in problems),
         (row["response"] for one in browsed for side in one.answers for row in side),
-    )
-
-
-def _note_of_formulas(formulas: FormulaTable) -> str:
-    """How many formulas are not drawn, where some are left out."""
-    if not formulas.left_out:
-        return ""
-    return (
-        f"{formulas.left_out:,} formulas, of those that occur least often, are shown as they are written, so that the "
-        "page stays small."
     )
 
 
