@@ -28,7 +28,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.prm.tree import Node, Tree
 
 MARKER = "<prm>"
-_BETWEEN = "\n\n"
+BETWEEN = "\n\n"
 _TOO_SHORT = 10  # words, those that hold a marker included
 
 
@@ -171,8 +171,8 @@ def _paths(tree: Tree) -> Iterator[Example]:
 
 
 def _continued(path: Example, segment: Sequence[str], value: float) -> Example:
-    text = _BETWEEN.join(step.strip() for step in segment) + MARKER
-    return Example(path.id, _BETWEEN.join([path.text, text]).strip(), (*path.labels, value))
+    text = BETWEEN.join(step.strip() for step in segment) + MARKER
+    return Example(path.id, BETWEEN.join([path.text, text]).strip(), (*path.labels, value))
 
 
 def _usable(paths: Sequence[Example]) -> tuple[list[Example], PathCounts]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from mmeureka_jax.config.checks import config_problems, text_problem
+from mmeureka_jax.config.checks import Command, config_problems, text_problem
 from mmeureka_jax.config.limits import out_of_range
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.config.stages import stage_configs
@@ -13,8 +11,8 @@ from mmeureka_jax.rewards.chosen import rule_problems
 from mmeureka_jax.rl.checks import rl_problems
 
 
-def validate_config(config: Config, *, command: Literal["train", "sft"] = "train") -> None:
-    """Checks what no single field can tell and what needs no devices or files; `sft` leaves the RL sections out.
+def validate_config(config: Config, *, command: Command = "train") -> None:
+    """Checks what no single field can tell and what needs no devices or files; only `train` looks at the RL sections.
 
     Raises:
         UserError: every problem, one a line.
@@ -31,9 +29,10 @@ def validate_config(config: Config, *, command: Literal["train", "sft"] = "train
         raise UserError("\n".join(problems))
 
 
-def _validate_stages(config: Config, command: Literal["train", "sft"]) -> None:
-    if command == "sft":
-        raise UserError("stages are of reinforcement learning; run `mmeureka sft` once for each, or take them out")
+def _validate_stages(config: Config, command: Command) -> None:
+    if command != "train":
+        name = {"sft": "sft", "prm": "prm train"}[command]
+        raise UserError(f"stages are of reinforcement learning; run `mmeureka {name}` once for each, or take them out")
     if problem := text_problem("run_dir", config.run_dir):
         raise UserError(problem)
     for number, stage in enumerate(stage_configs(config), start=1):
