@@ -16,7 +16,7 @@ from mmeureka_jax.config.schema import Config, DataConfig, LoraConfig, ModelConf
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import address_problem
 
-Command = Literal["train", "sft", "search"]
+Command = Literal["train", "sft", "search", "prm"]  # those that run a config
 
 _LONGEST_NAME = 255
 
@@ -24,11 +24,17 @@ _LONGEST_NAME = 255
 def _check_products(config: Config, command: Command) -> list[str]:
     """Numbers that are possible one by one and not together: positions and updates are counted in 32 bits too."""
     rl = config.rl
-    sft = config.sft
     longest = config.data.max_prompt_tokens + config.sampler.max_new_tokens
     tokens = "(data.max_prompt_tokens + sampler.max_new_tokens)"
     products = {f"tracking.validation_batch x {tokens}": config.tracking.validation_batch * longest}
-    if command == "train":
+    if command == "prm":
+        longest = config.data.max_prompt_tokens + config.prm.max_process_tokens
+        counts = {"paths_per_step": config.prm.paths_per_step, "validation_batch": config.prm.validation_batch}
+        products = {
+            f"prm.{key} x (data.max_prompt_tokens + prm.max_process_tokens)": count * longest
+            for key, count in counts.items()
+        }
+    elif command == "train":
         updates = rl.epochs_per_rollout * (rl.prompts_per_rollout // max(rl.prompts_per_update, 1))
         products |= {
             f"rl.prompts_per_rollout x rl.group_size x {tokens}": rl.prompts_per_rollout * rl.group_size * longest,
@@ -38,11 +44,29 @@ def _check_products(config: Config, command: Command) -> list[str]:
         rollouts = config.prm.trees * config.prm.search.rollouts
         products[f"prm.trees x prm.search.rollouts x {tokens}"] = rollouts * longest
     else:
+        sft = config.sft
         longest = config.data.max_prompt_tokens + sft.max_response_tokens
         products["sft.problems_per_step x (data.max_prompt_tokens + sft.max_response_tokens)"] = (
             sft.problems_per_step * longest
         )
     return [f"{key} = {value:,}; it must be at most {LARGEST:,}" for key, value in products.items() if value > LARGEST]
+
+
+def _check_prm(config: Config) -> list[str]:
+    """Of a config that a process reward model is trained by."""
+    prm = config.prm
+    problems = []
+    if prm.labels is None:
+        problems.append("prm.labels is not given; set it to the labels to train on, a file of `mmeureka prm label`")
+    if prm.micro_batches > 0 and prm.paths_per_step % prm.micro_batches:
+        problems.append(
+            f"prm.micro_batches ({prm.micro_batches}) must divide prm.paths_per_step ({prm.paths_per_step})"
+        )
+    if config.data.difficulty is not None:
+        problems.append("data.difficulty is of policies; a process reward model learns all labels: set it to null")
+    if config.tracking.benchmarks is not None:
+        problems.append("tracking.benchmarks asks for answers, and a process reward model gives none; set it to null")
+    return problems
 
 
 def _check_model(model: ModelConfig) -> list[str]:
@@ -186,6 +210,8 @@ def config_problems(config: Config, *, command: Command = "train") -> list[str]:
         problems.append(
             "sampler.temperature is 0, which is greedy: all rollouts from a state would be the same; set it above 0"
         )
+    if command == "prm":
+        problems += _check_prm(config)
     axes = [config.mesh.data, config.mesh.fsdp, config.mesh.context, config.mesh.tensor]
     if any(size < 1 and size != -1 for size in axes) or axes.count(-1) > 1:
         problems.append(

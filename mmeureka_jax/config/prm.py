@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from mmeureka_jax.config.limits import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
+from mmeureka_jax.config.limits import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,16 @@ class PRMConfig:
     search: SearchConfig = field(default_factory=SearchConfig)  # how trees are searched
     # trees that are searched at a time, over all hosts, each with one state in a sampler call; does not change trees
     trees: Annotated[int, POSITIVE, COUNT] = 64
+    # labelled processes to train on, a file of `mmeureka prm label`; their problems are those of data.train
+    labels: str | None = None
+    # labelled processes to validate on, every tracking.validate_every steps; their problems are those of
+    # data.validation, or of data.train where that is null; null: no validation
+    validation: str | None = None
+    hard_labels: bool = False  # a label above 0 counts as 1
+    paths_per_step: Annotated[int, POSITIVE, COUNT] = 64  # processes of one optimiser step, over all hosts
+    # parts that a step is computed in; must divide prm.paths_per_step. Empty rows fill up what the mesh does not divide
+    micro_batches: Annotated[int, POSITIVE] = 1
+    packing: Annotated[float, BELOW_ONE] = 0.8  # as rl.packing, down from prm.max_process_tokens
+    # longer processes are reported and left out, and never cut
+    max_process_tokens: Annotated[int, POSITIVE, COUNT] = 1024
+    validation_batch: Annotated[int, POSITIVE, COUNT] = 32  # processes scored at once in validation

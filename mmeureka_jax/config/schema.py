@@ -101,7 +101,7 @@ class DataConfig:
     # folder that relative image paths start from and all must lie in; null: the folder of the data file
     root: str | None = None
     allow_outside_root: bool = False  # read image paths that lie elsewhere
-    prompt_style: PromptStyle = "instruct"  # instructions around the question; plain: none
+    prompt_style: PromptStyle = "instruct"  # instructions around the question; plain: none, as prm train always has it
     # longer prompts are reported and left out; a prompt is never cut
     max_prompt_tokens: Annotated[int, POSITIVE, COUNT] = 1024
     # padded prompt lengths, ascending, the last equal to data.max_prompt_tokens; each compiles once; []: only that one
@@ -409,7 +409,8 @@ class Config:
 
     # folder of checkpoints, metrics and the report; a run that is already there is resumed
     run_dir: str = "runs/default"
-    steps: Annotated[int, POSITIVE] = 100  # rollouts with their updates (train), or optimiser steps (sft)
+    # rollouts with their updates (train), or optimiser steps (sft, prm train)
+    steps: Annotated[int, POSITIVE] = 100
     seed: Annotated[int, NOT_NEGATIVE] = 0  # seed of every random choice, except the weights of model.random
     model: ModelConfig = field(default_factory=ModelConfig)  # which policy
     data: DataConfig = field(default_factory=DataConfig)  # which problems

@@ -299,6 +299,16 @@ class Processor:
         ends = [self.end_token_id] if finished else [] if end is None else [end]
         return np.append(self._encode(body), np.array(ends, np.int32))
 
+    def encode_marked(self, text: str, marker: str) -> Int[np.ndarray, " T"]:
+        """Tokens of a text in which one special token may stand.
+
+        Raises:
+            UserError: the text has another special token in it.
+        """
+        for part in text.split(marker):
+            self._refuse_tokens(part)
+        return self._encode(text)
+
     def _split_end(self, text: str) -> tuple[str, int | None]:
         for token_id in self.eos_token_ids:
             token = self.tokenizer.convert_ids_to_tokens(token_id)

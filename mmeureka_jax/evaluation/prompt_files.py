@@ -6,6 +6,7 @@ Every row is looked at before the first token is computed: rows that cannot be u
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from mmeureka_jax.sampling.answers import PromptSizes
 from mmeureka_jax.setup.policy import OpenedPolicy
 
 if TYPE_CHECKING:
+    from mmeureka_jax.data.problems import ProblemSource
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.prompts import PromptStyle
     from mmeureka_jax.data.record import Problem
@@ -64,8 +66,17 @@ class PromptFile:
     identity: dict[str, Any]
 
 
-def read_prompts(opened: OpenedPolicy, options: PromptOptions, *, unique_ids: bool) -> PromptFile:
+def read_prompts(
+    opened: OpenedPolicy,
+    options: PromptOptions,
+    *,
+    unique_ids: bool,
+    prepare: Callable[[ProblemSource, Processor], ProblemSource] = lambda source, processor: source,
+) -> PromptFile:
     """Reads and checks all rows.
+
+    Args:
+        prepare: makes the problems that are asked of those of the file.
 
     Raises:
         UserError: some rows cannot be used; all of them are named.
@@ -81,7 +92,7 @@ def read_prompts(opened: OpenedPolicy, options: PromptOptions, *, unique_ids: bo
         min_pixels=options.min_pixels,
         max_pixels=options.max_pixels,
     )
-    source = open_problems(str(options.input), root=options.image_root, require_answer=False)
+    source = prepare(open_problems(str(options.input), root=options.image_root, require_answer=False), processor)
     report = check_problems(source, processor, accuracy=None, unique_ids=unique_ids)
     if report.rejected:
         reasons = [_with_place(rejected.reason, source.where(rejected.row)) for rejected in report.rejected]

@@ -60,7 +60,7 @@ COMPANION_FILES = (
 # The same for the code that some of the hub's models come with: other programs may run it, nothing here does.
 _CODE_FILES = ("configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py", "conversation.py")
 
-_EMBEDDING = "embed_tokens/embedding"
+_EMBEDDING = "embed_tokens/embedding"  # the end of its leaf
 
 # Leaves up to this size are put together on the host: for a small model, compiling their placement takes far longer.
 _SMALL_LEAF_BYTES = 16 * 2**20
@@ -69,6 +69,12 @@ _SMALL_LEAF_BYTES = 16 * 2**20
 def stored_shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every stored tensor, by name, in the order of the forward pass."""
     return {name: mapping.shape for mapping in weight_mappings(config) for name, _ in mapping.tensors()}
+
+
+def table_names(config: PolicyConfig) -> tuple[str, ...]:
+    """The stored tensors that have a row for each token: the embedding, and the output head where it is another."""
+    embedding = next(mapping.tensor for mapping in weight_mappings(config) if mapping.leaf.endswith(_EMBEDDING))
+    return (embedding,) if config.text.tie_word_embeddings else (embedding, config.head_name)
 
 
 def read_config(path: str | Path) -> PolicyConfig:
@@ -159,6 +165,24 @@ def load_params(
         kinds = {stored[name].dtype for name, _ in mapping.tensors()} if dtype is None else {dtype}
         _set(params, mapping.leaf, _load_leaf(mapping, stored, sharding, jnp.result_type(*kinds)))
     return params
+
+
+def read_tensors(path: Path, config: PolicyConfig) -> Iterator[np.ndarray]:
+    """Every stored tensor as it is stored, in the order of `stored_shapes`, one at a time. For one process.
+
+    Raises:
+        UserError: as `load_params`.
+    """
+    if is_orbax(path):
+        params = load_params(path, config, dtype=None)
+        yield from _fetch_tensors(params, weight_mappings(config), stored_dtypes(path))
+        return
+    fetch_weights(path)
+    stored = _match_tensors(path, config)
+    if config.text.tie_word_embeddings and config.head_name in stored:
+        _check_tied_head(path, config, stored)
+    for name in stored_shapes(config):
+        yield stored[name].read()
 
 
 def save_params(
@@ -286,7 +310,7 @@ def _check_tied_head(path: Path, config: PolicyConfig, stored: Mapping[str, Stor
     Raises:
         UserError: the output head is said to be the embedding, and a head is stored that is another.
     """
-    embedding = next(mapping.tensor for mapping in weight_mappings(config) if mapping.leaf.endswith(_EMBEDDING))
+    (embedding,) = table_names(config)
     head = stored[config.head_name]
     tokens = stored[embedding]
     rows = max(1, _SMALL_LEAF_BYTES // (4 * tokens.shape[1]))

@@ -30,7 +30,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.prm.tree import Node, Tree
 
 MARKER = "<prm>"
-_BETWEEN = "\n\n"
+BETWEEN = "\n\n"
 MIN_WORDS = 11  # of a text, those that hold a marker included; MM-PRM's code leaves out texts of ten or fewer
 
 Fate = Literal["kept", "with_marker", "too_short", "repeated", "surplus"]  # see PathCounts
@@ -225,8 +225,8 @@ def _paths(tree: Tree) -> Iterator[TreePath]:
 
 def _continued(path: TreePath, node: Node, child: Node) -> TreePath:
     before = path.example
-    segment = _BETWEEN.join(step.strip() for step in node.segment(child)) + MARKER
-    text = _BETWEEN.join([before.text, segment]).strip()
+    segment = BETWEEN.join(step.strip() for step in node.segment(child)) + MARKER
+    text = BETWEEN.join([before.text, segment]).strip()
     return TreePath(Example(before.id, text, (*before.labels, child.value)), (*path.nodes, child))
 
 

@@ -7,7 +7,7 @@ The update reads a `GroupBatch`, made from any list of groups, and its `Targets`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -87,8 +87,9 @@ class Targets:
     returns: Float[Array, "P n Lr"] | None = None
 
 
-# What one optimiser step reads, or a part of it. Imitation has no targets.
-Part = tuple[GroupBatch, Targets | None]
+# What one optimiser step reads, or a part of it: a batch, and what its loss reads next to it, a record of arrays by
+# prompt. That of a policy's loss is `Targets`, of a process reward model's `StepLabels`, and imitation has none.
+Part = tuple[GroupBatch, Any]
 
 
 def make_group_batch(groups: Sequence[Group], *, prompt_length: int, response_length: int) -> GroupBatch:

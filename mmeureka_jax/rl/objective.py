@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import flax.struct
 import jax
@@ -30,6 +30,20 @@ from mmeureka_jax.rl.ratios import ratio_sums
 from mmeureka_jax.rl.train_state import TrainState
 
 
+class Minimised(Protocol):
+    """What learning needs to know of that which it minimises."""
+
+    @property
+    def temperature(self) -> float:
+        """Of the policy whose log-probabilities are computed beside the loss."""
+
+    def token_weights(self, mask: Bool[np.ndarray, "P n Lr"]) -> Float[np.ndarray, "P n Lr"]:
+        """The weights of all tokens of a batch of an optimiser step, from those that count."""
+
+    def part_loss(self, policy: Policy, critic: Critic | None) -> LossOfPart:
+        """The loss of a part of a batch."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is minimised: a per-token loss, how it is averaged, and what is added to it.
@@ -48,9 +62,11 @@ class Objective:
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     temperature: float = 1.0
 
-    def token_weights(self, response_mask: Bool[np.ndarray, "P n Lr"]) -> Float[np.ndarray, "P n Lr"]:
-        """The weights of all tokens of a batch of an optimiser step, from its whole mask."""
-        return token_weights(response_mask, self.averaging, max_length=self.max_length)
+    def token_weights(self, mask: Bool[np.ndarray, "P n Lr"]) -> Float[np.ndarray, "P n Lr"]:
+        return token_weights(mask, self.averaging, max_length=self.max_length)
+
+    def part_loss(self, policy: Policy, critic: Critic | None) -> PartLoss:
+        return PartLoss(policy, self, critic)
 
 
 def policy_objective(config: Config) -> Objective:
@@ -113,7 +129,7 @@ class Share:
     Attributes:
         weights: of each token in the loss; see rl/averaging.py.
         kl_coefficient: weight of the KL penalty of an objective that has one.
-        tokens_before: response tokens in the parts before this one, by which dropout tells the parts apart.
+        tokens_before: tokens that count in the parts before this one, by which dropout tells the parts apart.
     """
 
     weights: Float[Array, "P n Lr"]
@@ -127,8 +143,8 @@ class Measured:
 
     Attributes:
         losses: weighted by token, so that their sum is the loss of the whole batch.
-        tokens: sums over response tokens: their number, what metrics are the means of, and the gap between sampler and
-            update over the `fresh_tokens`.
+        tokens: sums over the tokens that count (of a policy's loss all response tokens): their number, what metrics are
+            the means of, and the gap between sampler and update over the `fresh_tokens`.
         ratios: see `ratio_sums`.
         peaks: maxima.
     """
@@ -146,6 +162,10 @@ class Measured:
             ratios=plus(self.ratios, other.ratios),
             peaks=jax.tree.map(jnp.maximum, self.peaks, other.peaks),
         )
+
+
+# What gradients are taken of: (trained parameters, state, part, share) -> (loss, what was measured).
+LossOfPart = Callable[[tuple[Params, Params], TrainState, Part, Share], tuple[Float[Array, ""], Measured]]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,19 +19,18 @@ from jaxtyping import Bool, Float, Int
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.models.batch import Array, GroupBatch, pick_bucket
-from mmeureka_jax.rl.groups import Targets
 
 
 class MicroBatch(NamedTuple):
     """Rows that one program computes the gradients of.
 
     Attributes:
-        targets: None for imitation.
+        targets: see `Part`.
         weights: of each token in the loss of the whole batch; see rl/averaging.py.
     """
 
     batch: GroupBatch
-    targets: Targets | None
+    targets: Any
     weights: Float[Array, "R n Lr"]
 
 
@@ -53,7 +52,7 @@ class Rows:
         """A batch with the groups of these rows, row by row, without the responses that other rows hold."""
         return dataclasses.replace(groups, response_mask=groups.response_mask & self.holds[..., None], width=self.width)
 
-    def take(self, batch: GroupBatch, targets: Targets | None, weights: Float[np.ndarray, "P n Lr"]) -> MicroBatch:
+    def take(self, batch: GroupBatch, targets: Any, weights: Float[np.ndarray, "P n Lr"]) -> MicroBatch:
         """The micro-batch of these rows (host arrays)."""
         batch, targets, weights = jax.tree.map(lambda x: x[self.groups], (batch, targets, weights))
         return MicroBatch(self.mask(batch), targets, weights * self.holds[..., None])
@@ -165,7 +164,7 @@ class Packing:
     def split(
         self,
         batch: GroupBatch,
-        targets: Targets | None,
+        targets: Any,
         weights: Float[np.ndarray, "P n Lr"],
         longest_of: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     ) -> list[MicroBatch]:

@@ -26,7 +26,7 @@ from mmeureka_jax.models.batch import Array
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.rl.groups import Part
 from mmeureka_jax.rl.metrics import Last, Mean, Metric, Peak, Sum
-from mmeureka_jax.rl.objective import Measured, Objective, PartLoss, Share
+from mmeureka_jax.rl.objective import LossOfPart, Measured, Minimised, Share
 from mmeureka_jax.rl.optimizer import clip_by_global_norm
 from mmeureka_jax.rl.ratios import ratio_metrics
 from mmeureka_jax.rl.rows import MicroBatch
@@ -50,7 +50,7 @@ class Sums:
         )
 
 
-def part_sums(part_loss: PartLoss, state: TrainState, part: Part, share: Share) -> Sums:
+def part_sums(part_loss: LossOfPart, state: TrainState, part: Part, share: Share) -> Sums:
     """Gradients of a part of a batch, and what was measured."""
     differentiate = jax.grad(part_loss, has_aux=True)
     (gradients, critic_gradients), measured = differentiate((state.trainable, state.critic), state, part, share)
@@ -151,7 +151,7 @@ class CompiledUpdate:
     def __init__(
         self,
         policy: Policy,
-        objective: Objective,
+        objective: Minimised,
         training: Training,
         shardings: TrainState,
         *,
@@ -168,7 +168,7 @@ class CompiledUpdate:
         self._of_sums = Sums(shardings.trainable, shardings.critic, everywhere)
         self._zeros: Callable[[], Sums] | None = None
 
-        part_loss = PartLoss(policy, objective, training.critic)
+        part_loss = objective.part_loss(policy, training.critic)
 
         # Inlined where it is used; jitted so that the programs, and the shapes of its sums, come of one tracing.
         @functools.partial(jax.jit, inline=True)

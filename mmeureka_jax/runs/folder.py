@@ -115,7 +115,8 @@ def _check_settings(config: Config, kind: str, fingerprint: str) -> None:
     if old["kind"] != kind:
         differences.append(f"kind of run: {old['kind']} -> {kind}")
     if old["data_fingerprint"] != fingerprint:
-        differences.append(f"contents of {config.data.train}: {old['data_fingerprint']} -> {fingerprint}")
+        data = config.prm.labels if kind == "prm" else config.data.train
+        differences.append(f"contents of {data}: {old['data_fingerprint']} -> {fingerprint}")
     if differences:
         raise UserError(
             f"{run_dir} holds a run with other settings:\n  "

@@ -15,12 +15,10 @@ import jax
 from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import Config, SamplerConfig
 from mmeureka_jax.errors import Terminated, UserError
-from mmeureka_jax.evaluation.examiner import Examiner
 from mmeureka_jax.evaluation.run_benchmarks import RunBenchmarks
-from mmeureka_jax.evaluation.validation import summarise
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import is_main
-from mmeureka_jax.process.console import Steps, plural, progress, say, say_facts, waiting
+from mmeureka_jax.process.console import Steps, plural, say, say_facts, waiting
 from mmeureka_jax.runs.checkpoint import Checkpointer, RunState
 from mmeureka_jax.runs.folder import begin_run
 from mmeureka_jax.runs.tracking import Tracker
@@ -31,7 +29,7 @@ from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_proc
 from mmeureka_jax.training.learner import INITIAL_STATE, Learner
 from mmeureka_jax.training.measures import Measures, open_measures
 from mmeureka_jax.training.memory_check import warn_of_memory
-from mmeureka_jax.training.programs import RunPrograms, choose_sampling, compile_programs, is_validated
+from mmeureka_jax.training.programs import RunPrograms, choose_sampling, compile_programs, is_asked
 from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.reward_failures import check_custom
 from mmeureka_jax.training.watchers import CompileCounter, NonFiniteGuard, TerminationSignal
@@ -112,8 +110,8 @@ class Job:
         if self.run.step > 0 or self._stopping:
             return
         row: dict[str, float] = {}
-        if self.measures.examiner is not None:
-            row |= self._validate(self.measures.examiner)
+        if self.measures.has_validation:
+            row |= self._validate()
             say(f"before training: val {row['validation/accuracy']:.3f}")
             self._accuracy = None  # not that of step 1, whose checkpoint may be the next one
         if self.measures.benchmarks is not None:
@@ -125,8 +123,8 @@ class Job:
         """Validation and public benchmarks, each every so many steps and after the last."""
         row: dict[str, float] = {}
         tracking = self.config.tracking
-        if self.measures.examiner is not None and due(self.run.step, tracking.validate_every, self.at_end):
-            row |= self._validate(self.measures.examiner)
+        if self.measures.has_validation and due(self.run.step, tracking.validate_every, self.at_end):
+            row |= self._validate()
         every = tracking.benchmarks.every if tracking.benchmarks is not None else 0
         if self.measures.benchmarks is not None and due(self.run.step, every, self.at_end):
             row |= self._ask(self.measures.benchmarks)
@@ -140,12 +138,11 @@ class Job:
             say(f"after step {self.run.step}: {line}" if self.run.step else f"before training: {line}")
         return row | {"time/benchmarks": time.perf_counter() - start}
 
-    def _validate(self, examiner: Examiner) -> dict[str, float]:
+    def _validate(self) -> dict[str, float]:
         start = time.perf_counter()
         self.steps.phase("validating", is_said=True)
         shown = self.config.tracking.progress and is_main()
-        with progress(examiner.count, "validate", unit="problem", enabled=shown, leave=False) as bar:
-            row: dict[str, Any] = summarise(examiner.run(self.run.train.params, bar.update))
+        row = self.measures.validate(self.run.train.params, bar=shown)
         self._accuracy = row["validation/accuracy"]
         if self._accuracy > self.run.best_accuracy:
             self.run.best_accuracy = self._accuracy
@@ -212,7 +209,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
         problems = _open_problems(config, recipe, processor, rewards)
         learner = make_learner(config, recipe, opened)
         sampling = choose_sampling(config, recipe, opened, learner)
-        measures = open_measures(config, opened, processor, rewards, sampling)
+        measures = open_measures(config, recipe, opened, processor, rewards, sampling)
         image_windows = config.data.max_image_windows or problems.report.max_windows
         programs = RunPrograms(config, recipe, opened, learner, sampling, image_windows, *measures.sizes)
         warn_of_memory(programs)
@@ -241,7 +238,7 @@ def open_job(config: Config, recipe: Recipe) -> Iterator[Job]:
             num_windows=image_windows,
             run=run,
             checkpointer=checkpointer,
-            guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind == "sft"),
+            guard=NonFiniteGuard(run_dir, config.optimizer.max_nonfinite_updates, run.counters, recipe.kind != "rl"),
             tracker=tracker,
             steps=stack.enter_context(Steps(config.steps, run.step, recipe.command, bars=config.tracking.progress)),
             compiles=compiles,
@@ -260,6 +257,8 @@ def _finish_saving(checkpointer: Checkpointer, step: int, at_start: int) -> None
 def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
     """The policy, after its header is written and its sizes have been checked against those of the job."""
     checkpoint = find_checkpoint(config.model, Path(config.run_dir))
+    if recipe.prepare is not None:
+        checkpoint = recipe.prepare(Path(config.run_dir), checkpoint)
     opened = open_policy(checkpoint, config.model, config.mesh, seed=config.seed)
     say_header(
         recipe.command,
@@ -269,8 +268,7 @@ def _open_policy(config: Config, recipe: Recipe) -> OpenedPolicy:
         run_dir=config.run_dir,
     )
     recipe.shares(opened)
-    response = config.sampler.max_new_tokens if recipe.kind == "rl" else config.sft.max_response_tokens
-    check_context(opened.policy.config.text, config.data.max_prompt_tokens + response)
+    check_context(opened.policy.config.text, config.data.max_prompt_tokens + recipe.packing.longest)
     return opened
 
 
@@ -304,7 +302,7 @@ def _reward_workers(config: Config, recipe: Recipe) -> Iterator[RewardWorkers | 
     """The workers, once they have started; None for a job that scores no answers."""
     from mmeureka_jax.rewards.workers import RewardWorkers
 
-    if not (recipe.scored or is_validated(config)):
+    if not (recipe.scored or is_asked(config, recipe)):
         yield None
         return
     with RewardWorkers(config.reward) as rewards:
@@ -317,14 +315,16 @@ def _open_problems(
     config: Config, recipe: Recipe, processor: Processor, rewards: RewardWorkers | None
 ) -> CheckedProblems:
     """The problems to train on, checked; a rule of the user's own is tried on one of them."""
+    spec, source = (config.data.train, None) if recipe.open_source is None else recipe.open_source(config)
     problems = open_checked(
-        config.data.train,
+        spec,
         config.data,
         processor,
         require_answer=recipe.scored,
         also_check=recipe.also_check,
         report_file=Path(config.run_dir) / "data_check.json",
         bars=config.tracking.progress,
+        source=source,
     )
     say_facts({"data": problems.describe()})
     if rewards is not None and recipe.scored:

@@ -7,10 +7,11 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.hosts import gather_rows, max_over_hosts, rows_of_all
@@ -29,7 +30,7 @@ from mmeureka_jax.rl.groups import (
 )
 from mmeureka_jax.rl.kl import kl_penalty
 from mmeureka_jax.rl.metrics import Mean, Metrics
-from mmeureka_jax.rl.objective import Objective, batch_log_probs, batch_values
+from mmeureka_jax.rl.objective import Minimised, batch_log_probs, batch_values
 from mmeureka_jax.rl.optimizer import merge_params, split_frozen
 from mmeureka_jax.rl.rows import MicroBatch, Packing, padding
 from mmeureka_jax.rl.train_state import TrainState, make_training
@@ -48,7 +49,7 @@ class Learner:
         self,
         config: Config,
         opened: OpenedPolicy,
-        objective: Objective,
+        objective: Minimised,
         *,
         total_updates: int,
         packing: Packing,
@@ -146,12 +147,24 @@ class Learner:
         own = [rows_of_host(part, row_shares(self._opened.mesh)) for part in parts]
         return self._update(state, own, padding(parts, batch), kl_coefficient)
 
-    def imitate(self, state: TrainState, share: GroupBatch) -> tuple[TrainState, Metrics]:
-        """One optimiser step towards given responses, of which every host holds its own rows. `state` is donated."""
+    def imitate(
+        self,
+        state: TrainState,
+        share: GroupBatch,
+        targets: Any = None,
+        counted: Bool[np.ndarray, "P n Lr"] | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """One optimiser step on given responses, of which every host holds its own rows. `state` is donated.
+
+        Args:
+            targets: what the loss reads next to them, see `Part`.
+            counted: the tokens that the loss averages over; None: all of the responses.
+        """
         shares = row_shares(self._opened.mesh)
-        weights = self._objective.token_weights(rows_of_all(share.response_mask, shares.hosts))
+        counted = share.response_mask if counted is None else counted
+        weights = self._objective.token_weights(rows_of_all(counted, shares.hosts))
         own = self.packing.of_host(shares.count)
-        parts = own.split(share, None, rows_of_host(weights, shares), longest_of=max_over_hosts)
+        parts = own.split(share, targets, rows_of_host(weights, shares), longest_of=max_over_hosts)
         return self._update(state, parts, padding(parts, share), 0.0)
 
     def _update(

@@ -26,6 +26,7 @@ from mmeureka_jax.models.policy import Params, Policy, encode_images
 from mmeureka_jax.process.console import progress
 from mmeureka_jax.process.cpu import cores
 from mmeureka_jax.rl.groups import Targets
+from mmeureka_jax.rl.marker_loss import StepLabels
 from mmeureka_jax.rl.rows import MicroBatch
 from mmeureka_jax.sampling.answers import PromptSizes, queue_of, rows_per_batch
 from mmeureka_jax.sampling.memory import with_weights_chosen
@@ -46,7 +47,7 @@ def choose_sampling(config: Config, recipe: Recipe, opened: OpenedPolicy, learne
     if recipe.kind == "rl":
         sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, 0)
         return with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)
-    if is_validated(config):
+    if is_asked(config, recipe):
         sizes = validation_sizes(config, config.data.max_prompt_tokens, 0)
         return with_weights_chosen(config.sampler, opened, sizes, 1, resident)
     return config.sampler
@@ -99,7 +100,7 @@ class RunPrograms:
 
     @functools.cached_property
     def of_validation(self) -> list[Program]:
-        if not is_validated(self.config):
+        if not is_asked(self.config, self.recipe):
             return []
         longest = self.config.data.max_prompt_tokens
         sizes = self.validation or validation_sizes(self.config, longest, self.image_windows)
@@ -140,8 +141,9 @@ def _named(owner: str, programs: Sequence[Program]) -> list[Program]:
     return [dataclasses.replace(program, name=f"{owner} {program.name}") for program in programs]
 
 
-def is_validated(config: Config) -> bool:
-    return config.data.validation is not None and config.tracking.validate_every > 0
+def is_asked(config: Config, recipe: Recipe) -> bool:
+    """Whether validation asks a policy problems, whose answers are graded."""
+    return recipe.kind != "prm" and config.data.validation is not None and config.tracking.validate_every > 0
 
 
 def compile_programs(programs: Sequence[Program], *, show: bool) -> None:
@@ -196,16 +198,7 @@ def part_shapes(
         params = learner.abstract_state().params
         features = jax.tree.map(by_row, jax.eval_shape(functools.partial(encode_images, policy), params, images))
         image_windows = 0
-    values = of_tokens if recipe.with_critic else None
-    targets = Targets(
-        old_log_probs=of_tokens,
-        advantages=of_tokens,
-        fresh=by_row(jax.ShapeDtypeStruct((count,), bool)),
-        reference_log_probs=of_tokens if recipe.with_reference else None,
-        importance=of_tokens if config.rl.importance_cap is not None else None,
-        values=values,
-        returns=values,
-    )
+    targets = _targets(config, recipe, of_tokens)
     parts: dict[str, MicroBatch] = {}
     for length in config.data.prompt_lengths:
         for width in packing.widths:
@@ -217,8 +210,28 @@ def part_shapes(
                 width=width,
             )
             name = f"prompt {length}, width {packing.places(width)}"
-            parts[name] = MicroBatch(batch, targets if is_rl else None, weights=of_tokens)
+            parts[name] = MicroBatch(batch, targets, weights=of_tokens)
     return parts
+
+
+def _targets(config: Config, recipe: Recipe, of_tokens: jax.ShapeDtypeStruct) -> Targets | StepLabels | None:
+    """Shapes of what the loss reads next to a batch, with a number for each token as in `of_tokens`."""
+    count = of_tokens.shape[0]
+    if recipe.kind == "sft":
+        return None
+    if recipe.kind == "prm":
+        marked = by_row(jax.ShapeDtypeStruct(of_tokens.shape, bool))
+        return StepLabels(of_tokens, marked, by_row(jax.ShapeDtypeStruct((count, 2), np.int32)))
+    values = of_tokens if recipe.with_critic else None
+    return Targets(
+        old_log_probs=of_tokens,
+        advantages=of_tokens,
+        fresh=by_row(jax.ShapeDtypeStruct((count,), bool)),
+        reference_log_probs=of_tokens if recipe.with_reference else None,
+        importance=of_tokens if config.rl.importance_cap is not None else None,
+        values=values,
+        returns=values,
+    )
 
 
 def sampler_programs(sampler: Sampler, mesh: Mesh, params: Params, sizes: PromptSizes) -> list[Program]:

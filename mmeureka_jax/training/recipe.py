@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import RowShares, row_shares
-from mmeureka_jax.rl.objective import Objective
+from mmeureka_jax.rl.objective import Minimised
 from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.sampling.spread import Spread
 from mmeureka_jax.setup.policy import OpenedPolicy
 
 if TYPE_CHECKING:
+    from mmeureka_jax.data.problems import ProblemSource
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.record import Problem
 
@@ -32,11 +35,14 @@ class Recipe:
         with_critic: see `Learner`.
         also_check: see `open_checked`.
         group_size: responses that are sampled to each prompt.
+        prepare: makes the checkpoint that training starts from, of that which the config names, if it is another.
+        open_source: opens what is trained on, if that is something else than `data.train`, and says what the user calls
+            it.
     """
 
-    kind: Literal["rl", "sft"]
+    kind: Literal["rl", "sft", "prm"]
     command: str
-    objective: Objective
+    objective: Minimised
     updates_per_step: int
     packing: Packing
     prompts_per_batch: int
@@ -45,6 +51,8 @@ class Recipe:
     with_critic: bool = False
     also_check: Callable[[Problem, Processor], object] | None = None
     group_size: int = 1
+    prepare: Callable[[Path, Path], Path] | None = None
+    open_source: Callable[[Config], tuple[str, ProblemSource]] | None = None
 
     def shares(self, opened: OpenedPolicy) -> RowShares:
         """Which hosts load which problems.
@@ -52,13 +60,14 @@ class Recipe:
         Raises:
             UserError: the problems of a batch cannot be spread over the mesh.
         """
-        if self.kind == "sft":
+        if self.kind != "rl":
             shares = row_shares(opened.mesh)
             problems = self.packing.groups // self.packing.micro_batches
             if problems % shares.count:
+                per_step = {"sft": "problems_per_step", "prm": "paths_per_step"}[self.kind]
                 raise UserError(
-                    f"sft.problems_per_step / sft.micro_batches = {problems} must be a multiple of {shares.count}, the "
-                    "number of shares in which hosts load problems"
+                    f"{self.kind}.{per_step} / {self.kind}.micro_batches = {problems} must be a multiple of "
+                    f"{shares.count}, the number of shares in which hosts load problems"
                 )
             return shares
         return Spread.of(opened.sampler_mesh, self.prompts_per_batch, self.group_size).shares
