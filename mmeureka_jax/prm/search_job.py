@@ -39,6 +39,8 @@ from mmeureka_jax.setup.problems import CheckedProblems, open_checked, open_proc
 
 logger = logging.getLogger(__name__)
 
+_SHORTEST_BUCKET = 256  # tokens that prompts are padded to: where all are short, more programs would not pay
+
 if TYPE_CHECKING:
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.rewards.workers import RewardWorkers
@@ -104,12 +106,12 @@ def make_drawer(
     data = config.data
     rollouts = config.prm.search.rollouts
     longest = processor.max_prompt_tokens
-    own = problems.report.max_tokens
-    buckets = sorted({length for length in length_buckets(longest) if length > own} | {longest})
+    least = max(problems.report.max_tokens, _SHORTEST_BUCKET)
+    buckets = sorted({length for length in length_buckets(longest) if length >= least} | {length_buckets(longest)[-1]})
     sizes = PromptSizes(config.prm.trees, tuple(buckets), data.max_image_windows or problems.report.max_windows)
     drawn = with_weights_chosen(config.sampler, opened, sizes, rollouts)
     settings = SamplingSettings.of(processor, drawn, rollouts)
-    sampler = Sampler(opened.policy, settings, "search", config.seed, longest_prompt=longest)
+    sampler = Sampler(opened.policy, settings, "search", config.seed, longest_prompt=buckets[-1])
     spread = Spread.of(opened.sampler_mesh, config.prm.trees, rollouts)
     return RolloutDrawer(sampler, spread, opened.load_params(), processor, rewards, sizes)
 
