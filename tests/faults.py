@@ -53,6 +53,10 @@ SEARCH = "tests/prm/test_search.py"
 LABELS = "tests/prm/test_labels.py"
 AGGREGATORS = "tests/prm/test_aggregators.py"
 BEST = "tests/evaluation/test_best_of_n.py"
+MARKER_LOSS = "tests/prm/test_marker_loss.py"
+GROWTH = "tests/prm/test_growth.py"
+EXAMPLES = "tests/prm/test_examples.py"
+STEP_METRICS = "tests/prm/test_step_metrics.py"
 
 # fmt: off
 FAULTS = [
@@ -245,6 +249,16 @@ FAULTS = [
           "a path ends before it is hopeless"),
     Fault("prm/labels.py", "path.text.split(\" \")", "path.text.split()", LABELS, "ends of lines end words, too"),
     Fault("prm/labels.py", "{seed}\\n{path.id}", "{path.id}", LABELS, "every seed chooses the same paths"),
+    Fault("rl/marker_loss.py", "return labels * jax.nn.softplus(-odds)", "return jax.nn.softplus(-odds)", MARKER_LOSS,
+          "labels between 0 and 1 count as 1 for Yes"),
+    Fault("models/token_odds.py", "(first - second)", "(second - first)", MARKER_LOSS, "scores are those of No"),
+    Fault("prm/form.py", "after[1:] = tokens[:-1] == self.marker", "after[:] = tokens == self.marker", MARKER_LOSS,
+          "the state before the marker is read"),
+    Fault("prm/form.py", "step.strip() + MARKER", "step + MARKER", MARKER_LOSS, "scored steps keep white space around"),
+    Fault("prm/growth.py", "tensor[: len(others)] if", "tensor if", GROWTH, "spare rows count in the marker's"),
+    Fault("prm/growth.py", "single_word=True, ", "", GROWTH, "Yes is cut out of Yesterday"),
+    Fault("prm/examples.py", "(labels > 0)", "(labels >= 0.5)", EXAMPLES, "half of the rollouts make a 1"),
+    Fault("prm/validation.py", "(repeats - 1) / 2", "0", STEP_METRICS, "equal scores count as order, not as one half"),
     Fault("prm/aggregators.py", "math.log(p) if p > 0 else -_MOST", "math.log(max(p, 1e-9))", AGGREGATORS,
           "the logarithm of 0 is small"),
     Fault("prm/aggregators.py", "if p < 1 else _MOST", "if p < 0.9999 else _MOST", AGGREGATORS, "odds are capped"),

@@ -21,7 +21,7 @@ from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 
 DOTS = "tfds:shapes/dots@train[:3]"
 FIRST = "dots-easy-train-000000"
-GOOD = {"id": FIRST, "text": "count the dots<prm>\n\nthere are 3<prm>", "labels": [0.5, 0]}
+GOOD = {"id": FIRST, "text": "count the dots<prm>\n\nthere are 3<prm>", "labels": [0.25, 0]}
 
 
 def write(path, *rows):
@@ -47,7 +47,7 @@ def test_a_row_is_its_problem_and_the_process(processor, tmp_path):
     assert assistant["content"][0]["text"].endswith("\nProcess:")
 
     tokens, labels = labelled_process(problem, processor, Config())
-    np.testing.assert_array_equal(labels, [0.5, 0])
+    np.testing.assert_array_equal(labels, [0.25, 0])
     marker = MarkerTokens.of(processor).marker
     assert np.sum(tokens == marker) == 2 and tokens[-1] == processor.end_token_id
     assert processor.decode(tokens) == " count the dots\n\nthere are 3"
