@@ -58,6 +58,10 @@ LABEL_COMMAND = "tests/prm/test_label_command.py"
 TREE_PAGE = "tests/report/test_tree_page.py"
 AGGREGATORS = "tests/prm/test_aggregators.py"
 BEST = "tests/prm/test_best_of_n.py"
+MARKER_LOSS = "tests/prm/test_marker_loss.py"
+GROWTH = "tests/prm/test_growth.py"
+EXAMPLES = "tests/prm/test_examples.py"
+STEP_METRICS = "tests/prm/test_step_metrics.py"
 
 # fmt: off
 FAULTS = [
@@ -292,6 +296,16 @@ FAULTS = [
     Fault("report/tree_page.py", "0 if value == 0 else _BINS + 1 if value == 1 else", "", TREE_PAGE,
           "problems that are never solved are counted with rarely solved ones"),
     Fault("report/scripted_page.py", ".replace(\"<\", \"\\\\u003c\")", "", TREE_PAGE, "a text can end the data"),
+    Fault("rl/marker_loss.py", "return labels * jax.nn.softplus(-odds)", "return jax.nn.softplus(-odds)", MARKER_LOSS,
+          "labels between 0 and 1 count as 1 for Yes"),
+    Fault("models/token_odds.py", "(first - second)", "(second - first)", MARKER_LOSS, "scores are those of No"),
+    Fault("prm/form.py", "after[1:] = tokens[:-1] == self.marker", "after[:] = tokens == self.marker", MARKER_LOSS,
+          "the state before the marker is read"),
+    Fault("prm/form.py", "step.strip() + MARKER", "step + MARKER", MARKER_LOSS, "scored steps keep white space around"),
+    Fault("prm/growth.py", "tensor[: len(others)] if", "tensor if", GROWTH, "spare rows count in the marker's"),
+    Fault("prm/growth.py", "single_word=True, ", "", GROWTH, "Yes is cut out of Yesterday"),
+    Fault("prm/examples.py", "(labels > 0)", "(labels >= 0.5)", EXAMPLES, "half of the rollouts make a 1"),
+    Fault("prm/validation.py", "(repeats - 1) / 2", "0", STEP_METRICS, "equal scores count as order, not as one half"),
     Fault("prm/aggregators.py", "math.log(p) if p > 0 else -_MOST", "math.log(max(p, 1e-9))", AGGREGATORS,
           "the logarithm of 0 is small"),
     Fault("prm/aggregators.py", "if p < 1 else _MOST", "if p < 0.9999 else _MOST", AGGREGATORS, "odds are capped"),

@@ -118,14 +118,12 @@ def _with_place(reason: str, place: str) -> str:
     return reason if place in reason else f"{place}: {reason}"
 
 
-def floats(values: Float[np.ndarray, " T"]) -> list[float]:
+def floats(values: Float[np.ndarray, " T"], what: str = "log-probabilities") -> list[float]:
     """float32 values as the shortest decimals that give them back.
 
     Raises:
         UserError: one of them is not finite; JSON has no NaN.
     """
     if not np.isfinite(values).all():
-        raise UserError(
-            "the policy gives log-probabilities that are not finite; are its weights those of a broken run?"
-        )
+        raise UserError(f"the policy gives {what} that are not finite; are its weights those of a broken run?")
     return [float(str(value)) for value in np.asarray(values, np.float32)]

@@ -23,6 +23,10 @@ _ADAPTED = "Trained were low-rank adapters (LoRA) of rank {rank}, alpha {alpha:g
 _ASKED = """\
 Prompt style `{prompt_style}`, {pictures}at most {max_new_tokens} new tokens; `mmeureka eval` asks so by default.
 """
+_SCORED = """\
+The score of a step is the probability of `Yes`, of `Yes` and `No`, at the marker `<prm>` after it; {pictures}\
+`mmeureka prm score` gives the model the text that it was trained on.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def model_card(
     }
     if base and "snapshots" in Path(metadata["checkpoint"]).parts:  # it came from the hub, into the hub's cache
         front["base_model"] = base
-    front["tags"] = ["reinforcement-learning" if metadata["kind"] == "rl" else "sft", "mmeureka_jax"]
+    tags = {"rl": "reinforcement-learning", "sft": "sft", "prm": "process-reward-model"}
+    front["tags"] = [tags[metadata["kind"]], "mmeureka_jax"]
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "", *_summary(metadata)]
     held = "adapters" if exported.adapters else "parameters"
     averaged = ", averaged over the updates" if exported.average else ""
@@ -74,7 +79,8 @@ def model_card(
         lines += [_ADAPTED.format(**lora) + ("" if exported.adapters else " They are merged into the base."), ""]
     lines += _results(config, exported, metrics)
     pictures = "" if text_only else f"pictures of at most {config['data']['max_pixels']:,} pixels (`data.max_pixels`), "
-    lines += ["## How it was asked", "", _ASKED.format(pictures=pictures, **config["data"] | config["sampler"])]
+    asked = _SCORED if metadata["kind"] == "prm" else _ASKED
+    lines += ["## How it was asked", "", asked.format(pictures=pictures, **config["data"] | config["sampler"])]
     if changed_settings:
         keys = ", ".join(f"`{key}`" for key in changed_settings)
         lines += [f"Other than in the checkpoint that it was made of, as the run had it or not at all: {keys}.", ""]
@@ -90,6 +96,11 @@ def _summary(metadata: Mapping[str, Any]) -> list[str]:
     config = metadata["config"]
     base = config["model"]["checkpoint"]
     start = f"`{base}`" if base else "random weights"
+    if metadata["kind"] == "prm":
+        prm = config["prm"]
+        kind = "hard" if prm["hard_labels"] else "soft"
+        labels = f"the {kind} step labels in `{prm['labels']}`, of problems in `{config['data']['train']}`"
+        return [f"A process reward model, made of {start} with {labels}.", ""]
     if metadata["kind"] != "rl":
         return [f"Made of {start} by imitation of the solutions in `{config['data']['train']}`.", ""]
     rl = config["rl"]
@@ -111,13 +122,19 @@ def _results(config: Mapping[str, Any], exported: Exported, metrics: Sequence[Ma
     named = {0: "the start", best: "the best", last: these if last == exported.step else "the last before"}
     if best == last:
         named[best] += ", the best"
-    lines = ["## Results", "", f"Greedy, on `{config['data']['validation']}`, by the run's own rules:", ""]
-    lines += ["| step | | accuracy | mean tokens of a response |", "| --- | --- | --- | --- |"]
+    is_prm = "validation/auroc" in rows[best]
+    if is_prm:
+        lines = ["## Results", "", f"On the steps in `{config['prm']['validation']}`:", ""]
+        lines += ["| step | | accuracy at 0.5 | area under the ROC curve |", "| --- | --- | --- | --- |"]
+    else:
+        lines = ["## Results", "", f"Greedy, on `{config['data']['validation']}`, by the run's own rules:", ""]
+        lines += ["| step | | accuracy | mean tokens of a response |", "| --- | --- | --- | --- |"]
     for at in sorted(at for at in named if at in rows):
         row = rows[at]
+        tokens = row.get("validation/response_length", math.nan)
         lines.append(
             f"| {at} | {named[at]} | {row['validation/accuracy']:.1%} | "
-            f"{row.get('validation/response_length', math.nan):.0f} |"
+            + (f"{row.get('validation/auroc', math.nan):.3f} |" if is_prm else f"{tokens:.0f} |")
         )
     return [*lines, ""]
 

@@ -43,7 +43,7 @@ def export_run(
     max_shard_bytes: int = 5_000_000_000,
     source: Path | None = None,
 ) -> int:
-    """Writes the policy of a checkpoint of a run (RL or SFT) as a Hugging Face folder. Returns the step.
+    """Writes the policy of a checkpoint of a run of any kind as a Hugging Face folder. Returns the step.
 
     Runs on the host: the parameters, not the optimiser state, must fit in its memory, in float32 (under adapters: the
     base in its own dtype, and the result). The run may still be training. Adapters are merged into the base.
@@ -88,6 +88,8 @@ def export_run(
         if adapters:
             assert policy.lora is not None
             base = config["model"]["checkpoint"]  # None for model.random, whose checkpoint is only in the run
+            if metadata["kind"] == "prm":  # the one with the marker
+                base = str(source)
             save_adapters(params, model, policy.lora, output, base=base, files=files)
         else:
             if policy.lora is not None:
@@ -142,8 +144,15 @@ def _provenance(metadata: dict[str, Any], exported: Exported) -> bytes:
 
 
 def _find_source(run_dir: Path, metadata: dict[str, Any], given: Path | None) -> Path:
-    """The checkpoint that the run started from; that of `model.random` moves with the run folder."""
-    candidates = [given] if given is not None else [Path(metadata["checkpoint"]), run_dir / "model"]
+    """The checkpoint that the run started from; one in the run's folder (`prm train`, `model.random`) moves with it."""
+    candidates = (
+        [given]
+        if given is not None
+        else [
+            Path(metadata["checkpoint"]),
+            *(run_dir / name for name in ("base", "model")),
+        ]
+    )
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate

@@ -18,7 +18,7 @@ from mmeureka_jax.data.problems import ProblemSource, open_problems
 from mmeureka_jax.data.readers import Table, open_table
 from mmeureka_jax.data.record import Problem, RowError
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.prm.form import process_problem, process_tokens, tokens_of_steps
+from mmeureka_jax.prm.form import MarkerTokens, process_problem, process_tokens, tokens_of_steps
 from mmeureka_jax.prm.labels import MARKER
 from mmeureka_jax.process.console import waiting
 
@@ -46,7 +46,9 @@ class StepsToScore(_Derived):
     """The prompts of rows with `steps`, for a process reward model."""
 
     def __init__(self, problems: ProblemSource, processor: Processor):
+        """Raises a UserError if the processor's checkpoint is no process reward model."""
         super().__init__(problems, problems.name)
+        MarkerTokens.of(processor)
         self._processor = processor
 
     def __len__(self) -> int:

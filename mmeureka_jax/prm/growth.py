@@ -15,6 +15,7 @@ import numpy as np
 
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import explain_write_errors, read_json, remove_folder, temporary_folder
+from mmeureka_jax.formats.hub import fetch_weights
 from mmeureka_jax.formats.hugging_face import (
     folder_files,
     read_config,
@@ -67,12 +68,15 @@ def has_tokens(source: Path) -> bool:
 
 def _write_once(run_dir: Path, folder: Path, source: Path) -> None:
     has_steps = any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
+    if not has_steps:
+        fetch_weights(source)
     state = _state(source)
     record = folder / BASE_FILE
     if (folder / "config.json").exists():
         if not record.exists():
             raise UserError(f"{folder} holds a checkpoint that `prm train` did not write; use another run_dir")
-        if read_json(record) == state:
+        before = read_json(record)
+        if all(before.get(name) == content for name, content in state.items()):  # weights need not be there any more
             return
         if has_steps:
             raise UserError(

@@ -96,7 +96,8 @@ def step_metrics(scores: Float[np.ndarray, " m"], labels: Float[np.ndarray, " m"
     bins = np.minimum((scores * BINS).astype(int), BINS - 1)
     for number in np.unique(bins):
         inside = bins == number
-        score, label = scores[inside].mean(), labels[inside].mean()
+        score = scores[inside].mean()
+        label = labels[inside].mean()
         error += abs(score - label) * inside.mean()
         name = f"validation/calibration/{number / BINS:g}"
         metrics |= {f"{name}/score": float(score), f"{name}/label": float(label), f"{name}/share": float(inside.mean())}

@@ -35,9 +35,7 @@ class Chart:
 
 CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
     "Learning": (
-        Chart(
-            "Validation accuracy", (Panel("%", {"validation/accuracy": "greedy accuracy"}, "points", 100, whole=True),)
-        ),
+        Chart("Validation accuracy", (Panel("%", {"validation/accuracy": "accuracy"}, "points", 100, whole=True),)),
         Chart(
             "Rewards",
             (
@@ -72,6 +70,17 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                     scale=100,
                     whole=True,
                 ),
+            ),
+        ),
+        Chart(
+            "Cross-entropy of step labels",
+            (Panel("nats per label", {"prm/loss": "training", "validation/cross_entropy": "validation"}),),
+        ),
+        Chart(
+            "Steps told right from wrong",
+            (
+                Panel("%", {"prm/accuracy": "accuracy in training"}, scale=100, whole=True),
+                Panel("%", {"validation/auroc": "area under the ROC curve"}, "points", 100, whole=True),
             ),
         ),
         Chart("Imitation loss", (Panel("nats per token", {"sft/loss": "loss"}),)),

@@ -23,6 +23,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.files import read_json, write_atomic
 from mmeureka_jax.formats.rgb import as_rgb
 from mmeureka_jax.process.console import plural
+from mmeureka_jax.report.calibration import draw_calibration
 from mmeureka_jax.report.chart_groups import metrics_of_parts_off
 from mmeureka_jax.report.charts import Rows, draw_charts, format_number, series_of
 from mmeureka_jax.report.failures import draw_failures, failures_of
@@ -91,6 +92,8 @@ def _subtitle(config: Mapping[str, Any], rows: Rows) -> str:
     parts = [model.get("checkpoint") or ("random initialisation" if model.get("random") else None), data.get("train")]
     if len(series_of(rows, "sft/loss")[0]):
         parts.append("supervised fine-tuning")
+    elif len(series_of(rows, "prm/loss")[0]):
+        parts.append("process reward model")
     elif rl:
         parts.append(f"advantage {rl.get('advantage')}, loss {rl.get('loss')}")
         parts.append(f"{rl.get('prompts_per_rollout')} prompts × {rl.get('group_size')} responses a step")
@@ -118,6 +121,7 @@ def _tiles(rows: Rows) -> Iterable[str]:
         ("reward/total", "Reward", "mean per response"),
         ("response/length", "Response length", "tokens, mean"),
         ("sft/loss", "Imitation loss", "nats per token"),
+        ("prm/loss", "Loss of the labels", "nats per step label"),
     ):
         _, values = series_of(rows, metric)
         if len(values):
@@ -159,6 +163,8 @@ def _duration(seconds: float) -> str:
 
 def _curves(rows: Rows, config: Mapping[str, Any]) -> str:
     drawn = draw_charts(rows, metrics_of_parts_off(config))
+    if (calibration := draw_calibration(rows)) is not None:
+        drawn["Learning"] = [*drawn.get("Learning", []), calibration]
     groups = "".join(f'<h3>{name}</h3><div class="charts">{"".join(figures)}</div>' for name, figures in drawn.items())
     hint = "Numbers beside the names are the last values. Faint lines are single steps, strong ones a moving average."
     return groups and f'<p class="hint">{hint}</p>{groups}'

@@ -86,8 +86,8 @@ def _say_epochs(job: Job) -> None:
     config = job.config
     processes = job.loader.get_state()["num_problems"]
     epochs = config.steps * config.prm.paths_per_step / processes
-    batches = f"{plural(config.steps, 'step')} of {plural(config.prm.paths_per_step, 'row')}"
-    say_facts({"epochs": f"{epochs:.3g}, {batches} of {processes:,}"})
+    rows = plural(config.prm.paths_per_step, "row")
+    say_facts({"epochs": f"{epochs:.3g} ({plural(config.steps, 'step')} of {rows} each, {processes:,} in all)"})
 
 
 def recipe(config: Config) -> Recipe:

@@ -124,7 +124,7 @@ def test_accuracy_before_training_is_not_that_of_a_checkpoint():
             self._stopping = False
             self.run = type("Run", (), {"step": 0})()
 
-        def _validate(self, examiner):
+        def _validate(self):
             self._accuracy = 0.5
             return {"validation/accuracy": 0.5}
 

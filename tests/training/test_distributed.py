@@ -69,9 +69,9 @@ class Runs:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def commands(self, name: str, processes: int, *overrides: str) -> list[list]:
+    def commands(self, name: str, processes: int, *overrides: str, job: tuple[str, ...] = ("train",)) -> list[list]:
         command = [
-            "mmeureka_jax.cli", "train", "configs/smoke.yaml", f"run_dir={self.folder / name}", "steps=3",
+            "mmeureka_jax.cli", *job, "configs/smoke.yaml", f"run_dir={self.folder / name}", "steps=3",
             "rl.packing=0", "rl.micro_batches=1", "checkpoint.every_steps=1", "checkpoint.keep=3",
             "tracking.progress=false", "reward.workers=1", "sampler.compile_ahead=false", *ONE_LAYER, *overrides,
         ]  # fmt: skip
@@ -80,9 +80,11 @@ class Runs:
         joined = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", processes]
         return [[*command, *joined, "--process-id", index] for index in range(processes)]
 
-    def train(self, name: str, processes: int, *overrides: str) -> list[dict[str, float]]:
+    def train(
+        self, name: str, processes: int, *overrides: str, job: tuple[str, ...] = ("train",)
+    ) -> list[dict[str, float]]:
         """Starts the run, or continues it; the rows of its metrics.jsonl."""
-        run_together(self.commands(name, processes, *overrides), 2 // processes, self.folder)
+        run_together(self.commands(name, processes, *overrides, job=job), 2 // processes, self.folder)
         return self.rows(name)
 
     def rows(self, name: str) -> list[dict[str, float]]:
@@ -117,6 +119,28 @@ def test_processes_that_share_all_rows_train_as_one_does(runs):
     """`mesh.tensor` over the processes."""
     sizes = "mesh.tensor=2", "steps=1", "tracking.validate_every=1", "sampler.shrink=0", "sampler.max_new_tokens=8"
     check_equal(runs.train("two_tensor", 2, *sizes), runs.train("one_tensor", 1, *sizes), steps=1)
+
+
+@pytest.mark.slow
+def test_a_process_reward_model_of_two_processes_is_that_of_one(runs):
+    """Seven processes are scored in batches of four: hosts fill up the last one."""
+    text = "count them<prm>\n\nthere are many<prm>"
+    rows = [
+        {"id": f"dots-{('easy', 'hard')[i % 2]}-train-{i:06d}", "text": text, "labels": [0.5, i / 7]} for i in range(7)
+    ]
+    (runs.folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = str(runs.folder / "labels.jsonl")
+    settings = [
+        f"prm.labels={labels}", f"prm.validation={labels}", "data.validation=null", "steps=2", "prm.paths_per_step=4",
+        "prm.packing=0", "prm.max_process_tokens=32", "prm.validation_batch=4", "tracking.validate_every=1",
+    ]  # fmt: skip
+    alone = runs.train("prm_one", 1, *settings, job=("prm", "train"))
+    together = runs.train("prm_two", 2, *settings, job=("prm", "train"))
+    assert [row["step"] for row in together] == [0, 1, 2]
+    for mine, expected in zip(together, alone, strict=True):
+        assert mine.keys() == expected.keys()
+        for name, value in without_times(expected).items():
+            np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{expected['step']} {name}")
 
 
 def check_equal(together, alone, steps=3):

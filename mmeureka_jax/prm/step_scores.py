@@ -49,7 +49,7 @@ def score_steps_of_file(model: ModelOptions, prompts: PromptOptions, output: Pat
                 scores = scorer.score_processes(processes, bar.update)
                 rows.add(
                     *(
-                        {"id": problem.id, "scores": floats(of_row[0]) if of_row else []}
+                        {"id": problem.id, "scores": floats(of_row[0], "scores") if of_row else []}
                         for problem, of_row in zip(own, scores, strict=True)
                     )
                 )
