@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     start_jax()
     from mmeureka_jax.commands.arguments import model_options
     from mmeureka_jax.evaluation.prompt_files import PromptOptions
-    from mmeureka_jax.evaluation.step_scores import score_steps_of_file
+    from mmeureka_jax.prm.step_scores import score_steps_of_file
 
     prompts = PromptOptions(
         input=args.input,
