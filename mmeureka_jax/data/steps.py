@@ -32,6 +32,11 @@ def has_answer(response: str) -> bool:
     return any(block.kind == "answer" and block.ends and block.text.strip() for block in blocks(response))
 
 
+def has_step(response: str) -> bool:
+    """Whether a response has a step block with a text."""
+    return any(block.kind == "step" and block.ends and block.text.strip() for block in blocks(response))
+
+
 def begun_solution(steps: Sequence[str]) -> str:
     """The beginning of a response that has these steps already, none of which is the final answer."""
     return "".join(f"<step>{step}</step>\n" for step in steps)

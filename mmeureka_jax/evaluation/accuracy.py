@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,23 @@ def measure_accuracy(model: ModelOptions, options: EvalOptions, output: Path) ->
     Raises:
         UserError: anything about the checkpoint, the data or the output that cannot work, before the first answer.
     """
+    with measured_accuracy(model, options, output) as results:
+        return results
+
+
+@contextmanager
+def measured_accuracy(model: ModelOptions, options: EvalOptions, output: Path) -> Iterator[dict[str, Any]]:
+    """As `measure_accuracy`, for what is done with the answers next: until the block ends without an exception, the
+    same command continues with them. The policy's parameters are gone by then."""
     options.check()
-    with ExitStack() as stack:
-        rows = stack.enter_context(partial_rows(output / ROWS_FILE))
-        opened = model.open("eval")
-        asked = questions(options, opened)
-        exam = open_examiner(opened, options, asked, stream="validation", report_file=output / "data_check.json")
-        examiner = stack.enter_context(exam)
+    with partial_rows(output / ROWS_FILE) as rows:
+        yield _measure(model, options, output, rows)
+
+
+def _measure(model: ModelOptions, options: EvalOptions, output: Path, rows: PartialRows) -> dict[str, Any]:
+    opened = model.open("eval")
+    asked = questions(options, opened)
+    with open_examiner(opened, options, asked, stream="validation", report_file=output / "data_check.json") as examiner:
         settings = {
             "data_fingerprint": examiner.checked.source.fingerprint(),
             "limit": options.limit,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,34 +49,51 @@ def ask_and_judge(
     Raises:
         UserError: anything about the checkpoint, the files or the output that cannot work, before the first answer.
     """
+    with asked_and_judged(model, exams, output, judge_model) as results:
+        return results
+
+
+@contextmanager
+def asked_and_judged(
+    model: ModelOptions, exams: Sequence[Exam], output: Path, judge_model: JudgeModel | None = None
+) -> Iterator[dict[str, Any]]:
+    """As `ask_and_judge`, for what is done with the answers next: until the block ends without an exception, the same
+    command continues with them. The policy's parameters are gone by then."""
     for exam in exams:
         exam.options.check()
     if judge_model is not None and is_main():
         judge_model.check()
+    with ExitStack() as kept:
+        _ask(model, exams, output, kept)
+        workers = exams[0].options.reward_workers
+        yield judge_again([exam.released for exam in exams], output, workers, judge_model) if is_main() else {}
+
+
+def _ask(model: ModelOptions, exams: Sequence[Exam], output: Path, kept: ExitStack) -> None:
+    """
+    Args:
+        kept: what keeps the answers for the same command.
+    """
     opened = model.open("eval", on_hosts=True)
     load_params = functools.cache(opened.load_params)
     made_with = {"command": "eval", **policy_identity(opened)}
     policy = {"model": model.checkpoint, "adapters": model.adapters}
     for exam in exams:
-        with answer_rows(output, exam.name) as rows, jax.set_mesh(opened.mesh):
+        rows = kept.enter_context(answer_rows(output, exam.name))
+        with jax.set_mesh(opened.mesh):
             asked = open_exam(opened, exam)
             asked.draw(load_params, rows, made_with)
         write_settings(output, asked, policy)
-    if not is_main():
-        return {}
-    return judge_again([exam.released for exam in exams], output, exams[0].options.reward_workers, judge_model)
 
 
 @contextmanager
 def answer_rows(folder: Path, name: str) -> Iterator[PartialRows | None]:
-    """The file of a benchmark's answers, written when the block ends without an exception; None on other hosts than the
-    main one."""
+    """The rows of a benchmark's answers; None on other hosts than the main one. See `partial_rows`."""
     if not is_main():
         yield None
         return
     with partial_rows(folder / ANSWERS.format(name)) as rows:
         yield rows
-        rows.publish()
 
 
 def write_settings(folder: Path, asked: OpenedExam, policy: Mapping[str, Any]) -> None:

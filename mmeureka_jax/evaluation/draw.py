@@ -64,8 +64,8 @@ class OpenedExam:
         bars: bool = True,
         leave: bool = True,
     ) -> None:
-        """Adds the answers that are not there yet, and a row with the reason for each problem that cannot be asked. All
-        hosts call it together, under `jax.set_mesh` of the policy's mesh.
+        """Adds the answers that are not there yet, and a row with the reason for each problem that cannot be asked, and
+        writes the file. All hosts call it together, under `jax.set_mesh` of the policy's mesh.
 
         Args:
             rows: those of the main host; None on the others.
@@ -94,6 +94,7 @@ class OpenedExam:
         for row in rejected[max(done - count, 0) :]:
             nothing = {"response": "", "length": 0, "finish_reason": "not asked", "reason": row.reason}
             rows.add(*({"id": row.id, "sample": number, **nothing} for number in range(n)))
+        rows.publish()
 
     def _drawn(self, params: Params, done: int, bar: Bar) -> Iterator[Rows]:
         """The rows of all hosts' problems after the first `done`, in the release's order."""

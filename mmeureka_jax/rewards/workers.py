@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
-from mmeureka_jax.config.schema import RewardConfig
+from mmeureka_jax.config.schema import AccuracyRule, RewardConfig
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.process.console import say
 from mmeureka_jax.rewards import base, custom, upstream
@@ -135,12 +135,11 @@ class RewardWorkers:
         return {"kind": "rule", "rule": rule, "arguments": RULES[rule].arguments(request) | self._settings[rule]}
 
     def _accuracy_job(self, request: RewardRequest) -> dict[str, Any]:
-        rule = self.config.accuracy
-        if rule == "instruct" or rule == "boxed" or rule == "steps":
-            text: str | None = answer_text(request.response, rule)
-        else:
-            text = upstream.extract(request.response, upstream.FORMS[rule])
-        return {"kind": "accuracy", "text": text, "answer": request.answer}
+        return {
+            "kind": "accuracy",
+            "text": judged_text(request.response, self.config.accuracy),
+            "answer": request.answer,
+        }
 
     def check_golds(self, answers: Sequence[str]) -> list[str | None]:
         """Why the accuracy rule cannot compare with each gold answer, as a phrase that follows "the gold answer"; None
@@ -350,6 +349,13 @@ class RewardWorkers:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def judged_text(response: str, rule: AccuracyRule) -> str | None:
+    """The text of a response that an accuracy rule compares with the gold answer; None or "" without one."""
+    if rule == "instruct" or rule == "boxed" or rule == "steps":
+        return answer_text(response, rule)
+    return upstream.extract(response, upstream.FORMS[rule])
 
 
 def _custom_job(request: RewardRequest) -> dict[str, Any]:
