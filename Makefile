@@ -1,4 +1,5 @@
 # make demo    imitate, then train by reinforcement learning, a small policy on the built-in picture problems
+# make prm-demo   a policy that writes steps, tree search, a process reward model, and the best of its answers
 # make test    every test            make lint / format / types    ruff, ruff, mypy
 # make reference    the pages of docs/reference, from the code
 #
@@ -19,13 +20,16 @@ PIP_FLAGS ?=
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test lint format types reference clean
+.PHONY: help demo prm-demo test lint format types reference clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed
 	$(BIN)/mmeureka demo
+
+prm-demo: $(VENV)/.installed
+	$(BIN)/mmeureka prm demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)

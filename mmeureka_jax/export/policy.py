@@ -98,6 +98,12 @@ def export_run(
     return exported.step
 
 
+def export_once(run_dir: Path, output: Path) -> None:
+    """Exports a finished run, unless that is done; an export is there as a whole or not at all."""
+    if not (output / PROVENANCE_FILE).exists():
+        export_run(run_dir, output)
+
+
 def _read_run(run_dir: Path) -> dict[str, Any]:
     """The metadata of a run. Raises a UserError if the folder is not that of one."""
     metadata = read_metadata(run_dir) if run_dir.is_dir() else None

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.config.load import load_config
-from mmeureka_jax.export.policy import export_run
+from mmeureka_jax.export.policy import export_once
 from mmeureka_jax.process.console import say
 from mmeureka_jax.process.cpu import split_cpu
 from mmeureka_jax.report.page import write_report
-from mmeureka_jax.runs.provenance import PROVENANCE_FILE
 from mmeureka_jax.runs.tracking import TENSORBOARD_FOLDER, read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -54,11 +53,11 @@ def demo(output: Path, overrides: Sequence[str] = (), *, started: float | None =
         open_problems(spec)  # draws the pictures of the built-in problems, the first time
 
     say(f"1 of 2: imitation of worked solutions, {sft.steps} steps of {sft.sft.problems_per_step}")
-    _export_once(fine_tune(sft), imitated)
+    export_once(fine_tune(sft), imitated)
     responses = f"{rl.rl.prompts_per_rollout} x {rl.rl.group_size}"
     say(f"2 of 2: reinforcement learning ({rl.rl.loss}), {rl.steps} steps of {responses} responses")
     run_dir = train(rl)
-    _export_once(run_dir, trained)
+    export_once(run_dir, trained)
     report = write_report(run_dir)
 
     validated = [row["validation/accuracy"] for row in read_metrics(run_dir) if "validation/accuracy" in row]
@@ -70,9 +69,3 @@ def demo(output: Path, overrides: Sequence[str] = (), *, started: float | None =
         "tensorboard": str(run_dir / TENSORBOARD_FOLDER),
         "export": str(trained),
     }
-
-
-def _export_once(run_dir: Path, output: Path) -> None:
-    """Exports a finished run, unless that is done; an export is there as a whole or not at all."""
-    if not (output / PROVENANCE_FILE).exists():
-        export_run(run_dir, output)
