@@ -62,6 +62,8 @@ def _check_prm(config: Config) -> list[str]:
         problems.append(
             f"prm.micro_batches ({prm.micro_batches}) must divide prm.paths_per_step ({prm.paths_per_step})"
         )
+    if prm.answers is not None and (prm.validation is None or config.tracking.validate_every == 0):
+        problems.append("prm.answers is looked at in validation: set prm.validation and tracking.validate_every too")
     if config.data.difficulty is not None:
         problems.append("data.difficulty is of policies; a process reward model learns all labels: set it to null")
     if config.tracking.benchmarks is not None:

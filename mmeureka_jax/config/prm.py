@@ -39,6 +39,9 @@ class PRMConfig:
     # labelled processes to validate on, every tracking.validate_every steps; their problems are those of
     # data.validation, or of data.train where that is null; null: no validation
     validation: str | None = None
+    # a folder of `mmeureka eval --data SPEC --n N`: validation (prm.validation is needed too) then also says how often
+    # the best of the N answers is right, by each aggregator; null: it does not
+    answers: str | None = None
     hard_labels: bool = False  # a label above 0 counts as 1
     paths_per_step: Annotated[int, POSITIVE, COUNT] = 64  # processes of one optimiser step, over all hosts
     # parts that a step is computed in; must divide prm.paths_per_step. Empty rows fill up what the mesh does not divide

@@ -24,6 +24,7 @@ from mmeureka_jax.process.console import progress
 from mmeureka_jax.runs.provenance import read_provenance
 
 if TYPE_CHECKING:
+    from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.record import Problem
 
 SCORES = "{}.scores.jsonl"
@@ -48,7 +49,7 @@ class ScoredAnswers:
 
 
 @dataclass
-class _Problem:
+class AnswersToScore:
     """The answers to a problem, as the model reads them.
 
     Attributes:
@@ -129,7 +130,7 @@ class AnswerScorer:
 
     def _rows(self, drawn: DrawnAnswers, own: range, on_scored: Callable[[int], object]) -> Iterator[dict[str, Any]]:
         """The rows of the answers to some problems."""
-        problems = [self._read(drawn, place) for place in own]
+        problems = [read_answers(self._scorer.processor, self._context, drawn, place) for place in own]
         processes = [
             Processes(problem.prompt, list(problem.tokens.values()))
             for problem in problems
@@ -148,32 +149,37 @@ class AnswerScorer:
     def _loaded(self) -> Scorer:
         return replace(self._scorer, params=self._opened.load_params("the process reward model"))
 
-    def _read(self, drawn: DrawnAnswers, place: int) -> _Problem:
-        read = _Problem()
-        steps = {sample: own for sample, text in enumerate(drawn.responses[place]) if (own := steps_of(text))}
-        if not steps:
-            return read
-        processor = self._scorer.processor
-        read.prompt = process_problem(drawn.problem(drawn.ids[place]))
-        try:
-            prompt, _ = processor.measure(read.prompt)
-        except UserError as error:
-            read.reasons = dict.fromkeys(steps, str(error))
-            return read
-        for sample, own in steps.items():
-            try:
-                tokens = tokens_of_steps(processor, own)
-            except UserError as error:
-                read.reasons[sample] = str(error)
-                continue
-            if prompt + len(tokens) <= self._context:
-                read.tokens[sample] = tokens
-            else:
-                read.reasons[sample] = (
-                    f"problem and steps have {prompt + len(tokens):,} tokens, over the model's context of "
-                    f"{self._context:,}"
-                )
+
+def read_answers(processor: Processor, context: int, drawn: DrawnAnswers, place: int) -> AnswersToScore:
+    """The answers to a problem.
+
+    Args:
+        context: the most tokens of a prompt with an answer's steps.
+        place: of the problem.
+    """
+    read = AnswersToScore()
+    steps = {sample: own for sample, text in enumerate(drawn.responses[place]) if (own := steps_of(text))}
+    if not steps:
         return read
+    read.prompt = process_problem(drawn.problem(drawn.ids[place]))
+    try:
+        prompt, _ = processor.measure(read.prompt)
+    except UserError as error:
+        read.reasons = dict.fromkeys(steps, str(error))
+        return read
+    for sample, own in steps.items():
+        try:
+            tokens = tokens_of_steps(processor, own)
+        except UserError as error:
+            read.reasons[sample] = str(error)
+            continue
+        if prompt + len(tokens) <= context:
+            read.tokens[sample] = tokens
+        else:
+            read.reasons[sample] = (
+                f"problem and steps have {prompt + len(tokens):,} tokens, over the model's context of {context:,}"
+            )
+    return read
 
 
 def _scored(drawn: DrawnAnswers, rows: Sequence[Mapping[str, Any]]) -> ScoredAnswers:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.models.policy import Params
+from mmeureka_jax.prm.answer_validation import AnswerValidation, open_answer_validation
 from mmeureka_jax.prm.form import MarkerTokens
 from mmeureka_jax.prm.scorer import Processes, Scorer
 from mmeureka_jax.process.console import say_facts
@@ -31,21 +32,25 @@ class StepValidation:
 
     Attributes:
         labels: of each process.
+        answers: whose choice is measured too, if `prm.answers` names any.
     """
 
     scorer: Scorer
     processes: Sequence[Processes]
     labels: Sequence[Float[np.ndarray, " m"]]
+    answers: AnswerValidation | None = None
 
     @property
     def count(self) -> int:
-        return len(self.processes)
+        """Of rows that are scored."""
+        return len(self.processes) + (self.answers.count if self.answers is not None else 0)
 
     def run(self, params: Params, on_scored: Callable[[int], object]) -> dict[str, float]:
         """The metrics under these parameters."""
         scores = dataclasses.replace(self.scorer, params=params).score_processes(self.processes, on_scored)
         measured = step_metrics(np.concatenate([own[0] for own in scores]), np.concatenate(self.labels))
-        return measured | {"validation/processes": float(self.count)}
+        measured |= {"validation/processes": float(len(self.processes))}
+        return measured if self.answers is None else measured | self.answers.run(params, on_scored)
 
 
 def open_step_validation(config: Config, opened: OpenedPolicy, processor: Processor) -> StepValidation | None:
@@ -76,6 +81,7 @@ def open_step_validation(config: Config, opened: OpenedPolicy, processor: Proces
         scorer,
         [Processes(problem, [tokens]) for problem, (tokens, _) in zip(problems, labelled, strict=True)],
         [labels for _, labels in labelled],
+        open_answer_validation(config, opened, processor, scorer),
     )
 
 

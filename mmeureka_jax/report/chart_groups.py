@@ -83,6 +83,24 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                 Panel("%", {"validation/auroc": "area under the ROC curve"}, "points", 100, whole=True),
             ),
         ),
+        Chart(
+            "Choice among several answers",
+            (
+                Panel(
+                    "% of problems",
+                    {
+                        "validation/best_of_n/mean_odds": "best by mean odds",
+                        "validation/best_of_n/mean": "best by mean",
+                        "validation/best_of_n/last": "best by last step",
+                        "validation/majority_vote": "majority vote",
+                        "validation/random_choice": "random choice",
+                    },
+                    "points",
+                    100,
+                    whole=True,
+                ),
+            ),
+        ),
         Chart("Imitation loss", (Panel("nats per token", {"sft/loss": "loss"}),)),
         Chart(
             "Online filter",

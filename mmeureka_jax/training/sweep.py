@@ -4,7 +4,8 @@ and a comparison of them.
     config: ../demo_rl.yaml              # what every run starts from; this path and that of `imitation` are relative
                                          # to this file
     folder: runs/ablations/losses        # FOLDER/KIND/seedN are the runs, FOLDER/comparison.html what came of them
-    imitation: ../demo_sft.yaml          # optional: a supervised run whose export all runs start from
+    command: train                       # optional: train, sft or prm train
+    imitation: ../demo_sft.yaml          # optional, of train: a supervised run whose export all runs start from
     overrides: {steps: 60}               # for every run
     variants:                            # kinds of run by name ...
       grpo: {rl.advantage: grpo, rl.loss: ppo_clip}
@@ -35,6 +36,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mmeureka_jax.config.checks import Command
 from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import overlaid
 from mmeureka_jax.config.schema import Config
@@ -55,9 +57,10 @@ CONFIG_FILE = "run.yaml"
 LOG_FILE = "log.txt"
 STOPPED_FILE = "stopped.json"
 IMITATION_FOLDER = "imitation"
+_COMMANDS: Mapping[str, Command] = {"train": "train", "sft": "sft", "prm train": "prm"}  # and what is checked for them
 _MAX_KINDS = 1000  # kinds of run
 _MAX_NAME = 200  # bytes of a folder's name
-_KEYS = ("config", "folder", "imitation", "overrides", "variants", "grid", "seeds", "metrics", "summary")
+_KEYS = ("config", "folder", "command", "imitation", "overrides", "variants", "grid", "seeds", "metrics", "summary")
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,14 @@ class Sweep:
     """A sweep file, read and expanded.
 
     Attributes:
+        command: that makes a run.
         imitation: the config of the supervised run that all members start from.
         metrics, summary: see `comparison.write_comparison`.
     """
 
     name: str
     folder: Path
+    command: str
     members: tuple[Member, ...]
     imitation: Config | None
     metrics: tuple[str, ...]
@@ -117,6 +122,10 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     for text in summary:
         comparison.parse_summary(text)
 
+    command = _get(path, tree, "command", str, "train")
+    if command not in _COMMANDS or (command != "train" and "imitation" in tree):
+        known = ", ".join(_COMMANDS)
+        raise UserError(f"{path}: command must be one of {known}, with an imitation train; got {shown(command)}")
     shared: dict[str, Any] = _settings(path, "overrides", _get(path, tree, "overrides", dict, {}))
     _settings(path, "the command line", {text.partition("=")[0].strip(): None for text in overrides})
     imitation = None
@@ -138,11 +147,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             if config.stages:
                 raise UserError(f"{path}: {kind} has stages, which a sweep cannot compare; take them out")
             try:
-                validate_config(config)
+                validate_config(config, command=_COMMANDS[command])
             except UserError as error:
                 raise UserError(f"{path}: {kind}: {error}") from None
             members.append(Member(kind, seed, settings, config))
-    return Sweep(path.stem, folder, tuple(members), imitation, metrics, summary)
+    return Sweep(path.stem, folder, command, tuple(members), imitation, metrics, summary)
 
 
 def _get(path: Path, tree: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
@@ -271,7 +280,7 @@ def run_sweep(sweep: Sweep, *, only: int | None = None, retry: bool = False, sho
                 (member.folder / STOPPED_FILE).unlink(missing_ok=True)
             if not is_over(state(member)):
                 try:
-                    stopped = processes.run("train", member.config)
+                    stopped = processes.run(sweep.command, member.config)
                 except Crashed as error:
                     crashed.append(str(error))
                 else:
@@ -379,7 +388,7 @@ class _Processes:
             self._running = True
             try:
                 self._current = subprocess.Popen(
-                    [sys.executable, "-m", "mmeureka_jax.cli", command, str(target), *options],
+                    [sys.executable, "-m", "mmeureka_jax.cli", *command.split(), str(target), *options],
                     stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
                     env=interrupts.environment_of_child(),
                 )  # fmt: skip
