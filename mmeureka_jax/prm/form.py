@@ -109,7 +109,7 @@ def process_tokens(processor: Processor, text: str) -> Int[np.ndarray, " T"]:
 
 
 def tokens_of_steps(processor: Processor, steps: Sequence[str]) -> Int[np.ndarray, " T"]:
-    """The tokens of a process of these steps.
+    """The tokens of a process of these steps; none of one without any.
 
     Raises:
         UserError: a step that is empty, or that has a special token in it, the marker for instance.
@@ -119,4 +119,4 @@ def tokens_of_steps(processor: Processor, steps: Sequence[str]) -> Int[np.ndarra
             raise UserError(f"step {number} is empty; leave it out")
         if MARKER in step:
             raise UserError(f"step {number} contains the marker {MARKER}; remove it")
-    return process_tokens(processor, process_text(steps))
+    return process_tokens(processor, process_text(steps)) if steps else np.zeros(0, np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mmeureka_jax.evaluation.identity import policy_identity
@@ -29,28 +30,24 @@ def score_steps_of_file(model: ModelOptions, prompts: PromptOptions, output: Pat
     with partial_rows(output) as rows:
         opened = model.open("prm score")
         file = read_prompts(opened, prompts, unique_ids=False, prepare=StepsToScore)
-        tokens = MarkerTokens.of(file.processor)
-        scorer = Scorer(opened, file.processor, tokens, {}, prompts.batch_size)
+        scorer = Scorer(opened, file.processor, MarkerTokens.of(file.processor), {}, prompts.batch_size)
         part = _BATCHES * scorer.rows
         made_with = {"command": "prm score", **policy_identity(opened), **file.identity}
         done = rows.resume(made_with, [problem.id for problem in file.problems], per_batch=part)
         left = file.problems[done:]
         if left:
-            scorer = Scorer(opened, file.processor, tokens, opened.load_params(), prompts.batch_size)
+            scorer = dataclasses.replace(scorer, params=opened.load_params())
         with progress(len(file.problems), "score", unit="row", initial=done) as bar:
             for start in range(0, len(left), part):
                 own = left[start : start + part]
                 processes = [
-                    Processes(problem, [tokens_of_steps(file.processor, problem.metadata["steps"])])
-                    if problem.metadata["steps"]
-                    else Processes(problem, [])
-                    for problem in own
+                    Processes(problem, [tokens_of_steps(file.processor, problem.metadata["steps"])]) for problem in own
                 ]
                 scores = scorer.score_processes(processes, bar.update)
                 rows.add(
                     *(
-                        {"id": problem.id, "scores": floats(of_row[0], "scores") if of_row else []}
-                        for problem, of_row in zip(own, scores, strict=True)
+                        {"id": problem.id, "scores": floats(of_row, "scores")}
+                        for problem, (of_row,) in zip(own, scores, strict=True)
                     )
                 )
         rows.publish()

@@ -72,33 +72,32 @@ def ours(marked, width):
 
 
 @pytest.mark.slow
-def test_loss_and_gradients_are_those_of_torch_s_cross_entropy(marked):
+@pytest.mark.parametrize(("tied", "width"), [(False, None), (True, 48)], ids=["padded", "tied, one after another"])
+def test_loss_and_gradients_are_those_of_torch_s_cross_entropy(tied, width, tmp_path):
+    marked = Marked(tmp_path / "model", tied=tied, layers=2, depth=2)
     logits = []
     targets = []
     for problem, own in zip((PICTURED, TEXT), LABELLED, strict=True):
         for text, values in own:
             logits.append(marked.torch_choices(process_problem(problem), process_tokens(marked.processor, text)))
             targets += [[label, 1 - label] for label in values]
-    marked.torch.zero_grad()
     chosen = torch.cat(logits)
     expected = torch.nn.functional.cross_entropy(chosen, torch.tensor(targets))
     expected.backward()
     p = torch.softmax(chosen.double(), -1)[:, 0].detach().numpy()
     labels = np.asarray(targets)[:, 0]
     closed = -np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p))
-    for width in (None, 48):  # padded, and one process after another
-        loss, measured, gradients = ours(marked, width)
-        assert float(loss) == pytest.approx(expected.item(), rel=2e-4) == pytest.approx(closed, rel=2e-4)
-        assert measured.tokens["tokens"] == len(labels)
-        assert measured.tokens["prm/accuracy"] == np.sum((p >= 0.5) == (labels >= 0.5))
-        theirs = marked.torch_gradients()
-        for (path, mine), of_torch in zip(
-            jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(theirs), strict=True
-        ):
-            name = jax.tree_util.keystr(path)
-            distance = np.linalg.norm(mine - of_torch)
-            vanishing = name.endswith("['k_proj']['bias']")  # softmax takes no notice of it
-            assert distance <= 2e-4 * np.linalg.norm(of_torch) or (vanishing and distance < 1e-5), name
+
+    loss, measured, gradients = ours(marked, width)
+    assert float(loss) == pytest.approx(expected.item(), rel=2e-4) == pytest.approx(closed, rel=2e-4)
+    assert measured.tokens["tokens"] == len(labels)
+    assert measured.tokens["prm/accuracy"] == np.sum((p >= 0.5) == (labels >= 0.5))
+    theirs = jax.tree.leaves(marked.torch_gradients())
+    for (path, mine), of_torch in zip(jax.tree_util.tree_leaves_with_path(gradients), theirs, strict=True):
+        name = jax.tree_util.keystr(path)
+        distance = np.linalg.norm(mine - of_torch)
+        vanishing = name.endswith("['k_proj']['bias']")  # softmax takes no notice of it
+        assert distance <= 2e-4 * np.linalg.norm(of_torch) or (vanishing and distance < 1e-5), name
 
 
 @pytest.mark.slow
