@@ -58,6 +58,12 @@ def test_a_file_is_variants_times_the_grid_times_seeds(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"command": "eval"},
+            "mine.yaml: command must be one of train, sft, prm train, with an imitation train; got eval",
+        ),
+        ({"command": "sft", "imitation": "a.yaml"}, "mine.yaml: command must be one of"),
+        ({"command": "prm train"}, "prm.labels is not given"),
         ({"seed": [1]}, "mine.yaml: unknown keys ..seed..; a sweep has config, folder"),
         ({"seeds": [1, 1]}, "mine.yaml: seeds must be different integers"),
         ({"seeds": 1}, "mine.yaml: seeds must be a list; got 1"),

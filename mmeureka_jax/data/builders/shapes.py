@@ -72,6 +72,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         *(_config(kind, (kind,), DIFFICULTIES, 4_000) for kind in KINDS),
         _config("steps-mixed", KINDS, DIFFICULTIES, 16_000, in_steps=True),
         _config("steps-easy", DEMO_KINDS, ("easy",), 16_000, in_steps=True),
+        _config("steps-dots", ("dots",), ("easy",), 16_000, in_steps=True),
     ]
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
