@@ -41,6 +41,7 @@ from mmeureka_jax.setup.policy import OpenedPolicy
 
 N = 4
 PROBLEMS = 20
+CONTEXT = 96  # tokens
 EVIL = "</table><script>alert(1)</script>"
 
 
@@ -132,6 +133,8 @@ def text_models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     write_stepping_checkpoint(folder / "policy")
     write_grown(folder / "policy", folder / "prm")
+    settings = folder / "prm" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"max_position_embeddings": CONTEXT}))
     return folder
 
 
@@ -208,7 +211,7 @@ def test_hostile_answers_score_0_and_are_named(text_models, tmp_path, capsys):
     good = solution(["1", "3"], "4")
     responses = {
         "p": [good, solution(["1<prm>"], "4"), "no steps"],
-        "q": [solution(["<|image_pad|>"], "4"), solution(["3"], "8"), solution(["1"] * 20_000, "4")],
+        "q": [solution(["<|image_pad|>"], "4"), solution(["3"], "8"), solution(["1"] * CONTEXT, "4")],
         "r": ["", "nothing", "<answer> </answer>"],
     }
     arguments = hand_written(tmp_path, responses)
