@@ -58,6 +58,7 @@ LABEL_COMMAND = "tests/prm/test_label_command.py"
 TREE_PAGE = "tests/report/test_tree_page.py"
 AGGREGATORS = "tests/prm/test_aggregators.py"
 BEST = "tests/prm/test_best_of_n.py"
+BEST_FILES = "tests/prm/test_best_of_n_files.py"
 BEST_OF_EVAL = "tests/prm/test_best_of_eval.py"
 
 # fmt: off
@@ -301,9 +302,9 @@ FAULTS = [
     Fault("prm/best_of_n.py", "np.argsort(-scores, axis=1, kind=\"stable\")",
           "np.argsort(scores, axis=1, kind=\"stable\")[:, ::-1]", BEST, "the last of equal scores is chosen"),
     Fault("prm/best_of_n_files.py", "right[counted], stated", "right[: len(counted)], stated[::-1]",
-          f"{BEST_OF_EVAL}::test_figures_are_of_the_problems_that_count", "verdicts and answers are of others"),
+          BEST_FILES, "verdicts and answers are of others"),
     Fault("prm/best_of_n_files.py", "np.flatnonzero(drawn.overall)", "np.arange(len(drawn.ids))",
-          f"{BEST_OF_EVAL}::test_figures_are_of_the_problems_that_count", "problems count that do not count overall"),
+          BEST_FILES, "problems count that do not count overall"),
     Fault("prm/answer_scores.py", "zip(problem.tokens, next(scored), strict=True)",
           "zip(range(len(problem.tokens)), next(scored), strict=True)",
           f"{BEST_OF_EVAL}::test_hostile_answers_score_0_and_are_named",
