@@ -62,6 +62,8 @@ MARKER_LOSS = "tests/prm/test_marker_loss.py"
 GROWTH = "tests/prm/test_growth.py"
 EXAMPLES = "tests/prm/test_examples.py"
 STEP_METRICS = "tests/prm/test_step_metrics.py"
+BEST_FILES = "tests/prm/test_best_of_n_files.py"
+BEST_OF_EVAL = "tests/prm/test_best_of_eval.py"
 
 # fmt: off
 FAULTS = [
@@ -313,6 +315,26 @@ FAULTS = [
           "chances that do not add up to 1"),
     Fault("prm/best_of_n.py", "np.argsort(-scores, axis=1, kind=\"stable\")",
           "np.argsort(scores, axis=1, kind=\"stable\")[:, ::-1]", BEST, "the last of equal scores is chosen"),
+    Fault("prm/best_of_n_files.py", "right[counted], stated", "right[: len(counted)], stated[::-1]",
+          BEST_FILES, "verdicts and answers are of others"),
+    Fault("prm/best_of_n_files.py", "np.flatnonzero(drawn.overall)", "np.arange(len(drawn.ids))",
+          BEST_FILES, "problems count that do not count overall"),
+    Fault("prm/answer_scores.py", "zip(problem.tokens, next(scored), strict=True)",
+          "zip(range(len(problem.tokens)), next(scored), strict=True)",
+          f"{BEST_OF_EVAL}::test_hostile_answers_score_0_and_are_named",
+          "scores belong to the answer before, where one cannot be scored"),
+    Fault("prm/answer_scores.py", "prompt + len(tokens) <= context", "len(tokens) <= context * 99",
+          f"{BEST_OF_EVAL}::test_hostile_answers_score_0_and_are_named", "answers beyond the context are scored"),
+    Fault("prm/answer_scores.py", '"answers": drawn.digest()', '"answers": drawn.name',
+          f"{BEST_OF_EVAL}::test_scores_of_other_answers_are_not_continued", "scores of other answers are kept"),
+    Fault("evaluation/ask.py", "load_params = functools.cache(opened.load_params)",
+          "load_params = kept.params = functools.cache(opened.load_params)",
+          f"{BEST_OF_EVAL}::test_an_evaluation_interrupted_in_its_scoring_draws_nothing_again",
+          "the policy's parameters are there next to those of the process reward model"),
+    Fault("evaluation/ask.py", "        _ask(model, exams, output, kept)\n",
+          "        with ExitStack() as own:\n            _ask(model, exams, output, own)\n",
+          f"{BEST_OF_EVAL}::test_an_evaluation_interrupted_in_its_scoring_draws_nothing_again",
+          "answers are drawn again after an interrupted scoring"),
     # Memory of rollouts.
     Fault("sampling/prefill.py", "*axes_of(x)[1:]), number, 1)", "*axes_of(x)[1:]), 0, 1)", ROLLOUT_MEMORY,
           "parts of the prompts are written to one place"),

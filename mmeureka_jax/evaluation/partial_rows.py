@@ -132,7 +132,8 @@ class PartialRows:
             yield from map(json.loads, file)
 
     def publish(self) -> None:
-        """Writes OUTPUT."""
+        """Writes OUTPUT. The rows are complete: until the block ends, the same command finds all of them."""
+        self.worth_keeping = True
         with atomic_writer(self.output) as write, self._path.open("rb") as file:
             file.seek(self._first)
             while part := file.read(_COPIED_AT_ONCE):

@@ -8,21 +8,20 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from mmeureka_jax.config.schema import ACCURACY_RULES
+from mmeureka_jax.data.problems import Problem, ProblemSource, RowError, open_problems
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.accuracy import RESULTS_FILE, ROWS_FILE
-from mmeureka_jax.evaluation.release import ReleasedRows
+from mmeureka_jax.evaluation.release import ReleasedRows, ReleaseSource
 from mmeureka_jax.files import parse_json, read_json
+from mmeureka_jax.process.console import waiting
 from mmeureka_jax.report.judges import judges_in
 from mmeureka_jax.rewards.workers import judged_text
-
-if TYPE_CHECKING:
-    from mmeureka_jax.data.record import Problem
 
 Row = Mapping[str, Any]
 
@@ -39,7 +38,8 @@ class DrawnAnswers:
         stated: the answer that each states, None where it states nothing, [P][N].
         verdicts: by judge.
         overall: whether a problem counts in the figures.
-        problem: a problem by its id. Raises a UserError for one that cannot be read.
+        source: the problems, and others.
+        places: their rows in it, by id.
         is_part: of a benchmark's release.
     """
 
@@ -50,7 +50,8 @@ class DrawnAnswers:
     stated: Sequence[Sequence[str | None]]
     verdicts: Mapping[str, Bool[np.ndarray, "P N"]]
     overall: Bool[np.ndarray, " P"]
-    problem: Callable[[str], Problem]
+    source: ProblemSource
+    places: Mapping[str, int]
     is_part: bool = False
 
     @property
@@ -62,9 +63,13 @@ class DrawnAnswers:
         """All answers."""
         return len(self.ids) * self.n
 
+    def problem(self, name: str) -> Problem:
+        """A problem by its id. Raises a UserError for one that cannot be read."""
+        return self.source[self.places[name]]
+
     def digest(self) -> str:
-        """Of what a score depends on here: the ids and the responses."""
-        digest = hashlib.sha256()
+        """A hash of the problems, their ids and the responses."""
+        digest = hashlib.sha256(self.source.fingerprint().encode())
         for name, own in zip(self.ids, self.responses, strict=True):
             digest.update(json.dumps([name, *own]).encode())
         return digest.hexdigest()
@@ -78,7 +83,6 @@ def answers_to_benchmark(released: ReleasedRows, folder: Path) -> DrawnAnswers:
     """
     name = released.benchmark.name
     rows = _by_problem(folder / f"{name}.jsonl", "response")
-    by_id = {row.id: row for row in released.rows}
     return _drawn(
         rows,
         "response",
@@ -86,7 +90,8 @@ def answers_to_benchmark(released: ReleasedRows, folder: Path) -> DrawnAnswers:
         lambda row: row["extracted"],
         name=name,
         title=released.benchmark.settings.title,
-        problem=lambda problem: released.problem(by_id[problem]),
+        source=ReleaseSource(released),
+        places={row.id: place for place, row in enumerate(released.rows)},
         is_part=released.is_partial or len(rows) < len(released.rows),
     )
 
@@ -109,11 +114,18 @@ def answers_to_data(
     rule = settings.get("accuracy") if isinstance(settings, dict) else None
     if rule not in ACCURACY_RULES:
         raise UserError(f"{folder / RESULTS_FILE}: no accuracy rule in its settings; ask the problems again")
-    problems = _problems(spec, root, allow_outside_root)
-    for name, own in rows.items():
-        if name not in problems or problems[name].answer != own[0]["answer"]:
-            what = "has another gold answer" if name in problems else "is not there"
-            raise UserError(f"{spec}: problem {name!r} of {file} {what}; give the problems that were asked")
+    source = open_problems(spec, root=root, allow_outside_root=allow_outside_root)
+    places: dict[str, int] = {}
+    with waiting(f"reading {spec}"):
+        for place in range(len(source)):
+            try:
+                problem = source[place]
+            except RowError:  # it was not asked
+                continue
+            if places.setdefault(problem.id, place) == place and problem.id in rows:
+                _check_gold(problem, rows[problem.id][0], spec, file)
+    if missing := next((name for name in rows if name not in places), None):
+        raise UserError(f"{spec}: problem {missing!r} of {file} is not there; give the problems that were asked")
     return _drawn(
         rows,
         "text",
@@ -121,24 +133,16 @@ def answers_to_data(
         lambda row: judged_text(row["text"], rule) or None,
         name=Path(ROWS_FILE).stem,
         title=spec,
-        problem=problems.__getitem__,
+        source=source,
+        places=places,
     )
 
 
-def _problems(spec: str, root: str | None, allow_outside_root: bool) -> dict[str, Problem]:
-    """The problems by id, without the rows that cannot be used: these were not asked."""
-    from mmeureka_jax.data.problems import open_problems
-    from mmeureka_jax.data.record import RowError
-
-    source = open_problems(spec, root=root, allow_outside_root=allow_outside_root)
-    problems: dict[str, Problem] = {}
-    for row in range(len(source)):
-        try:
-            problem = source[row]
-        except RowError:
-            continue
-        problems.setdefault(problem.id, problem)
-    return problems
+def _check_gold(problem: Problem, row: Row, spec: str, file: Path) -> None:
+    if problem.answer != row["answer"]:
+        raise UserError(
+            f"{spec}: problem {problem.id!r} of {file} has another gold answer; give the problems that were asked"
+        )
 
 
 def _drawn(
