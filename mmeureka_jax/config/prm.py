@@ -32,7 +32,8 @@ class PRMConfig:
     """Process rewards. See docs/prm.md."""
 
     search: SearchConfig = field(default_factory=SearchConfig)  # how trees are searched
-    # trees that are searched at a time, over all hosts, each with one state in a sampler call; does not change trees
+    # trees that are searched at a time, over all hosts, each with one state in a sampler call; raised to what the mesh
+    # divides. Does not change trees
     trees: Annotated[int, POSITIVE, COUNT] = 64
     # labelled processes to train on, a file of `mmeureka prm label`; their problems are those of data.train
     labels: str | None = None

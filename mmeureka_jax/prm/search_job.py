@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.sharding import Mesh
 
 from mmeureka_jax.config.reading import to_dict
 from mmeureka_jax.config.schema import Config, RewardConfig
@@ -21,6 +22,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.evaluation.identity import checkpoint_digest
 from mmeureka_jax.files import exclusive
 from mmeureka_jax.hosts import barrier, is_main
+from mmeureka_jax.mesh import batch_divisor
 from mmeureka_jax.models.batch import length_buckets
 from mmeureka_jax.prm.rollouts import Drawn, RolloutDrawer
 from mmeureka_jax.prm.search import RolloutRequest, run_trees
@@ -108,12 +110,21 @@ def make_drawer(
     longest = processor.max_prompt_tokens
     least = max(problems.report.max_tokens, _SHORTEST_BUCKET)
     buckets = sorted({length for length in length_buckets(longest) if length >= least} | {length_buckets(longest)[-1]})
-    sizes = PromptSizes(config.prm.trees, tuple(buckets), data.max_image_windows or problems.report.max_windows)
+    spread = spread_of_states(opened.sampler_mesh, config.prm.trees, rollouts)
+    sizes = PromptSizes(spread.prompts, tuple(buckets), data.max_image_windows or problems.report.max_windows)
     drawn = with_weights_chosen(config.sampler, opened, sizes, rollouts)
     settings = SamplingSettings.of(processor, drawn, rollouts)
     sampler = Sampler(opened.policy, settings, "search", config.seed, longest_prompt=buckets[-1])
-    spread = Spread.of(opened.sampler_mesh, config.prm.trees, rollouts)
     return RolloutDrawer(sampler, spread, opened.load_params(), processor, rewards, sizes)
+
+
+def spread_of_states(mesh: Mesh, trees: int, rollouts: int) -> Spread:
+    """A call for so many states, or for as many more as the mesh divides."""
+    try:
+        return Spread.of(mesh, trees, rollouts)
+    except UserError:
+        divisor = batch_divisor(mesh)
+        return Spread.of(mesh, -(-trees // divisor) * divisor, rollouts)
 
 
 def _made_with(config: Config, opened: OpenedPolicy, problems: CheckedProblems) -> dict[str, Any]:
@@ -154,7 +165,7 @@ def _search(config: Config, draw: RolloutDrawer, problems: CheckedProblems, file
             return draws
 
         search = config.prm.search
-        for tree in run_trees(waiting, draw_many, search, config.prm.trees, files.made_with, files.recorded):
+        for tree in run_trees(waiting, draw_many, search, draw.spread.prompts, files.made_with, files.recorded):
             files.add_tree(tree)
             bar.update(1)
     drawn = draw.drawn
