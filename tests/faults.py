@@ -64,6 +64,8 @@ EXAMPLES = "tests/prm/test_examples.py"
 STEP_METRICS = "tests/prm/test_step_metrics.py"
 BEST_FILES = "tests/prm/test_best_of_n_files.py"
 BEST_OF_EVAL = "tests/prm/test_best_of_eval.py"
+PROCESS_REWARDS = "tests/rl/test_process_rewards.py"
+ROLLOUT_SCORES = "tests/prm/test_rollout_scores.py"
 
 # fmt: off
 FAULTS = [
@@ -335,6 +337,23 @@ FAULTS = [
           "        with ExitStack() as own:\n            _ask(model, exams, output, own)\n",
           f"{BEST_OF_EVAL}::test_an_evaluation_interrupted_in_its_scoring_draws_nothing_again",
           "answers are drawn again after an interrupted scoring"),
+    # Process rewards in reinforcement learning.
+    Fault("rl/advantages.py", "process.weight * returns_to_go(of_steps)", "process.weight * of_steps", PROCESS_REWARDS,
+          "a step's reward is that of its last token alone"),
+    Fault("rl/advantages.py", "_estimated(config, scores[None])[0]", "_estimated(config, np.unique(scores)[None])[0]",
+          PROCESS_REWARDS, "equal scores count once, and steps change places"),
+    Fault("rl/advantages.py", "np.expand_dims(weights, -1) * process_advantages", "process_advantages", PROCESS_REWARDS,
+          "a prompt's weight is not that of its steps"),
+    Fault("rl/advantages.py", "fewest = 2 if known is None or known.compares else 1", "fewest = 1", PROCESS_REWARDS,
+          "a single step is compared with nothing"),
+    Fault("prm/rollout_scores.py", "tokens[: place + 1]", "tokens[:place]", ROLLOUT_SCORES,
+          "a step ends a token too late"),
+    Fault("prm/rollout_scores.py", "and len(set(places)) == len(places)", "", ROLLOUT_SCORES,
+          "of two steps that end in a token one has no score"),
+    Fault("data/loader.py", "self._source[self._rows[order]]", "self._source[order % len(self._source)]",
+          "tests/training/test_process_reward_runs.py", "steps are scored as those of another problem"),
+    Fault("training/sizes.py", "if with_reference else (), process_model)", "if with_reference else (), None)", PLAN,
+          "a process reward model takes no room"),
     # Memory of rollouts.
     Fault("sampling/prefill.py", "*axes_of(x)[1:]), number, 1)", "*axes_of(x)[1:]), 0, 1)", ROLLOUT_MEMORY,
           "parts of the prompts are written to one place"),

@@ -13,6 +13,7 @@ import pytest
 
 from mmeureka_jax.cli import build_parser
 from mmeureka_jax.config.load import load_config
+from mmeureka_jax.config.prm import ProcessRewardConfig
 from mmeureka_jax.config.reading import dotted_keys
 from mmeureka_jax.config.schema import (
     BenchmarksConfig,
@@ -20,6 +21,7 @@ from mmeureka_jax.config.schema import (
     LoraConfig,
     ModelConfig,
     RandomModelConfig,
+    RewardConfig,
     TrackingConfig,
 )
 from mmeureka_jax.rewards.accuracy import accuracy, compare
@@ -84,7 +86,11 @@ def test_documented_default_is_the_default(key: str):
     *sections, name = key.split(".")
     given = functools.reduce(getattr, sections, load_config(None, [f"{key}={documented_defaults()[key]}"]))
     model = ModelConfig(random=RandomModelConfig(), lora=LoraConfig())  # those are null by default
-    whole = Config(model=model, tracking=TrackingConfig(benchmarks=BenchmarksConfig()))
+    whole = Config(
+        model=model,
+        reward=RewardConfig(process=ProcessRewardConfig()),
+        tracking=TrackingConfig(benchmarks=BenchmarksConfig()),
+    )
     default = functools.reduce(getattr, sections, whole if len(sections) > 1 else Config())
     assert getattr(given, name) == getattr(default, name)
 
@@ -119,7 +125,7 @@ def test_no_walk_of_the_architecture_returns_to_a_file():
     text = (ROOT / "docs" / "architecture.md").read_text()
     (section,) = re.findall(r"^## Walks$(.*?)^## ", text, re.M | re.S)
     walks = [re.findall(r"^\d+\. `([\w/]+\.py)` ", walk, re.M) for walk in section.split("\n### ")[1:]]
-    assert len(walks) == 6
+    assert len(walks) == 7
     for walk in walks:
         assert len(walk) > 10
         assert [name for name in walk if not (ROOT / "mmeureka_jax" / name).exists()] == []

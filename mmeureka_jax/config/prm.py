@@ -28,6 +28,17 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class ProcessRewardConfig:
+    """Scores of steps by a process reward model, which join the advantages of `train`. See docs/prm.md."""
+
+    # the model: a folder that `mmeureka export` wrote of a run of `mmeureka prm train`, or a hub id
+    model: str | None = None
+    weight: float = 0.5  # weight of its scores; at 0 they are computed and logged, and do not count
+    # problems that are scored at a time, over all hosts, each with all its responses; bounds memory
+    batch_size: Annotated[int, POSITIVE, COUNT] = 16
+
+
+@dataclass(frozen=True)
 class PRMConfig:
     """Process rewards. See docs/prm.md."""
 

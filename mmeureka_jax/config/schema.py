@@ -21,7 +21,7 @@ from mmeureka_jax.config.limits import (
     AtMost,
     Limit,
 )
-from mmeureka_jax.config.prm import PRMConfig
+from mmeureka_jax.config.prm import PRMConfig, ProcessRewardConfig
 from mmeureka_jax.config.reading import CustomFunction, Overlay, Sections
 
 AccuracyRule = Literal["instruct", "boxed", "steps", "upstream", "upstream_tags", "upstream_boxed"]
@@ -160,6 +160,7 @@ class RewardConfig:
     overlong_weight: float = 1.0  # weight of that penalty
     # further rules of rewards/rules by name, each with its weight and settings, such as {NAME: {weight: 0.5}}
     rules: Sections = field(default_factory=lambda: Sections({}), hash=False)
+    process: ProcessRewardConfig | None = None  # scores of the steps of responses; null: none
     workers: Annotated[int, POSITIVE, PROCESSES] = 2  # processes per host that score responses
     # seconds for one response in the accuracy rule, and in your own; a rule that takes longer gives 0, counts as
     # failed, and its worker is replaced

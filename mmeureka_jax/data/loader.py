@@ -122,7 +122,9 @@ class ProblemLoader:
         rows = grain.MapDataset.source(list(order.indices)).seed(order.seed % 2**32)
         if order.shuffle:
             rows = rows.shuffle()
-        self._stream = rows.repeat().map_with_index(_Load(source, processor))
+        self._source = source
+        self._rows = rows.repeat()
+        self._stream = self._rows.map_with_index(_Load(source, processor))
         self._next_position = 0
         self._iterator: grain.DatasetIterator | None = None
 
@@ -135,6 +137,10 @@ class ProblemLoader:
         batch = [next(self._iterator) for _ in range(self._batch_size)]
         self._next_position += self._batch_size * self._host_count
         return batch
+
+    def problem_at(self, order: int) -> Problem:
+        """The problem at a position of the stream, of whichever host."""
+        return self._source[self._rows[order]]
 
     def _dataset(self) -> grain.IterDataset:
         rows = self._stream[self._next_position + self._host_index :: self._host_count]

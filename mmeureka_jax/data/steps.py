@@ -18,13 +18,18 @@ def steps_of(response: str) -> tuple[str, ...]:
     What is outside of the tags is left out, and so is all that follows the first answer, a block that does not end, and
     an empty one. A response that was cut before its answer has its whole steps only.
     """
-    found: list[str] = []
+    return tuple(text for text, _ in placed_steps(response))
+
+
+def placed_steps(response: str) -> list[tuple[str, int]]:
+    """The steps as `steps_of` has them, each with the place in the response where its closing tag ends."""
+    found: list[tuple[str, int]] = []
     for block in blocks(response):
-        if block.ends and block.text.strip():
-            found.append(block.text.strip())
+        if block.end is not None and block.text.strip():
+            found.append((block.text.strip(), block.end))
         if block.kind == "answer":
             break
-    return tuple(found)
+    return found
 
 
 def has_answer(response: str) -> bool:

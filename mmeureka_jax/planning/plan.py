@@ -78,7 +78,11 @@ def make_plan(
     with jax.set_mesh(mesh):
         programs = run.programs().all
     chosen = largest(programs) if which == "largest" else programs
-    always = always_there(run.learner, with_reference=run.recipe.with_reference)
+    always = always_there(
+        run.learner,
+        with_reference=run.recipe.with_reference,
+        process_model=run.recipe.abstract_process_model(run.opened),
+    )
     with progress(len(chosen), f"compile for {target.name}", unit="program", enabled=not quiet) as bar:
         planned = compile_programs(chosen, mesh, always, target.memory_bytes, bar.update)
     texts = {

@@ -22,6 +22,7 @@ from mmeureka_jax.setup.released_models import RELEASED_MODELS, write_released_m
 from mmeureka_jax.training import rl, sft
 from mmeureka_jax.training.job import make_learner
 from mmeureka_jax.training.learner import Learner
+from mmeureka_jax.training.process_rewards import ProcessModel
 from mmeureka_jax.training.programs import RunPrograms, choose_sampling
 from mmeureka_jax.training.recipe import Recipe
 
@@ -80,6 +81,10 @@ def open_run(config: Config, target: Target, folder: Path, command: Command = "t
     """
     checkpoint = shapes_of_model(config.model, folder)
     recipe = _RECIPES[command](config)
+    process = config.reward.process if command == "train" else None
+    if process is not None:
+        shapes = shapes_of_model(ModelConfig(checkpoint=process.model), folder / "process")
+        recipe = replace(recipe, process_model=ProcessModel.of(config, shapes))
     opened = open_policy(checkpoint, config.model, config.mesh, seed=config.seed, devices=list(target.devices))
     recipe.shares(opened)
     windows, assumption = picture_windows(opened.policy.config, config.data)

@@ -46,9 +46,13 @@ class Solutions:
 
 @dataclass(frozen=True)
 class Processes:
-    """A prompt of `process_problem`, and processes that follow it, as tokens."""
+    """A prompt of `process_problem`, and processes that follow it, as tokens.
 
-    prompt: Problem
+    Attributes:
+        prompt: or what makes it, which only those hosts call that read it.
+    """
+
+    prompt: Problem | Callable[[], Problem]
     tokens: Sequence[Tokens]
 
     @property
@@ -129,7 +133,10 @@ class Scorer:
         self, pool: ThreadPoolExecutor, items: Sequence[Processes], batches: Sequence[Sequence[int]]
     ) -> list[Future[Prompt]]:
         """This host's prompts of the first of these batches, if there is one."""
-        return [pool.submit(self.processor, items[batch[i]].prompt) for batch in batches for i in self._own(len(batch))]
+        return [pool.submit(self._prompt, items[batch[i]]) for batch in batches for i in self._own(len(batch))]
+
+    def _prompt(self, item: Processes) -> Prompt:
+        return self.processor(item.prompt() if callable(item.prompt) else item.prompt)
 
     def _batch(
         self, items: Sequence[Processes], prompts: Sequence[Prompt], n: int

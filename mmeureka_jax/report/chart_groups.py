@@ -55,6 +55,13 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
             ),
         ),
         Chart(
+            "Steps of responses",
+            (
+                Panel("%", {"process/score": "score of the process reward model"}, whole=True, scale=100),
+                Panel("steps per response", {"process/steps": "scored steps"}),
+            ),
+        ),
+        Chart(
             "Response length",
             (
                 Panel("tokens", {"response/length": "sampled", "validation/response_length": "validation, greedy"}),
@@ -245,6 +252,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
                     {
                         "time/rollout": "rollout",
                         "time/reward": "reward",
+                        "time/process": "scores of steps",
                         "time/update": "update",
                         "time/validation": "validation",
                         "time/benchmarks": "benchmarks",

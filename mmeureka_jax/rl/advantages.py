@@ -3,7 +3,8 @@
 In three stages, on the host, over all the groups that are trained on together:
 
     1. rewards [P, n] -> one advantage per response: the estimator that `rl.advantage` names, times ADORA's weight
-    2. spread over the response's tokens; a KL penalty in the reward makes what is still to come count at each of them
+    2. spread over the response's tokens; scores of steps and a KL penalty in the reward make what is still to come
+       count at each of them
     3. whitened over all tokens of the batch, where the estimator's source does so
 
 With a critic (`rl.advantage: gae`) the first two are one: `gae` of its values.
@@ -217,6 +218,39 @@ class Outcomes:
         return np.arange(length) < self.lengths[..., None]
 
 
+@dataclass(frozen=True)
+class ProcessRewards:
+    """Rewards of the steps of all the groups that are trained on together, by a process reward model.
+
+    Attributes:
+        scores: of the step that ends at a token; NaN where none does that has a score.
+        weight: what they count in advantages.
+    """
+
+    scores: Float[np.ndarray, "P n T"]
+    weight: float
+
+
+def process_advantages(process: ProcessRewards, config: RLConfig) -> Float[np.ndarray, "P n T"]:
+    """What steps add to the advantage of a token: the weight times the sum over the steps that end there or later of
+    what the estimator makes of the scores of all steps of the group.
+
+    The estimator gets the scores of a group as it gets the rewards of one: [1, steps], response after response. Where
+    it compares, or is the user's own, a single step adds 0.
+
+    Source: DeepSeekMath (arXiv 2402.03300), section 4.1.3, process supervision, where the estimator is `grpo`.
+    """
+    known = ADVANTAGES.get(config.advantage)
+    fewest = 2 if known is None or known.compares else 1
+    ends = ~np.isnan(process.scores)
+    of_steps = np.zeros(process.scores.shape)
+    for group, places in enumerate(ends):
+        scores = np.asarray(process.scores[group][places], np.float64)
+        if len(scores) >= fewest:
+            of_steps[group][places] = _estimated(config, scores[None])[0]
+    return process.weight * returns_to_go(of_steps)
+
+
 def adora_weights(outcomes: Outcomes, reduced: float) -> Float[np.ndarray, "P 1"]:
     """ADORA's weight of each prompt: `reduced` where length does not help, else 1.
 
@@ -254,8 +288,35 @@ def whiten(
     return np.where(mask, (advantages - values.mean()) / np.sqrt(max(values.var(), smallest_variance)), 0.0)
 
 
+def _estimated(config: RLConfig, rewards: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "P n"]:
+    """What the estimator that `rl.advantage` names makes of rewards.
+
+    Raises:
+        UserError: a function of the user's own returns something else than a number for each.
+    """
+    returned = make_estimator(config)(rewards)
+    try:
+        advantages = np.asarray(returned, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"rl.advantage={config.advantage} returned no array of numbers: {brief(error)}") from error
+    if advantages.shape != rewards.shape:
+        raise UserError(
+            f"rl.advantage={config.advantage} returned shape {advantages.shape}; expected {rewards.shape}, "
+            "an advantage for each response"
+        )
+    if config.advantage not in ADVANTAGES and not np.isfinite(advantages).all():
+        raise UserError(
+            f"rl.advantage={config.advantage} returned NaN or infinity; expected a number for each response"
+        )
+    return advantages
+
+
 def compute_advantages(
-    outcomes: Outcomes, config: RLConfig, length: int, kl_penalties: Float[np.ndarray, "P n T"] | None = None
+    outcomes: Outcomes,
+    config: RLConfig,
+    length: int,
+    kl_penalties: Float[np.ndarray, "P n T"] | None = None,
+    process: ProcessRewards | None = None,
 ) -> Float[np.ndarray, "P n T"]:
     """The advantage of every token, 0 after a response's end, in float32.
 
@@ -264,28 +325,17 @@ def compute_advantages(
     Args:
         length: T.
         kl_penalties: what `rl.kl_place: reward` takes off the reward at each token.
+        process: rewards of steps.
     """
     mask = outcomes.mask(length)
-    rewards = np.asarray(outcomes.rewards, np.float64)
-    returned = make_estimator(config)(rewards)
-    try:
-        per_response = np.asarray(returned, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"rl.advantage={config.advantage} returned no array of numbers: {brief(error)}") from error
-    if per_response.shape != rewards.shape:
-        raise UserError(
-            f"rl.advantage={config.advantage} returned shape {per_response.shape}; expected {rewards.shape}, "
-            "an advantage for each response"
-        )
-    if config.advantage not in ADVANTAGES and not np.isfinite(per_response).all():
-        raise UserError(
-            f"rl.advantage={config.advantage} returned NaN or infinity; expected a number for each response"
-        )
-    if config.adora_weight is not None:
-        per_response = per_response * adora_weights(outcomes, config.adora_weight)
+    per_response = _estimated(config, np.asarray(outcomes.rewards, np.float64))
+    weights = 1.0 if config.adora_weight is None else adora_weights(outcomes, config.adora_weight)
+    per_response = per_response * weights
     if kl_penalties is not None:
         per_response = _limited(per_response)
     advantages = np.where(mask, per_response[..., None], 0.0)
+    if process is not None:
+        advantages = np.where(mask, advantages + np.expand_dims(weights, -1) * process_advantages(process, config), 0.0)
     if kl_penalties is not None:
         advantages = np.where(mask, advantages - returns_to_go(np.where(mask, kl_penalties, 0.0)), 0.0)
     return _finished(advantages, mask, config)
@@ -327,11 +377,13 @@ def gae_advantages(
     config: RLConfig,
     values: Float[np.ndarray, "P n T"],
     kl_penalties: Float[np.ndarray, "P n T"] | None = None,
+    process: ProcessRewards | None = None,
 ) -> tuple[Float[np.ndarray, "P n T"], Float[np.ndarray, "P n T"]]:
     """Advantages by `gae`, whitened unless `rl.whiten` is off, and the returns that the critic learns: the advantages
     before that, plus the values. Both are 0 after a response's end, in float32.
 
-    The reward of a response is that of its last token; see `compute_advantages` for the KL penalty.
+    The reward of a response is that of its last token, and the weighted score of a step that of the token in which it
+    ends; see `compute_advantages` for the KL penalty.
     """
     mask = outcomes.mask(values.shape[-1])
     scores = np.asarray(outcomes.rewards, np.float64)
@@ -340,6 +392,8 @@ def gae_advantages(
         scores = _limited(scores)
         rewards = -np.where(mask, kl_penalties, 0.0)
     rewards += np.where(np.arange(values.shape[-1]) == outcomes.lengths[..., None] - 1, scores[..., None], 0.0)
+    if process is not None:
+        rewards += process.weight * np.nan_to_num(process.scores)
     advantages = gae(rewards, values, mask, **chosen_settings(gae, config.critic))
     returns = np.where(mask, advantages + values, 0.0)
     return _finished(advantages, mask, config), returns.astype(np.float32)

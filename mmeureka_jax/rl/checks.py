@@ -36,6 +36,7 @@ def rl_problems(config: Config) -> list[str]:
         *_filter(rl, estimator),
         *_unused_settings(rl),
         *_rollouts(config.sampler, config.reward),
+        *_process(config.reward),
     ]
 
 
@@ -182,3 +183,11 @@ def _rollouts(sampler: SamplerConfig, reward: RewardConfig) -> Iterator[str]:
         )
     if reward.custom is None and reward.custom_weight != 0:
         yield "reward.custom_weight is set but reward.custom is not; give reward.custom=path/to/file.py:function"
+
+
+def _process(reward: RewardConfig) -> Iterator[str]:
+    if reward.process is not None and reward.process.model is None:
+        yield (
+            "reward.process.model is not given; set it to a process reward model, an export of a run of `mmeureka prm "
+            "train`, or reward.process to null"
+        )

@@ -61,6 +61,7 @@ def begin_run(
     resuming: bool,
     mesh: Mesh,
     adapters: str | None = None,
+    process_model: str | None = None,
 ) -> None:
     """Compares the run's metadata with what is about to run, says if the run continues on another mesh, and writes the
     metadata.
@@ -68,6 +69,7 @@ def begin_run(
     Args:
         fingerprint: that of the data.
         adapters: fingerprint of the adapters that the run starts from (`model.lora.adapters`).
+        process_model: fingerprint of the model of `reward.process`.
 
     Raises:
         UserError: the run folder was made by another kind of job, another config or other data, and
@@ -78,7 +80,7 @@ def begin_run(
     if resuming:
         _check_adapters(run_dir, config, adapters)
     if resuming and not config.checkpoint.allow_config_change:
-        _check_settings(config, kind, fingerprint)
+        _check_settings(config, kind, fingerprint, process_model)
     layout = _layout(mesh)
     if is_main():
         before = (read_metadata(run_dir) or {}).get("mesh", layout) if resuming else layout
@@ -93,6 +95,7 @@ def begin_run(
             "packages": package_versions(),
             "data_fingerprint": fingerprint,
             "adapters_fingerprint": adapters,
+            "process_model_fingerprint": process_model,
             "checkpoint": str(Path(checkpoint).resolve()),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
@@ -102,7 +105,7 @@ def begin_run(
         save_config(config, run_dir / "config.yaml")
 
 
-def _check_settings(config: Config, kind: str, fingerprint: str) -> None:
+def _check_settings(config: Config, kind: str, fingerprint: str, process_model: str | None) -> None:
     """Raises a UserError if the run in the folder was made in another way; the message lists the differences."""
     run_dir = Path(config.run_dir)
     old = read_metadata(run_dir)
@@ -117,6 +120,9 @@ def _check_settings(config: Config, kind: str, fingerprint: str) -> None:
     if old["data_fingerprint"] != fingerprint:
         data = config.prm.labels if kind == "prm" else config.data.train
         differences.append(f"contents of {data}: {old['data_fingerprint']} -> {fingerprint}")
+    if config.reward.process is not None and old["process_model_fingerprint"] != process_model:
+        before = old["process_model_fingerprint"] or "none"
+        differences.append(f"contents of {config.reward.process.model}: {before} -> {process_model}")
     if differences:
         raise UserError(
             f"{run_dir} holds a run with other settings:\n  "

@@ -64,6 +64,7 @@ def read_metadata(run_dir: Path) -> dict[str, Any] | None:
     fields: dict[str, tuple[type | tuple[type, ...], Any]] = {
         **dict.fromkeys(("kind", "data_fingerprint", "checkpoint", "devices"), (str, "unknown")),
         "adapters_fingerprint": ((str, type(None)), None),
+        "process_model_fingerprint": ((str, type(None)), None),
         "packages": (dict, {}),
     }
     found = {key: expect(path, metadata, key, kind, default) for key, (kind, default) in fields.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from mmeureka_jax.formats.peft import StoredAdapters, open_adapters
 from mmeureka_jax.hosts import barrier, is_main
 from mmeureka_jax.mesh import make_mesh, sampler_mesh, tree_shardings
 from mmeureka_jax.models.decoder_config import TextConfig
+from mmeureka_jax.models.families import PolicyConfig
 from mmeureka_jax.models.lora import Lora, initial_adapters
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
@@ -71,9 +72,35 @@ class OpenedPolicy:
     def load_base(self, what: str = "the policy") -> Params:
         """The checkpoint's parameters: float32 masters, or under adapters of `lora.base_dtype`."""
         lora = self.policy.lora
-        dtype = jnp.dtype("float32" if lora is None else lora.base_dtype)
+        return self._load("float32" if lora is None else lora.base_dtype, what)
+
+    def load_frozen(self, what: str) -> Params:
+        """The checkpoint's parameters as it computes with them, for a model that is not trained."""
+        return self._load(self.policy.compute_dtype, what)
+
+    def _load(self, dtype: str, what: str) -> Params:
         with waiting(f"loading {what} from {self.checkpoint}"):
-            return load_params(self.checkpoint, self.policy.config, self.shardings(), dtype)
+            return load_params(self.checkpoint, self.policy.config, self.shardings(), jnp.dtype(dtype))
+
+    def abstract_frozen(self) -> Params:
+        """Shapes and shardings of `load_frozen`."""
+        dtype = jnp.dtype(self.policy.compute_dtype)
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=sharding),
+            self.policy.abstract_params(),
+            self.shardings(),
+        )
+
+    def beside(self, checkpoint: Path, config: PolicyConfig) -> OpenedPolicy:
+        """Another model, on the same devices and computed in the same way, without adapters.
+
+        Raises:
+            UserError: the mesh does not divide it.
+        """
+        other = OpenedPolicy(replace(self.policy, config=config, lora=None), self.mesh, checkpoint)
+        _check_heads(config.text, self.mesh)
+        other.shardings()  # raises where the mesh does not divide them
+        return other
 
     def shardings(self) -> Params:
         """How each parameter is spread over the mesh.
@@ -127,12 +154,7 @@ def open_policy(
     """
     sizes = read_config(checkpoint)
     device_mesh = make_mesh(mesh, devices)
-    tensor = device_mesh.shape["tensor"]
-    for name, count in (("query heads", sizes.text.num_heads), ("key/value heads", sizes.text.num_kv_heads)):
-        if count % tensor:
-            raise UserError(
-                f"mesh.tensor = {tensor} does not divide the model's {count} {name}; choose a divisor of {count}"
-            )
+    _check_heads(sizes.text, device_mesh)
     policy = Policy(
         config=sizes,
         compute_dtype=compute_dtype(config, device_mesh),
@@ -144,6 +166,16 @@ def open_policy(
     opened = OpenedPolicy(policy, device_mesh, checkpoint, _open_adapters(config.lora, policy))
     opened.shardings()  # raises where the mesh does not divide them
     return opened
+
+
+def _check_heads(text: TextConfig, mesh: Mesh) -> None:
+    """Raises a UserError if `mesh.tensor` does not divide the heads of a decoder."""
+    tensor = mesh.shape["tensor"]
+    for name, count in (("query heads", text.num_heads), ("key/value heads", text.num_kv_heads)):
+        if count % tensor:
+            raise UserError(
+                f"mesh.tensor = {tensor} does not divide the model's {count} {name}; choose a divisor of {count}"
+            )
 
 
 def lora_of(config: ModelConfig, seed: int) -> Lora | None:

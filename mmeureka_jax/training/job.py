@@ -294,6 +294,7 @@ def _begin_run(
         resuming=resuming,
         mesh=opened.mesh,
         adapters=opened.adapters.fingerprint() if opened.adapters is not None else None,
+        process_model=None if recipe.process_model is None else recipe.process_model.fingerprint,
     )
 
 

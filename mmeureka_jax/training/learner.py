@@ -19,7 +19,7 @@ from mmeureka_jax.mesh import Program, batch_divisor, bytes_of_device, row_share
 from mmeureka_jax.models.batch import GroupBatch, pick_bucket
 from mmeureka_jax.models.policy import Params, Policy
 from mmeureka_jax.process.console import waiting
-from mmeureka_jax.rl.advantages import Outcomes, compute_advantages, gae_advantages
+from mmeureka_jax.rl.advantages import Outcomes, ProcessRewards, compute_advantages, gae_advantages
 from mmeureka_jax.rl.critic import Critic, make_critic
 from mmeureka_jax.rl.groups import (
     Group,
@@ -106,11 +106,15 @@ class Learner:
             shapes, shardings = (split_frozen(tree, policy.frozen(()))[0] for tree in (shapes, shardings))
         return jax.tree.map(_with_sharding, shapes, shardings)
 
-    def resident_bytes(self, *, with_reference: bool) -> int:
-        """What of the train state, and of a reference policy, lies on a device beyond the parameters."""
+    def resident_bytes(self, *, with_reference: bool, process_model: Params | None = None) -> int:
+        """What of the train state, and of frozen models, lies on a device beyond the parameters.
+
+        Args:
+            process_model: shapes of a process reward model's parameters.
+        """
         state = self.abstract_state()
-        reference = self.abstract_reference() if with_reference else {}
-        return bytes_of_device(state) - bytes_of_device(state.params) + bytes_of_device(reference)
+        frozen = self.abstract_reference() if with_reference else {}, process_model
+        return bytes_of_device(state) - bytes_of_device(state.params) + bytes_of_device(frozen)
 
     def programs(
         self, parts: Mapping[str, MicroBatch], *, with_log_probs: bool, with_reference: bool
@@ -300,11 +304,13 @@ def make_experience(
     state: TrainState,
     groups: Sequence[Group],
     kl_coefficient: float,
+    process: ProcessRewards | None = None,
 ) -> Experience:
     """Log-probabilities and values that the updates need, then advantages, over all the groups at once.
 
     Args:
         state: at the beginning of the step.
+        process: rewards of the groups' steps.
     """
     rl = config.rl
     length = config.sampler.max_new_tokens
@@ -330,9 +336,9 @@ def make_experience(
     values = learner.values(state, config, groups)
     returns = None
     if values is None:
-        advantages = compute_advantages(outcomes, rl, length, penalties)
+        advantages = compute_advantages(outcomes, rl, length, penalties, process)
     else:
-        advantages, returns = gae_advantages(outcomes, rl, values, penalties)
+        advantages, returns = gae_advantages(outcomes, rl, values, penalties, process)
         metrics |= _critic_metrics(values[mask], returns[mask])
     targets = Targets(old, advantages, current, reference, importance, values, returns)
     return Experience(groups, targets, metrics)

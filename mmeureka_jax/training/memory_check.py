@@ -29,8 +29,12 @@ def warn_of_memory(programs: RunPrograms) -> None:
     memory = device_memory(programs.opened.mesh.devices.flat[0])
     if memory is None or not is_main():
         return
-    with_reference = programs.recipe.with_reference
-    always = always_there(programs.learner, with_reference=with_reference)
+    recipe = programs.recipe
+    always = always_there(
+        programs.learner,
+        with_reference=recipe.with_reference,
+        process_model=recipe.abstract_process_model(programs.opened),
+    )
     most, name = max((live_bytes(program, always), program.name) for program in programs.all)
     if most <= _MOST * memory:
         return
@@ -39,7 +43,8 @@ def warn_of_memory(programs: RunPrograms) -> None:
         "%.1f GB, before its temporaries: the run is likely to end for want of memory. `mmeureka plan CONFIG --on "
         "TARGET` compiles it without a device and says what it needs (docs/planning.md)",
         memory / 1e9,
-        " with the reference policy" if with_reference else "",
+        " with the reference policy" * recipe.with_reference
+        + " and the process reward model" * (recipe.process_model is not None),
         device_bytes(always) / 1e9,
         name,
         most / 1e9,

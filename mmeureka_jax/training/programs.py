@@ -43,7 +43,9 @@ def choose_sampling(config: Config, recipe: Recipe, opened: OpenedPolicy, learne
     """`config.sampler` with the way that decoding's weights lie, chosen for the largest batches of rollouts that the
     config allows; of validation in a run without rollouts. Validation does as rollouts do: where their weights hardly
     fit next to everything else, its start needs as much room for them."""
-    resident = learner.resident_bytes(with_reference=recipe.with_reference)
+    resident = learner.resident_bytes(
+        with_reference=recipe.with_reference, process_model=recipe.abstract_process_model(opened)
+    )
     if recipe.kind == "rl":
         sizes = PromptSizes(recipe.prompts_per_batch, config.data.prompt_lengths, 0)
         return with_weights_chosen(config.sampler, opened, sizes, config.rl.group_size, resident)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.mesh import RowShares, row_shares
+from mmeureka_jax.models.policy import Params
 from mmeureka_jax.rl.objective import Minimised
 from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.sampling.spread import Spread
 from mmeureka_jax.setup.policy import OpenedPolicy
+from mmeureka_jax.training.process_rewards import ProcessModel
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.problems import ProblemSource
@@ -38,6 +40,7 @@ class Recipe:
         prepare: makes the checkpoint that training starts from, of that which the config names, if it is another.
         open_source: opens what is trained on, if that is something else than `data.train`, and says what the user calls
             it.
+        process_model: scores the steps of responses, and is kept on the devices all the time.
     """
 
     kind: Literal["rl", "sft", "prm"]
@@ -53,6 +56,11 @@ class Recipe:
     group_size: int = 1
     prepare: Callable[[Path, Path], Path] | None = None
     open_source: Callable[[Config], tuple[str, ProblemSource]] | None = None
+    process_model: ProcessModel | None = None
+
+    def abstract_process_model(self, opened: OpenedPolicy) -> Params | None:
+        """Shapes and shardings of a process reward model's parameters, beside the policy's; None without one."""
+        return None if self.process_model is None else self.process_model.abstract_params(opened)
 
     def shares(self, opened: OpenedPolicy) -> RowShares:
         """Which hosts load which problems.

@@ -26,7 +26,7 @@ from mmeureka_jax.hosts import is_main, raise_together
 from mmeureka_jax.models.batch import GroupBatch
 from mmeureka_jax.process import interrupts
 from mmeureka_jax.process.console import say, waiting
-from mmeureka_jax.rl.advantages import make_estimator, reads_critic
+from mmeureka_jax.rl.advantages import ProcessRewards, make_estimator, reads_critic
 from mmeureka_jax.rl.groups import Group, Targets
 from mmeureka_jax.rl.kl import next_kl_coefficient
 from mmeureka_jax.rl.metrics import Metrics, added_up, computed
@@ -42,6 +42,7 @@ from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.collect import Collected, Collector
 from mmeureka_jax.training.job import due, open_job
 from mmeureka_jax.training.learner import Learner, make_experience, update_batches
+from mmeureka_jax.training.process_rewards import ProcessModel, find_process_model, score_steps
 from mmeureka_jax.training.recipe import Recipe
 from mmeureka_jax.training.watchers import NonFiniteGuard
 
@@ -112,11 +113,14 @@ def export_policy(config: Config) -> None:
 
 def train_stage(config: Config) -> bool:
     """One run of `train`, in its folder. Returns whether SIGTERM came during its last step."""
-    made_of = recipe(config)
-    with open_job(config, made_of) as job:
+    process_model = find_process_model(config)
+    with open_job(config, recipe(config, process_model)) as job:
         run = job.run
         learner = job.learner
         assert job.rewards is not None
+        scorer = None
+        if process_model is not None:
+            scorer = process_model.scorer(job.opened, job.processor, job.loader.problem_at)
         buffer = GroupBuffer(fitting_groups(run.groups, config))
         collector = Collector(
             dataclasses.replace(config, sampler=job.sampling),
@@ -140,11 +144,13 @@ def train_stage(config: Config) -> bool:
                     "sampling", f"{count} of {config.rl.prompts_per_rollout} groups"
                 ),
             )
+            job.steps.phase("scoring steps" if scorer is not None else "updating")
+            process, process_metrics = score_steps(scorer, config, collected.groups)
             job.steps.phase("updating")
-            row = learn(learner, job.guard, config, run, collected.groups)
+            row = learn(learner, job.guard, config, run, collected.groups, process)
             run.step += 1
             run.groups = tuple(buffer.groups)
-            row |= collected.metrics | job.validate_if_due()
+            row |= collected.metrics | process_metrics | job.validate_if_due()
             log_responses(job.tracker, config, run.step, collected)
             job.log(row, describe(row))
             job.save_if_due()
@@ -152,24 +158,30 @@ def train_stage(config: Config) -> bool:
 
 
 def fitting_groups(groups: Sequence[Group], config: Config) -> list[Group]:
-    """The waiting groups of a checkpoint that still fit the configuration, which may have been changed on purpose."""
+    """The waiting groups of a checkpoint that still fit the configuration, which may have been changed on purpose.
+
+    A process reward model needs their problems, by their places in the data, which may then be other data.
+    """
+    other_data = config.reward.process is not None and config.checkpoint.allow_config_change
     fitting = [
         group
         for group in groups
-        if len(group.lengths) == config.rl.group_size
+        if not other_data
+        and len(group.lengths) == config.rl.group_size
         and group.prompt_length <= config.data.max_prompt_tokens
         and max(group.lengths) <= config.sampler.max_new_tokens
     ]
     if len(fitting) < len(groups):
         logger.warning(
-            "%d of %d groups that waited for an update are left out: their group size or length is not that of this "
-            "configuration",
+            "%d of %d groups that waited for an update are left out: %s",
             len(groups) - len(fitting), len(groups),
+            "with checkpoint.allow_config_change the data may have changed, and reward.process needs their problems"
+            if other_data else "their group size or length is not that of this configuration",
         )  # fmt: skip
     return fitting
 
 
-def recipe(config: Config) -> Recipe:
+def recipe(config: Config, process_model: ProcessModel | None = None) -> Recipe:
     rl = config.rl
     if not reads_critic(rl):
         make_estimator(rl)  # a function of the user's own that cannot be used is found here
@@ -184,6 +196,8 @@ def recipe(config: Config) -> Recipe:
         with_reference=rl.kl_coefficient > 0,
         with_critic=rl.critic.kind != "none",
         group_size=rl.group_size,
+        also_check=None if process_model is None else lambda problem, processor: process_model.check(problem),
+        process_model=process_model,
     )
 
 
@@ -193,13 +207,18 @@ def learn(
     config: Config,
     run: RunState,
     groups: Sequence[Group],
+    process: ProcessRewards | None = None,
 ) -> dict[str, float]:
     """All optimiser steps on one rollout batch, which change `run`. Metrics are read once, at the end: nothing waits
-    for the device before."""
+    for the device before.
+
+    Args:
+        process: rewards of the groups' steps.
+    """
     start = time.perf_counter()
     adapted = run.kl_coefficient if config.rl.kl_target is not None else None
     kl_coefficient = config.rl.kl_coefficient if adapted is None else adapted
-    experience = make_experience(learner, config, run.train, groups, kl_coefficient)
+    experience = make_experience(learner, config, run.train, groups, kl_coefficient, process)
     began = time.perf_counter()
     on_device: list[Metrics] = []
 

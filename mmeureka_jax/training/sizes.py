@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from mmeureka_jax.mesh import Program, bytes_of_device
+from mmeureka_jax.models.policy import Params
 from mmeureka_jax.training.learner import Learner
 
 INITIAL_STATE = "initial state"  # the program that makes the train state: there is none before
@@ -23,9 +24,10 @@ def device_bytes(tree: Any) -> int:
     return bytes_of_device(list({id(leaf): leaf for leaf in _arrays(tree)}.values()))
 
 
-def always_there(learner: Learner, *, with_reference: bool) -> Any:
-    """What devices hold during all of a run: the train state, and a reference policy if there is one."""
-    return learner.abstract_state(), learner.abstract_reference() if with_reference else ()
+def always_there(learner: Learner, *, with_reference: bool, process_model: Params | None = None) -> Any:
+    """What devices hold during all of a run: the train state, and frozen models: a reference policy, and a process
+    reward model, of which these are shapes with shardings."""
+    return learner.abstract_state(), (learner.abstract_reference() if with_reference else (), process_model)
 
 
 def held_beside(program: Program, always: Any, kept: Iterable[Any]) -> Any:

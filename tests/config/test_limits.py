@@ -35,6 +35,7 @@ WITHOUT_A_LIMIT = {
     "reward.repetition_weight",
     "reward.custom_weight",
     "reward.overlong_weight",
+    "reward.process.weight",
     "rl.entropy_coefficient",
     "rl.filter.lower",
     "rl.filter.upper",

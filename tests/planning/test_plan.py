@@ -9,19 +9,23 @@ import re
 
 import jax
 import pytest
-from helpers.commands import ONE_LAYER, mmeureka
+from helpers.commands import ONE_LAYER, TINY, mmeureka
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.errors import UserError
+from mmeureka_jax.formats.hugging_face import read_config
+from mmeureka_jax.models.policy import Policy
 from mmeureka_jax.planning import plan as planning
 from mmeureka_jax.planning.arithmetic import Model
 from mmeureka_jax.planning.memory import bytes_in
 from mmeureka_jax.planning.plan import make_plan
+from mmeureka_jax.planning.planned_run import open_run
 from mmeureka_jax.planning.printing import as_json, as_text
 from mmeureka_jax.planning.search import as_overrides, candidates, estimate, search, with_changes
 from mmeureka_jax.planning.step_time import Assumptions, CompiledKind, predict_step
 from mmeureka_jax.planning.targets import open_target
 from mmeureka_jax.setup.chips import chip_named
+from mmeureka_jax.setup.random_models import write_tiny_checkpoint
 from mmeureka_jax.training import memory_check
 from mmeureka_jax.training.sizes import always_there, device_bytes
 
@@ -127,6 +131,21 @@ def test_a_run_warns_of_too_little_memory_before_it_loads(plan, monkeypatch, cap
         memory_check.warn_of_memory(programs)
     (message,) = caplog.messages
     assert "`mmeureka plan CONFIG --on TARGET`" in message and "with the reference policy" in message
+
+
+def test_a_process_reward_model_is_counted(plan, tmp_path):
+    """In the compute dtype, spread over `fsdp`; in what is there, and in what the sampler finds beside it."""
+    write_tiny_checkpoint(tmp_path / "model", TINY)
+    config = load_config("configs/smoke.yaml", [*SMALL, f"reward.process.model={tmp_path / 'model'}"])
+    run = open_run(config, open_target("cpu:4"), tmp_path / "shapes")
+    params = run.recipe.abstract_process_model(run.opened)
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(Policy(read_config(tmp_path / "model")).abstract_params()))
+    assert 4 * count / 2 <= device_bytes(params) < 4 * count
+    counted = always_there(run.learner, with_reference=True, process_model=params)
+    without = always_there(run.learner, with_reference=True)
+    assert device_bytes(counted) - device_bytes(without) == device_bytes(params)
+    resident = [run.learner.resident_bytes(with_reference=True, process_model=x) for x in (params, None)]
+    assert resident[0] - resident[1] == device_bytes(params)
 
 
 @pytest.mark.parametrize(

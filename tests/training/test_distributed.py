@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.commands import ONE_LAYER, environment, free_port
+from helpers.guessing import write_stepping_checkpoint
+
+from mmeureka_jax.prm.growth import write_grown
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 1500  # seconds until a hang is called a hang
@@ -138,6 +141,24 @@ def test_a_process_reward_model_of_two_processes_is_that_of_one(runs):
     together = runs.train("prm_two", 2, *settings, job=("prm", "train"))
     assert [row["step"] for row in together] == [0, 1, 2]
     for mine, expected in zip(together, alone, strict=True):
+        assert mine.keys() == expected.keys()
+        for name, value in without_times(expected).items():
+            np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{expected['step']} {name}")
+
+
+@pytest.mark.slow
+def test_process_rewards_of_two_processes_are_those_of_one(runs):
+    """Each process has read half of the problems, and all of them score all groups."""
+    write_stepping_checkpoint(runs.folder / "policy", family="qwen2_5_vl")
+    write_grown(runs.folder / "policy", runs.folder / "process_model")
+    settings = [
+        "model.random=null", f"model.checkpoint={runs.folder / 'policy'}", "steps=2", "rl.advantage=grpo",
+        f"reward.process.model={runs.folder / 'process_model'}", "reward.process.batch_size=6", "data.validation=null",
+        "sampler.shrink=0", "sampler.max_new_tokens=12",
+    ]  # fmt: skip
+    together = runs.train("scored_two", 2, *settings)
+    assert [row["step"] for row in together] == [1, 2] and all(0 < row["process/score"] < 1 for row in together)
+    for mine, expected in zip(together, runs.train("scored_one", 1, *settings), strict=True):
         assert mine.keys() == expected.keys()
         for name, value in without_times(expected).items():
             np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-6, err_msg=f"{expected['step']} {name}")

@@ -15,12 +15,16 @@ class Block:
     """What is between two tags.
 
     Attributes:
-        ends: it has a closing tag; a block without one is the rest of the text.
+        end: where its closing tag ends; None for a block without one, which is the rest of the text.
     """
 
     kind: Literal["step", "answer"]
     text: str
-    ends: bool = True
+    end: int | None
+
+    @property
+    def ends(self) -> bool:
+        return self.end is not None
 
 
 def blocks(response: str) -> Iterator[Block]:
@@ -30,10 +34,10 @@ def blocks(response: str) -> Iterator[Block]:
         kind: Literal["step", "answer"] = "step" if opening[1] == "step" else "answer"
         close = response.find(f"</{kind}>", opening.end())
         if close < 0:
-            yield Block(kind, response[opening.end() :], ends=False)
+            yield Block(kind, response[opening.end() :], None)
             return
-        yield Block(kind, response[opening.end() : close])
         position = close + len(f"</{kind}>")
+        yield Block(kind, response[opening.end() : close], position)
 
 
 def final_answer(response: str) -> str | None:
