@@ -23,7 +23,7 @@ from mmeureka_jax.process.cpu import split_cpu
 from mmeureka_jax.report.page import write_report
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "mm_prm" / "small"
-ASKED = "tfds:shapes/steps-easy@test[:256]"  # what neither the policy nor the model was trained on
+ASKED = "tfds:shapes/steps-dots@test[:256]"  # what neither the policy nor the model was trained on
 N = 8
 _HELD_OUT = 0.1  # of the searched problems
 _BATCH_SIZE = 64
