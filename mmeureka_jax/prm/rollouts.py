@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from mmeureka_jax.data.steps import begun_solution, has_answer, steps_of
+from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import max_over_hosts, text_of_all
 from mmeureka_jax.models.batch import collate, pick_bucket
 from mmeureka_jax.models.policy import Params
@@ -62,7 +63,7 @@ class RolloutDrawer:
     same requests; each processes and judges a share of them.
 
     A solution has at most as many tokens as the sampler's longest response: a rollout from a state has what the steps
-    so far leave, and from a state without any left each rollout is wrong, and has no steps.
+    so far leave, and from a state without any left each rollout is wrong, and has no steps (see `room_after`).
 
     Attributes:
         processor: takes prompts with all steps so far.
@@ -97,8 +98,7 @@ class RolloutDrawer:
     def _sample(self, requests: Sequence[RolloutRequest]) -> tuple[Samples, list[int]]:
         """Responses to this host's states, and for each state the tokens that a response may have."""
         begun = [begun_solution(request.steps) for request in requests]
-        longest = self.sampler.settings.max_new_tokens
-        left = [longest - len(self.processor.encode_response(text, finished=False)) for text in begun]
+        left = [room_after(self.processor, text, self.sampler.settings.max_new_tokens) for text in begun]
         problems = [_continued(request.problem, text) for request, text in zip(requests, begun, strict=True)]
         with ThreadPoolExecutor(max_workers=4) as pool:
             pairs = zip(problems, left, strict=True)
@@ -162,6 +162,17 @@ class RolloutDrawer:
         self.drawn.tokens += sum(row["tokens"] for row in rollouts)
         self.drawn.with_steps += sum(len(row["steps"]) > 1 for row in rollouts)
         self.drawn.unjudged += sum(row["failed"] for row in rollouts)
+
+
+def room_after(processor: Processor, begun: str, longest: int) -> int:
+    """Tokens that are left for a solution which has begun, of the most that it may have; 0 or less: none.
+
+    There are none either behind a step that spells out a special token: no prompt may hold it.
+    """
+    try:
+        return longest - len(processor.encode_response(begun, finished=False))
+    except UserError:
+        return 0
 
 
 def _continued(problem: Problem, begun: str) -> Problem:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.files import append_whole, atomic_writer, explain_write_errors, parse_json, write_atomic
+from mmeureka_jax.files import append_whole, atomic_writer, explain_write_errors, write_atomic
 from mmeureka_jax.hosts import is_main
 from mmeureka_jax.prm.search import RolloutRequest
 from mmeureka_jax.prm.tree import Rollout, Tree
@@ -177,15 +177,18 @@ class SearchFiles:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file up to the first that was cut short, or is no JSON: a power cut may leave zeros."""
+    """The lines of a file up to the first that was cut short, or is no JSON: a power cut may leave zeros.
+
+    Trees may be nested deeper than `parse_json` allows.
+    """
     if not path.exists():
         return
     with path.open("rb") as lines:
         for line in lines:
             try:
-                if not line.endswith(b"\n") or not isinstance(parse_json(line), dict):
+                if not line.endswith(b"\n") or not isinstance(json.loads(line), dict):
                     return
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             yield line
 

@@ -16,6 +16,7 @@ from mmeureka_jax.errors import UserError
 from mmeureka_jax.prm import search_files
 from mmeureka_jax.prm.search import run_trees
 from mmeureka_jax.prm.search_files import SearchFiles
+from mmeureka_jax.prm.tree import Node, Tree
 
 PROBLEMS = [problem_of(number) for number in range(40)]
 SETTINGS = SearchConfig(rollouts=6, length_scale=20, max_searches=12, max_rollouts=150)
@@ -175,3 +176,14 @@ def test_a_damaged_file_of_trees_is_refused(tmp_path, whole, damage, message):
     with pytest.raises(UserError, match=message):
         SearchFiles(tmp_path, MADE_WITH)
     assert (tmp_path / "trees.jsonl").read_bytes() == damaged  # nothing is lost
+
+
+def test_a_deep_tree_is_kept(tmp_path):
+    node = Node(tuple("s" * 200), 0.5)
+    for depth in range(199, -1, -1):
+        node = Node(tuple("s" * depth), 0.5, children=[node])
+    files = SearchFiles(tmp_path, MADE_WITH)
+    files.add_tree(Tree("deep", "question", "answer", node, MADE_WITH))
+    files.finish(["deep"], {})
+    assert SearchFiles(tmp_path, MADE_WITH).finished == {"deep"}
+    assert len((tmp_path / "trees.jsonl").read_bytes().splitlines()) == 1

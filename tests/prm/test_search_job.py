@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
-from helpers.guessing import write_guessing_checkpoint, write_stepping_checkpoint
+from helpers.guessing import MODEL, write_guessing_checkpoint, write_stepping_checkpoint
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.schema import Config
+from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.prm import search_job
-from mmeureka_jax.prm.rollouts import RolloutDrawer
+from mmeureka_jax.prm.rollouts import RolloutDrawer, room_after
 from mmeureka_jax.prm.search_job import search_trees
 from mmeureka_jax.prm.tree import Tree
 from mmeureka_jax.setup.policy import open_policy
+from mmeureka_jax.setup.random_models import write_tiny_config
 
 OVERRIDES = """
     data.prompt_style=plain data.max_prompt_tokens=64 sampler.max_new_tokens=32 sampler.shrink=0
@@ -139,6 +142,14 @@ def test_a_policy_that_writes_no_steps_is_refused(folder):
     write_guessing_checkpoint(folder / "guessing", family="qwen2")
     with pytest.raises(UserError, match=r"none of the first 18 rollouts of .*guessing has a step: .*=steps"):
         search_trees(config_of(folder, "guessing_run", f"model.checkpoint={folder / 'guessing'}"))
+
+
+def test_no_room_is_left_behind_a_special_token(tmp_path):
+    write_tiny_config(tmp_path, replace(MODEL, family="qwen2"))
+    processor = Processor.from_checkpoint(tmp_path, max_prompt_tokens=9)
+    assert room_after(processor, "", 12) == 12
+    assert room_after(processor, "<step>1</step>\n", 12) == 8
+    assert room_after(processor, "<step>a <|im_start|> b</step>\n", 50) == 0
 
 
 def test_greedy_rollouts_are_refused(folder):
