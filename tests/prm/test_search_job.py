@@ -114,11 +114,10 @@ def test_killed_searches_leave_the_same_trees(folder, trees, monkeypatch):
 @pytest.mark.parametrize(
     ("devices", "overrides"),
     [
-        (1, ["prm.trees=7", "sampler.shrink=0.5"]),
-        (2, ["mesh.fsdp=2"]),
+        (1, ["prm.trees=7"]),
         (2, ["prm.trees=1", "mesh.data=2", "mesh.fsdp=1"]),
     ],
-    ids=["other batch", "two devices", "one tree on two devices"],
+    ids=["other batch", "two devices"],
 )
 def test_neither_batch_nor_mesh_changes_trees(folder, trees, monkeypatch, devices, overrides):
     use_devices(monkeypatch, devices)

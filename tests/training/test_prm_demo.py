@@ -32,18 +32,20 @@ def test_the_demo_goes_from_a_policy_to_the_best_of_its_answers(tmp_path, monkey
     monkeypatch.setattr(sft, "fine_tune", lambda config: Path(config.run_dir))
     monkeypatch.setattr(prm_demo, "ASKED", str(problems))
     monkeypatch.setattr(prm_demo, "_HELD_OUT", 0.3)
+    monkeypatch.setattr(prm_demo, "N", 4)
+    monkeypatch.setattr(prm_demo, "_BATCH_SIZE", 8)
     command = ["prm", "demo", "--output", str(folder), *OVERRIDES, f"data.train={problems}"]
     assert main(command) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result) == {"random", "majority", "pass_at_n", "best_of_n", "n", "seconds", "trees", "prm"}
-    assert 0 < result["random"] < result["pass_at_n"] <= 1 and result["n"] == 8
+    assert 0 < result["random"] < result["pass_at_n"] <= 1 and result["n"] == 4
     assert result["best_of_n"].keys() == {
         "min", "mean", "max", "last", "product", "sum_log_p", "sum_logit", "mean_odds",
     }  # fmt: skip
     trees = [Tree.from_json(line, "") for line in Path(result["trees"]).read_text().splitlines()]
     assert [tree.id for tree in trees] == [row["id"] for row in rows]
     assert (Path(result["prm"]) / "model.safetensors").is_file()
-    assert (folder / "trees" / "trees.html").is_file() and (folder / "best_of_8" / "best_of_n.html").is_file()
+    assert (folder / "trees" / "trees.html").is_file() and (folder / "best_of_4" / "best_of_n.html").is_file()
 
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert main(command) == 0
