@@ -128,22 +128,33 @@ class SearchFiles:
         self._append(self._trees, tree.row())
         self.finished.add(tree.id)
 
-    def finish(self, ids: Sequence[str], facts: Mapping[str, Any]) -> None:
-        """Puts the trees into the order of `ids`, and writes what the search came to.
+    def finish(self, ids: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Puts the trees into the order of `ids`, and writes what the search came to. One tree is in memory at a time.
 
         Args:
             facts: further ones.
+
+        Returns:
+            `summary`; on the other hosts nothing.
         """
         if not is_main():
-            return
-        lines = {json.loads(line)["id"]: line for line in _whole_lines(self._trees)}
-        with atomic_writer(self._trees) as write:
+            return {}
+        places: dict[str, tuple[int, int]] = {}
+        start = 0
+        for line in _whole_lines(self._trees):
+            places[json.loads(line)["id"]] = (start, len(line))
+            start += len(line)
+        with self._trees.open("rb") as lines, atomic_writer(self._trees) as write:
             for name in ids:
-                write(lines[name])
-        content = {**self.summary(), **facts, "made_with": self.made_with, "packages": package_versions()}
+                start, size = places[name]
+                lines.seek(start)
+                write(lines.read(size))
+        summary = self.summary()
+        content = {**summary, **facts, "made_with": self.made_with, "packages": package_versions()}
         write_atomic(self._summary, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
         with explain_write_errors(self._draws):
             self._draws.unlink(missing_ok=True)
+        return summary
 
     def summary(self) -> dict[str, Any]:
         """What the finished trees add up to."""

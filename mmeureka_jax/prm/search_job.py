@@ -53,7 +53,7 @@ def search_trees(config: Config) -> dict[str, Any]:
     All hosts call it together.
 
     Returns:
-        What the search came to, as in RUN/search.json.
+        What the search came to, as in RUN/search.json; on other hosts than the main one nothing.
 
     Raises:
         UserError: anything about the config, the data, the checkpoint or the mesh that cannot work, before the first
@@ -87,10 +87,10 @@ def search_trees(config: Config) -> dict[str, Any]:
         left = len(problems.indices) - len(files.finished)
         if files.finished:
             say_facts({"start": f"{len(files.finished)} of {plural(len(problems.indices), 'tree')} are there already"})
-        if left:
-            processor = dataclasses.replace(processor, max_prompt_tokens=longest)
-            _search(config, make_drawer(config, opened, processor, judges, problems), problems, files)
-        return files.summary()
+        if not left:
+            return files.summary()
+        processor = dataclasses.replace(processor, max_prompt_tokens=longest)
+        return _search(config, make_drawer(config, opened, processor, judges, problems), problems, files)
 
 
 def make_drawer(
@@ -146,14 +146,15 @@ def _made_with(config: Config, opened: OpenedPolicy, problems: CheckedProblems) 
     }
 
 
-def _search(config: Config, draw: RolloutDrawer, problems: CheckedProblems, files: SearchFiles) -> None:
-    """Searches the trees that are not there, and writes what the search came to."""
-    every = [problems.source[row] for row in problems.indices]
-    waiting = [problem for problem in every if problem.id not in files.finished]
+def _search(config: Config, draw: RolloutDrawer, problems: CheckedProblems, files: SearchFiles) -> dict[str, Any]:
+    """Searches the trees that are not there. Writes and returns what the search came to."""
+    ids = [problems.source[row].id for row in problems.indices]
+    left = [row for row, name in zip(problems.indices, ids, strict=True) if name not in files.finished]
+    waiting = (problems.source[row] for row in left)  # with their pictures, they need not fit in memory together
     is_new = files.is_new
     start = time.perf_counter()
     shown = config.tracking.progress and is_main()
-    with progress(len(every), "search", unit="tree", initial=len(every) - len(waiting), enabled=shown) as bar:
+    with progress(len(ids), "search", unit="tree", initial=len(ids) - len(left), enabled=shown) as bar:
 
         def draw_many(requests: Sequence[RolloutRequest]) -> list[list[Rollout]]:
             draws = draw(requests)
@@ -175,7 +176,7 @@ def _search(config: Config, draw: RolloutDrawer, problems: CheckedProblems, file
             "(reward.time_limit)",
             drawn.unjudged, drawn.rollouts,
         )  # fmt: skip
-    files.finish([problem.id for problem in every], {"seconds": round(time.perf_counter() - start, 1)})
+    return files.finish(ids, {"seconds": round(time.perf_counter() - start, 1)})
 
 
 def _without_steps(config: Config, drawn: Drawn) -> str:
