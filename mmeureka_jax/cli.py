@@ -126,7 +126,8 @@ def keep_quiet() -> None:
     def print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt) and interrupts.came():
             interrupts.end_at_once()  # Python has swallowed it, in a destructor or a callback
-        if not is_late(unraisable.exc_value):
+        # After an interrupt, also in its constructor, an object of a library may not have all that its destructor uses.
+        if not (is_late(unraisable.exc_value) or interrupts.came()):
             sys.__unraisablehook__(unraisable)
 
     sys.excepthook = print_exception

@@ -39,6 +39,15 @@ PLACES = {
         del slow
         time.sleep(60)
     """,
+    "in a constructor whose work a destructor uses": """
+        class Half:
+            def __init__(self):
+                ready(); time.sleep(60)
+                self.made = True
+            def __del__(self):
+                self.made
+        Half()
+    """,
     "after a string was executed": """
         exec("ready(); time.sleep(60)", globals())
     """,
