@@ -23,7 +23,7 @@ from mmeureka_jax.process.cpu import split_cpu
 from mmeureka_jax.report.page import write_report
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "mm_prm" / "small"
-ASKED = "tfds:shapes/steps-dots@test[:256]"  # what neither the policy nor the model was trained on
+ASKED = "tfds:shapes/steps-dice@test[:256]"  # what neither the policy nor the model was trained on
 N = 8
 _HELD_OUT = 0.1  # of the searched problems
 _BATCH_SIZE = 64
@@ -65,7 +65,7 @@ def prm_demo(output: Path, overrides: Sequence[str] = (), *, started: float | No
         open_problems(spec)  # draws the pictures of the built-in problems, the first time
 
     steps = f"{imitation.steps} steps of {imitation.sft.problems_per_step}"
-    say(f"1 of 5: a policy imitates solutions in steps, half of which go wrong, {steps}")
+    say(f"1 of 5: a policy imitates solutions in steps, most of them with a careless one, {steps}")
     export_once(fine_tune(imitation), policy)
     say(f"2 of 5: a tree search over its solutions, {search.prm.trees} trees at a time")
     search_trees(search)

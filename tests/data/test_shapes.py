@@ -88,7 +88,7 @@ def test_pictures_vary():
     assert len(set(pictures)) > 0.98 * len(pictures)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LEVELS)
 def test_both_splits_hold_several_scenes_of_every_level(kind: str):
     for level in LEVELS[kind].values():
         rng = np.random.default_rng(0)

@@ -44,17 +44,17 @@ def start_preparing(data_dir: Path, size: int) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("config", ["mixed", "clock", "steps-mixed"])
+@pytest.mark.parametrize("config", ["mixed", "clock", "steps-mixed", "steps-dice"])
 def test_rows_read_back_as_generated(small_configs: None, tmp_path: Path, config: str):
     builder = prepare_shapes(f"shapes/{config}", tmp_path)
     settings = builder.builder_config
     in_steps = config.startswith("steps")
-    for split, size, worse in (("train", 24, 0.5 if in_steps else 0.6), ("test", 8, 0.0)):
+    for split, size, worse in (("train", 24, settings.careless_fraction if in_steps else 0.6), ("test", 8, 0.0)):
         shares = {"careless_fraction": worse} if in_steps else {"hasty_fraction": worse}
         rows = builder.as_data_source(split)
         assert len(rows) == size
         for index in range(size):
-            problem = generate(index, split=split, mixture=settings.mixture, **shares)
+            problem = generate(index, split=split, mixture=settings.mixture, side=settings.side, **shares)
             row = rows[index]
             assert row["image"] == problem.image
             for name in ("id", "question", "answer"):

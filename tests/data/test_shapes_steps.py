@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections import defaultdict
@@ -10,7 +11,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.ndimage import label
 
+from mmeureka_jax.data.shapes.canvas import INKS
 from mmeureka_jax.data.shapes.levels import KINDS, LEVELS
 from mmeureka_jax.data.shapes.problems import CARELESS_FRACTION, ShapeProblem, generate
 from mmeureka_jax.data.shapes.solving import ORDINALS
@@ -108,6 +112,39 @@ def test_a_careless_solution_has_one_wrong_number_and_follows_from_it(many):
         places[problem.kind, problem.difficulty].add(problem.slip)
     assert all(steps >= {1, 2} for steps in places.values()) and len(places) == len(ALL)
     assert places["digits", "hard"] == set(range(1, 9))
+
+
+def test_one_step_of_a_careless_solution_of_dice_is_a_glance():
+    """Its number is one too many, or right now and then; everything else follows from what was written."""
+    problems = [
+        generate(i, split="train", mixture=(("dice", "easy"),), side=56, careless_fraction=0.7) for i in range(400)
+    ]
+    for problem in problems:
+        careless = steps_of(problem.careless)
+        (place,) = [number for number, step in enumerate(careless, 1) if step.startswith("glancing, ")]
+        assert problem.slip in (None, place)
+        assert all("glancing" not in step for step in steps_of(problem.careful))
+        values = {style: [value for *_, value in statements(problem, style)] for style in ("careful", "careless")}
+        wrong = [b - a for a, b in zip(values["careful"], values["careless"], strict=True) if a != b]
+        assert set(wrong) == (set() if problem.slip is None else {1}), problem
+        assert accuracy(problem.careless, problem.answer, "steps") == float(problem.slip is None)
+    assert np.mean([problem.slip is None for problem in problems]) == pytest.approx(0.25, abs=0.06)
+    assert np.mean([problem.style == "careless" for problem in problems]) == pytest.approx(0.7, abs=0.06)
+    assert {problem.slip for problem in problems} == {None, 1, 2, 3, 4}
+
+
+def test_each_die_has_its_dots_within_one_image_token():
+    for index in range(40):
+        problem = generate(index, split="test", mixture=(("dice", "easy"),), side=56, careless_fraction=0.0)
+        picture = np.asarray(Image.open(io.BytesIO(problem.image)).convert("RGB")).astype(int)
+        told = {name: value for name, *_, value in statements(problem, "careful") if name != "total"}
+        seen = {}
+        for top in (0, 28):
+            for left in (0, 28):
+                die = picture[top : top + 28, left : left + 28]
+                dots = {ink: label(np.abs(die - color).sum(-1) < 90)[1] for ink, color in INKS.items()}
+                seen |= {ink: count for ink, count in dots.items() if count}
+        assert seen == told
 
 
 def test_only_the_form_of_the_solutions_is_new(many):

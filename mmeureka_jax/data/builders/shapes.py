@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -47,7 +48,13 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 def _config(
-    name: str, kinds: tuple[str, ...], difficulties: tuple[str, ...], train_size: int, *, in_steps: bool = False
+    name: str,
+    kinds: tuple[str, ...],
+    difficulties: tuple[str, ...],
+    train_size: int,
+    *,
+    in_steps: bool = False,
+    **more: Any,
 ) -> ShapesConfig:
     described = f"{', '.join(kinds)}; {' and '.join(difficulties)}"
     return ShapesConfig(
@@ -56,7 +63,7 @@ def _config(
         mixture=tuple((kind, difficulty) for kind in kinds for difficulty in difficulties),
         train_size=train_size,
         test_size=512,
-        careless_fraction=CARELESS_FRACTION if in_steps else None,
+        **({"careless_fraction": CARELESS_FRACTION if in_steps else None} | more),
     )
 
 
@@ -73,6 +80,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         _config("steps-mixed", KINDS, DIFFICULTIES, 16_000, in_steps=True),
         _config("steps-easy", DEMO_KINDS, ("easy",), 16_000, in_steps=True),
         _config("steps-dots", ("dots",), ("easy",), 16_000, in_steps=True),
+        _config("steps-dice", ("dice",), ("easy",), 16_000, in_steps=True, side=56, careless_fraction=0.7),
     ]
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 

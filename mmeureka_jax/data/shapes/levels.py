@@ -44,4 +44,7 @@ LEVELS: dict[str, dict[str, Level]] = {
     },
 }
 KINDS = tuple(LEVELS)
+
+# For solutions in steps only. `slips`: by how much the number of a careless step is wrong. `lucky`: how often not.
+LEVELS["dice"] = {"easy": {"faces": 6, "slips": (1,), "lucky": 0.25, "inks": 1, "shift": 1}}
 DIFFICULTIES = ("easy", "hard")

@@ -26,7 +26,7 @@ import numpy as np
 from mmeureka_jax.data.shapes.canvas import DEFAULT_SIDE, Canvas
 from mmeureka_jax.data.shapes.levels import DIFFICULTIES, KINDS, LEVELS, Level
 from mmeureka_jax.data.shapes.scenes import SCENES, Scene
-from mmeureka_jax.data.shapes.solving import Solved, careless
+from mmeureka_jax.data.shapes.solving import SLIPS, Solved, careless
 from mmeureka_jax.data.steps import solution
 from mmeureka_jax.errors import UserError
 
@@ -125,7 +125,7 @@ def generate(
         raise UserError(f"shapes: side={side} is not a positive multiple of 28")
     kind, difficulty = mixture[index % len(mixture)]
     if kind not in LEVELS or difficulty not in LEVELS[kind]:
-        raise UserError(f"shapes: no {kind!r} at {difficulty!r}; kinds: {KINDS}, difficulties: {DIFFICULTIES}")
+        raise UserError(f"shapes: no {kind!r} at {difficulty!r}; kinds: {tuple(LEVELS)}, difficulties: {DIFFICULTIES}")
     rng = _generator(seed, split, index)
     level = LEVELS[kind][difficulty]
     scene = _sample_scene(kind, level, split, rng)
@@ -138,9 +138,16 @@ def generate(
     if careless_fraction is not None:
         slips = _generator(seed, split, index, _SLIPS)
         style = "careless" if slips.random() < careless_fraction else "careful"
-        wrong = careless(lambda write: scene.solve(copy.deepcopy(before_question), level, write), slips)
-        solutions = {"careful": _in_steps(solved), "careless": _in_steps(wrong)}
+        wrong = careless(
+            lambda write: scene.solve(copy.deepcopy(before_question), level, write), slips, level.get("slips", SLIPS)
+        )
         slip = 1 + [a == b for a, b in zip(solved.step_texts, wrong.step_texts, strict=True)].index(False)
+        carelessly = _in_steps(wrong)
+        if "lucky" in level:
+            is_lucky = slips.random() < level["lucky"]
+            carelessly = _in_steps(solved if is_lucky else wrong, glance=slip)
+            slip = None if is_lucky else slip
+        solutions = {"careful": _in_steps(solved), "careless": carelessly}
     canvas = Canvas(side, rng, inks=level["inks"], shift=level["shift"])
     scene.draw(canvas)
     return ShapeProblem(
@@ -184,8 +191,13 @@ def _hasty(kind: str, level: Level, split: Split, rng: np.random.Generator) -> s
     return _wrap(HASTY_THOUGHTS[rng.integers(len(HASTY_THOUGHTS))], guess)
 
 
-def _in_steps(solved: Solved) -> str:
-    return solution(solved.step_texts, solved.stated)
+def _in_steps(solved: Solved, glance: int | None = None) -> str:
+    """
+    Args:
+        glance: the step, counted from 1, that says it is none but a glance.
+    """
+    texts = [f"glancing, {text}" if number == glance else text for number, text in enumerate(solved.step_texts, 1)]
+    return solution(texts, solved.stated)
 
 
 def _wrap(thought: str, answer: str) -> str:

@@ -1,7 +1,7 @@
 """The kinds of built-in problem: what a picture shows, how it is drawn, what is asked and how it is read.
 
-One frozen dataclass per kind, with `sample`, `draw` and `solve`. A new kind is a class here, a line in `SCENES` and its
-levels (levels.py).
+One frozen dataclass per kind, with `sample`, `draw` and `solve`. A new kind is a class here or in a file of its own, a
+line in `SCENES` and its levels (levels.py).
 
 Texts are ASCII, in lower case and from a small vocabulary, with no blank before a digit, so that a word-level tokenizer
 spends one token on a word, a mark or a digit.
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmeureka_jax.data.shapes.canvas import BLACK, DEFAULT_SIDE, GREY, INKS, PALE, Canvas
+from mmeureka_jax.data.shapes.dice import Dice
 from mmeureka_jax.data.shapes.levels import Level
 from mmeureka_jax.data.shapes.solving import ORDINALS, Solved, Write, as_it_is, running_total
 
@@ -415,6 +416,7 @@ SCENES: dict[str, type[Scene]] = {
     "fraction": FractionBoard,
     "bars": Bars,
     "digits": Digits,
+    "dice": Dice,
     "clock": Clock,
     "lengths": Lengths,
     "angles": Angles,

@@ -7,7 +7,7 @@ written. So a thought in which one number is wrong continues from its mistake.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
-_SLIPS = (-2, -1, 1, 2)  # by how many units a number is wrong
+SLIPS = (-2, -1, 1, 2)  # by how many units a number is wrong
 
 
 @dataclass(frozen=True)
@@ -45,46 +45,51 @@ def as_it_is(value: int, low: int = 0, high: int | None = None, unit: int = 1) -
 
 
 class _Slip:
-    """The `Write` of a thought whose number `place`, counted from 0, is wrong by one or two units."""
+    """The `Write` of a thought whose number `place`, counted from 0, is wrong by one of `slips` units."""
 
-    def __init__(self, place: int | None, rng: np.random.Generator):
+    def __init__(self, place: int | None, rng: np.random.Generator, slips: Sequence[int]):
         self.place = place
         self.rng = rng
+        self.slips = slips
         self.written = 0
 
     def __call__(self, value: int, low: int = 0, high: int | None = None, unit: int = 1) -> int:
         self.written += 1
         if self.written - 1 != self.place:
             return value
-        near = [value + slip * unit for slip in _SLIPS]
+        near = [value + slip * unit for slip in self.slips]
         near = [one for one in near if one >= low and (high is None or one <= high)]
         return near[self.rng.integers(len(near))] if near else value
 
 
-def careless(solve: Callable[[Write], Solved], rng: np.random.Generator) -> Solved:
+def careless(solve: Callable[[Write], Solved], rng: np.random.Generator, slips: Sequence[int] = SLIPS) -> Solved:
     """A solution with one wrong number, drawn from all of its numbers, which leads to a wrong answer.
 
     Args:
         solve: solves the problem, the same each time but for what the `Write` does.
     """
-    count = _Slip(None, rng)
+    count = _Slip(None, rng, slips)
     right = solve(count)
     while True:
-        solved = solve(_Slip(int(rng.integers(count.written)), rng))
+        solved = solve(_Slip(int(rng.integers(count.written)), rng, slips))
         if solved.answer != right.answer:
             return solved
 
 
-def running_total(things: str, counts: Sequence[int], write: Write, high: int | None = None) -> tuple[str, int]:
+def running_total(
+    things: str, counts: Sequence[int] | Mapping[str, int], write: Write, high: int | None = None
+) -> tuple[str, int]:
     """A thought that reads every count, and after the first one has the total so far; and the last total.
 
     Args:
+        counts: by name; or in order, and then their names are ordinals.
         high: the largest that one count can be.
     """
     steps = [f"reading {things}:"]
     total = 0
-    for i, (ordinal, count) in enumerate(zip(ORDINALS[: len(counts)], counts, strict=True)):
+    named = counts if isinstance(counts, Mapping) else dict(zip(ORDINALS[: len(counts)], counts, strict=True))
+    for i, (name, count) in enumerate(named.items()):
         read = write(count, high=high)
         total = write(total + read) if i else read
-        steps.append(f"{ordinal}={read} total={total}." if i else f"{ordinal}={read}.")
+        steps.append(f"{name}={read} total={total}." if i else f"{name}={read}.")
     return " ".join(steps), total
