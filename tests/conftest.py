@@ -1,8 +1,6 @@
 """Test session set-up: eight fake CPU devices, so that every sharding is a real one, and no accelerator or network."""
 
 import atexit
-import contextlib
-import functools
 import gc
 import os
 import shutil
@@ -94,14 +92,8 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope="module")
 def shared_reward_workers():
-    """The runs of a module that are made in this process have answers scored by the same processes, where each would
-    start its own (3 s of CPU time)."""
-    from mmeureka_jax.data import check
-    from mmeureka_jax.rewards import workers
+    """The runs of a module that are made in this process have answers scored by the same processes."""
+    from helpers.small_runs import same_reward_workers
 
-    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        workers_of_a_run = workers.RewardWorkers
-        started = functools.cache(lambda *given: stack.enter_context(workers_of_a_run(*given)))
-        for module in (check, workers):
-            patch.setattr(module, "RewardWorkers", lambda *given: contextlib.nullcontext(started(*given)))
+    with same_reward_workers():
         yield

@@ -16,12 +16,15 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def planned():
-    """The default mesh axes with tensor parallelism, so that all kinds of sharding are there; bfloat16, as on a TPU."""
+    """The default mesh axes with tensor parallelism, so that all kinds of sharding are there; bfloat16, as on a TPU.
+
+    Of each kind of program there is one size, and of those that decode two, so that one repacks.
+    """
     if importlib.util.find_spec("libtpu") is None:
         pytest.fail("libtpu, the TPU compiler, is not installed; the test extra brings it: pip install -e '.[test]'")
     command = [
         sys.executable, "-m", "tests.helpers.compile_for_tpu", "v5e:2x2", "configs/smoke.yaml", "mesh.tensor=2",
-        "data.max_image_windows=1",
+        "data.max_image_windows=1", "data.validation=null", "rl.packing=0", "sampler.shrink=0.3",
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)

@@ -4,7 +4,8 @@
 
 In the order of the mesh the hosts alternate, as on pods (see mesh.make_mesh). Rewards here are a checksum of the text,
 and of the process that scored it: every process checks that each group, its own and the others', has the prompt of its
-order, the tokens that one device draws, and the rewards of its responses, and that all processes hold the same.
+order, the tokens that one device has drawn (`write_expected`), and the rewards of its responses, and that all processes
+hold the same.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from mmeureka_jax.data.loader import LoadedProblem
 from mmeureka_jax.data.record import Problem
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.hosts import barrier, every_host, raise_together, text_of_all
-from mmeureka_jax.mesh import make_mesh, row_shares
+from mmeureka_jax.mesh import row_shares
 from mmeureka_jax.models.batch import collate
 from mmeureka_jax.rewards.base import RewardResult
 from mmeureka_jax.rl.online_filter import GroupBuffer
 from mmeureka_jax.sampling.answers import PromptSizes, generate_queued
 from mmeureka_jax.sampling.request import Request
-from mmeureka_jax.setup.policy import OpenedPolicy, find_checkpoint, open_policy
+from mmeureka_jax.setup.policy import find_checkpoint, open_policy
 from mmeureka_jax.setup.problems import open_processor
-from mmeureka_jax.training.collect import Collector
+from mmeureka_jax.training.collect import Collector, rollout_sampler
 
 PROMPTS = 12
+EXPECTED = "expected.npz"
 
 
 def problem(order):
@@ -73,13 +75,23 @@ def collected(config, opened, processor, rewards):
     return collector, result.groups
 
 
-def on_one_device(collector, opened, processor):
-    """The tokens of all responses, drawn by this process alone."""
-    alone = OpenedPolicy(opened.policy, make_mesh(MeshConfig(), jax.local_devices()[:1]), opened.checkpoint)
+def load(overrides):
+    sizes = f"rl.prompts_per_rollout={PROMPTS}", f"rl.prompts_per_update={PROMPTS}", "rl.filter.enabled=false"
+    return load_config("configs/smoke.yaml", [*sizes, *overrides])
+
+
+def write_expected(work_dir, *overrides):
+    """Draws all responses on one device, without the other processes, into a file for them."""
+    config = load(overrides)
+    checkpoint = find_checkpoint(config.model, Path(work_dir))
+    alone = open_policy(checkpoint, config.model, MeshConfig(), devices=jax.local_devices()[:1])
+    processor = open_processor(checkpoint, config.data)
     prompts = collate([processor(problem(order)) for order in range(PROMPTS)], 64, 0)
     with jax.set_mesh(alone.mesh):
         request = Request.of([f"{order}/{order}" for order in range(PROMPTS)], prompts, alone.mesh)
-        return collector.sampler.sample(alone.load_params(), request)[0]
+        drawn = rollout_sampler(alone.policy, processor, config).sample(alone.load_params(), request)[0]
+    arrays = {name: np.asarray(getattr(drawn, name)) for name in ("tokens", "lengths", "finished")}
+    np.savez(Path(work_dir) / EXPECTED, **arrays)
 
 
 def check_queue(collector, opened, processor, expected):
@@ -96,16 +108,15 @@ def check_queue(collector, opened, processor, expected):
     barrier("answered")
     assert [one.id for one, _ in answered] == [one.id for one in problems] and sum(counted) == len(problems)
     for order, (_, response) in zip(orders, answered, strict=True):
-        length = int(expected.lengths[order, 0])
-        np.testing.assert_array_equal(response.tokens, expected.tokens[order, 0, :length])
-        assert response.finished == expected.finished[order, 0]
+        length = int(expected["lengths"][order, 0])
+        np.testing.assert_array_equal(response.tokens, expected["tokens"][order, 0, :length])
+        assert response.finished == expected["finished"][order, 0]
     assert text_of_all("é" * jax.process_index()) == ["é" * process for process in range(jax.process_count())]
 
 
 def main(port, process, processes, work_dir, *overrides):
     jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
-    sizes = f"rl.prompts_per_rollout={PROMPTS}", f"rl.prompts_per_update={PROMPTS}", "rl.filter.enabled=false"
-    config = load_config("configs/smoke.yaml", [*sizes, *overrides])
+    config = load(overrides)
     by_host = sorted(jax.devices(), key=lambda device: device.process_index)
     checkpoint = find_checkpoint(config.model, Path(work_dir))
     opened = open_policy(checkpoint, config.model, config.mesh, devices=[by_host[i] for i in (0, 2, 1, 3)])
@@ -124,8 +135,9 @@ def main(port, process, processes, work_dir, *overrides):
     numbers = np.stack([group.rewards for group in groups])
     assert len(np.unique(numbers % 1000)) > 50
     assert (every_host(numbers) == numbers).all()
-    expected = on_one_device(collector, opened, processor)
-    np.testing.assert_array_equal(np.stack([group.responses for group in groups]), expected.tokens)
+    with np.load(Path(work_dir) / EXPECTED) as file:
+        expected = dict(file)
+    np.testing.assert_array_equal(np.stack([group.responses for group in groups]), expected["tokens"])
     check_queue(collector, opened, processor, expected)
 
     raise_together(None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -26,9 +27,7 @@ MODEL = RandomModelConfig(
 def write_guessing_checkpoint(path: Path, digits: str = "1348", family: str = "qwen2_5_vl", layers: int = 2) -> None:
     """Each token of the chain below points to the next: its embedding and the next one's output row share a
     dimension."""
-    full = tuple(range(1, layers, 2)) or (0,)
-    sizes = {"num_layers": layers, "vision_depth": layers, "vision_full_attention_blocks": full}
-    write_tiny_checkpoint(path, replace(MODEL, family=family, **sizes))
+    write_tiny_checkpoint(path, replace(MODEL, family=family, **_sizes(layers)))
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     before = tokenizer.encode("<|im_start|>assistant\n").ids[-1]
     chain = [[before], *[[tokenizer.token_to_id(token) for token in link] for link in (
@@ -44,7 +43,14 @@ def write_guessing_checkpoint(path: Path, digits: str = "1348", family: str = "q
     )
 
 
-def write_stepping_checkpoint(path: Path, steps: str = "13", answers: str = "48", family: str = "qwen2") -> None:
+def write_stepping_checkpoint(
+    path: Path, steps: str = "13", answers: str = "48", family: str = "qwen2", layers: int = 2
+) -> None:
     """A policy that writes any number of steps, each a random digit of `steps`, and then a random one of `answers`."""
-    write_tiny_checkpoint(path, replace(MODEL, family=family))
+    write_tiny_checkpoint(path, replace(MODEL, family=family, **_sizes(layers)))
     plant_table(path, steps_table(steps, answers, length=1, count=1))
+
+
+def _sizes(layers: int) -> dict[str, Any]:
+    full = tuple(range(1, layers, 2)) or (0,)
+    return {"num_layers": layers, "vision_depth": layers, "vision_full_attention_blocks": full}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mmeureka_jax.data import check
+from mmeureka_jax.rewards import workers
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.policy import open_policy
 from mmeureka_jax.training import job
@@ -29,6 +34,19 @@ OVERRIDES = """
 
 def use_devices(monkeypatch, count: int) -> None:
     monkeypatch.setattr(job, "open_policy", functools.partial(open_policy, devices=jax.devices()[:count]))
+
+
+@contextlib.contextmanager
+def same_reward_workers() -> Iterator[None]:
+    """The runs that this process makes in the block have answers scored by the same processes, where each would start
+    its own (3 s of CPU time)."""
+    with contextlib.ExitStack() as stack:
+        workers_of_a_run = workers.RewardWorkers
+        started = functools.cache(lambda *given: stack.enter_context(workers_of_a_run(*given)))
+        for module in (check, workers):
+            shared = mock.patch.object(module, "RewardWorkers", lambda *given: contextlib.nullcontext(started(*given)))
+            stack.enter_context(shared)
+        yield
 
 
 def without_times(run_dir: Path) -> list[dict[str, float]]:
