@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from mmeureka_jax.config.limits import LARGEST, broken_limits, out_of_range
@@ -190,6 +191,11 @@ def check_stored(config: Config) -> None:
         problems += broken_limits(config.model.lora, "model.lora.") + _check_lora(config.model.lora)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def as_run(config: Config, command: Command) -> Config:
+    """The config as a run of the command keeps it. A process reward model has a prompt of its own, without a style."""
+    return replace(config, data=replace(config.data, prompt_style="plain")) if command == "prm" else config
 
 
 def config_problems(config: Config, *, command: Command = "train") -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
+from mmeureka_jax.config.checks import as_run
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
 from mmeureka_jax.mesh import row_shares
@@ -42,7 +42,7 @@ def train_prm(config: Config) -> Path:
             `prm.max_process_tokens`, are left out as other unusable rows are.
     """
     validate_config(config, command="prm")
-    config = replace(config, data=replace(config.data, prompt_style="plain"))
+    config = as_run(config, "prm")
     with open_job(config, recipe(config)) as job:
         _say_epochs(job)
         batches = LabelledBatches(config, job.processor, job.num_windows)

@@ -36,7 +36,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mmeureka_jax.config.checks import Command
+from mmeureka_jax.config.checks import Command, as_run
 from mmeureka_jax.config.load import load_config, save_config
 from mmeureka_jax.config.reading import overlaid
 from mmeureka_jax.config.schema import Config
@@ -150,7 +150,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
                 validate_config(config, command=_COMMANDS[command])
             except UserError as error:
                 raise UserError(f"{path}: {kind}: {error}") from None
-            members.append(Member(kind, seed, settings, config))
+            members.append(Member(kind, seed, settings, as_run(config, _COMMANDS[command])))
     return Sweep(path.stem, folder, command, tuple(members), imitation, metrics, summary)
 
 

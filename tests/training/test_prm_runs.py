@@ -18,12 +18,13 @@ from mmeureka_jax.config.load import load_config
 from mmeureka_jax.errors import UserError
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.training.prm import train_prm
+from mmeureka_jax.training.sweep import load_sweep, state
 
 OVERRIDES = """
     steps=20 model.random=null prm.paths_per_step=4 prm.micro_batches=2 prm.packing=0 prm.max_process_tokens=40
     data.train=tfds:shapes/dots@train[:8] data.validation=tfds:shapes/dots@test[:4]
-    checkpoint.keep=5 checkpoint.every_steps=10 tracking.validate_every=10 tracking.progress=false
-    tracking.tensorboard=false optimizer.learning_rate=3e-3 optimizer.schedule=constant optimizer.warmup_fraction=0
+    data.prompt_style=instruct checkpoint.keep=5 checkpoint.every_steps=10 tracking.validate_every=10
+    tracking.progress=false tracking.tensorboard=false optimizer.learning_rate=3e-3 optimizer.schedule=constant optimizer.warmup_fraction=0
 """.split()
 GOOD = "we count the dots"
 BAD = "we guess that there are many"
@@ -49,18 +50,30 @@ def files(tmp_path_factory):
     return folder
 
 
+def overrides_of(files):
+    paths = {"model.checkpoint": "model", "prm.labels": "train.jsonl", "prm.validation": "validation.jsonl"}
+    return [*(f"{key}={files / name}" for key, name in paths.items()), *OVERRIDES]
+
+
 def config_of(files, run_dir, *overrides):
-    given = [f"run_dir={run_dir}", f"model.checkpoint={files / 'model'}", f"prm.labels={files / 'train.jsonl'}"]
-    return load_config(SMOKE, [*given, f"prm.validation={files / 'validation.jsonl'}", *OVERRIDES, *overrides])
+    return load_config(SMOKE, [f"run_dir={run_dir}", *overrides_of(files), *overrides])
 
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
+    folder = tmp_path_factory.mktemp("finished") / "all" / "seed0"
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_devices(monkeypatch, 1)
         train_prm(config_of(files, folder))
     return folder
+
+
+@pytest.mark.slow
+def test_a_sweep_knows_its_runs(finished, files, tmp_path):
+    sweep = {"command": "prm train", "config": str(SMOKE), "folder": str(finished.parents[1]), "variants": {"all": {}}}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(sweep))
+    (member,) = load_sweep(tmp_path / "sweep.yaml", overrides_of(files)).members
+    assert member.folder == finished and state(member) == "done"
 
 
 @pytest.mark.slow
