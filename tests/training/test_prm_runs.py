@@ -24,7 +24,8 @@ OVERRIDES = """
     steps=20 model.random=null prm.paths_per_step=4 prm.micro_batches=2 prm.packing=0 prm.max_process_tokens=40
     data.train=tfds:shapes/dots@train[:8] data.validation=tfds:shapes/dots@test[:4]
     data.prompt_style=instruct checkpoint.keep=5 checkpoint.every_steps=10 tracking.validate_every=10
-    tracking.progress=false tracking.tensorboard=false optimizer.learning_rate=3e-3 optimizer.schedule=constant optimizer.warmup_fraction=0
+    tracking.progress=false tracking.tensorboard=false optimizer.learning_rate=3e-3
+    optimizer.schedule=constant optimizer.warmup_fraction=0
 """.split()
 GOOD = "we count the dots"
 BAD = "we guess that there are many"
