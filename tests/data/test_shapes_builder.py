@@ -48,9 +48,9 @@ def start_preparing(data_dir: Path, size: int) -> subprocess.Popen:
 def test_rows_read_back_as_generated(small_configs: None, tmp_path: Path, config: str):
     builder = prepare_shapes(f"shapes/{config}", tmp_path)
     settings = builder.builder_config
-    in_steps = config.startswith("steps")
-    for split, size, worse in (("train", 24, settings.careless_fraction if in_steps else 0.6), ("test", 8, 0.0)):
-        shares = {"careless_fraction": worse} if in_steps else {"hasty_fraction": worse}
+    careless = {"steps-mixed": 0.5, "steps-dice": 0.7}.get(config)
+    for split, size, worse in (("train", 24, careless or 0.6), ("test", 8, 0.0)):
+        shares = {"careless_fraction": worse} if careless else {"hasty_fraction": worse}
         rows = builder.as_data_source(split)
         assert len(rows) == size
         for index in range(size):

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -53,17 +52,18 @@ def _config(
     difficulties: tuple[str, ...],
     train_size: int,
     *,
-    in_steps: bool = False,
-    **more: Any,
+    careless_fraction: float | None = None,
+    side: int = DEFAULT_SIDE,
 ) -> ShapesConfig:
     described = f"{', '.join(kinds)}; {' and '.join(difficulties)}"
     return ShapesConfig(
         name=name,
-        description=f"{described}; solutions in steps" if in_steps else described,
+        description=described if careless_fraction is None else f"{described}; solutions in steps",
         mixture=tuple((kind, difficulty) for kind in kinds for difficulty in difficulties),
         train_size=train_size,
         test_size=512,
-        **({"careless_fraction": CARELESS_FRACTION if in_steps else None} | more),
+        careless_fraction=careless_fraction,
+        side=side,
     )
 
 
@@ -77,10 +77,10 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         _config("easy", DEMO_KINDS, ("easy",), 16_000),
         _config("hard", KINDS, ("hard",), 16_000),
         *(_config(kind, (kind,), DIFFICULTIES, 4_000) for kind in KINDS),
-        _config("steps-mixed", KINDS, DIFFICULTIES, 16_000, in_steps=True),
-        _config("steps-easy", DEMO_KINDS, ("easy",), 16_000, in_steps=True),
-        _config("steps-dots", ("dots",), ("easy",), 16_000, in_steps=True),
-        _config("steps-dice", ("dice",), ("easy",), 16_000, in_steps=True, side=56, careless_fraction=0.7),
+        _config("steps-mixed", KINDS, DIFFICULTIES, 16_000, careless_fraction=CARELESS_FRACTION),
+        _config("steps-easy", DEMO_KINDS, ("easy",), 16_000, careless_fraction=CARELESS_FRACTION),
+        _config("steps-dots", ("dots",), ("easy",), 16_000, careless_fraction=CARELESS_FRACTION),
+        _config("steps-dice", ("dice",), ("easy",), 16_000, careless_fraction=0.7, side=56),
     ]
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 

@@ -62,11 +62,12 @@ class _Slip:
         return near[self.rng.integers(len(near))] if near else value
 
 
-def careless(solve: Callable[[Write], Solved], rng: np.random.Generator, slips: Sequence[int] = SLIPS) -> Solved:
+def careless(solve: Callable[[Write], Solved], rng: np.random.Generator, slips: Sequence[int]) -> Solved:
     """A solution with one wrong number, drawn from all of its numbers, which leads to a wrong answer.
 
     Args:
         solve: solves the problem, the same each time but for what the `Write` does.
+        slips: by how many units the number may be wrong.
     """
     count = _Slip(None, rng, slips)
     right = solve(count)
