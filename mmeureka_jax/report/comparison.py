@@ -6,6 +6,7 @@ COMPARISON/comparison.html   curves, and the summary      summary.md, summary.cs
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
 import io
@@ -123,8 +124,12 @@ def write_comparison(
     title: str,
     metrics: Sequence[str] = METRICS,
     summary: Sequence[str] = SUMMARY,
+    pictures: Sequence[str] = (),
 ) -> Path:
     """Writes the page and the tables into `folder`, and returns the page's path.
+
+    Args:
+        pictures: SVG files of the folder that the page shows too.
 
     Raises:
         UserError: nothing to draw, a bad summary entry, or the folder cannot be written.
@@ -150,6 +155,7 @@ def write_comparison(
         tiles="",
         nav='<a href="#curves">Curves</a><a href="#summary">Summary</a>',
         sections=f'<h2 id="curves">Curves</h2><div class="charts">{"".join(figures)}</div>'
+        f"{_pictures_section(folder, pictures)}"
         f'<h2 id="summary">Summary</h2>{_html_table(header, table)}',
         footer=f"Beside this page: {PICTURE_FILE}, the curves as one picture; tables {SUMMARY_FILE}.md, "
         f"{SUMMARY_FILE}.csv, {RUNS_FILE}.",
@@ -157,6 +163,18 @@ def write_comparison(
     path = folder / PAGE_FILE
     write_atomic(path, page.encode("utf-8", "replace"))
     return path
+
+
+def _pictures_section(folder: Path, pictures: Sequence[str]) -> str:
+    """Pictures beside the page, as data: the page stays one file."""
+    if not pictures:
+        return ""
+    figures = []
+    for name in pictures:
+        data = base64.b64encode((folder / name).read_bytes()).decode()
+        label = html.escape(Path(name).stem.replace("_", " "))
+        figures.append(f'<figure><img alt="{label}" src="data:image/svg+xml;base64,{data}"></figure>')
+    return f'<h2 id="pictures">Pictures</h2>{"".join(figures)}'
 
 
 def _by_kind(runs: Sequence[Run]) -> dict[str, list[Run]]:
