@@ -9,10 +9,8 @@ import numpy as np
 from mmeureka_jax.companions.games.kuhn import KuhnState
 from mmeureka_jax.companions.games.leduc import LeducState
 from mmeureka_jax.companions.games.matrix import BIASED_ROCK_PAPER_SCISSORS, matrix_game, random_utilities
-from mmeureka_jax.companions.games.openspiel import spiel_game
+from mmeureka_jax.companions.games.openspiel import BUILT_IN, load_spiel_game, spiel_game
 from mmeureka_jax.companions.games.trees import Game, build
-
-BUILT_IN = ("kuhn", "leduc", "rps", "random")
 
 
 def open_games(
@@ -43,6 +41,12 @@ def open_games(
     return game, payoffs
 
 
+def check_game(name: str) -> None:
+    """Raises a UserError for a game that is not there, without walking over its tree."""
+    if name not in BUILT_IN:
+        load_spiel_game(name)
+
+
 def open_game(name: str, seed: int = 0, actions: int = 25) -> Game:
     """One game; arguments and errors as `open_games`."""
     if name == "kuhn":
@@ -54,5 +58,3 @@ def open_game(name: str, seed: int = 0, actions: int = 25) -> Game:
     if name == "random":
         return matrix_game(random_utilities(seed, actions))
     return spiel_game(name)
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmeureka_jax.companions.games.plans import pass_up
 from mmeureka_jax.companions.games.trees import Player
@@ -54,7 +55,7 @@ def euclidean_step(player: Player, policy: jax.Array, costs: jax.Array) -> jax.A
     return _floored(player, pass_up(player, costs, local)[0])
 
 
-def project(points: jax.Array, legal: jax.Array) -> jax.Array:
+def project(points: jax.Array, legal: jax.Array | np.ndarray) -> jax.Array:
     """The nearest distributions over legal actions to points [n, A].
 
     The nearest is max(point - t, 0), where t is the largest of (sum of the k largest - 1) / k over k.

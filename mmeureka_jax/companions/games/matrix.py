@@ -25,8 +25,9 @@ def matrix_game(utilities: np.ndarray) -> Game:
 def random_utilities(seed: int, actions: int) -> np.ndarray:
     """Utilities of player 1 in a random game, [actions, actions], from 0 to 1.
 
-    An antisymmetric normal matrix with a strength for each action, W - W' over 2 plus s - s', scaled to its range; a
-    form that stands, commented out, in the published code (kkkaiaiai/NM-Method @6e315a0). Numbers of numpy's RandomState.
+    An antisymmetric normal matrix with a strength for each action, W - W' over 2 plus s - s', scaled to its range: a
+    form that stands, commented out, in the published code (kkkaiaiai/NM-Method @6e315a0). Numbers are those of numpy's
+    RandomState.
     """
     random = np.random.RandomState(seed)
     weights = random.randn(actions, actions)

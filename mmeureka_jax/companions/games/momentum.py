@@ -6,9 +6,12 @@ With g the gradient of a player's loss, eta the learning rate, and a step of mir
     omwu, ogda    m = 2 g - (g of the step before; in the first step g)
     momwu, mogda  m = g - beta * B,  then B = B + m;  every K steps B = 0, and with it the m of that step
 
-B sums steps m, not gradients; so it is how far the strategy has gone since the last restart, and -beta * B draws it back
-there. The published MoMWU counts iterations from 0, so it restarts one iteration later than its MoGDA; here both restart
-where the number of the iteration, from 1, is a multiple of K, which gives the same figures to 3 digits. From the published code of arXiv 2501.00533 (kkkaiaiai/NM-Method @6e315a0); the paper's own equations were not
+B sums the moves m, not gradients, so it is how far the strategy has gone since the last restart, and -beta * B draws it
+back there. The published MoMWU counts iterations from 0, so it restarts one iteration later than the published MoGDA.
+Here both restart where the number of the iteration, from 1, is a multiple of K. In Kuhn poker that makes no difference to
+three digits up to 300 iterations, and 1.50e-8 instead of 1.51e-8 at 1,000.
+
+Source: the published code of arXiv 2501.00533 (kkkaiaiai/NM-Method @6e315a0). The paper's own equations were not
 available.
 """
 

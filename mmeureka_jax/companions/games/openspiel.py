@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmeureka_jax.companions.games.trees import Game, build
+from mmeureka_jax.config.reading import did_you_mean
 from mmeureka_jax.errors import UserError
+
+BUILT_IN = ("kuhn", "leduc", "rps", "random")  # games that do not need it
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,24 @@ def load_spiel_game(name: str) -> Any:
         UserError: OpenSpiel is not installed, it knows no such game, or the game is not for two or not zero-sum.
     """
     spiel = _pyspiel(name)
+    known = spiel.registered_names()
+    kind, _, _ = name.partition("(")
+    if kind not in known:
+        guess = did_you_mean(kind, [*BUILT_IN, *known])
+        raise UserError(f"game {name!r} is neither built in nor one of OpenSpiel's{guess}")
     try:
         game = spiel.load_game_as_turn_based(name)
     except (spiel.SpielError, RuntimeError, ValueError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0][:200]
         raise UserError(
-            f"game {name!r} is not built in (kuhn, leduc, rps, random), and OpenSpiel cannot load it: {first}"
+            f"game {name!r} is not built in ({', '.join(BUILT_IN)}), and OpenSpiel cannot load it: {first}"
         ) from error
-    kind = game.get_type()
+    facts = game.get_type()
     if game.num_players() != 2:
         raise UserError(f"game {name!r} is for {game.num_players()} players; the methods are for two")
-    if kind.utility != spiel.GameType.Utility.ZERO_SUM:
+    if facts.utility != spiel.GameType.Utility.ZERO_SUM:
         raise UserError(f"game {name!r} is not zero-sum; the methods are for zero-sum games")
-    if kind.chance_mode == spiel.GameType.ChanceMode.SAMPLED_STOCHASTIC or not kind.provides_information_state_string:
+    if facts.chance_mode == spiel.GameType.ChanceMode.SAMPLED_STOCHASTIC or not facts.provides_information_state_string:
         raise UserError(f"game {name!r} does not list its chances or what players know; take another game")
     return game
 
@@ -76,7 +84,7 @@ def _pyspiel(name: str) -> types.ModuleType:
         import pyspiel
     except ImportError as error:
         raise UserError(
-            f"game {name!r} is not built in (kuhn, leduc, rps, random); games of OpenSpiel need it installed:\n"
+            f"game {name!r} is not built in ({', '.join(BUILT_IN)}); games of OpenSpiel need it installed:\n"
             "  pip install 'mmeureka_jax[games]'"
         ) from error
     return pyspiel

@@ -1,8 +1,8 @@
 """Passes over a tree in sequence form, a level at a time: plans from policies, and values from the leaves up.
 
-    policy  [I, A]  probability of each action where it can be taken; 0 for actions that are not there
-    plan    [S]     probability that the player's own choices make a sequence; S = 1 + I * A, and plan[0] = 1
-    gains   [S]     what a sequence is worth in expectation over chance and the other player, where the game ends with it
+policy  [I, A]  probability of each action where it can be taken; 0 for actions that are not there
+plan    [S]     probability that the player's own choices make a sequence; S = 1 + I * A, and plan[0] = 1
+gains   [S]     what a sequence is worth in expectation over chance and the other player, where the game ends with it
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """Regret methods: an action is taken in proportion to how much it has been missed so far.
 
-With r the regrets of the iteration, r(I, a) = (value of a at I) - (value of I), weighted by chance and the other player's
-reach, and R the cumulative regrets:
+With r the regrets of the iteration, r(I, a) = (value of a at I) - (value of I), weighted by chance and the reach of the
+other player, and R the cumulative regrets:
 
     cfr      R = R + r                    policy = R+ / sum of R+, uniform where that is 0
     cfr+     R = max(R + r, 0)            averages of plans weighted with the iteration, not alike
     mocfr    R = R + r + c * (R_ref - R)  momentum towards the regrets R_ref at the last restart
     mocfr+   R = max(that, 0)
 
-c is mu (`plain`), or mu times the number of histories of the set (`histories`: the published code adds the momentum once
-for every history). R_ref is copied at the beginning of iteration 2, and of those where iteration + 1 is a multiple of K. In
-a game with one decision these are rm, rm+, morm and morm+. From the published code of arXiv 2501.00533
-(kkkaiaiai/NM-Method @6e315a0); how the paper itself scales the momentum was not available: `plain` is a reconstruction.
+c is mu (`plain`), or mu times the number of histories of the set (`histories`: the published code adds the momentum
+once for every history). R_ref is copied at the beginning of iteration 2, and of every iteration where the next one is a
+multiple of K. In a game with one decision for each player these are rm, rm+, morm and morm+.
+
+Source: the published code of arXiv 2501.00533 (kkkaiaiai/NM-Method @6e315a0). How the paper itself scales the momentum
+was not available: `plain` is a reconstruction.
 """
 
 from __future__ import annotations
@@ -69,10 +71,10 @@ def regrets_of(player: Player, policy: jax.Array, gains: jax.Array) -> jax.Array
 
 
 def matching_policy(player: Player, regrets: jax.Array) -> jax.Array:
-    """The policy [I, A] in proportion to positive regrets."""
+    """The policy [I, A] in proportion to positive regrets; of regrets that are not numbers, one that is not either."""
     positive = jnp.maximum(regrets, 0.0)
     total = positive.sum(axis=1, keepdims=True)
-    return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1.0), uniform_policy(player))
+    return jnp.where(total == 0, uniform_policy(player), positive / jnp.where(total == 0, 1.0, total))
 
 
 def momentum_weights(player: Player, config: GamesConfig) -> np.ndarray | float:

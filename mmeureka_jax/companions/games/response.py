@@ -1,7 +1,7 @@
 """Best responses and NashConv, exactly.
 
-NashConv is what the two players could win together by each answering the other's plan in the best way: 0 in equilibrium,
-twice what OpenSpiel calls exploitability.
+NashConv is what the two players could win together by each answering the other's plan in the best way. It is 0 in
+equilibrium, and twice what OpenSpiel calls exploitability.
 """
 
 from __future__ import annotations

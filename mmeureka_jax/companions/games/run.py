@@ -36,7 +36,13 @@ class Strategies(NamedTuple):
 
 @dataclass(frozen=True)
 class Solution:
-    """The rows of each seed, the policies [seeds, I, A] of both players, and the time that it took without compilation."""
+    """What a method came to.
+
+    Attributes:
+        rows: of each seed.
+        policies: the last ones [seeds, I, A] of both players.
+        seconds: the time that it took without compilation.
+    """
 
     rows: list[Rows]
     policies: tuple[np.ndarray, np.ndarray]
@@ -44,29 +50,25 @@ class Solution:
 
 
 def solve(config: GamesConfig, seeds: Sequence[int], advance: Advance = lambda units: None) -> Solution:
-    """Runs a method on a game, in float64 whatever the process computes in otherwise.
+    """Runs a method on a game, on the CPU and in float64, whatever the process computes with otherwise.
 
     Raises:
         UserError: no such game, or numbers that are too large for float64.
     """
     game, by_seed = open_games(config.game, seeds, config.actions, config.perturbation)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         payoffs = jnp.asarray(np.stack([payoffs_to_multiply(game, of_seed) for of_seed in by_seed]))
         start = first_strategies(game, config)
         state = jax.tree.map(lambda part: jnp.broadcast_to(part, (len(by_seed), *part.shape)), start)
-        run = jax.jit(jax.vmap(partial(iterate, game, config), in_axes=(0, 0, None, None)))
-        measured = jax.jit(jax.vmap(partial(measure, game, config)))
-        run = run.lower(payoffs, state, jnp.asarray(1), jnp.asarray(1)).compile()
-        measured = measured.lower(payoffs, state).compile()
+        steps = jax.jit(jax.vmap(partial(iterate, game, config), in_axes=(0, 0, None, None)))
+        run = steps.lower(payoffs, state, jnp.asarray(1), jnp.asarray(1)).compile()
+        measured = jax.jit(jax.vmap(partial(measure, game, config))).lower(payoffs, state).compile()
         begin = time.perf_counter()
-        steps, state, found = _measure_all(config, (payoffs, state), run, measured, advance)
+        state, found = _measure_all(config, (payoffs, state), run, measured, advance)
         seconds = time.perf_counter() - begin
-    rows: list[Rows] = [[] for _ in by_seed]
-    for step, values in zip(steps, found, strict=True):
-        for index, of_seed in enumerate(rows):
-            of_seed.append(_row(config, step, {key: float(value[index]) for key, value in values.items()}))
+    rows = [[_row(config, step, values, index) for step, values in found.items()] for index in range(len(by_seed))]
     policies = (np.asarray(state.policies[0]), np.asarray(state.policies[1]))
-    if len(by_seed) < len(seeds):  # the game has no chance in it that a seed decides: all seeds are alike
+    if len(by_seed) < len(seeds):  # the payoffs do not depend on the seed: all are alike
         rows = [list(rows[0]) for _ in seeds]
         policies = (np.repeat(policies[0], len(seeds), axis=0), np.repeat(policies[1], len(seeds), axis=0))
     return Solution(rows, policies, seconds)
@@ -101,9 +103,7 @@ def iterate(
         for player, of in enumerate(game.players):
             answered = plans if config.alternating else state.plans
             gains = gains_of(game, player, payoffs, answered[1 - player])
-            policies[player], memories[player] = update(
-                of, config, policies[player], memories[player], gains, number
-            )
+            policies[player], memories[player] = update(of, config, policies[player], memories[player], gains, number)
             plans[player] = plan_of(of, policies[player])
         return Strategies((policies[0], policies[1]), (plans[0], plans[1]), (memories[0], memories[1]))
 
@@ -121,23 +121,23 @@ def measure(game: Game, config: GamesConfig, payoffs: jax.Array, state: Strategi
 
 def _measure_all(
     config: GamesConfig, start: tuple[jax.Array, Strategies], run: Callable, measured: Callable, advance: Advance
-) -> tuple[list[int], Strategies, list[dict[str, Any]]]:
-    """Runs to each checkpoint, and measures there."""
+) -> tuple[Strategies, dict[int, dict[str, np.ndarray]]]:
+    """Runs to each checkpoint. Returns the last strategies, and by iteration what was measured, each metric [seeds]."""
     payoffs, state = start
     done = 0
-    steps = checkpoints(config)
-    found = []
-    for step in steps:
+    found = {}
+    for step in checkpoints(config):
         while done < step:
             until = min(step, done + CHUNK)
             state = jax.block_until_ready(run(payoffs, state, jnp.asarray(done + 1), jnp.asarray(until + 1)))
             advance(until - done)
             done = until
-        found.append(jax.device_get(measured(payoffs, state)))
-    return steps, state, found
+        found[step] = jax.device_get(measured(payoffs, state))
+    return state, found
 
 
-def _row(config: GamesConfig, step: int, values: dict[str, float]) -> dict[str, Any]:
+def _row(config: GamesConfig, step: int, found: dict[str, np.ndarray], index: int) -> dict[str, Any]:
+    values = {key: float(of_seeds[index]) for key, of_seeds in found.items()}
     for key, value in values.items():
         if not np.isfinite(value):
             raise UserError(

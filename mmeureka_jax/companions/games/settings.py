@@ -1,7 +1,7 @@
 """The keys of `companions games`.
 
-Values that differ between the paper's published code and its formulas are settings; docs/companions/games.md says what is
-known of them. The paper's own text was not available: its equations are given here as its published code has them.
+What can be read in two ways is a setting; docs/companions/games.md says what is known of it. The paper's own text was
+not available: methods are those of its published code (kkkaiaiai/NM-Method @6e315a0).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mmeureka_jax.companions.experiment import Experiment
-from mmeureka_jax.config.limits import FRACTION, NOT_NEGATIVE, POSITIVE, AtMost
+from mmeureka_jax.companions.games.catalogue import check_game
+from mmeureka_jax.config.limits import FRACTION, NOT_NEGATIVE, POSITIVE, POSITIVE_OR_NULL, AtMost
+from mmeureka_jax.errors import UserError
 
 Method = Literal[
     "mwu", "gda", "omwu", "ogda", "momwu", "mogda",
@@ -23,14 +25,15 @@ RESTARTS = {"momwu": 50, "mogda": 50, "morm": 30, "morm+": 30, "mocfr": 30, "moc
 
 @dataclass(frozen=True)
 class GamesConfig(Experiment):
-    """An experiment of `companions games`. The defaults are those of the published code; see docs/companions/games.md."""
+    """An experiment of `companions games`. Defaults are those of the published code; see docs/companions/games.md."""
 
     run_dir: str = "runs/companions/games"  # where results are written
     # kuhn, leduc, rps, random, or a game of OpenSpiel with its parameters, such as liars_dice(dice_sides=4)
     game: str = "kuhn"
     actions: Annotated[int, POSITIVE, AtMost(256)] = 25  # of each player, in the game random
-    # mwu, gda: steps of mirror descent; o...: optimistic; mo...: with negative momentum; rm, cfr: regret matching, which
-    # is the same in a game with one decision; +: with regrets that are never negative
+    # mwu, gda: steps of mirror descent; omwu, ogda: optimistic ones; momwu, mogda: with negative momentum. cfr: regret
+    # matching in each information set, also called rm in games with one; +: regrets are never negative; mo: with negative
+    # momentum
     method: Method = "mocfr+"
     iterations: Annotated[int, POSITIVE, AtMost(100_000_000)] = 1000
     # player 2 answers the new strategy of player 1; false: both answer the strategies of the iteration before
@@ -39,7 +42,7 @@ class GamesConfig(Experiment):
     beta: Annotated[float, FRACTION] = 0.1  # weight of the negative momentum of momwu and mogda, β
     mu: Annotated[float, NOT_NEGATIVE] = 0.01  # weight of the negative momentum of morm, mocfr and their + forms, μ
     # iterations from one restart of the momentum to the next, K; null: 50 for momwu and mogda, 30 for the others
-    restart: Annotated[int, POSITIVE] | None = None
+    restart: Annotated[int | None, POSITIVE_OR_NULL] = None
     # histories: mu counts once for every history of an information set, as in the published code; plain: once
     weighting: Literal["histories", "plain"] = "histories"
     # payoffs are multiplied by 1 + perturbation * (a normal number of the seed): seeds then show what rounding decides
@@ -49,10 +52,12 @@ class GamesConfig(Experiment):
 
 
 def problems(config: GamesConfig) -> Sequence[str]:
-    """What else is wrong with a config than types and limits."""
+    """What else is wrong with a config than types and limits, also that its game cannot be had."""
     found = []
-    if not config.game.strip():
-        found.append("game must be kuhn, leduc, rps, random, or the name of a game of OpenSpiel; got nothing")
+    try:
+        check_game(config.game)
+    except UserError as error:
+        found.append(str(error))
     if config.measure_every and config.iterations // config.measure_every > 100_000:
         found.append(f"measure_every must leave at most 100,000 measurements; got {config.measure_every}")
     return found

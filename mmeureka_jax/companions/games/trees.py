@@ -1,8 +1,8 @@
 """Two-player zero-sum games in sequence form: a tree that is walked once becomes a few arrays.
 
 A sequence is what a player has done so far: 0 is nothing, and every action of every information set is one. The
-information sets of a player are ordered by level, the number of own decisions before them; so all of a level are computed
-at once. Rows have as many actions as the largest set has, and `legal` says which of them there are:
+information sets of a player are ordered by level, the number of own decisions before them, so that all of a level are
+computed at once. Rows have as many actions as the largest set has, and `legal` says which of them there are:
 
     level 0    I0 [a b -]  I1 [a b c]           sequence of action a of set i: 1 + i * A + a
     level 1       I2 [a b -]                    parents: the sequence that leads to a set
