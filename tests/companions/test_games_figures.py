@@ -126,13 +126,13 @@ def test_gradient_methods_in_leduc_poker(method, settings, expected):
     ],
 )
 def test_regret_methods_in_leduc_poker(method, settings, at_100, at_1000):
-    """To three digits while rounding does not matter, and later within its range, of twenty changes by 1e-15."""
+    """To three digits while rounding does not matter; later to an order of magnitude, of twenty changes by 1e-15."""
     config = GamesConfig(game="leduc", method=method, iterations=1000, perturbation=1e-15, **settings)
     runs = solve(config, range(20)).rows
     early = np.array([row["nash_conv"] for rows in runs for row in rows if row["step"] == 100])
     late = np.array([rows[-1]["nash_conv"] for rows in runs])
     assert np.allclose(early, at_100, rtol=5e-3)
-    assert late.min() < at_1000 < late.max()
+    assert np.median(late) / 3 < at_1000 < 3 * np.median(late)
     if method == "cfr+":
         averages = np.array([rows[-1]["average"] for rows in runs])
         assert np.allclose(averages, 5.0e-4, rtol=0.1)

@@ -8,8 +8,8 @@ With g the gradient of a player's loss, eta the learning rate, and a step of mir
 
 B sums the moves m, not gradients, so it is how far the strategy has gone since the last restart, and -beta * B draws it
 back there. The published MoMWU counts iterations from 0, so it restarts one iteration later than the published MoGDA.
-Here both restart where the number of the iteration, from 1, is a multiple of K. In Kuhn poker that makes no difference to
-three digits up to 300 iterations, and 1.50e-8 instead of 1.51e-8 at 1,000.
+Here both restart where the number of the iteration, from 1, is a multiple of K. In Kuhn poker that makes no difference
+to three digits up to 300 iterations, and 1.50e-8 instead of 1.51e-8 at 1,000.
 
 Source: the published code of arXiv 2501.00533 (kkkaiaiai/NM-Method @6e315a0). The paper's own equations were not
 available.

@@ -32,8 +32,7 @@ class GamesConfig(Experiment):
     game: str = "kuhn"
     actions: Annotated[int, POSITIVE, AtMost(256)] = 25  # of each player, in the game random
     # mwu, gda: steps of mirror descent; omwu, ogda: optimistic ones; momwu, mogda: with negative momentum. cfr: regret
-    # matching in each information set, also called rm in games with one; +: regrets are never negative; mo: with negative
-    # momentum
+    # matching in each information set, also called rm in games with one. +: regrets are never negative
     method: Method = "mocfr+"
     iterations: Annotated[int, POSITIVE, AtMost(100_000_000)] = 1000
     # player 2 answers the new strategy of player 1; false: both answer the strategies of the iteration before
