@@ -96,6 +96,7 @@ def test_other_methods_have_no_average(kuhn):
     assert [name for name, rows in kuhn.items() if "average" in rows[0]] == ["cfr+"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, settings, expected", RPS)
 def test_biased_rock_paper_scissors(method, settings, expected):
     check(values("rps", method, {"learning_rate": 0.1} | settings, 10_000), (100, 1000, 10_000), expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def test_steps_minimise(step):
         policies = random.dirichlet(np.ones(2), size=(40, len(player.keys)))
         costs = random.randn(player.sequences)
         with jax.enable_x64(True):
-            new = np.array(step(player, jnp.asarray(policies[0]), jnp.asarray(costs)))
+            new = np.array(jax.jit(partial(step, player))(policies[0], costs))
         assert np.allclose(new.sum(axis=1), 1)
         least = objective(player, costs, policies[0], new, DISTANCES[step])
         for other in policies:
@@ -105,7 +107,7 @@ def plain_matrix_game(utilities, method, iterations, eta, beta, restart, alterna
 
 @pytest.mark.parametrize(
     "method, alternating",
-    [*((name, True) for name in ("mwu", "gda", "omwu", "ogda", "momwu", "mogda")), ("momwu", False), ("mogda", False)],
+    [*((name, True) for name in ("omwu", "ogda", "momwu", "mogda")), ("mogda", False)],
 )
 def test_gradient_methods_on_a_matrix(method, alternating):
     config = GamesConfig(
@@ -148,14 +150,14 @@ def test_regret_methods_history_by_history(game, method, iterations, settings, o
 def test_average_weights():
     """Of a game with one decision for each: every strategy that was played, with weight 1 or the iteration's number."""
     utilities = BIASED_ROCK_PAPER_SCISSORS
-    for method, weights in (("rm", np.ones(4)), ("rm+", np.arange(1, 5))):
+    for method, weights in (("rm", np.ones(3)), ("rm+", np.arange(1, 4))):
         played = [[np.full(3, 1 / 3)], [np.full(3, 1 / 3)]]
-        for iterations in range(1, 4):
+        for iterations in range(1, 3):
             policies = solve(GamesConfig(game="rps", method=method, iterations=iterations), [0]).policies
             played[0].append(policies[0][0, 0])
             played[1].append(policies[1][0, 0])
         x, y = (weights @ np.array(of) / weights.sum() for of in played)
-        last = solve(GamesConfig(game="rps", method=method, iterations=4), [0]).rows[0][-1]
+        last = solve(GamesConfig(game="rps", method=method, iterations=3), [0]).rows[0][-1]
         assert last["average"] == pytest.approx((utilities @ y).max() - (utilities.T @ x).min(), abs=1e-12)
 
 

@@ -111,7 +111,7 @@ def test_random_utilities():
 
 
 def test_policy_of_a_plan():
-    game = open_game("leduc")
+    game = open_game("kuhn")
     for player, policy in zip(game.players, random_policies(game, 2), strict=True):
         with jax.enable_x64(True):
             plan = np.array(plans.plan_of(player, jnp.asarray(policy)))
