@@ -126,6 +126,7 @@ def test_payoffs_by_seed():
     moved = open_games("kuhn", [4, 7], perturbation=1e-3)[1]
     plain = open_game("kuhn").payoffs
     assert np.array_equal(moved[1], open_games("kuhn", [7], perturbation=1e-3)[1][0])
+    assert not np.array_equal(moved[0], moved[1])
     assert 0 < np.abs(moved / plain - 1).min() and np.abs(moved / plain - 1).max() < 0.01
 
 
