@@ -73,7 +73,8 @@ def test_projection():
     with jax.enable_x64(True):
         found = np.array(project(jnp.asarray(points), jnp.asarray(legal)))
     for row, there, result in zip(points, legal, found, strict=True):
-        low, high = row.min() - 1, row.max()
+        low = row.min() - 1
+        high = row.max()
         for _ in range(200):
             middle = (low + high) / 2
             if np.maximum(row[there] - middle, 0).sum() > 1:

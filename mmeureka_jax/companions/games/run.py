@@ -58,7 +58,7 @@ def solve(config: GamesConfig, seeds: Sequence[int], advance: Advance = lambda u
     game, by_seed = open_games(config.game, seeds, config.actions, config.perturbation)
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         payoffs = jnp.asarray(np.stack([payoffs_to_multiply(game, of_seed) for of_seed in by_seed]))
-        start = first_strategies(game, config)
+        start = jax.jit(partial(first_strategies, game, config))()
         state = jax.tree.map(lambda part: jnp.broadcast_to(part, (len(by_seed), *part.shape)), start)
         steps = jax.jit(jax.vmap(partial(iterate, game, config), in_axes=(0, 0, None, None)))
         run = steps.lower(payoffs, state, jnp.asarray(1), jnp.asarray(1)).compile()
