@@ -78,7 +78,8 @@ def test_numbers_of_each_kind_and_seed(tmp_path):
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
-    first, second = Computing(), Computing()
+    first = Computing()
+    second = Computing()
     run(tmp_path, first, "seeds=[0,1]")
     numbers = run(tmp_path, second, "seeds=[2,1,0]", "variants={run: {}, fast: {rate: 2}}")
     assert first.asked == [(1.0, (0, 1))]
