@@ -6,10 +6,10 @@
 
 So one of them has to step back and let the other pass first; if both do, time is lost, and if none does, nobody gets
 anywhere. Rules are those of dematsunaga/alberdice @4d69f0e (marl_env/marl/env/bridge.py, map 4): a move off the grid
-or into water fails. Where both want one cell, the first agent gets it; neither of two that want to swap moves; an agent
-always may enter its own goal, stays there, and then is in nobody's way. The reward is -0.1 times the mean of the agents'
-Euclidean distances to their goals after the move, 0 where both are there, which ends the game. Their code makes
-the reward of the last step before the limit 0 too; here it is as any other.
+or into water fails. Where both want one cell, the first agent gets it; if two want to swap, neither moves; an agent
+may always enter its own goal, stays there, and is then in nobody's way. The reward is -0.1 times the mean of the
+agents' Euclidean distances to their goals after the move, 0 where both are there, which ends the game. Their code
+makes the reward of the last step before the limit 0 too; here it is as any other.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ STATES = tuple(itertools.product(CELLS, CELLS))
 
 def moved(cells: tuple[Cell, Cell], actions: tuple[int, int]) -> tuple[Cell, Cell]:
     """Where the agents are after their actions."""
-    wanted = [
-        cell if cell == goal else _target(cell, move) for cell, goal, move in zip(cells, GOALS, actions, strict=True)
-    ]
-    first, second = wanted
+    first = cells[0] if cells[0] == GOALS[0] else _target(cells[0], actions[0])
+    second = cells[1] if cells[1] == GOALS[1] else _target(cells[1], actions[1])
     if cells[0] == GOALS[0] or cells[1] == GOALS[1]:  # who has arrived is in nobody's way
         return first, second
     if first == cells[1] and second == cells[0] and first != GOALS[0]:
@@ -50,9 +48,7 @@ def moved(cells: tuple[Cell, Cell], actions: tuple[int, int]) -> tuple[Cell, Cel
 
 def reward_of(cells: tuple[Cell, Cell]) -> float:
     """Of coming to these cells."""
-    return -0.1 * float(
-        np.mean([np.hypot(row - r, column - c) for (row, column), (r, c) in zip(cells, GOALS, strict=True)])
-    )
+    return -0.1 * float(np.linalg.norm(np.subtract(cells, GOALS), axis=1).mean())
 
 
 def bridge_game() -> Game:
@@ -83,8 +79,6 @@ def _target(cell: Cell, action: int) -> Cell:
 def _features() -> np.ndarray:
     """Each agent's cell and goal as AlberDICE's observation has them, scaled to -1 ... 1, `[S, 8]`."""
     size = np.array([len(MAP) - 1, len(MAP[0]) - 1])
-    rows = [
-        np.concatenate([np.array(where) / size for pair in zip(s, GOALS, strict=True) for where in pair])
-        for s in STATES
-    ]
-    return 2 * np.stack(rows) - 1
+    # each agent's cell, then its goal
+    rows = [np.stack([cells, GOALS], axis=1) / size for cells in STATES]
+    return 2 * np.stack(rows).reshape(len(STATES), -1) - 1

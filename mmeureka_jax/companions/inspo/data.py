@@ -1,8 +1,8 @@
 """The data that agents learn from: of matrix games their counts, of Bridge episodes that are drawn here.
 
-Bridge's `mix` is made by what is known of AlberDICE's set of this name (dematsunaga/alberdice): 500 episodes of 8 steps with
-returns of about -1.24, -1.26 and -1.29, each a third of them, and 500 of random actions. Here an episode of the first
-part is drawn among all of 8 steps with one of these returns: which return, and then which episode, uniformly.
+Bridge's `mix` is made by what is known of AlberDICE's set of this name (dematsunaga/alberdice): 500 episodes of 8 steps
+with returns of about -1.24, -1.26 and -1.29, each a third of them, and 500 of random actions. Here an episode of the
+first part is drawn among all of 8 steps with one of these returns: which return, and then which episode, uniformly.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def expected_return(game: Game, policies: jax.Array, horizon: int) -> jax.Array:
 
 
 def measured(game: Game, policies: jax.Array, horizon: int) -> dict[str, jax.Array]:
-    """The return of policies `[2, S, A]`, that of their likeliest actions, and the mean entropy at the start, in nats."""
+    """The return of policies `[2, S, A]` and of their likeliest actions, and the mean entropy at the start, in nats."""
     greedy = jax.nn.one_hot(policies.argmax(-1), policies.shape[-1])
     at_start = policies[:, game.start]
     entropy = jax.scipy.special.entr(at_start).sum(-1).mean()

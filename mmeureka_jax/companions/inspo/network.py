@@ -5,11 +5,12 @@ A turn of agent i, `b` being what the other agent did in a row of the data:
     ratio     rho = pi_other(b | s) / mu_other(b | s), from the other's newest policy
     values    normalise:  rows of a batch are drawn again with probabilities ~ rho;  Q_i(s, a) -> y = r + gamma V_i(s')
               otherwise:  Q_i(s, a) -> rho y + (1 - rho) unseen, on the batch as it is
-    policy    maximise  mean of  omega log pi_i(a | s),   omega = mu_i^(-beta / (alpha + beta)) exp((Q_i - V_i) / (alpha + beta))
+    policy    maximise the mean of  omega log pi_i(a | s),
+              omega = mu_i(a | s)^(-beta / (alpha + beta)) exp((Q_i(s, a) - V_i(s)) / (alpha + beta))
 
-`V_i` is such that omega mu_i, the improved policy of tabular.py, sums to 1. beta = 0 is advantage-weighted regression. Drawing
-rows again divides, for each action of the agent, by the sum of its weights, as `normalise` does with tables; the other
-form does not. Both are reconstructions (see tabular.py).
+`V_i` is such that omega mu_i, the improved policy of tabular.py, sums to 1. beta = 0 is advantage-weighted regression.
+Drawing rows again divides, for each action of the agent, by the sum of its weights, as `normalise` does with tables; the
+other form does not. Both are reconstructions (see tabular.py).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Scales = tuple[jax.Array, jax.Array]  # alpha and beta
 
 
 class Mlp(nn.Module):
-    """Two hidden layers, and a number for each output, the parameters of which begin at 0: `[..., F] -> [..., outputs]`."""
+    """Two hidden layers; the weights of the last layer begin at 0. `[..., F] -> [..., outputs]`."""
 
     hidden: int
     outputs: int

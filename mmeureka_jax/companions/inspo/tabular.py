@@ -2,13 +2,14 @@
 
 A round, in a random order of the agents; `b` is an action of the other agent, whose policy is its newest one:
 
-    values       Q_i(s, a) = sum over seen b of  w(b) (r(s, a, b) + gamma V_i(s'))  +  (1 - sum of w) unseen,   w = pi_other(b | s)
-    improvement  pi_i(a | s)  ~  mu_i(a | s)^(alpha / (alpha + beta))  exp(Q_i(s, a) / (alpha + beta)),          seen a only
+    values       Q_i(s, a) = sum over seen b of  w(b) (r(s, a, b) + gamma V_i(s'))  +  (1 - sum of w) unseen,
+                 w(b) = pi_other(b | s)
+    improvement  pi_i(a | s)  ~  mu_i(a | s)^(alpha / (alpha + beta))  exp(Q_i(s, a) / (alpha + beta)),  seen a only
 
-The improvement maximises E[Q_i] - alpha KL(pi_i | mu_i) + beta H(pi_i), as the paper (arXiv 2412.07639) has the objective;
-the forms of both lines are a reconstruction from it, since the paper's formulas could not be read and no code was
-released. What else was left open is a setting: weights that are normalised over seen b, the joint mu in place
-of mu_i, and whether V_i holds the divergence and the entropy.
+The improvement maximises E[Q_i] - alpha KL(pi_i | mu_i) + beta H(pi_i), the objective of the paper (arXiv 2412.07639).
+The forms of both lines are a reconstruction from it, since the paper's formulas could not be read and no code was
+released. What else is open is a setting: weights that are normalised over seen b, the joint mu in place of mu_i, and
+whether V_i holds the divergence and the entropy.
 """
 
 from __future__ import annotations
