@@ -7,8 +7,8 @@
 
 Agents that do not coordinate on one of AB and BA get AA or BB: what XOR is for. Payoffs and AlberDICE's counts are
 those of dematsunaga/alberdice @4d69f0e (marl_env/marl/env/mmdp_game_1.py and its data files); whether InSPO's paper has
-the same is not verified. The payoffs and data of the paper's M-NE game were not found: the stand-in has three equilibria
-as well, and data that hold mostly the worst.
+the same is not verified. The payoffs and data of the paper's M-NE game were not found: the stand-in has three
+equilibria as well, and data that hold mostly the worst.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ A turn of agent i, `b` being what the other agent did in a row of the data:
               omega = mu_i(a | s)^(-beta / (alpha + beta)) exp((Q_i(s, a) - V_i(s)) / (alpha + beta))
 
 `V_i` is such that omega mu_i, the improved policy of tabular.py, sums to 1. beta = 0 is advantage-weighted regression.
-Drawing rows again divides, for each action of the agent, by the sum of its weights, as `normalise` does with tables; the
-other form does not. Both are reconstructions (see tabular.py).
+Drawing rows again divides, for each action of the agent, by the sum of its weights, as `normalise` does with tables;
+the other form does not. Both are reconstructions (see tabular.py).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def compute(config: InspoConfig, seeds: Sequence[int], advance: Advance) -> list
 
 @lru_cache(maxsize=64)
 def programs(config: InspoConfig) -> tuple[Callable, Callable]:
-    """The start, and some rounds of learning, compiled for all seeds. Kinds of run that differ in numbers share them."""
+    """The start and some rounds of learning, compiled for all seeds. Kinds of run that differ in numbers share them."""
     initial, one_round, policies_of = {"tabular": tabular_form, "network": network_form}[config.form](config)
 
     def start(game: Game, data: Data, key: jax.Array) -> tuple[Learner, Metrics]:
