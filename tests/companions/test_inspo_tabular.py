@@ -194,7 +194,7 @@ def returns(config, seeds=SEEDS):
 def xor():
     """Returns of 20 seeds: with 20 random initialisations, as the table of the page has them."""
     return {
-        (data, method): returns(InspoConfig(data=data, method=method, noise=0.1))
+        (data, method): returns(InspoConfig(data=data, method=method))
         for data, method in itertools.product(("ab_ba", "aa_ab_ba", "all"), ("inspo", "simultaneous"))
     }
 
@@ -212,14 +212,18 @@ def test_all_at_once_xor_is_not_solved(xor):
 
 
 def test_a_seed_does_not_depend_on_others(xor):
-    config = InspoConfig(data="ab_ba", method="simultaneous", noise=0.1)
+    config = InspoConfig(data="ab_ba", method="simultaneous")
     assert returns(config, [5]) == pytest.approx([xor["ab_ba", "simultaneous"][5]], abs=1e-5)
 
 
 def test_normalised_weights_need_the_joint_divergence():
-    config = InspoConfig(data="ab_ba", noise=0.1, normalise=True)
+    config = InspoConfig(data="ab_ba", normalise=True)
     assert returns(config) == pytest.approx([0.0] * 20, abs=1e-4)
     assert returns(dataclasses.replace(config, regulariser="joint")) == pytest.approx([1.0] * 20, abs=1e-4)
+
+
+def test_symmetric_agents_stay_symmetric():
+    assert returns(InspoConfig(data="ab_ba", noise=0.0)) == pytest.approx([0.0] * 20, abs=1e-4)
 
 
 def test_behaviour_cloning_is_the_product_of_marginals():
@@ -239,7 +243,7 @@ def test_behaviour_cloning_is_the_product_of_marginals():
     ],
 )
 def test_entropy_leaves_the_bad_equilibrium(data, alpha, beta, expected):
-    config = InspoConfig(game="m_ne", data=data, alpha=alpha, beta=beta, rounds=400)
+    config = InspoConfig(game="m_ne", data=data, alpha=alpha, beta=beta, rounds=400, noise=0.0)
     assert returns(config, range(10)) == pytest.approx([expected] * 10, abs=1e-3)
 
 
@@ -251,7 +255,7 @@ def test_in_turns_bridge_is_solved():
 
 def test_progress_counts_all_rounds():
     done = []
-    rows = compute(InspoConfig(rounds=50, measure_every=20), [0], done.append)[0]
+    rows = compute(InspoConfig(rounds=50, measure_every=20), SEEDS, done.append)[0]
     assert done == [20, 20, 10]
     assert [row["step"] for row in rows] == [0, 20, 40, 50]
 

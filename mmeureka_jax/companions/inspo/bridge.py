@@ -72,8 +72,8 @@ def bridge_game() -> Game:
 
 
 def _target(cell: Cell, action: int) -> Cell:
-    row, column = cell[0] + MOVES[action][0], cell[1] + MOVES[action][1]
-    return (row, column) if (row, column) in CELLS else cell
+    target = (cell[0] + MOVES[action][0], cell[1] + MOVES[action][1])
+    return target if target in CELLS else cell
 
 
 def _features() -> np.ndarray:

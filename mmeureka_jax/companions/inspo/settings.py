@@ -56,8 +56,9 @@ class InspoConfig(Experiment):
     unseen: float = 0.0
     regularised_values: bool = False  # values of following states hold the divergence and the entropy too
     gamma: Annotated[float, FRACTION] = 1.0  # discount
-    # standard deviation of what is added to the logits of the data's policies before the first round; 0: nothing
-    noise: Annotated[float, NOT_NEGATIVE] = 0.0
+    # standard deviation of what is added to the logits of the data's policies before the first round. At 0, agents whose
+    # data are symmetric stay symmetric, and never choose between AB and BA
+    noise: Annotated[float, NOT_NEGATIVE] = 0.1
     sweeps: Annotated[int, POSITIVE, COUNT] = 1  # tabular: backups of an agent's values before its policy is improved
     horizon: Annotated[int, POSITIVE, COUNT] = 50  # bridge: steps after which an episode ends, in data and measurement
     episodes: Annotated[int, POSITIVE, COUNT] = 500  # bridge: episodes of each part of the data
