@@ -19,7 +19,12 @@ DATA_SETS = {
     "m_ne": ("balanced", "imbalanced"),
     "bridge": ("mix", "optimal", "random"),
 }
-WIDTH = AtMost(4096)  # of a network
+WIDTH = AtMost(4096)  # of a network, and of its batches
+STEPS = AtMost(20_000)  # whose batches are drawn together
+TURN_STEPS = AtMost(1000)  # the same, of an agent's turn
+EPISODES = AtMost(100_000)
+HORIZON = AtMost(1000)
+SWEEPS = AtMost(100)  # a program holds each
 ACTIONS = 16  # of a matrix game
 
 
@@ -59,15 +64,17 @@ class InspoConfig(Experiment):
     # standard deviation of what is added to the logits of the data's policies before the first round. At 0, agents whose
     # data are symmetric stay symmetric, and never choose between AB and BA
     noise: Annotated[float, NOT_NEGATIVE] = 0.1
-    sweeps: Annotated[int, POSITIVE, COUNT] = 1  # tabular: backups of an agent's values before its policy is improved
-    horizon: Annotated[int, POSITIVE, COUNT] = 50  # bridge: steps after which an episode ends, in data and measurement
-    episodes: Annotated[int, POSITIVE, COUNT] = 500  # bridge: episodes of each part of the data
+    sweeps: Annotated[int, POSITIVE, SWEEPS] = 1  # tabular: backups of an agent's values before its policy is improved
+    horizon: Annotated[int, POSITIVE, HORIZON] = (
+        50  # bridge: steps after which an episode ends, in data and measurement
+    )
+    episodes: Annotated[int, POSITIVE, EPISODES] = 500  # bridge: episodes of each part of the data
     hidden: Annotated[int, POSITIVE, WIDTH] = 64  # network: units of each of the two hidden layers
     learning_rate: Annotated[float, POSITIVE] = 1e-3  # network: of Adam
-    batch: Annotated[int, POSITIVE, COUNT] = 256  # network: rows of a batch
-    bc_steps: Annotated[int, POSITIVE, COUNT] = 1000  # network: steps in which the data's policies are learnt
-    value_steps: Annotated[int, POSITIVE, COUNT] = 20  # network: steps of an agent's values in its turn
-    policy_steps: Annotated[int, POSITIVE, COUNT] = 20  # network: steps of an agent's policy in its turn
+    batch: Annotated[int, POSITIVE, WIDTH] = 256  # network: rows of a batch
+    bc_steps: Annotated[int, POSITIVE, STEPS] = 1000  # network: steps in which the data's policies are learnt
+    value_steps: Annotated[int, POSITIVE, TURN_STEPS] = 20  # network: steps of an agent's values in its turn
+    policy_steps: Annotated[int, POSITIVE, TURN_STEPS] = 20  # network: steps of an agent's policy in its turn
     target_rate: Annotated[float, POSITIVE, FRACTION] = 0.05  # network: share of the new values in the target's, a step
     # network: actions that the learnt policy of the data gives a smaller share are as those that were not seen
     support: Annotated[float, POSITIVE, FRACTION] = 1e-3
