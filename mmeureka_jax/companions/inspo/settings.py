@@ -61,13 +61,12 @@ class InspoConfig(Experiment):
     unseen: float = 0.0
     regularised_values: bool = False  # values of following states hold the divergence and the entropy too
     gamma: Annotated[float, FRACTION] = 1.0  # discount
-    # standard deviation of what is added to the logits of the data's policies before the first round. At 0, agents whose
-    # data are symmetric stay symmetric, and never choose between AB and BA
+    # standard deviation of what is added to the logits of the data's policies before the first round. At 0, agents
+    # whose data are symmetric stay symmetric, and never choose between AB and BA
     noise: Annotated[float, NOT_NEGATIVE] = 0.1
     sweeps: Annotated[int, POSITIVE, SWEEPS] = 1  # tabular: backups of an agent's values before its policy is improved
-    horizon: Annotated[int, POSITIVE, HORIZON] = (
-        50  # bridge: steps after which an episode ends, in data and measurement
-    )
+    # bridge: steps after which an episode ends, in data and measurement
+    horizon: Annotated[int, POSITIVE, HORIZON] = 50
     episodes: Annotated[int, POSITIVE, EPISODES] = 500  # bridge: episodes of each part of the data
     hidden: Annotated[int, POSITIVE, WIDTH] = 64  # network: units of each of the two hidden layers
     learning_rate: Annotated[float, POSITIVE] = 1e-3  # network: of Adam
