@@ -9,7 +9,7 @@ anywhere. Rules are those of dematsunaga/alberdice @4d69f0e (marl_env/marl/env/b
 or into water fails. Where both want one cell, the first agent gets it; if two want to swap, neither moves; an agent
 may always enter its own goal, stays there, and is then in nobody's way. The reward is -0.1 times the mean of the
 agents' Euclidean distances to their goals after the move, 0 where both are there, which ends the game. Their code
-makes the reward of the last step before the limit 0 too; here it is as any other.
+makes the reward of the last step before the limit 0 too; here that step is like any other.
 """
 
 from __future__ import annotations
