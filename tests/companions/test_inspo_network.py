@@ -28,16 +28,15 @@ def data():
 def learner_of(policy_of_other):
     """Exact policies of the data, and a policy of the second agent, as networks of biases only."""
     networks = network.Networks(InspoConfig(**SMALL))
-    blank = jax.tree.map(jnp.zeros_like, network.Mlp(16, 2).init(jax.random.key(0), jnp.ones((1, 1))))
+    shapes = jax.eval_shape(network.Mlp(16, 2).init, jax.random.key(0), jnp.ones((1, 1)))
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
 
     def biased(first, second):
         both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), blank)
         both["params"]["last"]["bias"] = jnp.log(jnp.stack([jnp.asarray(first), jnp.asarray(second)]))
         return both
 
-    values = jax.vmap(network.Mlp(16, 2).init, in_axes=(0, None))(
-        jax.random.split(jax.random.key(0), 2), jnp.ones((1, 1))
-    )
+    values = biased([1.0, 1.0], [1.0, 1.0])
     policies = biased(SHARES[0], policy_of_other)
     states = jax.vmap(networks.adam.init)
     return network.Learner(
@@ -120,6 +119,7 @@ def test_ratios_are_those_of_the_newest_policy_and_capped(data):
     assert set(np.asarray(independent).ravel()) == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalise", [False, True])
 def test_values_are_those_of_the_tables(data, normalise):
     config = InspoConfig(**SMALL | {"batch": 256, "learning_rate": 1e-2}, normalise=normalise, value_steps=400)

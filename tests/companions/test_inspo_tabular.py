@@ -220,6 +220,7 @@ def test_a_seed_does_not_depend_on_others():
     assert beside[-1]["return"] != alone[0]["return"]
 
 
+@pytest.mark.slow
 def test_normalised_weights_need_the_joint_divergence():
     config = InspoConfig(data="ab_ba", normalise=True)
     assert returns(config) == pytest.approx([0.0] * 20, abs=1e-4)

@@ -184,14 +184,16 @@ class Networks:
             scales: alpha and beta.
         """
         before = learner.policies
-        of_order, *of_turns = jax.random.split(key, 1 + AGENTS)
-        order = jax.random.permutation(of_order, AGENTS)
-        for turn in range(AGENTS):
-            agent = order[turn]
+        keys = jax.random.split(key, 1 + AGENTS)
+
+        def turn(learner: Learner, agent_key: tuple[jax.Array, jax.Array]) -> tuple[Learner, None]:
+            agent, key = agent_key
             other = of_agent(learner.policies if self.method.sequential else before, 1 - agent)
-            learner = self.with_values(data, learner, agent, other, scales, of_turns[turn])
-            learner = self.with_policy(data, learner, agent, other, scales, of_turns[turn])
-        return learner
+            learner = self.with_values(data, learner, agent, other, scales, key)
+            return self.with_policy(data, learner, agent, other, scales, key), None
+
+        order = jax.random.permutation(keys[0], AGENTS)
+        return jax.lax.scan(turn, learner, (order, keys[1:]))[0]
 
     def value_loss(
         self, values: Params, rows: Rows, targets: jax.Array, ratios: jax.Array, key: jax.Array

@@ -24,7 +24,6 @@ STEPS = AtMost(20_000)  # whose batches are drawn together
 TURN_STEPS = AtMost(1000)  # the same, of an agent's turn
 EPISODES = AtMost(100_000)
 HORIZON = AtMost(1000)
-SWEEPS = AtMost(100)  # a program holds each
 ACTIONS = 16  # of a matrix game
 
 
@@ -64,7 +63,7 @@ class InspoConfig(Experiment):
     # standard deviation of what is added to the logits of the data's policies before the first round. At 0, agents
     # whose data are symmetric stay symmetric, and never choose between AB and BA
     noise: Annotated[float, NOT_NEGATIVE] = 0.1
-    sweeps: Annotated[int, POSITIVE, SWEEPS] = 1  # tabular: backups of an agent's values before its policy is improved
+    sweeps: Annotated[int, POSITIVE, COUNT] = 1  # tabular: backups of an agent's values before its policy is improved
     # bridge: steps after which an episode ends, in data and measurement
     horizon: Annotated[int, POSITIVE, HORIZON] = 50
     episodes: Annotated[int, POSITIVE, EPISODES] = 500  # bridge: episodes of each part of the data

@@ -145,9 +145,11 @@ def learnt_by(
     other = others[1 - agent]
     # as in the data: how the other acted when this agent took that action
     weights = other if method.resampled else jnp.exp(view.joint - view.own[:, :, None])
-    values = tables.values[agent]
-    for _ in range(config.sweeps):
-        values = backed_up(view, view.own, weights, state_values(view, policy, values, scales, config), config)
+
+    def sweep(_: int, values: jax.Array) -> jax.Array:
+        return backed_up(view, view.own, weights, state_values(view, policy, values, scales, config), config)
+
+    values = jax.lax.fori_loop(0, config.sweeps, sweep, tables.values[agent])
     prior = view.own
     if config.regulariser == "joint":
         prior = jnp.where(view.own > NEVER, (other[:, None, :] * view.joint).sum(-1), NEVER)
@@ -164,13 +166,13 @@ def learning_round(
         scales: alpha and beta.
     """
     before = tables.policies
-    order = jax.random.permutation(key, AGENTS)
-    for turn in range(AGENTS):
+
+    def turn(tables: Tables, agent: jax.Array) -> tuple[Tables, None]:
         others = tables.policies if METHODS[config.method].sequential else before
-        agent = order[turn]
         policy, values = learnt_by(data, tables, others, agent, scales, config)
-        tables = Tables(tables.policies.at[agent].set(policy), tables.values.at[agent].set(values))
-    return tables
+        return Tables(tables.policies.at[agent].set(policy), tables.values.at[agent].set(values)), None
+
+    return jax.lax.scan(turn, tables, jax.random.permutation(key, AGENTS))[0]
 
 
 def _log(share: jax.Array, of_zero: float) -> jax.Array:
