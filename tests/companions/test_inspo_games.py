@@ -90,7 +90,8 @@ def test_mixed_data_are_like_those_of_alberdice(game, shortest):
     """Theirs: mean -9.464, standard deviation 8.65; random episodes from -24.3 to -5.6; others -1.2620."""
     config = InspoConfig(game="bridge", data="mix")
     returns = np.array([total for total, _ in bridge_episodes(game, shortest, config, seed=0)])
-    good, random = returns[:500], returns[500:]
+    good = returns[:500]
+    random = returns[500:]
     assert len(random) == 500
     thirds = [np.mean(np.abs(good - value) < 1e-4) for value in (-1.23545, -1.25906, -1.2904)]
     assert thirds == pytest.approx([1 / 3] * 3, abs=0.06)

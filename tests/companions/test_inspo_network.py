@@ -111,7 +111,8 @@ def test_value_loss_of_weighted_rows(data, unseen):
 def test_ratios_are_those_of_the_newest_policy_and_capped(data):
     learner = learner_of([0.9, 0.1])
     rows = network.rows_of(data, jax.random.key(0), (1, 50), jnp.asarray(0))
-    other, behaviour = network.of_agent(learner.policies, 1), network.of_agent(learner.behaviours, 1)
+    other = network.of_agent(learner.policies, 1)
+    behaviour = network.of_agent(learner.behaviours, 1)
     found = network.Networks(InspoConfig(**SMALL, ratio_cap=2.0)).ratios(behaviour, other, rows)
     expected = np.where(np.asarray(rows.other) == 0, 2.0, 0.1 / 0.6)  # 0.9 / 0.4 is more than the cap
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -130,7 +131,8 @@ def test_values_are_those_of_the_tables(data, normalise):
     expected = tabular.backed_up(view, view.own, jnp.array([[0.9, 0.1]]), jnp.zeros(1), config)
     found = network.Networks(config).apply(network.of_agent(learnt.values, 0), data.features)
     np.testing.assert_allclose(found, expected, atol=0.12)
-    before, after = network.of_agent(learner.values, 1), network.of_agent(learnt.values, 1)
+    before = network.of_agent(learner.values, 1)
+    after = network.of_agent(learnt.values, 1)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
 
 
@@ -138,7 +140,8 @@ def test_values_are_those_of_the_tables(data, normalise):
 def test_networks_clone_the_data():
     config = InspoConfig(data="alberdice_00_02_20", method="bc", **SMALL)
     row = compute(config, [0], lambda n: None)[0][-1]
-    first, second = np.array([0.68, 0.32]), np.array([0.58, 0.42])
+    first = np.array([0.68, 0.32])
+    second = np.array([0.58, 0.42])
     assert row["return"] == pytest.approx(first @ np.array([[0, 1], [1, -2]]) @ second, abs=0.1)
 
 

@@ -41,7 +41,8 @@ def random_policies(counts, seed=1):
 
 def turn_by_loops(game, counts, policies, values, agent, config):
     """An agent's turn with one backup, in plain Python: (policy, values)."""
-    alpha, beta = config.alpha, config.beta
+    alpha = config.alpha
+    beta = config.beta
     total = counts.sum((1, 2))
     share = counts.sum(2 - agent) / np.maximum(total, 1)[:, None]
     other = policies[1 - agent]
@@ -113,7 +114,8 @@ def test_a_turn_is_that_of_plain_loops(settings, agent):
 
 def test_the_improvement_is_the_best_policy():
     """No other policy on a fine grid has more of value - alpha * divergence + beta * entropy; and its value is V."""
-    alpha, beta = 0.8, 0.3
+    alpha = 0.8
+    beta = 0.3
     share = np.array([0.05, 0.35, 0.6])
     values = np.array([0.9, 0.2, -0.4])
 
