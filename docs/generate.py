@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
+import inspect
 import io
+import pkgutil
 import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmeureka_jax import companions
 from mmeureka_jax.cli import build_parser
+from mmeureka_jax.companions.experiment import Companion, Experiment
 from mmeureka_jax.config import prm, schema
 from mmeureka_jax.config.limits import LARGEST, AtMost, Limit, limits_of_keys
 from mmeureka_jax.config.reading import dotted_keys, expected, field_types, section_of, to_dict
@@ -38,7 +43,12 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """The text of each page, by its file name."""
-    return {"keys.md": keys_page(), "commands.md": commands_page(), "metrics.md": metrics_page()}
+    return {
+        "keys.md": keys_page(),
+        "companions.md": companions_page(),
+        "commands.md": commands_page(),
+        "metrics.md": metrics_page(),
+    }
 
 
 # What pages are made of.
@@ -80,7 +90,9 @@ def sentences(text: str) -> str:
 
 def descriptions() -> dict[str, dict[str, list[str]]]:
     """The comments of each key of each section's class: the lines directly above it, and the one behind it."""
-    return {name: keys for module in (schema, prm) for name, keys in _described(Path(module.__file__)).items()}
+    found = {name: keys for module in (schema, prm) for name, keys in _described(Path(module.__file__)).items()}
+    experiments = [Experiment, *(companion.config for companion in all_companions())]
+    return found | {cls.__name__: _described(Path(inspect.getfile(cls)))[cls.__name__] for cls in experiments}
 
 
 def _described(file: Path) -> dict[str, dict[str, list[str]]]:
@@ -160,6 +172,37 @@ def keys_page() -> str:
             if section_of(annotation) is None
         ]
         parts += [f"## {prefix[:-1] or 'Top level'}", sentences(about)]
+        parts.append(table(["key", "default", "what it is", "limits", "meaning"], rows))
+    return page(*parts)
+
+
+# Keys of companions.
+
+
+def all_companions() -> list[Companion]:
+    """The companions that modules below mmeureka_jax/companions/ make, by their names."""
+    modules = pkgutil.walk_packages(companions.__path__, f"{companions.__name__}.")
+    found = [value for info in modules for value in vars(importlib.import_module(info.name)).values()]
+    by_name = {value.name: value for value in found if isinstance(value, Companion)}
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def companions_page() -> str:
+    described = descriptions()
+    parts = [
+        "# Every key of the companions",
+        NOTE,
+        "[companions/index.md](../companions/index.md) says how an experiment file is written.\n"
+        "Integers and other numbers are limited as those of [keys.md](keys.md).",
+    ]
+    for companion in all_companions():
+        cls = companion.config
+        own = described["Experiment"] | described[cls.__name__]
+        rows = [
+            [code(name), code(default(cls, name)), expected(annotation), limits(cls, name), marked(own[name][0])]
+            for name, annotation in field_types(cls).items()
+        ]
+        parts += [f"## {companion.name}", sentences(str(cls.__doc__))]
         parts.append(table(["key", "default", "what it is", "limits", "meaning"], rows))
     return page(*parts)
 

@@ -33,6 +33,7 @@ FOLDERS = (
     ".",
     "docs",
     "docs/reference",
+    "docs/companions",
     "launch",
     "benchmarks",
     *(f"eval/{folder.name}" for folder in (ROOT / "eval").iterdir()),
