@@ -192,7 +192,7 @@ def companions_page() -> str:
     parts = [
         "# Every key of the companions",
         NOTE,
-        "[companions/index.md](../companions/index.md) says how an experiment file is written.\n"
+        "[companions.md](../companions.md) says how an experiment file is written.\n"
         "Integers and other numbers are limited as those of [keys.md](keys.md).",
     ]
     for companion in all_companions():
