@@ -22,7 +22,9 @@ Runs = Mapping[str, Sequence[Rows]]
 def pictures(runs: Runs) -> dict[str, bytes]:
     """SVG by file name: front.svg, hypervolume.svg, and adapted_weight.svg where weights were adapted."""
     last = {kind: [rows[-1] for rows in of_kind] for kind, of_kind in runs.items()}
-    weight = min(key.split("/w")[1] for rows in last.values() for row in rows for key in row if key.startswith("front/"))
+    weight = min(
+        key.split("/w")[1] for rows in last.values() for row in rows for key in row if key.startswith("front/")
+    )
     found = {"front.svg": _front(last, weight), "hypervolume.svg": _hypervolume(last, weight)}
     if any("adapted/weights" in row for rows in last.values() for row in rows):
         found["adapted_weight.svg"] = _adapted(last)

@@ -110,7 +110,10 @@ def _front(trainer: Trainer, preferences: np.ndarray) -> Callable[..., jax.Array
     assert isinstance(config, MorlConfig)
     weights = np.repeat(np.array(config.weights, np.float32), len(preferences))
     repeats = config.final_episodes if trainer.policy.samples else 1
-    wish = (jnp.tile(jnp.asarray(preferences, jnp.float32), (len(config.weights) * repeats, 1)), jnp.tile(weights, repeats))
+    wish = (
+        jnp.tile(jnp.asarray(preferences, jnp.float32), (len(config.weights) * repeats, 1)),
+        jnp.tile(weights, repeats),
+    )
 
     def of_learner(learner: Learner, norm: tuple[Any, Any], key: jax.Array) -> jax.Array:
         found = actor.returns(trainer, learner, norm, wish, key)

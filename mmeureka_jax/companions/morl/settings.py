@@ -52,7 +52,9 @@ class PolicyConfig(Experiment):
     diffusion_steps: Annotated[int, POSITIVE, STEPS] = 5
     candidates: Annotated[int, POSITIVE, STEPS] = 10  # actions that diffusion chooses from (ours; the paper's: 50)
     target_every: Annotated[int, POSITIVE, COUNT] = 5  # policy updates between those of diffusion's target
-    target_after: Annotated[int, NOT_NEGATIVE] = 200  # updates before diffusion's target moves (ours; the paper's: 1,000)
+    target_after: Annotated[int, NOT_NEGATIVE] = (
+        200  # updates before diffusion's target moves (ours; the paper's: 1,000)
+    )
     measure: Annotated[int, POSITIVE, STEPS] = 4  # how often a run is measured, the end included (ours)
 
 

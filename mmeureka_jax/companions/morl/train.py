@@ -1,8 +1,8 @@
 """Training of a preference-conditioned policy and its critics from rows, all seeds side by side.
 
-    for each batch: ω by the filter, w ~ U(w_min, 1), c = ((1 - w)·ω, w)
-        critics <- (s, c, a, r, s')                  every update
-        policy  <- (1 - w)·ω·Q against w·c_bc·L_bc   every `policy_every` updates, then the targets follow
+for each batch: ω by the filter, w ~ U(w_min, 1), c = ((1 - w)·ω, w)
+    critics <- (s, c, a, r, s')                  every update
+    policy  <- (1 - w)·ω·Q against w·c_bc·L_bc   every `policy_every` updates, then the targets follow
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ def start(trainer: Trainer, seeds: list[int]) -> Learner:
     return jax.jit(jax.vmap(lambda seed: trainer.init(jax.random.fold_in(jax.random.key(seed), 1))))(np.array(seeds))
 
 
-def make_train(
-    trainer: Trainer, seeds: list[int], rounds: int
-) -> Callable[[Learner, Rows], tuple[Learner, Losses]]:
+def make_train(trainer: Trainer, seeds: list[int], rounds: int) -> Callable[[Learner, Rows], tuple[Learner, Losses]]:
     """A function of learners [K, ...] and rows [K, R, ...] that does `rounds` rounds, each of `policy_every` updates of
     the critics and one of the policy. A seed's random numbers depend on it and on the number of updates done."""
     config = trainer.config
@@ -144,9 +142,7 @@ def _draw(config: PolicyConfig, rows: Rows, key: jax.Array) -> Rows:
     return Rows(*(array[picked] for array in rows[:6]), mean=rows.mean, scale=rows.scale)
 
 
-def _conditions(
-    config: PolicyConfig, batch: Rows, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _conditions(config: PolicyConfig, batch: Rows, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """ω [B, n], w [B], c [B, n + 1] for a batch, and a key for what follows."""
     for_omega, for_weight, key = jax.random.split(key, 3)
     omega = training_preferences(for_omega, batch.preferences, config.theta)

@@ -66,16 +66,25 @@ def make_trajectories(config: PolicyConfig, objectives: int, seed: int) -> Traje
 
 
 def act_for(
-    preferences: np.ndarray, wanted: np.ndarray, config: PolicyConfig, numbers: np.random.Generator
+    preferences: np.ndarray,
+    wanted: np.ndarray,
+    config: PolicyConfig,
+    numbers: np.random.Generator,
+    highest: np.ndarray | None = None,
 ) -> Trajectories:
-    """Trajectories [N·T rows] with noise around wanted actions [N], for preferences [N, n]."""
+    """Trajectories [N·T rows] with noise around wanted actions [N], for preferences [N, n].
+
+    Args:
+        highest: [N], actions that none of a trajectory is above; default: 1.
+    """
     count, objectives = preferences.shape
     shape = (count, config.horizon)
     actions = np.broadcast_to(wanted[:, None], shape)
     if config.behaviour == "amateur":
         factor = numbers.uniform(*_AMATEUR_SCALE, size=shape)
         actions = np.where(numbers.random(shape) < _AMATEUR_SHARE, actions * factor, actions)
-    actions = np.clip(actions + config.action_noise * numbers.normal(size=shape), -1, 1)
+    ceiling = np.ones((count, 1)) if highest is None else highest[:, None]
+    actions = np.clip(actions + config.action_noise * numbers.normal(size=shape), -1, ceiling)
     position = np.cumsum(actions, axis=1) * point_mass.STEP_SECONDS
     before = np.concatenate([np.zeros((count, 1)), position[:, :-1]], axis=1)
     rewards = np.asarray(point_mass.rewards_of(jnp.asarray(actions[..., None]), objectives))
@@ -172,7 +181,9 @@ def _read_npz(file: Path) -> dict[str, Any]:
             return {name: arrays[name] for name in arrays.files if name in (*COLUMNS, "preference")}
     except ValueError as error:
         if "pickle" in str(error):
-            raise UserError(f"{file}: it holds Python objects (pickle), which are not read; save arrays of numbers") from None
+            raise UserError(
+                f"{file}: it holds Python objects (pickle), which are not read; save arrays of numbers"
+            ) from None
         raise UserError(f"{file}: not a readable .npz file ({brief(error)})") from None
     except Exception as error:  # zipfile and zlib raise their own kinds
         raise UserError(f"{file}: not a readable .npz file ({brief(error)})") from None
