@@ -1,7 +1,8 @@
 """Twin critics with a value for each objective, told state, condition ((1 - w)·ω, w) and action.
 
 A row's target takes the whole vector of the target critic whose ω·Q is smaller: y = r + γ·not_done·Q'. As in
-qianlin04/PRMORL @a742815, vectors have an entry more than there are objectives; its reward is 0, and ω does not read it.
+qianlin04/PRMORL @a742815, vectors have an entry more than there are objectives, whose reward is 0 and which ω does not
+read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A point mass with two objectives, speed and energy, whose Pareto front is known in closed form.
 
-    x <- x + dt·a,  a in [-1, 1];   rewards of a step: (a, 1 - a²), and 1 - a where there is a third, slowness
+    x <- x + dt·a,  a in [-1, 1];   rewards of a step: (a, 1 - a²), and 1 - |a| where there is a third, slowness
 
 What is best does not depend on the state: for the preference ω it is a* = clip((ω1 - ω3) / (2 ω2), 0, 1), and the front
 of an episode of T steps is (T a, T (1 - a²)) for a in [0, 1]. Its hypervolume at the reference 0 is 2/3 T², which no
@@ -21,7 +21,7 @@ ACTION_SIZE = 1
 def rewards_of(actions: jax.Array, objectives: int) -> jax.Array:
     """Rewards [..., n] of actions [..., 1]; n is 2, or 3 with slowness."""
     a = actions[..., 0]
-    return jnp.stack([a, 1 - a**2, 1 - a][:objectives], axis=-1)
+    return jnp.stack([a, 1 - a**2, 1 - jnp.abs(a)][:objectives], axis=-1)
 
 
 def best_action(preferences: np.ndarray) -> np.ndarray:

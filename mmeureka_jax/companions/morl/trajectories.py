@@ -13,6 +13,7 @@ Pickles are not read: opening one runs whatever code its author put there.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,6 +177,8 @@ def read_trajectories(file: Path) -> Trajectories:
 
 
 def _read_npz(file: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"{file}: not a readable .npz file; write it with numpy.savez_compressed")
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files if name in (*COLUMNS, "preference")}
