@@ -132,10 +132,8 @@ TINY = ("hidden=[4]", "trajectories=4", "horizon=3", "batch_size=8", "updates=4"
 
 
 def test_the_command(tmp_path, capsys):
-    variants = (
-        "variants={two: {}, three: {constrained: true, regulariser: diffusion, target_after: 0, diffusion_steps: 1}}"
-    )
-    assert mmeureka("companions", "pdoa", *TINY, variants, f"run_dir={tmp_path}", "--json") == 0
+    variants = "variants={two: {}, three: {constrained: true, regulariser: diffusion, target_after: 0}}"
+    assert mmeureka("companions", "pdoa", *TINY, "diffusion_steps=1", variants, f"run_dir={tmp_path}", "--json") == 0
     kinds = json.loads(capsys.readouterr().out)["kinds"]
     assert 0 <= kinds["two"]["last error"]["mean"] <= 1
     assert 0 <= kinds["three"]["last violations/0.9"]["mean"] <= 1

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mmeureka_jax.companions.morl.networks import Mlp, Params, mish
+from mmeureka_jax.companions.morl.networks import Mlp, Params, forward, mish
 
 # (params, s [B, S], c [B, n + 1], a [B, A]) -> [2, B, n + 1]
 Critics = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -26,7 +26,9 @@ def make_critics(hidden: tuple[int, ...], inputs: int, outputs: int) -> tuple[Ca
         return jax.vmap(lambda k: network.init(k, jnp.zeros((1, inputs))))(jax.random.split(key, 2))
 
     def apply(params: Params, s: jax.Array, c: jax.Array, a: jax.Array) -> jax.Array:
-        return jax.vmap(network.apply, in_axes=(0, None))(params, jnp.concatenate([s, c, a], axis=-1))
+        return jax.vmap(lambda p, x: forward(network, p, x), in_axes=(0, None))(
+            params, jnp.concatenate([s, c, a], axis=-1)
+        )
 
     return init, apply
 

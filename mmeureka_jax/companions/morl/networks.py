@@ -26,6 +26,12 @@ class Mlp(linen.Module):
         return linen.Dense(self.outputs, kernel_init=linen.initializers.xavier_normal())(x)
 
 
+def forward(network: Mlp, params: Params, x: jax.Array) -> jax.Array:
+    """The network's outputs with these parameters."""
+    output: Any = network.apply(params, x)
+    return output
+
+
 def mish(x: jax.Array) -> jax.Array:
     """x·tanh(log(1 + eˣ)), written with a single exponential: tanh(log(1 + e)) = e(e + 2) / (e(e + 2) + 2)."""
     e = jnp.exp(jnp.minimum(x, 20.0))

@@ -22,7 +22,7 @@ from mmeureka_jax.companions.morl import critic
 from mmeureka_jax.companions.morl.pdoa_settings import PdoaConfig
 from mmeureka_jax.companions.morl.preferences import condition
 from mmeureka_jax.companions.morl.train import Learner, Trainer
-from mmeureka_jax.companions.morl.trajectories import Rows
+from mmeureka_jax.companions.morl.trajectories import Rows, take
 
 Score = Callable[[jax.Array, Rows, jax.Array], jax.Array]  # (ω [n], rows of demonstrations, key) -> a number
 
@@ -90,7 +90,7 @@ def fit(config: PdoaConfig, score: Score, rows: Rows, objectives: int, key: jax.
         noise = jax.random.normal(for_z, (config.draws, objectives))
         omegas = to_preference(posterior.mean + jnp.exp(posterior.log_sigma) * noise)
         picked = jax.random.randint(for_rows, (config.posterior_rows,), 0, len(rows.states))
-        batch = Rows(*(array[picked] for array in rows[:6]), mean=rows.mean, scale=rows.scale)
+        batch = take(rows, picked)
         scores = jax.vmap(score, in_axes=(0, None, None))(omegas, batch, for_score)
         return config.prior_weight * divergence(posterior) - scores.mean()
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmeureka_jax.companions.morl.networks import Mlp, Params, mish, time_embedding
+from mmeureka_jax.companions.morl.networks import Mlp, Params, forward, mish, time_embedding
 from mmeureka_jax.companions.morl.settings import PolicyConfig
 
 _LATENT_CLIP = 0.5
@@ -52,7 +52,7 @@ def _mse(config: PolicyConfig, inputs: int, action_size: int) -> PolicyForm:
     network = Mlp(config.hidden, action_size, jax.nn.relu)
 
     def act(params: Params, s: jax.Array, c: jax.Array, key: jax.Array) -> jax.Array:
-        return jnp.tanh(network.apply(params, jnp.concatenate([s, c], axis=-1)))
+        return jnp.tanh(forward(network, params, jnp.concatenate([s, c], axis=-1)))
 
     def bc_loss(params: Params, s: jax.Array, c: jax.Array, a: jax.Array, key: jax.Array) -> jax.Array:
         return ((act(params, s, c, key) - a) ** 2).mean(axis=-1)
@@ -73,14 +73,14 @@ def _cvae(config: PolicyConfig, inputs: int, action_size: int) -> PolicyForm:
         }
 
     def decode(params: Params, s: jax.Array, c: jax.Array, z: jax.Array) -> jax.Array:
-        return jnp.tanh(decoder.apply(params["decoder"], jnp.concatenate([s, c, z], axis=-1)))
+        return jnp.tanh(forward(decoder, params["decoder"], jnp.concatenate([s, c, z], axis=-1)))
 
     def act(params: Params, s: jax.Array, c: jax.Array, key: jax.Array) -> jax.Array:
         z = jax.random.normal(key, (*s.shape[:-1], latent))
         return decode(params, s, c, jnp.clip(z, -_LATENT_CLIP, _LATENT_CLIP))
 
     def bc_loss(params: Params, s: jax.Array, c: jax.Array, a: jax.Array, key: jax.Array) -> jax.Array:
-        coded = encoder.apply(params["encoder"], jnp.concatenate([s, c, a], axis=-1))
+        coded = forward(encoder, params["encoder"], jnp.concatenate([s, c, a], axis=-1))
         mean, log_sigma = jnp.split(coded, 2, axis=-1)
         sigma = jnp.exp(jnp.clip(log_sigma, *_LOG_SIGMA))
         z = mean + sigma * jax.random.normal(key, mean.shape)
@@ -122,9 +122,9 @@ def _diffusion(config: PolicyConfig, inputs: int, action_size: int) -> PolicyFor
         }
 
     def noise_in(params: Params, s: jax.Array, c: jax.Array, x: jax.Array, step: jax.Array) -> jax.Array:
-        time = clock.apply(params["clock"], time_embedding(step, _TIME_SIZE))
+        time = forward(clock, params["clock"], time_embedding(step, _TIME_SIZE))
         time = jnp.broadcast_to(time, (*s.shape[:-1], _TIME_SIZE))
-        return network.apply(params["network"], jnp.concatenate([x, time, s, c], axis=-1))
+        return forward(network, params["network"], jnp.concatenate([x, time, s, c], axis=-1))
 
     def act(params: Params, s: jax.Array, c: jax.Array, key: jax.Array) -> jax.Array:
         noise = jax.random.normal(key, (count + 1, *s.shape[:-1], action_size))

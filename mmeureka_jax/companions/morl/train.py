@@ -20,7 +20,7 @@ from mmeureka_jax.companions.morl.networks import Params
 from mmeureka_jax.companions.morl.preferences import condition, training_preferences
 from mmeureka_jax.companions.morl.regularisers import PolicyForm, make_policy
 from mmeureka_jax.companions.morl.settings import PolicyConfig
-from mmeureka_jax.companions.morl.trajectories import Rows
+from mmeureka_jax.companions.morl.trajectories import Rows, take
 
 Losses = dict[str, jax.Array]
 
@@ -139,7 +139,7 @@ def make_train(trainer: Trainer, seeds: list[int], rounds: int) -> Callable[[Lea
 def _draw(config: PolicyConfig, rows: Rows, key: jax.Array) -> Rows:
     """A batch of rows, with replacement."""
     picked = jax.random.randint(key, (config.batch_size,), 0, rows.states.shape[0])
-    return Rows(*(array[picked] for array in rows[:6]), mean=rows.mean, scale=rows.scale)
+    return take(rows, picked)
 
 
 def _conditions(config: PolicyConfig, batch: Rows, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

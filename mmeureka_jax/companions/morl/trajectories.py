@@ -59,6 +59,11 @@ class Rows(NamedTuple):
     scale: Any
 
 
+def take(rows: Rows, picked: Any) -> Rows:
+    """The rows at some places [B]."""
+    return rows._replace(**{name: getattr(rows, name)[picked] for name in Rows._fields[:6]})
+
+
 def make_trajectories(config: PolicyConfig, objectives: int, seed: int) -> Trajectories:
     """Trajectories of the point mass, each after a preference of its own, uniform over the simplex."""
     numbers = np.random.default_rng(seed)
