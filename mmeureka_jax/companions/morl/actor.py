@@ -18,7 +18,8 @@ def choose(
     """Actions [B, A] for normalised states [B, S] and a wish: preferences [B, n] and weights [B].
 
     The policy's own; with diffusion the best of `candidates` actions of the target policy, by the smaller ω·Q of the
-    target critics (qianlin04/PRMORL @a742815).
+    target critics. The code (qianlin04/PRMORL @a742815) compares (1 - w)·ω·Q: the same choice below w = 1, and none at
+    w = 1, where that is 0 for all candidates.
     """
     omega, w = wish
     c = condition(omega, w)
