@@ -16,7 +16,7 @@ from mmeureka_jax.config.limits import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE,
 class PdoaConfig(PolicyConfig):
     """PDOA's: training, then adaptation to demonstrators whose preferences nobody tells."""
 
-    run_dir: str = "runs/pdoa"
+    run_dir: str = "runs/companions/pdoa"  # where results are written
     preference: Literal["returns", "stored"] = "stored"
     discount: Annotated[float, FRACTION] = 0.0
     constrained: bool = False  # a third objective, slowness, for demonstrators who keep below a speed

@@ -62,7 +62,7 @@ class PolicyConfig(Experiment):
 class MorlConfig(PolicyConfig):
     """PRMORL's: training, and the fronts of fixed and of adapted regularisation weights."""
 
-    run_dir: str = "runs/morl"
+    run_dir: str = "runs/companions/morl"  # where results are written
     preferences: Annotated[int, POSITIVE, STEPS] = 101  # even ones, for fronts
     weights: Annotated[tuple[float, ...], FRACTION] = (0.2, 0.5, 1.0)  # regularisation weights with a front each
     adapt_preferences: Annotated[int, NOT_NEGATIVE, STEPS] = 11  # even ones, whose weight is adapted (ours); 0: off
