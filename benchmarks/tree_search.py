@@ -5,8 +5,8 @@
 The policy is a random one of `--model tiny`'s sizes that writes steps of digits and a digit as its answer
 (`benchmarks.planted`), and it is asked built-in problems with their pictures. The plain rollouts are as many as those
 of the search and as long, in calls of as many prompts, from the problems themselves: the search must also continue
-steps, judge answers, and write everything down. The three are timed in one run, each after a search or rollout of its
-kind that compiles its programs.
+steps, judge answers, and write everything down. The three are timed in one run, each after a shorter one of its kind
+that compiles its programs.
 """
 
 from __future__ import annotations
@@ -104,22 +104,25 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 samples, _ = sampler.sample(draw.params, draw.spread.request(ids, prompts, limits))
                 assert (draw.spread.groups(samples).lengths[: len(own)] == lengths).all()
 
-        searched = search(together, args.problems)
+        search(together, min(args.problems, 2 * args.trees))
         search(alone, 1)
-        plain(searched.lengths)
         seconds: dict[str, list[float]] = {"search": [], "plain": [], "alone": []}
-        for _ in range(args.repeats):
-            seconds["search"].append(_timed(lambda: search(together, args.problems)))
-            seconds["plain"].append(_timed(lambda: plain(searched.lengths)))
-        one_by_one = None
+        drawers: dict[str, Watched] = {}
 
-        def run_alone() -> None:
-            nonlocal one_by_one
-            one_by_one = search(alone, args.alone)
+        def timed_search(name: str, config: Config, count: int) -> None:
+            start = time.perf_counter()
+            drawers[name] = search(config, count)
+            seconds[name].append(time.perf_counter() - start)
 
-        seconds["alone"].append(_timed(run_alone))
-    assert one_by_one is not None
-    tokens = {"search": searched.drawn.tokens, "plain": searched.drawn.tokens, "alone": one_by_one.drawn.tokens}
+        for repeat in range(args.repeats):
+            timed_search("search", together, args.problems)
+            calls = drawers["search"].lengths
+            if repeat == 0:
+                plain([*calls[:4], *calls[-4:]])
+            seconds["plain"].append(_timed(lambda calls=calls: plain(calls)))
+        timed_search("alone", alone, args.alone)
+    searched = drawers["search"]
+    tokens = {"search": searched.drawn.tokens, "plain": searched.drawn.tokens, "alone": drawers["alone"].drawn.tokens}
     rates = {name: tokens[name] / statistics.median(seconds[name]) for name in tokens}
     return {
         "of_plain": round(rates["search"] / rates["plain"], 3),
