@@ -16,7 +16,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from mmeureka_jax.companions.morl.preferences import behaviour_preferences
 from mmeureka_jax.companions.morl.settings import PolicyConfig
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import refuse_address
+
+if TYPE_CHECKING:
+    from mmeureka_jax.companions.morl.tasks import Task
 
 COLUMNS = ("observations", "actions", "next_observations", "rewards", "trajectory")
 _AMATEUR_SHARE = 0.65  # steps with an action of the wrong size, and by which factors: as D4MORL's (baitingzbt/PEDA)
@@ -47,7 +50,8 @@ class Trajectories:
 
 class Rows(NamedTuple):
     """What training reads, arrays of R rows: normalised states [R, S], actions [R, A], rewards [R, n], `not_done` [R]
-    (0 after a true end), preferences [R, n]; mean and scale [S] of the states."""
+    (0 after a true end), preferences [R, n]; mean and scale [S] of the states; the number of rows, where the last ones
+    only fill up."""
 
     states: Any
     actions: Any
@@ -57,6 +61,7 @@ class Rows(NamedTuple):
     preferences: Any
     mean: Any
     scale: Any
+    count: Any = None
 
 
 def take(rows: Rows, picked: Any) -> Rows:
@@ -106,9 +111,12 @@ def act_for(
     )
 
 
-def training_rows(data: Trajectories, config: PolicyConfig) -> Rows:
+def training_rows(data: Trajectories, config: PolicyConfig, floor: Any = 0.0) -> Rows:
     """States normalised by mean and standard deviation + 0.001; the end of a trajectory that is shorter than the
     horizon is a true end, and a time-out is none.
+
+    Args:
+        floor: see `behaviour_preferences`.
 
     Raises:
         UserError: `preference: stored`, and the data tell none.
@@ -117,7 +125,7 @@ def training_rows(data: Trajectories, config: PolicyConfig) -> Rows:
         raise UserError(f"{config.data}: no column 'preference'; add it, or set preference=returns")
     own = data.preference
     if config.preference == "returns" or own is None:
-        own = behaviour_preferences(data.rewards, data.trajectory)
+        own = behaviour_preferences(data.rewards, data.trajectory, floor)
     mean = data.observations.mean(axis=0)
     scale = data.observations.std(axis=0) + 1e-3
     _, place, lengths = np.unique(data.trajectory, return_inverse=True, return_counts=True)
@@ -136,15 +144,20 @@ def training_rows(data: Trajectories, config: PolicyConfig) -> Rows:
     return Rows(*(np.asarray(array, np.float32) for array in arrays))
 
 
-def rows_of_seeds(config: PolicyConfig, objectives: int, seeds: list[int]) -> Rows:
-    """The rows of each seed, [K, R, ...]: made by the seed, or the same from a file."""
+def rows_of_seeds(config: PolicyConfig, task: Task, seeds: list[int]) -> Rows:
+    """The rows of each seed, [K, R, ...]: made by the seed, or the same from a file. Where seeds have made different
+    numbers of rows, the others are filled up to the most; `count` [K] tells how many count."""
     if config.data is not None:
         data = read_trajectories(Path(config.data))
-        _check_fits(Path(config.data), data, objectives)
-        rows = [training_rows(data, config)] * len(seeds)
+        _check_fits(Path(config.data), data, task)
+        rows = [training_rows(data, config, task.floor)] * len(seeds)
     else:
-        rows = [training_rows(make_trajectories(config, objectives, seed), config) for seed in seeds]
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+        rows = [training_rows(task.make(seed), config, task.floor) for seed in seeds]
+    counts = [len(of_seed.states) for of_seed in rows]
+    most = np.arange(max(counts))
+    filled = [take(of_seed, most % count) for of_seed, count in zip(rows, counts, strict=True)]
+    stacked: Rows = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
+    return stacked._replace(count=np.array(counts))
 
 
 def write_trajectories(file: Path, data: Trajectories) -> None:
@@ -254,17 +267,13 @@ def _check_together(file: Path, columns: dict[str, np.ndarray]) -> None:
         )
 
 
-def _check_fits(file: Path, data: Trajectories, objectives: int) -> None:
-    """Raises a UserError for data of another task than the point mass, where policies are measured."""
-    sizes = {
-        "observations": point_mass.STATE_SIZE,
-        "actions": point_mass.ACTION_SIZE,
-        "rewards": objectives,
-    }
+def _check_fits(file: Path, data: Trajectories, task: Task) -> None:
+    """Raises a UserError for data of another task than that where policies are measured."""
+    sizes = {"observations": task.state_size, "actions": task.action_size, "rewards": len(task.objectives)}
     for name, size in sizes.items():
         found = getattr(data, name).shape[1]
         if found != size:
             raise UserError(
-                f"{file}, column {name!r}: {found} numbers in a row; policies are measured on the point mass, which "
+                f"{file}, column {name!r}: {found} numbers in a row; policies are measured on {task.name}, which "
                 f"has {size}"
             )
