@@ -132,17 +132,18 @@ def test_amateurs_wander_and_time_out(sea):
 def test_steps_are_those_of_the_environment(sea):
     numbers = np.random.default_rng(0)
     actions = numbers.uniform(-1, 1, size=(30, 8, 4))
-    place = deep_sea.begin(30)
-    step = jax.jit(lambda place, actions: deep_sea.step(sea, place, actions))
+    task = sea_task(MorlConfig(horizon=10), sea)
+    cells = task.begin(30)
+    step = jax.jit(task.step)
     total = np.zeros((30, 2))
     for number in range(8):
-        place, rewards = step(place, jnp.asarray(actions[:, number]))
+        cells, rewards = step(cells, jnp.asarray(actions[:, number]))
         total += np.asarray(rewards)
     for number, of_episode in enumerate(actions):
         places, rewards = walk(SmallSea(), of_episode.argmax(axis=1))
         np.testing.assert_allclose(total[number], rewards.sum(axis=0))
-        assert tuple(sea.cells[place.cell[number]].astype(int)) == places[-1]
-    assert 0 < place.over.sum() < 30
+        assert tuple(task.observe(cells)[number].astype(int).tolist()) == places[-1]
+    assert 0 < sea.ended[np.asarray(cells)].sum() < 30
 
 
 def test_preferences_are_of_the_steps_spared(sea):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Sea:
     Attributes:
         cells: [C, 2], row and column.
         following: [C, 4], the cell that each action leads to; itself where an episode has ended.
-        rewards: [C, 4, 2].
+        rewards: [C, 4, 2]; 0 where an episode has ended.
         ended: [C], whether an episode ends there: at a treasure.
     """
 
@@ -46,13 +46,6 @@ class Sea:
     following: np.ndarray
     rewards: np.ndarray
     ended: np.ndarray
-
-
-class Place(NamedTuple):
-    """Where the submarines of P episodes are: `cell` [P], and whether an episode has ended before, `over` [P]."""
-
-    cell: jax.Array
-    over: jax.Array
 
 
 def open_sea(name: str) -> Any:
@@ -117,8 +110,7 @@ def distances(sea: Sea, goal: int) -> np.ndarray:
     steps = np.full(len(sea.cells), np.inf)
     steps[goal] = 0
     for _ in sea.cells:
-        onward = 1 + steps[sea.following].min(axis=1)
-        steps = np.where(sea.ended, steps, np.minimum(steps, onward))
+        steps = np.minimum(steps, 1 + steps[sea.following].min(axis=1))
     return steps
 
 
@@ -179,15 +171,7 @@ def make_trajectories(sea: Sea, config: PolicyConfig, seed: int) -> Trajectories
     )
 
 
-def begin(count: int) -> Place:
-    """The beginning of `count` episodes."""
-    return Place(jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
-
-
-def step(sea: Sea, place: Place, actions: jax.Array) -> tuple[Place, jax.Array]:
-    """Where actions [P, 4] lead, and rewards [P, 2], which are 0 when an episode is over."""
+def step(sea: Sea, cell: jax.Array, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """From cells [P] to where actions [P, 4] lead, with rewards [P, 2], which are 0 when an episode has ended."""
     action = jnp.argmax(actions, axis=-1)
-    reward = jnp.asarray(sea.rewards, jnp.float32)[place.cell, action]
-    cell = jnp.asarray(sea.following)[place.cell, action]
-    over = place.over | jnp.asarray(sea.ended)[cell]
-    return Place(cell, over), jnp.where(place.over[:, None], 0.0, reward)
+    return jnp.asarray(sea.following)[cell, action], jnp.asarray(sea.rewards, jnp.float32)[cell, action]

@@ -84,7 +84,7 @@ def point_mass_task(config: PolicyConfig, objectives: int) -> Task:
 
 
 def sea_task(config: MorlConfig, sea: deep_sea.Sea) -> Task:
-    """Deep-sea-treasure; the reference is no treasure in all the time there is."""
+    """Deep-sea-treasure; a state is the cells [P], and the reference is no treasure in all the time there is."""
     reference = np.array([0.0, -config.horizon])
     return Task(
         name="deep-sea-treasure",
@@ -94,9 +94,9 @@ def sea_task(config: MorlConfig, sea: deep_sea.Sea) -> Task:
         reference=reference,
         floor=reference if config.spared_steps else np.zeros(2),
         make=lambda seed: deep_sea.make_trajectories(sea, config, seed),
-        begin=deep_sea.begin,
-        observe=lambda place: jnp.asarray(sea.cells, jnp.float32)[place.cell],
-        step=lambda place, actions: deep_sea.step(sea, place, actions),
+        begin=lambda count: jnp.zeros(count, int),
+        observe=lambda cell: jnp.asarray(sea.cells, jnp.float32)[cell],
+        step=lambda cell, actions: deep_sea.step(sea, cell, actions),
         best=lambda preferences: deep_sea.best_returns(sea, preferences),
         front=deep_sea.front(sea),
     )
