@@ -91,8 +91,15 @@ def sentences(text: str) -> str:
 def descriptions() -> dict[str, dict[str, list[str]]]:
     """The comments of each key of each section's class: the lines directly above it, and the one behind it."""
     found = {name: keys for module in (schema, prm) for name, keys in _described(Path(module.__file__)).items()}
-    experiments = [Experiment, *(companion.config for companion in all_companions())]
-    return found | {cls.__name__: _described(Path(inspect.getfile(cls)))[cls.__name__] for cls in experiments}
+    for companion in all_companions():
+        for cls in _with_bases(companion.config):
+            found[cls.__name__] = _described(Path(inspect.getfile(cls)))[cls.__name__]
+    return found
+
+
+def _with_bases(cls: type) -> list[type]:
+    """The classes that the keys of an experiment are in, the outermost first."""
+    return [base for base in reversed(cls.__mro__) if issubclass(base, Experiment)]
 
 
 def _described(file: Path) -> dict[str, dict[str, list[str]]]:
@@ -197,7 +204,7 @@ def companions_page() -> str:
     ]
     for companion in all_companions():
         cls = companion.config
-        own = described["Experiment"] | described[cls.__name__]
+        own = {name: texts for base in _with_bases(cls) for name, texts in described[base.__name__].items()}
         rows = [
             [code(name), code(default(cls, name)), expected(annotation), limits(cls, name), marked(own[name][0])]
             for name, annotation in field_types(cls).items()

@@ -73,10 +73,9 @@ def search_trees(config: Config) -> dict[str, Any]:
         check_context(opened.policy.config.text, longest)
         processor = open_processor(opened.checkpoint, config.data)
         reward = config.reward
-        judges = RewardWorkers(
-            RewardConfig(accuracy=reward.accuracy, workers=reward.workers, time_limit=reward.time_limit)
-        )
-        stack.enter_context(judges).validate()
+        judged = RewardConfig(accuracy=reward.accuracy, workers=reward.workers, time_limit=reward.time_limit)
+        judges = stack.enter_context(RewardWorkers(judged))
+        judges.validate()
         problems = open_checked(
             config.data.train, config.data, processor, report_file=run_dir / "data_check.json",
             bars=config.tracking.progress,

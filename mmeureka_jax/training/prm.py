@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from mmeureka_jax.config.checks import as_run
 from mmeureka_jax.config.schema import Config
-from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
-from mmeureka_jax.mesh import row_shares
-from mmeureka_jax.models.batch import GroupBatch, collate, pick_bucket
 from mmeureka_jax.prm.examples import labelled_process, open_labels
 from mmeureka_jax.prm.form import MarkerTokens
 from mmeureka_jax.prm.growth import open_base
 from mmeureka_jax.process.console import plural, say_facts
 from mmeureka_jax.rl.marker_loss import MarkerObjective, StepLabels
-from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
+from mmeureka_jax.rl.metrics import Mean
 from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.job import Job, open_job
 from mmeureka_jax.training.recipe import Recipe
+from mmeureka_jax.training.supervised import Examples, examples_batch, learn_step
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem
     from mmeureka_jax.data.problems import ProblemSource
     from mmeureka_jax.data.processor import Processor
-
-_LOGGED = ("prm/accuracy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped")
 
 
 def train_prm(config: Config) -> Path:
@@ -45,41 +39,12 @@ def train_prm(config: Config) -> Path:
     config = as_run(config, "prm")
     with open_job(config, recipe(config)) as job:
         _say_epochs(job)
-        batches = LabelledBatches(config, job.processor, job.num_windows)
+        examples = LabelledProcesses(config, job.processor, job.num_windows)
         job.validate_before_training()
         job.begin_training()
         while job.begin_step():
-            _step(job, batches)
+            learn_step(job, examples, loss="prm/loss", logged=["prm/accuracy"])
     return Path(config.run_dir)
-
-
-def _step(job: Job, batches: LabelledBatches) -> None:
-    start = time.perf_counter()
-    run = job.run
-    job.steps.phase("updating")
-    batch, labels = batches.make(next(job.loader))
-    run.train, on_device = job.learner.imitate(run.train, batch, labels, labels.marked)
-    run.step += 1
-    metrics = computed(jax.device_get(on_device))
-    job.guard.check([metrics], [(batch, labels)].__getitem__, run.step)
-    row = {"prm/loss": metrics["loss/total"]} | {name: metrics[name] for name in _LOGGED}
-    row |= computed(
-        over_hosts(
-            {
-                "prm/labels": Mean.of(labels.marked.sum((1, 2))),
-                "prm/label": Mean.of(labels.labels[labels.marked]),
-                "response/length": Mean.of(batch.lengths),
-                "update/padding": on_device["update/padding"],  # hosts have as many places each
-            }
-        )
-    )
-    counted = batch.prompts.length.sum() + batch.response_mask.sum()
-    (tokens,) = sum_over_hosts([counted / len(row_shares(job.opened.mesh).sharing)])
-    row["time/update"] = time.perf_counter() - start
-    row["time/update_tokens_per_s"] = tokens / row["time/update"]
-    row |= job.validate_if_due()
-    job.log(row, f"loss {row['prm/loss']:.3f}")
-    job.save_if_due()
 
 
 def _say_epochs(job: Job) -> None:
@@ -117,8 +82,8 @@ def _open_source(config: Config) -> tuple[str, ProblemSource]:
     return config.prm.labels, open_labels(config.prm.labels, config.data.train, config.data)
 
 
-class LabelledBatches:
-    """Makes batches (n = 1) of prompts and labelled processes, this host's rows."""
+class LabelledProcesses:
+    """Makes the examples of a step: prompts and labelled processes."""
 
     def __init__(self, config: Config, processor: Processor, num_windows: int):
         self._config = config
@@ -126,25 +91,16 @@ class LabelledBatches:
         self._tokens = MarkerTokens.of(processor)
         self._num_windows = num_windows
 
-    def make(self, loaded: Sequence[LoadedProblem]) -> tuple[GroupBatch, StepLabels]:
+    def __call__(self, loaded: Sequence[LoadedProblem]) -> Examples:
         config = self._config
-        longest = int(max_over_hosts(max(len(item.prompt.tokens) for item in loaded)))
-        length = pick_bucket(longest, config.data.prompt_lengths)
-        shape = (len(loaded), 1, config.prm.max_process_tokens)
-        responses = np.zeros(shape, np.int32)
-        mask = np.zeros(shape, bool)
-        labels = np.zeros(shape, np.float32)
-        marked = np.zeros(shape, bool)
-        for row, item in enumerate(loaded):
-            tokens, own = labelled_process(item.problem, self._processor, config)
-            responses[row, 0, : len(tokens)] = tokens
-            mask[row, 0, : len(tokens)] = True
+        processes = [labelled_process(item.problem, self._processor, config) for item in loaded]
+        responses = [tokens for tokens, _ in processes]
+        batch = examples_batch(loaded, responses, config.prm.max_process_tokens, config, self._num_windows)
+        labels = np.zeros(batch.responses.shape, np.float32)
+        marked = np.zeros(batch.responses.shape, bool)
+        for row, (tokens, own) in enumerate(processes):
             marked[row, 0, : len(tokens)] = self._tokens.labelled(tokens)
             labels[row, 0, marked[row, 0]] = own
-        batch = GroupBatch(
-            prompts=collate([item.prompt for item in loaded], length, self._num_windows),
-            image_features=None,
-            responses=responses,
-            response_mask=mask,
-        )
-        return batch, StepLabels(labels, marked, np.tile(self._tokens.choices, (len(loaded), 1)))
+        measured = {"prm/labels": Mean.of(marked.sum((1, 2))), "prm/label": Mean.of(labels[marked])}
+        targets = StepLabels(labels, marked, np.tile(self._tokens.choices, (len(loaded), 1)))
+        return Examples(batch, targets, marked, measured)

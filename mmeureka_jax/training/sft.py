@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.hosts import max_over_hosts, sum_over_hosts
-from mmeureka_jax.mesh import row_shares
-from mmeureka_jax.models.batch import GroupBatch, collate, pick_bucket
-from mmeureka_jax.rl.metrics import Mean, computed, over_hosts
 from mmeureka_jax.rl.objective import imitation_objective
 from mmeureka_jax.rl.rows import Packing
 from mmeureka_jax.setup.checks import validate_config
 from mmeureka_jax.training.job import open_job
 from mmeureka_jax.training.recipe import Recipe
+from mmeureka_jax.training.supervised import Examples, examples_batch, learn_step
 
 if TYPE_CHECKING:
     from mmeureka_jax.data.loader import LoadedProblem
     from mmeureka_jax.data.processor import Processor
     from mmeureka_jax.data.record import Problem
-
-_LOGGED = ("policy/entropy", "optimizer/grad_norm", "optimizer/learning_rate", "optimizer/skipped")
 
 
 def fine_tune(config: Config) -> Path:
@@ -39,33 +32,10 @@ def fine_tune(config: Config) -> Path:
     """
     validate_config(config, command="sft")
     with open_job(config, recipe(config)) as job:
-        run = job.run
-        batches = ImitationBatches(config, job.processor, job.num_windows)
+        examples = Solutions(config, job.processor, job.num_windows)
         job.begin_training()
         while job.begin_step():
-            start = time.perf_counter()
-            job.steps.phase("updating")
-            batch = batches.make(next(job.loader))
-            run.train, on_device = job.learner.imitate(run.train, batch)
-            run.step += 1
-            metrics = computed(jax.device_get(on_device))
-            job.guard.check([metrics], [(batch, None)].__getitem__, run.step)
-            row = {"sft/loss": metrics["loss/total"]} | {name: metrics[name] for name in _LOGGED}
-            row |= computed(
-                over_hosts(
-                    {
-                        "response/length": Mean.of(batch.lengths),
-                        "update/padding": on_device["update/padding"],  # hosts have as many places each
-                    }
-                )
-            )
-            counted = batch.prompts.length.sum() + batch.response_mask.sum()
-            (tokens,) = sum_over_hosts([counted / len(row_shares(job.opened.mesh).sharing)])
-            row["time/update"] = time.perf_counter() - start
-            row["time/update_tokens_per_s"] = tokens / row["time/update"]
-            row |= job.validate_if_due()
-            job.log(row, f"loss {row['sft/loss']:.3f}")
-            job.save_if_due()
+            learn_step(job, examples, loss="sft/loss", logged=["policy/entropy"])
     return Path(config.run_dir)
 
 
@@ -89,31 +59,18 @@ def recipe(config: Config) -> Recipe:
     )
 
 
-class ImitationBatches:
-    """Makes batches (n = 1) of problems and their solutions, this host's rows."""
+class Solutions:
+    """Makes the examples of a step: problems and their solutions."""
 
     def __init__(self, config: Config, processor: Processor, num_windows: int):
+        self._config = config
         self._processor = processor
         self._num_windows = num_windows
-        self._limit = config.sft.max_response_tokens
-        self._prompt_buckets = config.data.prompt_lengths
 
-    def make(self, loaded: Sequence[LoadedProblem]) -> GroupBatch:
-        responses = [solution_tokens(item.problem, self._processor, self._limit) for item in loaded]
-        longest = int(max_over_hosts(max(len(item.prompt.tokens) for item in loaded)))
-        rows = len(loaded)
-        length = pick_bucket(longest, self._prompt_buckets)
-        tokens = np.zeros((rows, 1, self._limit), np.int32)
-        mask = np.zeros((rows, 1, self._limit), bool)
-        for row, response in enumerate(responses):
-            tokens[row, 0, : len(response)] = response
-            mask[row, 0, : len(response)] = True
-        return GroupBatch(
-            prompts=collate([item.prompt for item in loaded], length, self._num_windows),
-            image_features=None,
-            responses=tokens,
-            response_mask=mask,
-        )
+    def __call__(self, loaded: Sequence[LoadedProblem]) -> Examples:
+        limit = self._config.sft.max_response_tokens
+        responses = [solution_tokens(item.problem, self._processor, limit) for item in loaded]
+        return Examples(examples_batch(loaded, responses, limit, self._config, self._num_windows))
 
 
 def solution_tokens(problem: Problem, processor: Processor, limit: int) -> np.ndarray:

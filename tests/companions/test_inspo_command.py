@@ -18,7 +18,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs/companions/inspo").glob("
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_are_whole(path):
     config = load_experiment(INSPO, path)
-    assert config.run_dir == f"runs/companions/inspo_{path.stem}"
+    assert config.run_dir == f"runs/companions/inspo/{path.stem}"
     assert len(kinds_of(config)) >= 2
 
 

@@ -79,7 +79,8 @@ def test_turned_preference_solves_the_equation_of_the_angle(theta):
         towards = NUMBERS.normal(size=3)
         angle = math.acos(cosine(own, towards))
         unit = own / np.linalg.norm(own)
-        low, high = 0.0, 1e6  # k of unit + k·towards: its angle grows with k
+        low = 0.0
+        high = 1e6  # k of unit + k·towards: its angle grows with k
         for _ in range(100):
             k = (low + high) / 2
             if cosine(unit, unit + k * towards) > math.cos(theta * angle):
@@ -165,7 +166,8 @@ def test_a_policy_learns_a_constant_action(kind):
     form = regularisers.make_policy(small(regulariser=kind), 1, 1, 2)
     params = form.init(jax.random.key(0))
     rule = optax.adam(0.02)
-    s, c = jnp.ones((64, 1)), jnp.ones((64, 3))
+    s = jnp.ones((64, 1))
+    c = jnp.ones((64, 3))
     a = jnp.full((64, 1), 0.4)
 
     def step(carry, key):

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mmeureka_jax.data import check
+from mmeureka_jax.prm import search_job
 from mmeureka_jax.rewards import workers
 from mmeureka_jax.runs.tracking import read_metrics
 from mmeureka_jax.setup.policy import open_policy
@@ -33,7 +34,8 @@ OVERRIDES = """
 
 
 def use_devices(monkeypatch, count: int) -> None:
-    monkeypatch.setattr(job, "open_policy", functools.partial(open_policy, devices=jax.devices()[:count]))
+    for module in (job, search_job):
+        monkeypatch.setattr(module, "open_policy", functools.partial(open_policy, devices=jax.devices()[:count]))
 
 
 @contextlib.contextmanager

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import pytest
 from helpers.guessing import MODEL, write_guessing_checkpoint, write_stepping_checkpoint
+from helpers.small_runs import use_devices
 
 from mmeureka_jax.config.load import load_config
 from mmeureka_jax.config.schema import Config
 from mmeureka_jax.data.processor import Processor
 from mmeureka_jax.errors import UserError
-from mmeureka_jax.prm import search_job
 from mmeureka_jax.prm.rollouts import RolloutDrawer, room_after
 from mmeureka_jax.prm.search_job import search_trees
 from mmeureka_jax.prm.tree import Tree
-from mmeureka_jax.setup.policy import open_policy
 from mmeureka_jax.setup.random_models import write_tiny_config
 
 OVERRIDES = """
@@ -51,10 +48,6 @@ def config_of(folder: Path, run: str, *overrides: str) -> Config:
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     use_devices(monkeypatch, 1)
-
-
-def use_devices(monkeypatch, count: int) -> None:
-    monkeypatch.setattr(search_job, "open_policy", functools.partial(open_policy, devices=jax.devices()[:count]))
 
 
 @pytest.fixture(scope="module")

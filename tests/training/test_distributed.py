@@ -100,6 +100,12 @@ class Runs:
                 "prm.paths_per_step=4", "prm.packing=0", "prm.max_process_tokens=32", "prm.validation_batch=4",
                 "tracking.validate_every=1", *ONE_LAYER,
             ],
+            # Each process draws from the state of one of two open trees, and judges its rollouts.
+            "search": [
+                "prm search", "model.random=null", f"model.checkpoint={folder / 'policy'}",
+                "data.train=tfds:shapes/dots@train[:5]", "data.validation=null", "prm.trees=2",
+                "prm.search.rollouts=4", "prm.search.max_searches=2", "sampler.max_new_tokens=24", "sampler.shrink=0",
+            ],
         }  # fmt: skip
 
     def command(self, job: str, name: str) -> list[str]:
@@ -213,6 +219,15 @@ def test_processes_that_share_all_rows_train_as_one_does(runs, together, alone):
 @pytest.mark.slow
 def test_a_process_reward_model_of_two_processes_is_that_of_one(runs, together, alone):
     check_equal(runs.rows("prm_two"), alone("prm"), steps=2)
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_trees_of_one(runs, together, alone):
+    alone("search")
+    files = [runs.folder / name / "trees.jsonl" for name in ("search_two", "search_one")]
+    trees = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert trees[0] == trees[1]
+    assert len(trees[0]) == 5 and any(tree["root"]["children"] for tree in trees[0])
 
 
 @pytest.mark.slow

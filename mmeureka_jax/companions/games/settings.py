@@ -34,7 +34,7 @@ class GamesConfig(Experiment):
     # mwu, gda: steps of mirror descent; omwu, ogda: optimistic ones; momwu, mogda: with negative momentum. cfr: regret
     # matching in each information set, also called rm in games with one. +: regrets are never negative
     method: Method = "mocfr+"
-    iterations: Annotated[int, POSITIVE, AtMost(100_000_000)] = 1000
+    iterations: Annotated[int, POSITIVE, AtMost(100_000_000)] = 1000  # of a method
     # player 2 answers the new strategy of player 1; false: both answer the strategies of the iteration before
     alternating: bool = True
     learning_rate: Annotated[float, POSITIVE] = 2.0  # of mwu, gda and their forms, the paper's η

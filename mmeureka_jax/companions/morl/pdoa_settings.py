@@ -17,8 +17,9 @@ class PdoaConfig(PolicyConfig):
     """PDOA's: training, then adaptation to demonstrators whose preferences nobody tells."""
 
     run_dir: str = "runs/companions/pdoa"  # where results are written
+    # a trajectory's own preference: its L1-normalised return, or the one that the data tell
     preference: Literal["returns", "stored"] = "stored"
-    discount: Annotated[float, FRACTION] = 0.0
+    discount: Annotated[float, FRACTION] = 0.0  # 0: critics of a single step, which need no targets
     constrained: bool = False  # a third objective, slowness, for demonstrators who keep below a speed
     demonstrators: Annotated[int, POSITIVE, COUNT] = 11  # with even preferences for speed from 0 to 1
     # the speeds that demonstrators keep below, with `constrained`; each demonstrator is met with each of them

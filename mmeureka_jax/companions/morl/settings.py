@@ -42,20 +42,19 @@ class PolicyConfig(Experiment):
     soft_update: Annotated[float, FRACTION] = 0.005  # the share of the new parameters in the targets
     policy_every: Annotated[int, POSITIVE, STEPS] = 2  # critic updates for each update of the policy
     target_noise: Annotated[float, NOT_NEGATIVE] = 0.2  # standard deviation, on actions of the target policy
-    target_noise_clip: Annotated[float, NOT_NEGATIVE] = 0.5
+    target_noise_clip: Annotated[float, NOT_NEGATIVE] = 0.5  # the largest size of that noise
     updates: Annotated[int, POSITIVE, EVERY_STEP] = 4000  # of the critics (ours; the paper's: 1,000,000)
-    batch_size: Annotated[int, POSITIVE, COUNT] = 256
+    batch_size: Annotated[int, POSITIVE, COUNT] = 256  # rows of an update
     learning_rate: Annotated[float, POSITIVE] = 1e-3  # of critics and policy (ours; the paper's: 3e-4)
     decay_every: Annotated[int, NOT_NEGATIVE] = 0  # updates between steps of a cosine decay to 0; 0: no decay (ours)
     clip_gradient: Annotated[float, POSITIVE] = 100.0  # the largest norm (5 in the runs of diffusion)
     hidden: Annotated[tuple[int, ...], POSITIVE, COUNT] = (64, 64)  # units of each layer (ours; the paper's: 3 x 400)
     latent: Annotated[int, POSITIVE, STEPS] = 2  # latent units of the CVAE for each dimension of an action
-    diffusion_steps: Annotated[int, POSITIVE, STEPS] = 5
+    diffusion_steps: Annotated[int, POSITIVE, STEPS] = 5  # in which diffusion makes an action of noise
     candidates: Annotated[int, POSITIVE, STEPS] = 10  # actions that diffusion chooses from (ours; the paper's: 50)
     target_every: Annotated[int, POSITIVE, COUNT] = 5  # policy updates between those of diffusion's target
-    target_after: Annotated[int, NOT_NEGATIVE] = (
-        200  # updates before diffusion's target moves (ours; the paper's: 1,000)
-    )
+    # updates before diffusion's target moves (ours; the paper's: 1,000)
+    target_after: Annotated[int, NOT_NEGATIVE] = 200
     measure: Annotated[int, POSITIVE, STEPS] = 4  # how often a run is measured, the end included (ours)
 
 
@@ -72,7 +71,7 @@ class MorlConfig(PolicyConfig):
     preferences: Annotated[int, POSITIVE, STEPS] = 101  # even ones, for fronts
     weights: Annotated[tuple[float, ...], FRACTION] = (0.2, 0.5, 1.0)  # regularisation weights with a front each
     adapt_preferences: Annotated[int, NOT_NEGATIVE, STEPS] = 11  # even ones, whose weight is adapted (ours); 0: off
-    adapt_rounds: Annotated[int, POSITIVE, STEPS] = 3
+    adapt_rounds: Annotated[int, POSITIVE, STEPS] = 3  # of the adaptation, one after the other
     adapt_episodes: Annotated[int, POSITIVE, STEPS] = 10  # of a round, with a weight each
     adapt_steps: Annotated[int, POSITIVE, STEPS] = 20  # gradient steps of a round (100 for Walker2d)
     adapt_rate: Annotated[float, POSITIVE] = 0.01  # learning rate
