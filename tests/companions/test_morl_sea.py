@@ -18,7 +18,7 @@ from mmeureka_jax.companions.morl import trajectories as data
 from mmeureka_jax.companions.morl.preferences import behaviour_preferences
 from mmeureka_jax.companions.morl.run import COMPANION, compute, front_numbers
 from mmeureka_jax.companions.morl.settings import MorlConfig
-from mmeureka_jax.companions.morl.tasks import sea_task
+from mmeureka_jax.companions.morl.tasks import rows_of_seeds, sea_task
 from mmeureka_jax.companions.morl.train import draw
 from mmeureka_jax.errors import UserError
 
@@ -41,7 +41,8 @@ class SmallSea:
         return np.array(self.place), {}
 
     def step(self, action):
-        row, column = (self.place[0] + MOVES[action][0], self.place[1] + MOVES[action][1])
+        row = self.place[0] + MOVES[action][0]
+        column = self.place[1] + MOVES[action][1]
         if 0 <= row < 4 and 0 <= column < 4 and MAP[row][column] != GROUND:
             self.place = (row, column)
         value = MAP[self.place[0]][self.place[1]]
@@ -55,7 +56,8 @@ def sea():
 
 def walk(environment, actions):
     """Places, and the rewards of a walk, which ends at a treasure."""
-    places, rewards = [tuple(environment.reset(seed=0)[0])], []
+    places = [tuple(environment.reset(seed=0)[0])]
+    rewards = []
     for action in actions:
         seen, reward, ended, *_ = environment.step(action)
         places.append(tuple(seen))
@@ -172,8 +174,8 @@ TINY = dict(
 def test_seeds_with_more_rows_do_not_change_others(sea):
     config = MorlConfig(**TINY, behaviour="amateur")
     task = sea_task(config, sea)
-    rows = data.rows_of_seeds(config, task, [1, 3])
-    alone = data.rows_of_seeds(config, task, [1])
+    rows = rows_of_seeds(config, task, [1, 3])
+    alone = rows_of_seeds(config, task, [1])
     assert rows.count[0] == alone.count[0] == alone.states.shape[1]
     assert rows.count[0] < rows.count[1] == rows.states.shape[1]
     for key in jax.random.split(jax.random.key(0), 5):
@@ -215,7 +217,7 @@ def test_data_of_the_other_task_are_refused(sea, tmp_path):
     file = tmp_path / "a.npz"
     data.write_trajectories(file, data.make_trajectories(MorlConfig(trajectories=2, horizon=3), 2, 0))
     with pytest.raises(UserError, match=r"'observations': 1 numbers in a row; .* on deep-sea-treasure, which has 2"):
-        data.rows_of_seeds(MorlConfig(data=str(file)), sea_task(MorlConfig(), sea), [0])
+        rows_of_seeds(MorlConfig(data=str(file)), sea_task(MorlConfig(), sea), [0])
 
 
 NAMES = ["deep-sea-treasure-v0", "deep-sea-treasure-concave-v0"]

@@ -72,7 +72,8 @@ def explore(environment: Any) -> Sea:
 
     def after(way: tuple[int, ...]) -> tuple[tuple[int, ...], np.ndarray, bool]:
         seen, _ = environment.reset(seed=0)
-        reward, ended = np.zeros(len(OBJECTIVES)), False
+        reward = np.zeros(len(OBJECTIVES))
+        ended = False
         for action in way:
             seen, reward, ended, *_ = environment.step(action)
         return tuple(int(number) for number in seen), np.round(np.asarray(reward, float), 4), bool(ended)

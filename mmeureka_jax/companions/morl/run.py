@@ -15,7 +15,7 @@ from mmeureka_jax.companions.morl import trajectories as data
 from mmeureka_jax.companions.morl.adaptation import adapt, exhausted_weights
 from mmeureka_jax.companions.morl.pictures import pictures
 from mmeureka_jax.companions.morl.settings import MorlConfig, PolicyConfig, problems
-from mmeureka_jax.companions.morl.tasks import Task, task_of
+from mmeureka_jax.companions.morl.tasks import Task, rows_of_seeds, task_of
 from mmeureka_jax.companions.morl.train import Learner, Trainer, make_train, make_trainer, start
 
 _CHUNKS = 10  # of the updates between two measurements, so that the bar moves
@@ -31,7 +31,7 @@ def train_and_measure(
 ) -> list[Rows]:
     """Trains all seeds, and measures them `measure` times on the way; `measure` is told whether it is the end."""
     numbers = [int(seed) for seed in seeds]
-    rows = data.rows_of_seeds(config, task, numbers)
+    rows = rows_of_seeds(config, task, numbers)
     trainer = make_trainer(config, task.state_size, task.action_size, len(task.objectives))
     learner = start(trainer, numbers)
     found: list[Rows] = [[] for _ in numbers]

@@ -24,7 +24,8 @@ class PolicyConfig(Experiment):
 
     # a file of trajectories (.npz or .parquet; docs/companions/morl.md); null: they are made, for each seed its own
     data: str | None = None
-    # how the made trajectories act: as their preference wants, or in 65% of the steps with an action of the wrong size
+    # how the made trajectories act: as their preference wants, or in 65% of the steps with an action of the wrong size;
+    # on deep-sea-treasure: by shortest ways, or with 20% of random steps
     behaviour: Literal["expert", "amateur"] = "expert"
     trajectories: Annotated[int, POSITIVE, COUNT] = 400  # made trajectories (ours)
     horizon: Annotated[int, POSITIVE, STEPS] = 50  # steps of an episode; a trajectory of as many has timed out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from mmeureka_jax.companions.morl import deep_sea, point_mass, trajectories
 from mmeureka_jax.companions.morl.settings import MorlConfig, PolicyConfig
 from mmeureka_jax.companions.morl.trajectories import Trajectories
+from mmeureka_jax.errors import UserError
 
 State = Any  # of P episodes, as the task has it
 
@@ -100,3 +102,31 @@ def sea_task(config: MorlConfig, sea: deep_sea.Sea) -> Task:
         best=lambda preferences: deep_sea.best_returns(sea, preferences),
         front=deep_sea.front(sea),
     )
+
+
+def rows_of_seeds(config: PolicyConfig, task: Task, seeds: list[int]) -> trajectories.Rows:
+    """The rows of each seed, [K, R, ...]: made by the seed, or the same from a file. Where seeds have made different
+    numbers of rows, the others are filled up to the most; `count` [K] tells how many count."""
+    if config.data is not None:
+        data = trajectories.read_trajectories(Path(config.data))
+        _check_fits(Path(config.data), data, task)
+        rows = [trajectories.training_rows(data, config, task.floor)] * len(seeds)
+    else:
+        rows = [trajectories.training_rows(task.make(seed), config, task.floor) for seed in seeds]
+    counts = [len(of_seed.states) for of_seed in rows]
+    most = np.arange(max(counts))
+    filled = [trajectories.take(of_seed, most % count) for of_seed, count in zip(rows, counts, strict=True)]
+    stacked: trajectories.Rows = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
+    return stacked._replace(count=np.array(counts))
+
+
+def _check_fits(file: Path, data: Trajectories, task: Task) -> None:
+    """Raises a UserError for data of another task than that where policies are measured."""
+    sizes = {"observations": task.state_size, "actions": task.action_size, "rewards": len(task.objectives)}
+    for name, size in sizes.items():
+        found = getattr(data, name).shape[1]
+        if found != size:
+            raise UserError(
+                f"{file}, column {name!r}: {found} numbers in a row; policies are measured on {task.name}, which "
+                f"has {size}"
+            )

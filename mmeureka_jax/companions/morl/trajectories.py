@@ -16,9 +16,8 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,9 +26,6 @@ from mmeureka_jax.companions.morl.preferences import behaviour_preferences
 from mmeureka_jax.companions.morl.settings import PolicyConfig
 from mmeureka_jax.errors import UserError, brief
 from mmeureka_jax.files import refuse_address
-
-if TYPE_CHECKING:
-    from mmeureka_jax.companions.morl.tasks import Task
 
 COLUMNS = ("observations", "actions", "next_observations", "rewards", "trajectory")
 _AMATEUR_SHARE = 0.65  # steps with an action of the wrong size, and by which factors: as D4MORL's (baitingzbt/PEDA)
@@ -144,22 +140,6 @@ def training_rows(data: Trajectories, config: PolicyConfig, floor: Any = 0.0) ->
     return Rows(*(np.asarray(array, np.float32) for array in arrays))
 
 
-def rows_of_seeds(config: PolicyConfig, task: Task, seeds: list[int]) -> Rows:
-    """The rows of each seed, [K, R, ...]: made by the seed, or the same from a file. Where seeds have made different
-    numbers of rows, the others are filled up to the most; `count` [K] tells how many count."""
-    if config.data is not None:
-        data = read_trajectories(Path(config.data))
-        _check_fits(Path(config.data), data, task)
-        rows = [training_rows(data, config, task.floor)] * len(seeds)
-    else:
-        rows = [training_rows(task.make(seed), config, task.floor) for seed in seeds]
-    counts = [len(of_seed.states) for of_seed in rows]
-    most = np.arange(max(counts))
-    filled = [take(of_seed, most % count) for of_seed, count in zip(rows, counts, strict=True)]
-    stacked: Rows = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
-    return stacked._replace(count=np.array(counts))
-
-
 def write_trajectories(file: Path, data: Trajectories) -> None:
     """Writes an .npz that `read_trajectories` reads."""
     arrays = {name: getattr(data, name) for name in (*COLUMNS, "preference") if getattr(data, name) is not None}
@@ -265,15 +245,3 @@ def _check_together(file: Path, columns: dict[str, np.ndarray]) -> None:
             f"{file} row {row}, column 'actions': must lie in [-1, 1]; got {columns['actions'][row].tolist()}; "
             "divide actions by their largest size"
         )
-
-
-def _check_fits(file: Path, data: Trajectories, task: Task) -> None:
-    """Raises a UserError for data of another task than that where policies are measured."""
-    sizes = {"observations": task.state_size, "actions": task.action_size, "rewards": len(task.objectives)}
-    for name, size in sizes.items():
-        found = getattr(data, name).shape[1]
-        if found != size:
-            raise UserError(
-                f"{file}, column {name!r}: {found} numbers in a row; policies are measured on {task.name}, which "
-                f"has {size}"
-            )
