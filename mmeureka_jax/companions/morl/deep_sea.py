@@ -57,14 +57,15 @@ def open_sea(name: str) -> Any:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # which would be printed where --json prints
     try:
         import mo_gymnasium
-    except ImportError as error:
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)  # of its own reward space
+            return mo_gymnasium.make(name)
+    except ImportError as error:  # of itself, or of what it needs for this environment
         raise UserError(
             f"task {name} needs mo-gymnasium ({error}); install it with pip install 'mmeureka-jax[morl]', "
             "or set task=point_mass"
         ) from None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)  # of its own reward space
-        return mo_gymnasium.make(name)
 
 
 def explore(environment: Any) -> Sea:
