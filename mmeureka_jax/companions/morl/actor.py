@@ -1,4 +1,4 @@
-"""Policies at work: how an action is chosen, and episodes on the point mass."""
+"""Policies at work: how an action is chosen, and episodes of a task."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmeureka_jax.companions.morl import critic, point_mass
+from mmeureka_jax.companions.morl import critic
 from mmeureka_jax.companions.morl.preferences import condition
+from mmeureka_jax.companions.morl.tasks import State, Task
 from mmeureka_jax.companions.morl.train import Learner, Trainer
 
 
@@ -38,26 +39,29 @@ def choose(
 
 
 def episodes(
-    trainer: Trainer, learner: Learner, norm: tuple[Any, Any], wish: tuple[jax.Array, jax.Array], key: jax.Array
-) -> jax.Array:
-    """Actions [T, P, A] of an episode on the point mass for each of P wishes (see `choose`).
+    trainer: Trainer, task: Task, learner: Learner, norm: tuple[Any, Any], wish: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Actions [T, P, A] and rewards [T, P, n] of an episode for each of P wishes (see `choose`).
 
     Args:
         norm: mean and scale [S] of the states.
     """
     mean, scale = norm
 
-    def step(position: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        action = jnp.clip(choose(trainer, learner, (position - mean) / scale, wish, key), -1, 1)
-        return position + point_mass.STEP_SECONDS * action, action
+    def step(state: State, key: jax.Array) -> tuple[State, tuple[jax.Array, jax.Array]]:
+        seen = (task.observe(state) - mean) / scale
+        action = jnp.clip(choose(trainer, learner, seen, wish, key), -1, 1)
+        state, rewards = task.step(state, action)
+        return state, (action, rewards)
 
-    begin = jnp.zeros((len(wish[0]), point_mass.STATE_SIZE))
-    return jax.lax.scan(step, begin, jax.random.split(key, trainer.config.horizon))[1]
+    keys = jax.random.split(key, trainer.config.horizon)
+    return jax.lax.scan(step, task.begin(len(wish[0])), keys)[1]
 
 
 def returns(
-    trainer: Trainer, learner: Learner, norm: tuple[Any, Any], wish: tuple[jax.Array, jax.Array], key: jax.Array
-) -> jax.Array:
+    trainer: Trainer, task: Task, learner: Learner, norm: tuple[Any, Any], wish: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+) -> jax.Array:  # fmt: skip
     """Returns [P, n] without noise of such episodes."""
-    actions = episodes(trainer, learner, norm, wish, key)
-    return point_mass.rewards_of(actions, wish[0].shape[1]).sum(axis=0)
+    return episodes(trainer, task, learner, norm, wish, key)[1].sum(axis=0)

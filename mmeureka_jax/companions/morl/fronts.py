@@ -35,6 +35,11 @@ def sparsity(points: np.ndarray) -> float:
     return float((np.diff(np.sort(front, axis=0), axis=0) ** 2).sum() / (len(front) - 1))
 
 
+def share(points: np.ndarray, front: np.ndarray) -> float:
+    """The share of a front's points [M, 2] that are among the points [N, 2], to 0.001."""
+    return float((np.abs(front[:, None] - points) < 1e-3).all(axis=2).any(axis=1).mean())
+
+
 def utility(preferences: np.ndarray, returns: np.ndarray) -> float:
     """The mean of ω·return over preferences [P, n] with returns [P, n]."""
     return float((preferences * returns).sum(axis=1).mean())

@@ -20,6 +20,7 @@ from mmeureka_jax.companions.morl.demonstrators import Demonstrators, demonstrat
 from mmeureka_jax.companions.morl.pdoa_settings import PdoaConfig, problems
 from mmeureka_jax.companions.morl.pictures import color_of, svg_of
 from mmeureka_jax.companions.morl.run import Measured, train_and_measure
+from mmeureka_jax.companions.morl.tasks import Task, point_mass_task
 from mmeureka_jax.companions.morl.train import Learner, Trainer
 
 _COST = 2  # the objective that is slowness
@@ -28,6 +29,7 @@ _COST = 2  # the objective that is slowness
 def compute(config: PdoaConfig, seeds: Sequence[int], advance: Advance) -> list[Rows]:
     """The rows of each seed."""
     objectives = 3 if config.constrained else 2
+    task = point_mass_task(config, objectives)
     who = make_demonstrators(config)
 
     def measure(trainer: Trainer, learner: Learner, rows: data.Rows, at_end: bool) -> Measured:
@@ -39,15 +41,15 @@ def compute(config: PdoaConfig, seeds: Sequence[int], advance: Advance) -> list[
         ]
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *shown)
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 4))(np.array(seeds, np.int32))
-        found = jax.jit(jax.vmap(lambda *given: adapted(config, trainer, objectives, given)))(learner, stacked, keys)
+        found = jax.jit(jax.vmap(lambda *given: adapted(config, trainer, task, given)))(learner, stacked, keys)
         return [numbers(config, who, jax.tree.map(lambda a, p=place: np.asarray(a[p], float), found))
                 for place in range(len(seeds))]  # fmt: skip
 
-    return train_and_measure(config, objectives, seeds, advance, measure)
+    return train_and_measure(config, task, seeds, advance, measure)
 
 
 def adapted(
-    config: PdoaConfig, trainer: Trainer, objectives: int, given: tuple[Learner, data.Rows, jax.Array]
+    config: PdoaConfig, trainer: Trainer, task: Task, given: tuple[Learner, data.Rows, jax.Array]
 ) -> dict[str, jax.Array]:
     """What is found from the demonstrations [D, R, ...] of one seed: `preferences` [L, D, n] for L levels of
     conservatism (one, without constraints), `deviation` [D] of the preference for speed, `actions` [L, T, D]."""
@@ -55,7 +57,7 @@ def adapted(
     for_fit, for_draws, for_episodes = jax.random.split(key, 3)
     count = len(shown.states)
     score = posterior.make_score(config, trainer, learner)
-    fitted = jax.vmap(lambda rows, k: posterior.fit(config, score, rows, objectives, k))(
+    fitted = jax.vmap(lambda rows, k: posterior.fit(config, score, rows, len(task.objectives), k))(
         shown, jax.random.split(for_fit, count)
     )
     draws = jax.vmap(lambda p, k: posterior.draw(p, config.posterior_samples, k))(
@@ -69,7 +71,7 @@ def adapted(
         preferences = draws.mean(axis=1)[None]
     weights = jnp.full(count, config.deploy_weight)
     norm = (shown.mean[0], shown.scale[0])
-    actions = jax.vmap(lambda omega: actor.episodes(trainer, learner, norm, (omega, weights), for_episodes))(
+    actions = jax.vmap(lambda omega: actor.episodes(trainer, task, learner, norm, (omega, weights), for_episodes)[0])(
         preferences
     )
     return {"preferences": preferences, "deviation": draws[..., 0].std(axis=1), "actions": actions[..., 0]}

@@ -1,4 +1,4 @@
-"""Pictures of PRMORL's runs: fronts against the closed form, hypervolumes, and adapted weights."""
+"""Pictures of PRMORL's runs: fronts against the best, hypervolumes, and adapted weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mmeureka_jax.companions.experiment import Rows
-from mmeureka_jax.companions.morl.fronts import hypervolume
-from mmeureka_jax.companions.morl.point_mass import best_front, even_preferences
 from mmeureka_jax.report.charts import STYLE
 from mmeureka_jax.report.comparison import COLORS
 
@@ -48,19 +46,20 @@ def color_of(number: int) -> str:
 
 def _front(last: Mapping[str, Sequence[Mapping[str, Any]]], weight: str) -> bytes:
     def draw(axes: Any) -> None:
-        horizon = 0.0
+        best: dict[str, Any] = {}
         for number, (kind, rows) in enumerate(last.items()):
             for place, row in enumerate(rows):
                 points = np.array(row.get(f"front/w{weight}", np.zeros((0, 2))))
-                horizon = max(horizon, points[:, 1].max(initial=0.0))
                 axes.plot(
                     points[:, 0], points[:, 1], ".", markersize=3, alpha=0.5, color=color_of(number),
                     label=None if place else kind,
                 )  # fmt: skip
-        front = best_front(even_preferences(501), max(round(horizon), 1))
-        axes.plot(front[:, 0], front[:, 1], color="#1f2933", linewidth=0.9, label="best (closed form)")
-        axes.set_xlabel("return: speed")
-        axes.set_ylabel("return: energy")
+                best[str(row["best/front"])] = row["best/front"]
+        for place, front in enumerate(best.values()):
+            axes.plot(*np.array(front).T, color="#1f2933", linewidth=0.9, label=None if place else "best")
+        first, second = next(row["objectives"] for rows in last.values() for row in rows)
+        axes.set_xlabel(f"return: {first}")
+        axes.set_ylabel(f"return: {second}")
         axes.set_title(f"fronts with w = {weight}, all seeds", loc="left")
         axes.legend(frameon=False)
 
@@ -79,20 +78,14 @@ def _hypervolume(last: Mapping[str, Sequence[Mapping[str, Any]]], weight: str) -
                     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
                     label = name.partition("/")[2].replace("w", "w = ") if number == 0 else None
                     axes.bar(at, np.mean(values), 0.18, yerr=deviation, color=color_of(place), label=label)
-        points = best_front(even_preferences(101), _horizon(last))
-        axes.axhline(hypervolume(points), color="#1f2933", linewidth=0.9, label="best, 101 preferences")
+        for place, best in enumerate(sorted({row["best/hypervolume"] for rows in last.values() for row in rows})):
+            label = None if place else "best for each preference"
+            axes.axhline(best, color="#1f2933", linewidth=0.9, label=label)
         axes.set_xticks(range(len(last)), [kind.replace("$", r"\$") for kind in last], rotation=20, ha="right")
         axes.set_ylabel("hypervolume")
         axes.legend(frameon=False, loc="lower right", fontsize=7)
 
     return svg_of("hypervolume", draw, (1.6 + 0.9 * len(last), 3.4))
-
-
-def _horizon(last: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
-    """The steps of an episode, which the largest return of energy is: that of standing still."""
-    tops = [np.array(value)[:, 1].max() for rows in last.values() for row in rows for key, value in row.items()
-            if key.startswith("front/")]  # fmt: skip
-    return max(round(max(tops)), 1)
 
 
 def _adapted(last: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -108,7 +101,7 @@ def _adapted(last: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         for limit in (0.385, 0.815):
             axes.axhline(limit, color="#b8c0ca", linewidth=0.8)
         axes.set_ylim(0, 1.05)
-        axes.set_xlabel("preference for speed")
+        axes.set_xlabel("preference for the first objective")
         axes.set_ylabel("weight")
         axes.set_title("adapted weights; dotted: the best of all weights", loc="left")
         axes.legend(frameon=False, fontsize=7)

@@ -10,6 +10,8 @@ as the point on the arc between both (derived: the same direction).
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +19,13 @@ import numpy as np
 _COSINE = 0.99999  # cosines are clipped to this, as in the code
 
 
-def behaviour_preferences(rewards: np.ndarray, trajectory: np.ndarray) -> np.ndarray:
+def behaviour_preferences(rewards: np.ndarray, trajectory: np.ndarray, floor: Any = 0.0) -> np.ndarray:
     """Each row's trajectory's undiscounted return, divided by its L1 norm; even where that is 0.
 
     Args:
         rewards: [R, n].
         trajectory: [R], the numbers of rows' trajectories.
+        floor: [n], what is taken from returns before (ours); 0 as in the code, whose returns are positive.
 
     Returns:
         [R, n]; signs are those of the returns.
@@ -30,6 +33,7 @@ def behaviour_preferences(rewards: np.ndarray, trajectory: np.ndarray) -> np.nda
     _, place = np.unique(trajectory, return_inverse=True)
     returns = np.zeros((place.max() + 1, rewards.shape[1]))
     np.add.at(returns, place, rewards)
+    returns -= floor
     norms = np.abs(returns).sum(axis=1, keepdims=True)
     even = np.full_like(returns, 1 / rewards.shape[1])
     return np.where(norms > 0, returns / np.where(norms > 0, norms, 1), even)[place]

@@ -15,6 +15,7 @@ from mmeureka_jax.config.limits import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, 
 
 STEPS = AtMost(10_000)
 EVERY_STEP = AtMost(10_000_000)
+FARTHEST = 19  # steps to the farthest treasure of deep-sea-treasure
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class PolicyConfig(Experiment):
 
     # a file of trajectories (.npz or .parquet; docs/companions/morl.md); null: they are made, for each seed its own
     data: str | None = None
-    # how the made trajectories act: as their preference wants, or in 65% of the steps with an action of the wrong size
+    # how the made trajectories act: as their preference wants, or in 65% of the steps with an action of the wrong size;
+    # on deep-sea-treasure: by shortest ways, or with 20% of random steps
     behaviour: Literal["expert", "amateur"] = "expert"
     trajectories: Annotated[int, POSITIVE, COUNT] = 400  # made trajectories (ours)
     horizon: Annotated[int, POSITIVE, STEPS] = 50  # steps of an episode; a trajectory of as many has timed out
@@ -62,6 +64,11 @@ class MorlConfig(PolicyConfig):
     """PRMORL's: training, and the fronts of fixed and of adapted regularisation weights."""
 
     run_dir: str = "runs/companions/morl"  # where results are written
+    # point_mass: speed and energy; the others: mo-gymnasium's, which the extra `morl` installs
+    task: Literal["point_mass", "deep-sea-treasure-v0", "deep-sea-treasure-concave-v0"] = "point_mass"
+    # of deep-sea-treasure: a trajectory's own preference is of its treasure and of the steps that it has spared of
+    # `horizon` (ours); false: of its return, where more steps seem a wish to spare them
+    spared_steps: bool = True
     preferences: Annotated[int, POSITIVE, STEPS] = 101  # even ones, for fronts
     weights: Annotated[tuple[float, ...], FRACTION] = (0.2, 0.5, 1.0)  # regularisation weights with a front each
     adapt_preferences: Annotated[int, NOT_NEGATIVE, STEPS] = 11  # even ones, whose weight is adapted (ours); 0: off
@@ -95,6 +102,13 @@ def problems(config: MorlConfig) -> list[str]:
     found = list(policy_problems(config))
     if config.preferences < 2:
         found.append(f"preferences must be 2 or more, for a front; got {config.preferences}")
+    if config.task != "point_mass" and config.horizon <= FARTHEST:
+        found.append(
+            f"horizon must be above {FARTHEST}, the steps to the farthest treasure of {config.task}; "
+            f"got {config.horizon}"
+        )
+    if config.task != "point_mass" and config.preference == "stored" and config.data is None:
+        found.append(f"preference must be returns for made trajectories of {config.task}, which have none stored")
     if config.adapt_preferences == 1:
         found.append("adapt_preferences must be 0, or 2 or more; got 1")
     if not config.weights or min(config.weights) < config.min_weight:

@@ -123,7 +123,7 @@ def make_train(trainer: Trainer, seeds: list[int], rounds: int) -> Callable[[Lea
             keys = jax.random.split(jax.random.fold_in(base, learner.updates), 2 * config.policy_every + 1)
             losses: Losses = {}
             for number in range(config.policy_every):
-                batch = _draw(config, rows, keys[2 * number])
+                batch = draw(config, rows, keys[2 * number])
                 learner, losses = trainer.update_critics(learner, batch, keys[2 * number + 1])
             learner, of_policy = trainer.update_policy(learner, batch, keys[-1])
             return learner, losses | of_policy
@@ -136,9 +136,9 @@ def make_train(trainer: Trainer, seeds: list[int], rounds: int) -> Callable[[Lea
     return lambda learner, rows: vmapped(learner, rows, numbers)
 
 
-def _draw(config: PolicyConfig, rows: Rows, key: jax.Array) -> Rows:
+def draw(config: PolicyConfig, rows: Rows, key: jax.Array) -> Rows:
     """A batch of rows, with replacement."""
-    picked = jax.random.randint(key, (config.batch_size,), 0, rows.states.shape[0])
+    picked = jax.random.randint(key, (config.batch_size,), 0, rows.count)
     return take(rows, picked)
 
 

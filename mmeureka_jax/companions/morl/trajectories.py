@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,7 +46,8 @@ class Trajectories:
 
 class Rows(NamedTuple):
     """What training reads, arrays of R rows: normalised states [R, S], actions [R, A], rewards [R, n], `not_done` [R]
-    (0 after a true end), preferences [R, n]; mean and scale [S] of the states."""
+    (0 after a true end), preferences [R, n]; mean and scale [S] of the states; the number of rows, where the last ones
+    only fill up."""
 
     states: Any
     actions: Any
@@ -57,6 +57,7 @@ class Rows(NamedTuple):
     preferences: Any
     mean: Any
     scale: Any
+    count: Any = None
 
 
 def take(rows: Rows, picked: Any) -> Rows:
@@ -106,9 +107,12 @@ def act_for(
     )
 
 
-def training_rows(data: Trajectories, config: PolicyConfig) -> Rows:
+def training_rows(data: Trajectories, config: PolicyConfig, floor: Any = 0.0) -> Rows:
     """States normalised by mean and standard deviation + 0.001; the end of a trajectory that is shorter than the
     horizon is a true end, and a time-out is none.
+
+    Args:
+        floor: see `behaviour_preferences`.
 
     Raises:
         UserError: `preference: stored`, and the data tell none.
@@ -117,7 +121,7 @@ def training_rows(data: Trajectories, config: PolicyConfig) -> Rows:
         raise UserError(f"{config.data}: no column 'preference'; add it, or set preference=returns")
     own = data.preference
     if config.preference == "returns" or own is None:
-        own = behaviour_preferences(data.rewards, data.trajectory)
+        own = behaviour_preferences(data.rewards, data.trajectory, floor)
     mean = data.observations.mean(axis=0)
     scale = data.observations.std(axis=0) + 1e-3
     _, place, lengths = np.unique(data.trajectory, return_inverse=True, return_counts=True)
@@ -134,17 +138,6 @@ def training_rows(data: Trajectories, config: PolicyConfig) -> Rows:
         scale,
     )
     return Rows(*(np.asarray(array, np.float32) for array in arrays))
-
-
-def rows_of_seeds(config: PolicyConfig, objectives: int, seeds: list[int]) -> Rows:
-    """The rows of each seed, [K, R, ...]: made by the seed, or the same from a file."""
-    if config.data is not None:
-        data = read_trajectories(Path(config.data))
-        _check_fits(Path(config.data), data, objectives)
-        rows = [training_rows(data, config)] * len(seeds)
-    else:
-        rows = [training_rows(make_trajectories(config, objectives, seed), config) for seed in seeds]
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
 
 
 def write_trajectories(file: Path, data: Trajectories) -> None:
@@ -252,19 +245,3 @@ def _check_together(file: Path, columns: dict[str, np.ndarray]) -> None:
             f"{file} row {row}, column 'actions': must lie in [-1, 1]; got {columns['actions'][row].tolist()}; "
             "divide actions by their largest size"
         )
-
-
-def _check_fits(file: Path, data: Trajectories, objectives: int) -> None:
-    """Raises a UserError for data of another task than the point mass, where policies are measured."""
-    sizes = {
-        "observations": point_mass.STATE_SIZE,
-        "actions": point_mass.ACTION_SIZE,
-        "rewards": objectives,
-    }
-    for name, size in sizes.items():
-        found = getattr(data, name).shape[1]
-        if found != size:
-            raise UserError(
-                f"{file}, column {name!r}: {found} numbers in a row; policies are measured on the point mass, which "
-                f"has {size}"
-            )
