@@ -104,23 +104,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 samples, _ = sampler.sample(draw.params, draw.spread.request(ids, prompts, limits))
                 assert (draw.spread.groups(samples).lengths[: len(own)] == lengths).all()
 
-        search(together, min(args.problems, 2 * args.trees))
-        search(alone, 1)
-        seconds: dict[str, list[float]] = {"search": [], "plain": [], "alone": []}
-        drawers: dict[str, Watched] = {}
-
-        def timed_search(name: str, config: Config, count: int) -> None:
-            start = time.perf_counter()
-            drawers[name] = search(config, count)
-            seconds[name].append(time.perf_counter() - start)
-
-        for repeat in range(args.repeats):
-            timed_search("search", together, args.problems)
-            calls = drawers["search"].lengths
-            if repeat == 0:
-                plain([*calls[:4], *calls[-4:]])
-            seconds["plain"].append(_timed(lambda calls=calls: plain(calls)))
-        timed_search("alone", alone, args.alone)
+        searches = {"search": (together, args.problems), "alone": (alone, args.alone)}
+        seconds, drawers = _timings(search, plain, searches, args)
     searched = drawers["search"]
     tokens = {"search": searched.drawn.tokens, "plain": searched.drawn.tokens, "alone": drawers["alone"].drawn.tokens}
     rates = {name: tokens[name] / statistics.median(seconds[name]) for name in tokens}
@@ -137,6 +122,39 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def _timings(
+    search: Callable[[Config, int], Watched],
+    plain: Callable[[Sequence[np.ndarray]], None],
+    searches: dict[str, tuple[Config, int]],
+    args: argparse.Namespace,
+) -> tuple[dict[str, list[float]], dict[str, Watched]]:
+    """Seconds of each repeat, and what drew, by what was timed.
+
+    Args:
+        searches: the config and the number of problems of "search" and "alone".
+    """
+    seconds: dict[str, list[float]] = {"search": [], "plain": [], "alone": []}
+    drawers: dict[str, Watched] = {}
+
+    def timed_search(name: str) -> None:
+        start = time.perf_counter()
+        drawers[name] = search(*searches[name])
+        seconds[name].append(time.perf_counter() - start)
+
+    search(searches["search"][0], min(args.problems, 2 * args.trees))
+    search(searches["alone"][0], 1)
+    for repeat in range(args.repeats):
+        timed_search("search")
+        calls = drawers["search"].lengths
+        if repeat == 0:
+            plain([*calls[:4], *calls[-4:]])
+        start = time.perf_counter()
+        plain(calls)
+        seconds["plain"].append(time.perf_counter() - start)
+    timed_search("alone")
+    return seconds, drawers
+
+
 def _config(checkpoint: Path, args: argparse.Namespace, trees: int) -> Config:
     overrides = f"""
         model.checkpoint={checkpoint} model.remat=none data.train=tfds:shapes/dots@train[:{args.problems}]
@@ -145,12 +163,6 @@ def _config(checkpoint: Path, args: argparse.Namespace, trees: int) -> Config:
         prm.search.max_searches={args.searches} prm.search.max_rollouts={args.rollouts} prm.search.length_scale=500
     """
     return load_config(None, overrides.split())
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def build_parser() -> argparse.ArgumentParser:
