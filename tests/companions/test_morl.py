@@ -332,6 +332,7 @@ def test_bad_settings(override, message):
 TINY = dict(hidden=(4,), trajectories=4, horizon=3, batch_size=8, updates=4, measure=1, preferences=5)
 
 
+@pytest.mark.slow
 def test_a_seed_does_not_depend_on_the_others():
     config = MorlConfig(**TINY, adapt_preferences=0, discount=0.9)
     alone = compute(config, [3], lambda units: None)[0]

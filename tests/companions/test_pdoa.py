@@ -131,6 +131,7 @@ TINY = ("hidden=[4]", "trajectories=4", "horizon=3", "batch_size=8", "updates=4"
         "demonstrators=3", "posterior_samples=20", "draws=2", "demonstrations=1")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     variants = "variants={two: {}, three: {constrained: true, regulariser: diffusion, target_after: 0}}"
     assert mmeureka("companions", "pdoa", *TINY, "diffusion_steps=1", variants, f"run_dir={tmp_path}", "--json") == 0
