@@ -35,6 +35,7 @@ from mmeureka_jax.report.charts import (
     legend,
     series_of,
     smooth,
+    svg_file,
     thin,
     to_svg,
 )
@@ -329,8 +330,8 @@ def draw_all(names: Sequence[str], metrics: Mapping[str, Mapping[str, Curve]]) -
     """The curves of all metrics in one SVG picture with one legend, to put into a text."""
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "compare", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(3.4 * columns, 2.3 * rows + 0.5), layout="constrained", facecolor="white")
+
+    def draw_on(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for axes, (metric, curves) in zip(grid, metrics.items(), strict=False):
             _plot(axes, curves, names)
@@ -340,6 +341,5 @@ def draw_all(names: Sequence[str], metrics: Mapping[str, Mapping[str, Curve]]) -
         lines = [Line2D([], [], color=_style(number)[0], linestyle=_style(number)[1]) for number in range(len(names))]
         labels = [name.replace("$", r"\$") for name in names]  # matplotlib would read formulas
         figure.legend(lines, labels, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+
+    return svg_file("compare", (3.4 * columns, 2.3 * rows + 0.5), draw_on)

@@ -28,13 +28,9 @@ def open_games(
     Raises:
         UserError: no such game, or OpenSpiel is needed and not installed.
     """
-    if name == "random":
-        games = [matrix_game(random_utilities(seed, actions)) for seed in seeds]
-        game = games[0]
-        payoffs = np.stack([of_seed.payoffs for of_seed in games])
-    else:
-        game = open_game(name)
-        payoffs = game.payoffs[None]
+    games = [open_game(name, seed, actions) for seed in (seeds if name == "random" else seeds[:1])]
+    game = games[0]
+    payoffs = np.stack([of_seed.payoffs for of_seed in games])
     if perturbation:
         factors = [1 + perturbation * np.random.RandomState(seed).randn(len(game.payoffs)) for seed in seeds]
         payoffs = payoffs * np.stack(factors)

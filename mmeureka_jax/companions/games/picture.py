@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from mmeureka_jax.companions.experiment import Rows
-from mmeureka_jax.report.charts import STYLE
+from mmeureka_jax.report.charts import svg_file
 from mmeureka_jax.report.comparison import COLORS, DASHES, mean_and_spread
 
 
 def pictures(kinds: Mapping[str, Sequence[Rows]]) -> Mapping[str, bytes]:
     """The SVG picture by the name of its file: means over seeds, of averages dashed."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "games", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained", facecolor="white")
+
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for number, (name, runs) in enumerate(kinds.items()):
             for metric, style in (("nash_conv", "solid"), ("average", DASHES[1])):
@@ -32,6 +30,5 @@ def pictures(kinds: Mapping[str, Sequence[Rows]]) -> Mapping[str, bytes]:
         axes.set_xlabel("iterations")
         axes.set_ylabel("NashConv")
         figure.legend(loc="outside right upper", frameon=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return {"nash_conv.svg": buffer.getvalue()}
+
+    return {"nash_conv.svg": svg_file("games", (6.4, 3.6), draw)}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from mmeureka_jax.companions.experiment import Rows
-from mmeureka_jax.report.charts import STYLE
+from mmeureka_jax.report.charts import svg_file
 from mmeureka_jax.report.comparison import COLORS
 
 Runs = Mapping[str, Sequence[Rows]]
@@ -31,12 +28,7 @@ def pictures(runs: Runs) -> dict[str, bytes]:
 
 def svg_of(name: str, draw: Any, size: tuple[float, float] = (5.2, 3.4)) -> bytes:
     """What `draw` draws on axes, as an SVG file."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name, "font.family": "sans-serif"}):
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        draw(figure.subplots())
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return svg_file(name, size, lambda figure: draw(figure.subplots()))
 
 
 def color_of(number: int) -> str:
